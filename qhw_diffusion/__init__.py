@@ -1,0 +1,46 @@
+"""Quantum circuits inside diffusion models: trained under device noise, evaluated on IBM hardware.
+
+Everything public is loaded when first used, so that `import qhw_diffusion` stays fast.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+# name -> (module, attribute); attribute None means the module itself
+_PUBLIC: dict[str, tuple[str, str | None]] = {
+    "Device": ("qhw_diffusion.devices", "Device"),
+    "compile_circuit": ("qhw_diffusion.execution", "compile_circuit"),
+    "CompiledCircuit": ("qhw_diffusion.execution", "CompiledCircuit"),
+    "QuantumLayer": ("qhw_diffusion.execution", "QuantumLayer"),
+    "QhwError": ("qhw_diffusion.errors", "QhwError"),
+    "circuits": ("qhw_diffusion.circuits", None),
+    "guidance": ("qhw_diffusion.guidance", None),
+    "images": ("qhw_diffusion.images", None),
+    "studies": ("qhw_diffusion.studies", None),
+}
+
+__all__ = [*sorted(_PUBLIC), "__version__"]
+
+if TYPE_CHECKING:
+    from qhw_diffusion import circuits, guidance, images, studies
+    from qhw_diffusion.devices import Device
+    from qhw_diffusion.errors import QhwError
+    from qhw_diffusion.execution import CompiledCircuit, QuantumLayer, compile_circuit
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'qhw_diffusion' has no attribute {name!r}")
+    module_name, attribute = _PUBLIC[name]
+    module = importlib.import_module(module_name)
+    value = module if attribute is None else getattr(module, attribute)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_PUBLIC})
