@@ -1,0 +1,193 @@
+"""`Device`: target, noise and provenance of the machine a circuit is compiled for."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from qiskit.quantum_info import SuperOp
+from qiskit.transpiler import Target
+
+from qhw_diffusion.devices import noise
+from qhw_diffusion.devices.fake import canonical_name, fake_snapshot
+from qhw_diffusion.devices.snapshot import Snapshot
+from qhw_diffusion.errors import DamagedFileError, InvalidInputError, UnknownNameError
+
+_IDEAL = Snapshot("ideal", "null", "null", {"source": "ideal: no target, no noise"})
+
+
+@dataclass(frozen=True)
+class Device:
+    """What a circuit is compiled for. Make one with `Device.load`; two devices are equal if their snapshots are.
+
+    Nothing is built before it is asked for: the target on first use, a gate's error when that gate is looked up.
+
+    Attributes:
+        snapshot: the configuration and calibration everything else is derived from.
+    """
+
+    snapshot: Snapshot
+
+    @classmethod
+    def load(cls, name: str | Path) -> Device:
+        """A device by name, or from a snapshot file.
+
+        Args:
+            name: ``"ideal"``; the name of a fake backend of qiskit-ibm-runtime (``"fake_marrakesh"`` or
+                ``"FakeMarrakesh"``); or the path of a snapshot written by `save`. A string is taken as a path if it
+                holds a path separator or ends in ``.json`` or ``.json.gz``.
+
+        Raises:
+            UnknownNameError: no such device; the message lists near matches.
+            MissingDataError: the snapshot file does not exist.
+            DamagedFileError: the file is not a (whole, unchanged) snapshot.
+        """
+        if isinstance(name, Path) or (
+            isinstance(name, str) and (os.sep in name or name.endswith((".json", ".json.gz")))
+        ):
+            return cls._from_file(Path(name))
+        if not isinstance(name, str):
+            raise InvalidInputError(f"device must be a name or a path, not {name!r}")
+        if canonical_name(name) == "ideal":
+            return cls(_IDEAL)
+        return cls(fake_snapshot(name))
+
+    @classmethod
+    def _from_file(cls, path: Path) -> Device:
+        device = cls(Snapshot.load(path))
+        try:
+            # Cheap: tells a snapshot of a device from a well-formed file about something else.
+            n_qubits = device.n_qubits
+            records = device._qubit_records
+        except (KeyError, TypeError, ValueError) as error:
+            raise DamagedFileError(f"{path} does not describe a device: {error!r}") from error
+        if n_qubits is not None and len(records) != n_qubits:
+            raise DamagedFileError(f"{path}: {n_qubits} qubits are configured but {len(records)} are calibrated")
+        return device
+
+    def save(self, path: str | Path) -> Path:
+        """Write the snapshot to ``*.json.gz`` or ``*.json``, atomically; `Device.load(path)` gives an equal device."""
+        return self.snapshot.save(path)
+
+    @property
+    def name(self) -> str:
+        """``"ideal"``, ``"fake_marrakesh"``, …"""
+        return self.snapshot.name
+
+    @property
+    def is_ideal(self) -> bool:
+        """True for the device without target and noise."""
+        return self._configuration is None
+
+    @property
+    def provenance(self) -> dict[str, str]:
+        """Where the data is from: ``source``, ``package``, ``backend_version``, and the ``date`` that the provider gives
+        the calibration. The ideal device has a ``source`` only.
+        """
+        return dict(self.snapshot.provenance)
+
+    @property
+    def n_qubits(self) -> int | None:
+        """Number of physical qubits; None for the ideal device, which has as many as the circuit needs."""
+        return None if self._configuration is None else int(self._configuration["n_qubits"])
+
+    @cached_property
+    def target(self) -> Target | None:
+        """The qiskit target (basis gates, coupling, durations, errors); None for the ideal device."""
+        if self._configuration is None:
+            return None
+        from qiskit_ibm_runtime.models import BackendConfiguration
+        from qiskit_ibm_runtime.utils.backend_converter import convert_to_target
+        from qiskit_ibm_runtime.utils.backend_decoder import decode_backend_configuration, properties_from_server_data
+
+        # The decoders turn dates and complex numbers into objects in place: give them copies of their own.
+        configuration = json.loads(self.snapshot.configuration)
+        decode_backend_configuration(configuration)
+        return convert_to_target(
+            configuration=BackendConfiguration.from_dict(configuration),
+            properties=properties_from_server_data(json.loads(self.snapshot.properties)),
+        )
+
+    def gate_error(self, name: str, qubits: Sequence[int]) -> SuperOp | None:
+        """Error channel that follows the ideal gate `name` on physical `qubits`.
+
+        Args:
+            name: an instruction of the target, e.g. ``"sx"`` or ``"cz"``.
+            qubits: physical qubits in the gate's order; the channel's subsystem i is ``qubits[i]``.
+
+        Returns:
+            The channel, or None if the instruction has no error (``rz`` and other virtual gates; everything on the
+            ideal device). Measurement is not a gate here: see `readout_error`.
+
+        Raises:
+            UnknownNameError: the device has no such instruction.
+            InvalidInputError: it has, but not on these qubits.
+        """
+        target = self.target
+        if target is None:
+            return None
+        place = tuple(int(q) for q in qubits)
+        if name not in target.operation_names:
+            raise UnknownNameError.of(f"instruction of {self.name}", name, target.operation_names)
+        if not target.instruction_supported(name, place):
+            raise InvalidInputError(
+                f"{self.name} has no {name!r} on qubits {place}: transpile the circuit for its target"
+            )
+        key = (name, place)
+        if key not in self._gate_errors:
+            self._gate_errors[key] = noise.gate_superop(target, name, place)
+        return self._gate_errors[key]
+
+    def readout_error(self, qubit: int) -> tuple[float, float]:
+        """``(p10, p01)``: p10 = P(read 1 | prepared 0) and p01 = P(read 0 | prepared 1) of a physical qubit.
+
+        Raises:
+            InvalidInputError: the device has no such qubit.
+        """
+        if self.n_qubits is None:
+            return 0.0, 0.0
+        self._check_qubits([qubit])
+        return noise.readout_probabilities(self._qubit_records[qubit])
+
+    def noise_model(self, qubits: Sequence[int]) -> Any:
+        """Aer `NoiseModel` of the physical `qubits` relabelled ``0..k-1``: gate errors and asymmetric readout.
+
+        Raises:
+            InvalidInputError: a qubit that the device does not have, or that is named twice.
+        """
+        from qiskit_aer.noise import NoiseModel
+
+        target = self.target
+        if target is None:
+            return NoiseModel()
+        self._check_qubits(qubits)
+        return noise.aer_noise_model(target, list(qubits), [self.readout_error(qubit) for qubit in qubits])
+
+    def _check_qubits(self, qubits: Sequence[int]) -> None:
+        n_qubits = self.n_qubits or 0
+        if any(not 0 <= q < n_qubits for q in qubits) or len(set(qubits)) != len(qubits):
+            raise InvalidInputError(
+                f"{self.name} has qubits 0 to {n_qubits - 1}, each to be named once; given {list(qubits)}"
+            )
+
+    @cached_property
+    def _configuration(self) -> dict[str, Any] | None:
+        return json.loads(self.snapshot.configuration)
+
+    @cached_property
+    def _qubit_records(self) -> list[noise.QubitRecords]:
+        properties = json.loads(self.snapshot.properties)
+        return [] if properties is None else list(properties["qubits"])
+
+    @cached_property
+    def _gate_errors(self) -> dict[tuple[str, tuple[int, ...]], SuperOp | None]:
+        return {}
+
+    def __repr__(self) -> str:
+        date = self.provenance.get("date")
+        return f"Device({self.name!r}{f', calibrated {date}' if date else ''})"

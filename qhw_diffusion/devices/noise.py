@@ -1,0 +1,93 @@
+"""Noise of a device, built only for the gates and qubits asked for.
+
+The gate error is Aer's device model (`qiskit_aer.noise.NoiseModel.from_backend`): thermal relaxation over the gate's
+duration from T1 and T2 of its qubits, then as much depolarizing error as brings the average gate fidelity down to the
+calibrated one. `from_backend` builds this for every gate of the device (seconds for 156 qubits); the same Aer function
+is applied here to a target cut down to the qubits in question, which gives identical channels.
+
+Readout differs on purpose: `from_backend` takes the mean of the two readout errors, while the device reads 0 wrongly
+and 1 wrongly with different probabilities, and so does `FakeBackendV2.run`. The properties have both.
+
+Idle time carries no error: relaxation while waiting exists only in scheduled circuits (explicit delays).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from qiskit.circuit import Measure
+from qiskit.quantum_info import SuperOp
+from qiskit.transpiler import Target
+
+# One qubit's entry of the backend properties: a list of {"name", "value", "unit", "date"}.
+QubitRecords = list[dict[str, Any]]
+
+
+def reduced_target(target: Target, qubits: Sequence[int], names: Iterable[str]) -> Target:
+    """The instructions `names` of `target` within `qubits`, relabelled to ``0..len(qubits)-1`` in that order."""
+    label = {qubit: index for index, qubit in enumerate(qubits)}
+    properties = target.qubit_properties
+    small = Target(
+        num_qubits=len(qubits),
+        dt=target.dt,
+        qubit_properties=None if properties is None else [properties[qubit] for qubit in qubits],
+    )
+    for name in names:
+        entries = target[name]
+        # Control flow and other instructions without qubits have no properties, hence no error.
+        if entries is None or None in entries:
+            continue
+        kept = {
+            tuple(label[q] for q in place): properties
+            for place, properties in entries.items()
+            if label.keys() >= set(place)
+        }
+        if kept:
+            small.add_instruction(target.operation_from_name(name), kept, name=name)
+    return small
+
+
+def device_gate_errors(target: Target) -> list[tuple[str, tuple[int, ...], Any]]:
+    """``(name, qubits, QuantumError)`` of every noisy instruction of a (reduced) target."""
+    from qiskit_aer.noise.device.models import basic_device_gate_errors
+
+    return [(name, tuple(qubits), error) for name, qubits, error in basic_device_gate_errors(target=target)]
+
+
+def gate_superop(target: Target, name: str, qubits: tuple[int, ...]) -> SuperOp | None:
+    """Error channel of one instruction on physical `qubits` (in the gate's order), None if it has no error."""
+    wanted = tuple(range(len(qubits)))
+    for _, place, error in device_gate_errors(reduced_target(target, qubits, [name])):
+        if place == wanted:
+            return SuperOp(error)
+    return None
+
+
+def readout_probabilities(records: QubitRecords) -> tuple[float, float]:
+    """``(p10, p01)`` = (P(read 1 | prepared 0), P(read 0 | prepared 1)) from one qubit's records.
+
+    Devices that publish only the mean `readout_error` get it for both; without any readout calibration both are 0, as
+    in Aer's model.
+    """
+    value = {record["name"]: float(record["value"]) for record in records}
+    if "prob_meas1_prep0" in value and "prob_meas0_prep1" in value:
+        return value["prob_meas1_prep0"], value["prob_meas0_prep1"]
+    mean = value.get("readout_error", 0.0)
+    return mean, mean
+
+
+def aer_noise_model(target: Target, qubits: Sequence[int], readout: Sequence[tuple[float, float]]) -> Any:
+    """Aer noise model of the physical `qubits`, relabelled ``0..k-1``; `readout` holds (p10, p01) of each."""
+    from qiskit_aer.noise import NoiseModel, ReadoutError
+
+    unitary = [name for name in target.operation_names if not isinstance(target.operation_from_name(name), Measure)]
+    # A control-flow operation is a class in the target, not a gate that Aer could have in its basis.
+    gates = [name for name in unitary if not isinstance(target.operation_from_name(name), type)]
+    model = NoiseModel(basis_gates=gates)
+    for name, place, error in device_gate_errors(reduced_target(target, qubits, gates)):
+        model.add_quantum_error(error, name, place)
+    for index, (p10, p01) in enumerate(readout):
+        if p10 or p01:
+            model.add_readout_error(ReadoutError([[1 - p10, p10], [p01, 1 - p01]]), [index])
+    return model

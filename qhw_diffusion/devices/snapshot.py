@@ -1,0 +1,138 @@
+"""A snapshot: what a device said about itself on one date, as plain JSON.
+
+The two documents kept are the ones the IBM service itself hands out (the backend's *configuration* and its
+*properties*), unchanged. A target and every noise model are functions of them, so a snapshot file is all that is needed
+to rebuild both later, without the package version or the account they came from.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import os
+import tempfile
+import zlib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from qhw_diffusion.errors import DamagedFileError, InvalidInputError, MissingDataError
+
+FORMAT = "qhw-device-snapshot"
+FORMAT_VERSION = 1
+# The largest IBM devices come to about 2 MB; anything far above is not a snapshot.
+_MAX_BYTES = 64 * 2**20
+
+
+def canonical_json(document: Any) -> str:
+    """One text per content: sorted keys, no spaces, floats by `repr` (so they survive bit for bit)."""
+    return json.dumps(document, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Immutable description of a device at one time.
+
+    Attributes:
+        name: the device's name, e.g. ``"fake_marrakesh"``.
+        configuration: canonical JSON text of the backend configuration as the provider gives it.
+        properties: canonical JSON text of the backend properties (T1, T2, gate and readout errors, each dated).
+        provenance: where it comes from; not part of equality, since the same calibration may be had by two ways.
+    """
+
+    name: str
+    configuration: str
+    properties: str
+    provenance: dict[str, str] = field(compare=False)
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of name, configuration and properties."""
+        return hashlib.sha256("\n".join((self.name, self.configuration, self.properties)).encode()).hexdigest()
+
+    def to_json(self) -> str:
+        """The file's text (see `save`)."""
+        return canonical_json(
+            {
+                "format": FORMAT,
+                "version": FORMAT_VERSION,
+                "name": self.name,
+                "provenance": self.provenance,
+                "fingerprint": self.fingerprint,
+                "configuration": json.loads(self.configuration),
+                "properties": json.loads(self.properties),
+            }
+        )
+
+    def save(self, path: str | Path) -> Path:
+        """Write to `path` atomically: gzip-compressed for ``*.json.gz``, plain for ``*.json``.
+
+        Raises:
+            InvalidInputError: another file ending.
+        """
+        path = Path(path)
+        data = self.to_json().encode()
+        if path.name.endswith(".json.gz"):
+            data = gzip.compress(data, mtime=0)  # no time stamp: same content, same bytes
+        elif path.suffix != ".json":
+            raise InvalidInputError(f"device snapshot {str(path)!r}: the name must end in .json.gz or .json")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+            os.chmod(temporary, 0o644)  # mkstemp makes it private; a published file is readable
+            os.replace(temporary, path)
+        except BaseException:
+            os.unlink(temporary)
+            raise
+        return path
+
+    @classmethod
+    def load(cls, path: str | Path) -> Snapshot:
+        """Read a file written by `save`.
+
+        Raises:
+            MissingDataError: no such file.
+            DamagedFileError: truncated, edited, not a snapshot, or of another format version.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise MissingDataError(f"device snapshot {str(path)!r} does not exist")
+        document = _read_document(path)
+        if not isinstance(document, dict) or document.get("format") != FORMAT:
+            raise DamagedFileError(
+                f"{path} is not a device snapshot (no format {FORMAT!r}); write one with Device.save"
+            )
+        if document.get("version") != FORMAT_VERSION:
+            raise DamagedFileError(
+                f"{path} is a device snapshot of format version {document.get('version')!r}; this package reads "
+                f"version {FORMAT_VERSION}: save it again with the matching package"
+            )
+        try:
+            snapshot = cls(
+                name=str(document["name"]),
+                configuration=canonical_json(document["configuration"]),
+                properties=canonical_json(document["properties"]),
+                provenance={str(key): str(value) for key, value in document["provenance"].items()},
+            )
+            fingerprint = document["fingerprint"]
+        except (KeyError, AttributeError, ValueError) as error:
+            raise DamagedFileError(f"{path} is a damaged device snapshot: {error!r}") from error
+        if fingerprint != snapshot.fingerprint:
+            raise DamagedFileError(f"{path} was changed after it was written (its fingerprint does not match)")
+        return snapshot
+
+
+def _read_document(path: Path) -> Any:
+    try:
+        with open(path, "rb") as file:
+            compressed = file.read(2) == b"\x1f\x8b"
+        with gzip.open(path, "rb") if compressed else open(path, "rb") as file:
+            data = file.read(_MAX_BYTES + 1)
+        if len(data) > _MAX_BYTES:
+            raise DamagedFileError(f"{path} is too large for a device snapshot (over {_MAX_BYTES >> 20} MiB)")
+        return json.loads(data)
+    except (OSError, EOFError, zlib.error, ValueError) as error:
+        raise DamagedFileError(f"{path} is not a readable device snapshot: {error}") from error
