@@ -1,1 +1,34 @@
+"""Run folders: configuration, metrics log, checkpoints and resume, progress, manifest. One way for all that trains."""
 
+from __future__ import annotations
+
+from qhw_diffusion.runs.files import atomic_write_bytes, atomic_write_json, atomic_write_text, read_json
+from qhw_diffusion.runs.folder import RunFolder
+from qhw_diffusion.runs.manifest import FORMAT_VERSION, build_manifest, package_versions
+from qhw_diffusion.runs.modules import load_module_state, save_module
+from qhw_diffusion.runs.packing import pack_generator, pack_optimizer, unpack_generator, unpack_optimizer
+from qhw_diffusion.runs.progress import StopRequest, interruptible, progress, progress_enabled
+from qhw_diffusion.runs.tensorfile import read_tensors, write_tensors
+
+__all__ = [
+    "FORMAT_VERSION",
+    "RunFolder",
+    "StopRequest",
+    "atomic_write_bytes",
+    "atomic_write_json",
+    "atomic_write_text",
+    "build_manifest",
+    "interruptible",
+    "load_module_state",
+    "pack_generator",
+    "pack_optimizer",
+    "package_versions",
+    "progress",
+    "progress_enabled",
+    "read_json",
+    "read_tensors",
+    "save_module",
+    "unpack_generator",
+    "unpack_optimizer",
+    "write_tensors",
+]

@@ -1,0 +1,67 @@
+"""Atomic file writing: a reader sees the old file or the new one, never half of either."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from qhw_diffusion.errors import DamagedFileError, InvalidInputError
+
+
+def atomic_write_bytes(path: str | os.PathLike[str], data: bytes) -> Path:
+    """Write `data` to `path` through a temporary file in the same folder and `os.replace`.
+
+    The folder is made if it does not exist. If anything fails, the previous file is untouched and the temporary one is
+    removed. Returns the path.
+    """
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            # without this a power cut can leave the new name pointing at an empty file
+            os.fsync(file.fileno())
+        # mkstemp makes files private; give the mode an ordinary open() would have given
+        os.chmod(name, 0o666 & ~_umask())
+        os.replace(name, target)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+    return target
+
+
+def atomic_write_text(path: str | os.PathLike[str], text: str) -> Path:
+    """`atomic_write_bytes` of UTF-8 text."""
+    return atomic_write_bytes(path, text.encode("utf-8"))
+
+
+def atomic_write_json(path: str | os.PathLike[str], value: Any) -> Path:
+    """`atomic_write_bytes` of `value` as indented JSON. Raises InvalidInputError for what JSON cannot hold."""
+    try:
+        text = json.dumps(value, indent=2, ensure_ascii=False)
+    except (TypeError, ValueError) as error:
+        raise InvalidInputError(f"{Path(path).name}: cannot be written as JSON ({error}); use plain values") from error
+    return atomic_write_text(path, text + "\n")
+
+
+def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read a JSON object. Raises DamagedFileError when the file is not one (a missing file is FileNotFoundError)."""
+    file = Path(path)
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise DamagedFileError(f"{file} is not readable JSON ({error}); restore it or start a new run") from error
+    if not isinstance(value, dict):
+        raise DamagedFileError(f"{file} holds {type(value).__name__}, not a JSON object; restore it or start a new run")
+    return value
+
+
+def _umask() -> int:
+    current = os.umask(0)
+    os.umask(current)
+    return current

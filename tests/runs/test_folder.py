@@ -1,0 +1,174 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from qhw_diffusion.errors import DamagedFileError, InvalidInputError, RunFolderError
+from qhw_diffusion.runs import RunFolder, interruptible
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunFolder:
+    return RunFolder.create(tmp_path / "run", kind="guidance", config={"seed": 3, "g0": 1.2}, command="qhw train x")
+
+
+def test_create_writes_config_and_manifest_and_open_reads_them(run: RunFolder) -> None:
+    again = RunFolder.open(run.path, kind="guidance")
+    assert again.config == {"seed": 3, "g0": 1.2}
+    assert again.manifest["command"] == "qhw train x"
+    assert again.manifest["packages"]["torch"] == torch.__version__.split("+")[0]
+    assert again.manifest["created"].endswith("+00:00")
+
+
+def test_an_occupied_folder_is_refused_and_an_empty_one_taken(tmp_path: Path, run: RunFolder) -> None:
+    before = (run.path / "config.json").read_bytes()
+    with pytest.raises(RunFolderError, match="not an empty folder"):
+        RunFolder.create(run.path, kind="guidance", config={})
+    assert (run.path / "config.json").read_bytes() == before
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(RunFolderError):
+        RunFolder.create(tmp_path / "file", kind="guidance", config={})
+    (tmp_path / "empty").mkdir()
+    RunFolder.create(tmp_path / "empty", kind="guidance", config={})
+
+
+def test_a_config_json_cannot_hold_leaves_nothing_behind(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInputError, match=r"config\.json"):
+        RunFolder.create(tmp_path / "run", kind="guidance", config={"x": torch.zeros(2)})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_crash_while_creating_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.replace
+
+    def fail_for_folders(source: object, target: object) -> None:
+        if Path(str(source)).is_dir():
+            raise KeyboardInterrupt
+        real(source, target)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(os, "replace", fail_for_folders)
+    with pytest.raises(KeyboardInterrupt):
+        RunFolder.create(tmp_path / "run", kind="guidance", config={})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_missing_other_kind_other_version_and_damage(run: RunFolder, tmp_path: Path) -> None:
+    with pytest.raises(RunFolderError, match="no such folder"):
+        RunFolder.open(tmp_path / "nowhere", kind="guidance")
+    (tmp_path / "plain").mkdir()
+    with pytest.raises(RunFolderError, match=r"manifest\.json is missing"):
+        RunFolder.open(tmp_path / "plain", kind="guidance")
+    with pytest.raises(RunFolderError, match="'guidance', but 'backbone'"):
+        RunFolder.open(run.path, kind="backbone")
+    manifest = json.loads((run.path / "manifest.json").read_text())
+    (run.path / "manifest.json").write_text(json.dumps(manifest | {"format_version": 99}))
+    with pytest.raises(RunFolderError, match="format 99"):
+        RunFolder.open(run.path, kind="guidance")
+    (run.path / "manifest.json").write_text(json.dumps(manifest)[:-20])
+    with pytest.raises(RunFolderError, match="damaged"):
+        RunFolder.open(run.path, kind="guidance")
+    (run.path / "manifest.json").write_text("[1, 2]")
+    with pytest.raises(RunFolderError, match="damaged"):
+        RunFolder.open(run.path, kind="guidance")
+
+
+def test_metrics_go_to_jsonl_and_tensorboard(run: RunFolder) -> None:
+    with run:
+        run.log(0, {"charts/reward": 0.1})
+        run.log(1, {"charts/reward": torch.tensor(0.5), "losses/policy": -2})  # type: ignore[dict-item]
+    assert run.metrics() == [
+        {"step": 0, "charts/reward": 0.1},
+        {"step": 1, "charts/reward": 0.5, "losses/policy": -2.0},
+    ]
+    events = EventAccumulator(str(run.path)).Reload()
+    assert [(e.step, pytest.approx(e.value)) for e in events.Scalars("charts/reward")] == [(0, 0.1), (1, 0.5)]
+
+
+def test_truncating_drops_the_steps_a_resumed_run_does_again(run: RunFolder) -> None:
+    for step in range(5):
+        run.log(step, {"a": step})
+    run.truncate_metrics(3)
+    run.log(3, {"a": 30})
+    run.close()
+    assert [(row["step"], row["a"]) for row in run.metrics()] == [(0, 0), (1, 1), (2, 2), (3, 30)]
+    events = EventAccumulator(str(run.path)).Reload()
+    assert [(e.step, e.value) for e in events.Scalars("a")] == [(0, 0), (1, 1), (2, 2), (3, 30)]
+
+
+def test_a_torn_last_line_is_left_out_but_damage_in_the_middle_is_told(run: RunFolder) -> None:
+    for step in range(3):
+        run.log(step, {"a": step})
+    run.close()
+    file = run.path / "metrics.jsonl"
+    file.write_text(file.read_text()[:-4])
+    assert [row["step"] for row in run.metrics()] == [0, 1]
+    file.write_text('{"step": 0}\n{"st\n{"step": 2}\n')
+    with pytest.raises(DamagedFileError, match="line 2"):
+        run.metrics()
+    file.write_text("3\n")
+    with pytest.raises(DamagedFileError, match="line 1"):
+        run.metrics()
+
+
+def test_step_is_not_a_metric(run: RunFolder) -> None:
+    with pytest.raises(InvalidInputError, match="'step'"):
+        run.log(0, {"step": 1.0})
+
+
+def test_checkpoint_round_trip_and_replacement(run: RunFolder) -> None:
+    assert not run.has_checkpoint
+    with pytest.raises(RunFolderError, match="no checkpoint"):
+        run.load_checkpoint()
+    run.save_checkpoint({"w": torch.arange(3.0)}, {"update": 1})
+    run.save_checkpoint({"w": torch.arange(4.0), "scalar": torch.tensor(7)}, {"update": 2})
+    tensors, meta = RunFolder.open(run.path, kind="guidance").load_checkpoint()
+    assert meta == {"update": 2}
+    assert torch.equal(tensors["w"], torch.arange(4.0))
+    assert tensors["scalar"].shape == ()
+
+
+def test_a_crash_while_saving_keeps_the_previous_checkpoint(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    run.save_checkpoint({"w": torch.zeros(3)}, {"update": 1})
+    before = sorted(run.path.iterdir())
+
+    def crash(source: object, target: object) -> None:
+        raise OSError("the disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", crash)
+        with pytest.raises(OSError, match="the disk is full"):
+            run.save_checkpoint({"w": torch.ones(3)}, {"update": 2})
+    assert sorted(run.path.iterdir()) == before
+    tensors, meta = run.load_checkpoint()
+    assert meta == {"update": 1}
+    assert torch.equal(tensors["w"], torch.zeros(3))
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "empty", "text"])
+def test_a_damaged_checkpoint_is_told(run: RunFolder, damage: str) -> None:
+    file = run.save_checkpoint({"w": torch.linspace(0, 1, 1000)}, {"update": 1})
+    data = bytearray(file.read_bytes())
+    if damage == "flipped":
+        data[-100] ^= 0x10
+    file.write_bytes(
+        {"truncated": data[:-1], "flipped": data, "empty": b"", "text": b"not a checkpoint at all"}[damage]
+    )
+    with pytest.raises(DamagedFileError):
+        run.load_checkpoint()
+
+
+def test_first_interrupt_asks_and_second_one_raises(capsys: pytest.CaptureFixture[str]) -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt), interruptible() as stop:  # noqa: PT012 - two signals are the point
+        assert not stop.requested
+        signal.raise_signal(signal.SIGINT)
+        assert stop.requested
+        signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before
+    assert "stopping after this step" in capsys.readouterr().err

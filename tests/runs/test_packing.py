@@ -1,0 +1,186 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from qhw_diffusion.errors import DamagedFileError, InvalidInputError
+from qhw_diffusion.runs import (
+    RunFolder,
+    atomic_write_text,
+    load_module_state,
+    pack_generator,
+    pack_optimizer,
+    progress,
+    progress_enabled,
+    save_module,
+    unpack_generator,
+    unpack_optimizer,
+    write_tensors,
+)
+
+
+class Trainer:
+    """A toy training loop with everything a real one has: groups, scheduler, two generators."""
+
+    def __init__(self) -> None:
+        self.model = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 1))
+        with torch.no_grad():
+            for parameter in self.model.parameters():
+                parameter.copy_(torch.linspace(-0.5, 0.5, parameter.numel()).reshape(parameter.shape))
+        groups = [
+            {"params": self.model[0].parameters(), "lr": 1e-2},
+            {"params": self.model[2].parameters(), "lr": 3e-3},
+        ]
+        self.optimizer = torch.optim.AdamW(groups, betas=(0.8, 0.99), weight_decay=0.1)
+        self.scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, 20)
+        self.torch_rng = torch.Generator().manual_seed(1)
+        self.numpy_rng = np.random.default_rng(2)
+
+    def step(self) -> None:
+        x = torch.randn(8, 3, generator=self.torch_rng) + float(self.numpy_rng.normal())
+        loss = (self.model(x) - x.sum(1, keepdim=True)).square().mean()
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        self.scheduler.step()
+
+    def save(self, run: RunFolder) -> None:
+        tensors, meta = pack_optimizer(self.optimizer, "opt.")
+        tensors |= {f"model.{k}": v for k, v in self.model.state_dict().items()}
+        tensors |= {"rng.torch": pack_generator(self.torch_rng), "rng.numpy": pack_generator(self.numpy_rng)}
+        run.save_checkpoint(tensors, {"opt": meta, "scheduler": self.scheduler.state_dict()})
+
+    def load(self, run: RunFolder) -> None:
+        tensors, meta = run.load_checkpoint()
+        self.model.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("model.")})
+        unpack_optimizer(self.optimizer, tensors, meta["opt"], "opt.")
+        self.scheduler.load_state_dict(meta["scheduler"])
+        unpack_generator(self.torch_rng, tensors["rng.torch"])
+        unpack_generator(self.numpy_rng, tensors["rng.numpy"])
+
+
+def test_a_resumed_training_is_bit_for_bit_the_uninterrupted_one(tmp_path: Path) -> None:
+    run = RunFolder.create(tmp_path / "run", kind="toy", config={})
+    straight = Trainer()
+    for _ in range(12):
+        straight.step()
+    first = Trainer()
+    for _ in range(5):
+        first.step()
+    first.save(run)
+    resumed = Trainer()
+    resumed.load(run)
+    assert isinstance(resumed.optimizer.param_groups[0]["betas"], tuple)
+    for _ in range(7):
+        resumed.step()
+    for a, b in zip(straight.model.parameters(), resumed.model.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_without_the_optimizer_state_the_resumed_training_differs(tmp_path: Path) -> None:
+    """The test above can fail: the moments matter."""
+    straight, other = Trainer(), Trainer()
+    for _ in range(5):
+        straight.step()
+    other.model.load_state_dict(straight.model.state_dict())
+    unpack_generator(other.torch_rng, pack_generator(straight.torch_rng))
+    unpack_generator(other.numpy_rng, pack_generator(straight.numpy_rng))
+    straight.step()
+    other.step()
+    assert not torch.equal(straight.model[0].weight, other.model[0].weight)
+
+
+def test_an_optimizer_of_another_configuration_is_refused_and_left_alone() -> None:
+    trainer = Trainer()
+    trainer.step()
+    tensors, meta = pack_optimizer(trainer.optimizer)
+    with pytest.raises(DamagedFileError, match="SGD"):
+        unpack_optimizer(torch.optim.SGD(trainer.model.parameters(), lr=0.1), tensors, meta)
+    with pytest.raises(DamagedFileError, match="groups of sizes"):
+        unpack_optimizer(torch.optim.AdamW(trainer.model.parameters()), tensors, meta)
+    bad = tensors | {"optimizer.0.exp_avg": torch.zeros(2, 2)}
+    before = trainer.optimizer.state_dict()["state"][0]["exp_avg"].clone()
+    with pytest.raises(DamagedFileError, match="shape"):
+        unpack_optimizer(trainer.optimizer, bad, meta)
+    assert torch.equal(trainer.optimizer.state_dict()["state"][0]["exp_avg"], before)
+    with pytest.raises(DamagedFileError, match="names no parameter"):
+        unpack_optimizer(trainer.optimizer, {"optimizer.99.step": torch.tensor(1.0)}, meta)
+    with pytest.raises(DamagedFileError, match="damaged"):
+        unpack_optimizer(trainer.optimizer, tensors, {})
+
+
+@pytest.mark.parametrize("bits", [np.random.PCG64, np.random.MT19937, np.random.Philox])
+def test_numpy_generators_round_trip(bits: type[np.random.BitGenerator]) -> None:
+    source = np.random.Generator(bits(5))
+    source.normal(size=7)
+    state = pack_generator(source)
+    expected = source.normal(size=4)
+    target = np.random.Generator(bits(0))
+    unpack_generator(target, state)
+    assert np.array_equal(target.normal(size=4), expected)
+
+
+def test_a_state_of_another_generator_is_told() -> None:
+    with pytest.raises(DamagedFileError):
+        unpack_generator(torch.Generator(), torch.zeros(3, dtype=torch.uint8))
+    with pytest.raises(DamagedFileError):
+        unpack_generator(np.random.default_rng(0), torch.zeros(3, dtype=torch.uint8))
+    with pytest.raises(InvalidInputError):
+        pack_generator("generator")  # type: ignore[arg-type]
+
+
+def test_a_module_round_trips_with_its_config(tmp_path: Path) -> None:
+    module = nn.Linear(3, 2)
+    save_module(tmp_path / "model", module, {"in": 3, "name": "é"})
+    state, config = load_module_state(tmp_path / "model")
+    assert config == {"in": 3, "name": "é"}
+    assert json.loads((tmp_path / "model" / "config.json").read_text()) == config
+    assert torch.equal(state["weight"], module.weight)
+
+
+def test_tied_weights_and_odd_dtypes_can_be_saved(tmp_path: Path) -> None:
+    module = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    module[1].weight = module[0].weight
+    module.register_buffer("rounded", torch.ones(2, dtype=torch.bfloat16))
+    module.register_buffer("nothing", torch.zeros(0))
+    save_module(tmp_path, module, {})
+    state, _ = load_module_state(tmp_path)
+    assert torch.equal(state["0.weight"], state["1.weight"])
+    assert state["rounded"].dtype == torch.bfloat16
+
+
+def test_something_else_is_not_a_model(tmp_path: Path) -> None:
+    with pytest.raises(DamagedFileError, match="missing"):
+        load_module_state(tmp_path)
+    write_tensors(tmp_path / "model.safetensors", {}, {}, kind="checkpoint")
+    with pytest.raises(DamagedFileError, match="not a model"):
+        load_module_state(tmp_path)
+    with pytest.raises(InvalidInputError, match="not a tensor"):
+        write_tensors(tmp_path / "x", {"a": 3}, {}, kind="model")  # type: ignore[dict-item]
+
+
+def test_atomic_write_makes_an_ordinary_readable_file(tmp_path: Path) -> None:
+    file = atomic_write_text(tmp_path / "deep" / "file.txt", "ä")
+    assert file.read_text(encoding="utf-8") == "ä"
+    plain = tmp_path / "plain.txt"
+    plain.write_text("x")
+    assert file.stat().st_mode == plain.stat().st_mode
+
+
+def test_progress_is_quiet_unless_asked(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.delenv("QHW_PROGRESS", raising=False)
+    with progress(total=3, desc="training") as bar:
+        bar.update(3)
+        bar.set_postfix(reward=1.0)
+    assert capsys.readouterr().err == ""
+    monkeypatch.setenv("QHW_PROGRESS", "1")
+    with progress(total=3, desc="training") as bar:
+        bar.update(3)
+    assert "training" in capsys.readouterr().err
+    monkeypatch.setenv("QHW_PROGRESS", "0")
+    assert not progress_enabled()
