@@ -86,8 +86,8 @@ class Device:
 
     @property
     def provenance(self) -> dict[str, str]:
-        """Where the data is from: ``source``, ``package``, ``backend_version``, and the ``date`` that the provider gives
-        the calibration. The ideal device has a ``source`` only.
+        """Where the data is from: ``source``, ``package``, ``backend_version``, and the calibration's ``date`` as its
+        provider gives it. The ideal device has a ``source`` only.
         """
         return dict(self.snapshot.provenance)
 

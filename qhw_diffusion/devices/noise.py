@@ -16,7 +16,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from qiskit.circuit import Measure
 from qiskit.quantum_info import SuperOp
 from qiskit.transpiler import Target
 
@@ -81,11 +80,9 @@ def aer_noise_model(target: Target, qubits: Sequence[int], readout: Sequence[tup
     """Aer noise model of the physical `qubits`, relabelled ``0..k-1``; `readout` holds (p10, p01) of each."""
     from qiskit_aer.noise import NoiseModel, ReadoutError
 
-    unitary = [name for name in target.operation_names if not isinstance(target.operation_from_name(name), Measure)]
-    # A control-flow operation is a class in the target, not a gate that Aer could have in its basis.
-    gates = [name for name in unitary if not isinstance(target.operation_from_name(name), type)]
-    model = NoiseModel(basis_gates=gates)
-    for name, place, error in device_gate_errors(reduced_target(target, qubits, gates)):
+    names = list(target.operation_names)
+    model = NoiseModel(basis_gates=names)
+    for name, place, error in device_gate_errors(reduced_target(target, qubits, names)):
         model.add_quantum_error(error, name, place)
     for index, (p10, p01) in enumerate(readout):
         if p10 or p01:
