@@ -1,0 +1,212 @@
+"""QuantumCircuit + Device → CompiledCircuit: transpiled once with a seed, observables laid out, parameters in two groups."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from qiskit import QuantumCircuit
+from qiskit.circuit import Parameter, ParameterExpression
+from qiskit.quantum_info import SparsePauliOp
+from qiskit.transpiler import generate_preset_pass_manager
+
+from qhw_diffusion.devices import Device
+from qhw_diffusion.errors import InvalidInputError, UnsupportedCircuitError
+from qhw_diffusion.execution.program import FIXED_GATES, ROTATIONS, Program, affine_coefficients, lower
+
+# What an ideal device is taken to run: every rotation and every fixed gate that `program.lower` knows.
+IDEAL_BASIS = [*sorted(ROTATIONS), *sorted(FIXED_GATES)]
+
+
+@dataclass(frozen=True, eq=False)
+class CompiledCircuit:
+    """One circuit compiled for one device: what every engine evaluates and what a job on hardware would carry.
+
+    Attributes:
+        isa: the ISA circuit at the device's width with its layout attached (parameters unbound).
+        device: the device it was compiled for.
+        inputs: circuit parameters fed from data, in order.
+        weights: trainable circuit parameters, in order.
+        observables: Pauli sums laid out on the ISA circuit's qubits.
+        physical_qubits: device qubits in use, ascending (every other qubit stays in |0⟩ and is dropped).
+    """
+
+    isa: QuantumCircuit
+    device: Device
+    inputs: tuple[Parameter, ...]
+    weights: tuple[Parameter, ...]
+    observables: tuple[SparsePauliOp, ...]
+    physical_qubits: tuple[int, ...]
+    seed: int = 0
+    optimization_level: int = 3
+    logical: QuantumCircuit = field(repr=False, default_factory=QuantumCircuit)
+    logical_observables: tuple[SparsePauliOp, ...] = field(repr=False, default=())
+
+    @property
+    def n_inputs(self) -> int:
+        return len(self.inputs)
+
+    @property
+    def n_weights(self) -> int:
+        return len(self.weights)
+
+    @property
+    def n_observables(self) -> int:
+        return len(self.observables)
+
+    @property
+    def depth(self) -> int:
+        """Depth of the ISA circuit, every gate counted."""
+        return self.isa.depth()
+
+    @property
+    def two_qubit_gates(self) -> int:
+        """Number of two-qubit gates in the ISA circuit."""
+        return self.isa.num_nonlocal_gates()
+
+    @cached_property
+    def duration(self) -> float | None:
+        """Seconds from the first to the last gate (no measurement); None where the device states no durations."""
+        if self.device.target is None:
+            return None
+        bound = self.isa.assign_parameters({p: 0.0 for p in self.isa.parameters})  # durations do not depend on angles
+        return float(bound.estimate_duration(self.device.target, unit="s"))
+
+    @cached_property
+    def program(self) -> Program:
+        """The circuit as pure data for the simulating engines (lowered on first use)."""
+        return lower(self.isa, self.device, self.physical_qubits, self.inputs, self.weights, self.observables)
+
+    def compile_for(self, device: Device) -> CompiledCircuit:
+        """The same logical circuit, parameters and observables compiled for another device."""
+        return compile_circuit(
+            self.logical,
+            device,
+            inputs=self.inputs,
+            weights=self.weights,
+            observables=self.logical_observables,
+            seed=self.seed,
+            optimization_level=self.optimization_level,
+        )
+
+    def __repr__(self) -> str:
+        return (
+            f"CompiledCircuit({self.device.name}, qubits {list(self.physical_qubits)}, depth {self.depth}, "
+            f"{self.two_qubit_gates} two-qubit gates, {self.n_inputs} inputs, {self.n_weights} weights, "
+            f"{self.n_observables} observables)"
+        )
+
+
+def compile_circuit(
+    circuit: QuantumCircuit,
+    device: Device,
+    *,
+    inputs: Sequence[Parameter],
+    weights: Sequence[Parameter],
+    observables: Sequence[SparsePauliOp],
+    seed: int = 0,
+    optimization_level: int = 3,
+) -> CompiledCircuit:
+    """Transpile `circuit` to `device` once, reproducibly, and lay the observables out on the result.
+
+    Any Qiskit circuit of rotations and fixed gates is taken as long as every gate angle is affine in the parameters.
+
+    Args:
+        circuit: logical circuit without measurements.
+        device: `Device.load(...)`; on the ideal device nothing is routed.
+        inputs: parameters fed from data, in the order of the layer's input columns.
+        weights: trainable parameters, in the order of the layer's flat `weight`.
+        observables: Pauli sums on the logical qubits.
+        seed: transpiler seed.
+        optimization_level: Qiskit's preset level, 0 to 3.
+
+    Raises:
+        InvalidInputError: parameters that do not match the circuit's, observables of another width or with complex
+            coefficients, a level outside 0–3, a circuit wider than the device.
+        UnsupportedCircuitError: a non-affine angle or an operation that is not a gate (named in the message).
+    """
+    inputs, weights, observables = tuple(inputs), tuple(weights), tuple(observables)
+    _check(circuit, device, inputs, weights, observables, optimization_level)
+    if device.target is None:
+        manager = generate_preset_pass_manager(
+            optimization_level=optimization_level, basis_gates=IDEAL_BASIS, seed_transpiler=seed
+        )
+    else:
+        manager = generate_preset_pass_manager(
+            optimization_level=optimization_level, target=device.target, seed_transpiler=seed
+        )
+    isa = manager.run(circuit)
+    laid_out = tuple(o.apply_layout(isa.layout) if isa.layout is not None else o for o in observables)
+    used = {isa.find_bit(q).index for instruction in isa.data for q in instruction.qubits}
+    for observable in laid_out:
+        used.update(int(q) for q in (observable.paulis.x | observable.paulis.z).any(axis=0).nonzero()[0])
+    if not used:
+        raise InvalidInputError("the circuit has no gates and the observables are constants: there is nothing to run")
+    return CompiledCircuit(
+        isa=isa,
+        device=device,
+        inputs=inputs,
+        weights=weights,
+        observables=laid_out,
+        physical_qubits=tuple(sorted(used)),
+        seed=seed,
+        optimization_level=optimization_level,
+        logical=circuit.copy(),
+        logical_observables=observables,
+    )
+
+
+def _check(
+    circuit: QuantumCircuit,
+    device: Device,
+    inputs: tuple[Parameter, ...],
+    weights: tuple[Parameter, ...],
+    observables: tuple[SparsePauliOp, ...],
+    optimization_level: int,
+) -> None:
+    if not isinstance(circuit, QuantumCircuit):
+        raise InvalidInputError(f"circuit must be a qiskit QuantumCircuit, not {type(circuit).__name__}")
+    if not isinstance(device, Device):
+        raise InvalidInputError(
+            f"device must be a Device, not {type(device).__name__}: use Device.load('fake_marrakesh')"
+        )
+    if optimization_level not in (0, 1, 2, 3):
+        raise InvalidInputError(f"optimization_level is {optimization_level!r}; allowed: 0, 1, 2, 3")
+    if device.n_qubits is not None and circuit.num_qubits > device.n_qubits:
+        raise InvalidInputError(
+            f"the circuit has {circuit.num_qubits} qubits but {device.name} has {device.n_qubits}; use a larger device"
+        )
+    given = [*inputs, *weights]
+    names = [p.name for p in given]
+    if len(set(given)) != len(given):
+        twice = sorted({n for n in names if names.count(n) > 1})
+        raise InvalidInputError(f"parameters listed more than once in inputs and weights: {', '.join(twice)}")
+    missing = sorted(p.name for p in set(circuit.parameters) - set(given))
+    if missing:
+        raise InvalidInputError(f"circuit parameters in neither inputs nor weights: {', '.join(missing)}")
+    unused = [p.name for p in given if p not in circuit.parameters]
+    if unused:
+        raise InvalidInputError(f"inputs or weights that the circuit does not contain: {', '.join(unused)}")
+    if not observables:
+        raise InvalidInputError("observables is empty; give at least one SparsePauliOp")
+    for i, observable in enumerate(observables):
+        if not isinstance(observable, SparsePauliOp):
+            raise InvalidInputError(f"observable {i} is a {type(observable).__name__}; give a SparsePauliOp")
+        if observable.num_qubits != circuit.num_qubits:
+            raise InvalidInputError(
+                f"observable {i} acts on {observable.num_qubits} qubits, the circuit has {circuit.num_qubits}"
+            )
+        if abs(observable.coeffs.imag).max(initial=0.0) > 1e-12:
+            raise InvalidInputError(f"observable {i} has complex coefficients; an expectation value needs real ones")
+    for instruction in circuit.data:
+        operation = instruction.operation
+        # Anything with classical bits or blocks is a measurement or control flow; the rest is caught after translation.
+        if instruction.clbits or operation.name in ("reset", "delay", "initialize") or hasattr(operation, "blocks"):
+            raise UnsupportedCircuitError(
+                f"operation {operation.name!r} is not supported: only rotations and fixed gates are (remove measurements; "
+                "expectation values are taken of the observables)"
+            )
+        for value in operation.params:
+            if isinstance(value, ParameterExpression):
+                affine_coefficients(value, operation.name)
