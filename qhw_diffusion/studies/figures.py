@@ -1,0 +1,255 @@
+"""Figures of a guidance study, each a function from plain arrays to a matplotlib Figure (no global pyplot state)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
+
+from qhw_diffusion.errors import InvalidInputError
+
+if TYPE_CHECKING:
+    from qiskit import QuantumCircuit
+
+# Okabe & Ito (2008): told apart by readers with any kind of colour vision; black is kept for "real images"
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7A5195", "#8A8A8A")
+INK, FAINT = "#222222", "#d5d9de"
+
+
+def colour(index: int) -> str:
+    """The palette's colour number `index`, starting over when it is used up."""
+    return COLOURS[index % len(COLOURS)]
+
+
+def sample_grids(grids: Mapping[str, ArrayLike], *, rows: int = 4) -> Figure:
+    """Image grids side by side. grids: {title: images [N, C, H, W] in [−1, 1]}, drawn as `rows` rows each.
+
+    Only one channel (grey) or three (colour) can be drawn. Raises InvalidInputError for other shapes.
+    """
+    if not grids:
+        raise InvalidInputError("sample_grids needs at least one grid")
+    arrays = {title: np.asarray(images, dtype=np.float32) for title, images in grids.items()}
+    columns = 0
+    for title, array in arrays.items():
+        if array.ndim != 4 or array.shape[1] not in (1, 3) or len(array) < rows:
+            raise InvalidInputError(f"grid {title!r} has shape {array.shape}; need [N ≥ {rows}, 1 or 3, H, W]")
+        columns = max(columns, len(array) // rows)
+    across = min(3, len(arrays))
+    down = -(-len(arrays) // across)
+    figure = Figure(figsize=(4.1 * across, (4.1 * rows / columns + 0.45) * down), layout="constrained")
+    axes = np.atleast_1d(figure.subplots(down, across)).ravel()
+    for axis in axes:
+        axis.set_axis_off()
+    for axis, (title, array) in zip(axes, arrays.items(), strict=False):
+        tiled = _tile(array, rows)
+        axis.imshow(tiled, cmap="gray" if tiled.ndim == 2 else None, vmin=0, vmax=1, interpolation="nearest")
+        axis.set_title(title, fontsize=10, color=INK)
+    return figure
+
+
+def guidance_trajectories(
+    trajectories: Mapping[str, ArrayLike], *, n_steps: int, constant: float | None = None
+) -> Figure:
+    """g_t over the sampling steps: mean (line) and standard deviation over samples (band) per controller.
+
+    trajectories: {name: g [T, N]}, T = n_steps, N samples (all seeds together); constant: drawn as a dashed line.
+    """
+    figure, axis = _single(7.2, 4.2)
+    steps = np.arange(1, n_steps + 1)
+    for index, (name, values) in enumerate(trajectories.items()):
+        g = np.asarray(values, dtype=np.float64)
+        if g.ndim != 2 or g.shape[0] != n_steps:
+            raise InvalidInputError(f"trajectory {name!r} has shape {g.shape}; need [{n_steps}, samples]")
+        mean, spread = g.mean(1), g.std(1)
+        axis.plot(steps, mean, color=colour(index), marker="o", ms=3.5, lw=1.8, label=name)
+        axis.fill_between(steps, mean - spread, mean + spread, color=colour(index), alpha=0.13, lw=0)
+    if constant is not None:
+        axis.axhline(constant, color=INK, lw=1.1, ls="--", label=f"best constant {constant:g}")
+    axis.set_xlabel("sampling step (1 = noisiest)")
+    axis.set_ylabel("guidance scale g")
+    axis.set_xticks(steps if n_steps <= 12 else steps[:: max(1, n_steps // 10)])
+    _legend(axis)
+    return figure
+
+
+def learning_curves(
+    curves: Mapping[str, Sequence[ArrayLike]], *, ylabel: str = "mean episode reward", baseline: float | None = None
+) -> Figure:
+    """Reward over updates: every seed thin, the mean over seeds thick. curves: {name: one [updates] per seed}."""
+    figure, axis = _single(7.2, 4.2)
+    for index, (name, seeds) in enumerate(curves.items()):
+        lines = [np.asarray(line, dtype=np.float64) for line in seeds]
+        for line in lines:
+            axis.plot(np.arange(1, len(line) + 1), smoothed(line), color=colour(index), lw=0.7, alpha=0.4)
+        length = min(len(line) for line in lines)
+        mean = np.mean([line[:length] for line in lines], axis=0)
+        label = f"{name} ({len(lines)} seeds)"
+        axis.plot(np.arange(1, length + 1), smoothed(mean), color=colour(index), lw=2.2, label=label)
+    if baseline is not None:
+        axis.axhline(baseline, color=INK, lw=1.0, ls=":", label="untrained policy")
+    axis.set_xlabel("update")
+    axis.set_ylabel(ylabel)
+    _legend(axis)
+    return figure
+
+
+def log_curves(curves: Mapping[str, Sequence[ArrayLike]], *, ylabel: str) -> Figure:
+    """Positive quantities over updates on a logarithmic axis (circuit gradient norms), every seed a line."""
+    figure, axis = _single(7.2, 3.4)
+    for index, (name, seeds) in enumerate(curves.items()):
+        for number, line in enumerate(seeds):
+            values = np.asarray(line, dtype=np.float64)
+            label = name if number == 0 else None
+            axis.plot(np.arange(1, len(values) + 1), values, color=colour(index), lw=0.9, alpha=0.75, label=label)
+    axis.set_yscale("log")
+    axis.set_xlabel("update")
+    axis.set_ylabel(ylabel)
+    _legend(axis)
+    return figure
+
+
+def sweep_curve(
+    scales: ArrayLike, reward_side: ArrayLike, judge_side: ArrayLike, *, chosen: float, floor: float | None = None
+) -> Figure:
+    """Fréchet distance against constant guidance scale, in the reward classifier's and in the judge's features."""
+    figure, axis = _single(7.2, 4.0)
+    x = np.asarray(scales, dtype=np.float64)
+    axis.plot(x, np.asarray(reward_side), color=colour(0), marker="o", lw=1.9, label="reward classifier (chooses)")
+    right = axis.twinx()
+    right.plot(x, np.asarray(judge_side), color=colour(1), marker="s", lw=1.5, ls="--", label="judge (only looks)")
+    right.spines["top"].set_visible(False)
+    right.set_ylabel("FD, judge's features", color=colour(1))
+    if floor is not None:
+        right.axhline(floor, color=colour(1), lw=0.9, ls=":", label="real against real, judge")
+    axis.axvline(chosen, color=INK, lw=1.0, ls="--")
+    axis.annotate(f"g = {chosen:g}", (chosen, 0.97), xycoords=("data", "axes fraction"), fontsize=9, ha="left",
+                  va="top", xytext=(4, 0), textcoords="offset points")  # fmt: skip
+    axis.set_xscale("log")
+    axis.set_xticks(x, [f"{value:g}" for value in x], fontsize=8)
+    axis.minorticks_off()
+    axis.set_xlabel("constant guidance scale g")
+    axis.set_ylabel("FD, reward classifier's features", color=colour(0))
+    handles, labels = axis.get_legend_handles_labels()
+    more, names = right.get_legend_handles_labels()
+    axis.legend(handles + more, labels + names, frameon=False, fontsize=9)
+    return figure
+
+
+def comparison(values: Mapping[str, Sequence[float]], *, xlabel: str, floor: float | None = None) -> Figure:
+    """One row per controller: every seed a dot, mean and 95 % t-interval as a bar; `floor` as a dotted line."""
+    from qhw_diffusion.studies.statistics import mean_interval
+
+    figure, axis = _single(7.6, 0.36 * len(values) + 1.1)
+    for row, (_, seeds) in enumerate(values.items()):
+        interval = mean_interval(seeds)
+        if interval.n > 1:
+            axis.plot([interval.low, interval.high], [row, row], color=colour(0), lw=2.4, solid_capstyle="butt")
+        axis.plot(seeds, [row] * len(seeds), ".", color="#7b8794", ms=5, zorder=3)
+        axis.plot([interval.mean], [row], "o", color=colour(0), ms=6.5, zorder=4)
+    axis.set_yticks(range(len(values)), list(values))
+    axis.invert_yaxis()
+    axis.grid(axis="y", visible=False)
+    if floor is not None:
+        axis.axvline(floor, color=INK, lw=1.0, ls=":")
+        axis.annotate("real against real", (floor, 1.0), xycoords=("data", "axes fraction"), fontsize=8, rotation=90,
+                      xytext=(3, -4), textcoords="offset points", va="top")  # fmt: skip
+    axis.set_xlabel(xlabel)
+    return figure
+
+
+def circuit_drawing(circuit: QuantumCircuit, *, fold: int = 24) -> Figure:
+    """The circuit in Qiskit's drawing style; idle qubits left out, wrapped after `fold` layers."""
+    drawn = circuit.draw("mpl", idle_wires=False, fold=fold, style={"fontsize": 9, "subfontsize": 6}, scale=0.75)
+    if not isinstance(drawn, Figure):
+        raise InvalidInputError("the circuit cannot be drawn; it has no gates")
+    return drawn
+
+
+def device_layout(target: Any, physical_qubits: Sequence[int], *, title: str = "") -> Figure:
+    """Coupling map of a device (a qiskit Target) with the qubits and couplers in use marked."""
+    edges = sorted({(min(a, b), max(a, b)) for a, b in target.build_coupling_map().get_edges()})
+    place = _coordinates(int(target.num_qubits), edges)
+    xs, ys = zip(*place.values(), strict=True)
+    width, height = max(xs) - min(xs) + 1, max(ys) - min(ys) + 1
+    scale = min(0.55, 9.0 / width)
+    figure = Figure(figsize=(max(3.0, scale * width), max(2.2, scale * height) + 0.4), layout="constrained")
+    axis = figure.subplots()
+    used = set(physical_qubits)
+    for a, b in edges:
+        both = a in used and b in used
+        axis.plot(
+            *zip(place[a], place[b], strict=True), color=colour(1) if both else FAINT, lw=3 if both else 1.4, zorder=1
+        )
+    for qubit, (x, y) in place.items():
+        mark = qubit in used
+        axis.plot(x, y, "o", color=colour(1) if mark else "#eef1f4", ms=13 if mark else 8, mec=FAINT, mew=0.8, zorder=2)
+        if mark or len(place) <= 30:
+            axis.annotate(str(qubit), (x, y), ha="center", va="center", fontsize=6.5, color="white" if mark else INK)
+    axis.set_aspect("equal")
+    axis.invert_yaxis()
+    axis.set_axis_off()
+    if title:
+        axis.set_title(title, fontsize=10, color=INK)
+    return figure
+
+
+def smoothed(values: ArrayLike, window: int = 5) -> np.ndarray:
+    """Centred running mean (shorter windows at the ends), so that the eye can follow noisy curves."""
+    line = np.asarray(values, dtype=np.float64)
+    half = min(window // 2, (len(line) - 1) // 2)
+    return np.array([line[max(0, i - half) : i + half + 1].mean() for i in range(len(line))])
+
+
+def _coordinates(n_qubits: int, edges: Sequence[tuple[int, int]]) -> dict[int, tuple[float, float]]:
+    """Drawing positions: neighbours with consecutive numbers lie in a row, all others above and below each other.
+
+    That is how IBM numbers its lattices. Where it puts two qubits on one spot, they go on a circle instead.
+    """
+    neighbours: dict[int, list[int]] = {qubit: [] for qubit in range(n_qubits)}
+    for a, b in edges:
+        neighbours[a].append(b)
+        neighbours[b].append(a)
+    place: dict[int, tuple[float, float]] = {0: (0.0, 0.0)}
+    queue = [0]
+    while queue:
+        qubit = queue.pop(0)
+        x, y = place[qubit]
+        for other in neighbours[qubit]:
+            if other in place:
+                continue
+            step = other - qubit
+            place[other] = (x + step, y) if abs(step) == 1 else (x, y + (1 if step > 0 else -1))
+            queue.append(other)
+    if len(place) == n_qubits and len(set(place.values())) == n_qubits:
+        return place
+    turn = 2 * np.pi / n_qubits
+    radius = n_qubits / 5
+    return {q: (float(radius * np.cos(turn * q)), float(radius * np.sin(turn * q))) for q in range(n_qubits)}
+
+
+def _tile(images: np.ndarray, rows: int) -> np.ndarray:
+    """[N, C, H, W] in [−1, 1] → one picture in [0, 1] with a thin light line between the images."""
+    columns = len(images) // rows
+    pixels = np.clip((images[: rows * columns] + 1) / 2, 0, 1)
+    pixels = np.pad(pixels, ((0, 0), (0, 0), (0, 1), (0, 1)), constant_values=0.85)
+    _, channels, height, width = pixels.shape
+    grid = pixels.reshape(rows, columns, channels, height, width).transpose(2, 0, 3, 1, 4)
+    grid = grid.reshape(channels, rows * height, columns * width)
+    return grid[0] if channels == 1 else grid.transpose(1, 2, 0)
+
+
+def _single(width: float, height: float) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axis = figure.subplots()
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.grid(color=FAINT, lw=0.6)
+    axis.set_axisbelow(True)
+    return figure, axis
+
+
+def _legend(axis: Axes) -> None:
+    axis.legend(frameon=False, fontsize=9, ncols=2 if len(axis.get_legend_handles_labels()[0]) > 4 else 1)
