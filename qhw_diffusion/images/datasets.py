@@ -1,0 +1,192 @@
+"""The data sets: scikit-learn's digits (embedded), MNIST at 16×16 and 28×28 (from disk, or downloaded)."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.error import URLError
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import DamagedFileError, InvalidInputError, MissingDataError, UnknownNameError
+
+DATASETS = ("digits", "mnist16", "mnist28")
+SPLITS = ("train", "heldout")
+_DIGITS_HELDOUT = 597  # of 1,797: the other 1,200 train
+_DIGITS_SPLIT_SEED = 0
+_MNIST_FILES = (
+    "train-images-idx3-ubyte",
+    "train-labels-idx1-ubyte",
+    "t10k-images-idx3-ubyte",
+    "t10k-labels-idx1-ubyte",
+)
+
+
+@dataclass(frozen=True)
+class ImageDataset:
+    """Labelled grey images held in memory.
+
+    Attributes:
+        images: float32 [N, C, H, W] in [-1, 1].
+        labels: int64 [N], 0 … n_classes − 1.
+        name: one of `DATASETS` for a data set loaded here; free for one's own.
+        split: "train" or "heldout".
+        n_classes: number of classes.
+    """
+
+    images: Tensor
+    labels: Tensor
+    name: str
+    split: str
+    n_classes: int = 10
+
+    def __post_init__(self) -> None:
+        if self.images.ndim != 4 or self.labels.shape != self.images.shape[:1]:
+            raise InvalidInputError(
+                f"images {tuple(self.images.shape)} and labels {tuple(self.labels.shape)} do not fit: "
+                "need [N, C, H, W] and [N]"
+            )
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+        _, channels, height, width = self.images.shape
+        return channels, height, width
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the labels and the images as bytes 0…255: says that two machines hold the same split."""
+        digest = hashlib.sha256(self.labels.numpy().astype("<i8").tobytes())
+        digest.update(((self.images + 1) * 127.5).round().to(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
+    def subset(self, indices: Tensor) -> ImageDataset:
+        """The images at the given int64 indices, in that order."""
+        return ImageDataset(self.images[indices], self.labels[indices], self.name, self.split, self.n_classes)
+
+
+def load_dataset(
+    name: str, split: str = "train", data_root: str | Path | None = None, *, download: bool = True
+) -> ImageDataset:
+    """A data set with its fixed split.
+
+    `digits`: scikit-learn's 8×8 digits, 1,200 train / 597 held out, stratified by class with a fixed seed; needs no
+    files. `mnist28`: MNIST as published (60,000 / 10,000). `mnist16`: the same, anti-aliased bilinear to 16×16.
+
+    Args:
+        name: one of `DATASETS`.
+        split: "train" or "heldout".
+        data_root: folder of MNIST in torchvision's layout (`data_root/MNIST/raw/*`, decompressed or .gz; a read-only
+            folder of .gz files is decompressed into the cache folder). Default: $QHW_DATA_ROOT, else
+            ~/.cache/qhw_diffusion/data.
+        download: fetch MNIST through torchvision when it is not there and the folder is writable.
+
+    Raises:
+        UnknownNameError: unknown name or split.
+        MissingDataError: MNIST is neither in `data_root` nor downloadable from here.
+        DamagedFileError: the files are there but are not MNIST.
+    """
+    if name not in DATASETS:
+        raise UnknownNameError.of("data set", name, DATASETS)
+    if split not in SPLITS:
+        raise UnknownNameError.of("split", split, SPLITS)
+    if name == "digits":
+        return _digits(split)
+    images, labels = _mnist(split, Path(data_root) if data_root is not None else default_data_root(), download)
+    if name == "mnist16":
+        images = torch.nn.functional.interpolate(images, size=(16, 16), mode="bilinear", antialias=True)
+    return ImageDataset(images * 2 - 1, labels, name, split)
+
+
+def default_data_root() -> Path:
+    """$QHW_DATA_ROOT, else the cache folder."""
+    given = os.environ.get("QHW_DATA_ROOT")
+    return Path(given) if given else cache_folder() / "data"
+
+
+def cache_folder() -> Path:
+    """$QHW_CACHE, else ~/.cache/qhw_diffusion: downloads and decompressed copies."""
+    given = os.environ.get("QHW_CACHE")
+    return Path(given) if given else Path.home() / ".cache" / "qhw_diffusion"
+
+
+def _digits(split: str) -> ImageDataset:
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    raw = load_digits()
+    train, heldout = train_test_split(
+        np.arange(len(raw.target)), test_size=_DIGITS_HELDOUT, random_state=_DIGITS_SPLIT_SEED, stratify=raw.target
+    )
+    chosen = np.sort(train if split == "train" else heldout)
+    images = torch.from_numpy(raw.images[chosen].astype(np.float32)).unsqueeze(1) / 8 - 1  # pixels are 0 … 16
+    return ImageDataset(images, torch.from_numpy(raw.target[chosen].astype(np.int64)), "digits", split)
+
+
+def _mnist(split: str, root: Path, download: bool) -> tuple[Tensor, Tensor]:
+    """Images float32 [N, 1, 28, 28] in [0, 1], labels int64 [N]."""
+    from torchvision.datasets import MNIST
+
+    folder = _mnist_root(root, download)
+    try:
+        data = MNIST(str(folder), train=split == "train", download=False)
+    except (RuntimeError, ValueError, AssertionError, EOFError) as error:
+        raise DamagedFileError(f"the files under {folder / 'MNIST' / 'raw'} are not MNIST: {error}") from error
+    expected = 60_000 if split == "train" else 10_000
+    if data.data.shape != (expected, 28, 28) or data.targets.shape != (expected,):
+        raise DamagedFileError(
+            f"MNIST under {folder} has {tuple(data.data.shape)} images and {tuple(data.targets.shape)} labels; "
+            f"expected ({expected}, 28, 28) and ({expected},): delete the files and fetch them again"
+        )
+    return data.data.unsqueeze(1).float() / 255, data.targets.long()
+
+
+def _mnist_root(root: Path, download: bool) -> Path:
+    """A folder that torchvision can read: `root` itself, a decompressed copy, or a fresh download."""
+    raw = root / "MNIST" / "raw"
+    if all((raw / name).is_file() for name in _MNIST_FILES):
+        return root
+    if all((raw / f"{name}.gz").is_file() for name in _MNIST_FILES):
+        return _decompressed(raw)
+    from torchvision.datasets import MNIST
+
+    advice = f"put MNIST's four files into {raw} (data_root/MNIST/raw, as torchvision lays them out)"
+    if not download:
+        raise MissingDataError(f"no MNIST under {root} and download=False: {advice}")
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        MNIST(str(root), download=True)
+    except (RuntimeError, URLError, OSError) as error:
+        raise MissingDataError(f"no MNIST under {root}, and it could not be downloaded ({error}): {advice}") from error
+    return root
+
+
+def _decompressed(raw: Path) -> Path:
+    """Decompress the .gz files into the cache folder, once per set of files (keyed by their path, size and date)."""
+    stats = [(raw / f"{name}.gz").stat() for name in _MNIST_FILES]
+    key = hashlib.sha256(repr([str(raw.resolve()), *((s.st_size, s.st_mtime_ns) for s in stats)]).encode()).hexdigest()
+    target = cache_folder() / "decompressed" / key[:16]
+    folder = target / "MNIST" / "raw"
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in _MNIST_FILES:
+        if (folder / name).is_file():
+            continue
+        with tempfile.NamedTemporaryFile(dir=folder, delete=False) as out:
+            try:
+                with gzip.open(raw / f"{name}.gz") as packed:
+                    shutil.copyfileobj(packed, out)
+            except (OSError, EOFError) as error:  # BadGzipFile is an OSError
+                os.unlink(out.name)
+                raise DamagedFileError(f"{raw / name}.gz is not a readable gzip file: {error}") from error
+        os.replace(out.name, folder / name)
+    return target
