@@ -1,0 +1,113 @@
+"""Circuits as files: QPY to read back exactly, OpenQASM 3 to be read by people and other tools.
+
+QPY from version 13 on holds structured data only. Older versions are refused: they carry parameter expressions as
+SymEngine archives, which can hold pickles. Qiskit's reader takes many damaged files for good ones and hangs on some, so
+the QPY file ends in the SHA-256 of what comes before; `qiskit.qpy.load` reads it all the same and ignores the ending.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import tempfile
+import warnings
+from pathlib import Path
+
+from qiskit import qasm3, qpy
+from qiskit.circuit import QuantumCircuit
+
+from qhw_diffusion.errors import DamagedFileError, InvalidInputError, MissingDataError
+
+MIN_QPY_VERSION = 13
+_SEAL = b"\nsha256 "
+_SEAL_LENGTH = len(_SEAL) + 64
+_MAX_BYTES = 64 * 2**20
+
+
+def save_circuit(circuit: QuantumCircuit, folder: str | Path, name: str = "circuit") -> tuple[Path, Path]:
+    """Write ``<name>.qpy`` and ``<name>.qasm`` (OpenQASM 3) into `folder`, each atomically.
+
+    Args:
+        circuit: logical or ISA circuit; a transpiled one keeps its layout in the QPY file and names physical qubits
+            (``$12``) in the OpenQASM file.
+        folder: created if missing.
+        name: file name without ending.
+
+    Returns:
+        The paths of the two files.
+
+    Raises:
+        InvalidInputError: not a circuit, or a name with a path separator.
+    """
+    if not isinstance(circuit, QuantumCircuit):
+        raise InvalidInputError(f"circuit must be a qiskit QuantumCircuit, not {type(circuit).__name__}")
+    if not name or name == ".." or Path(name).name != name:
+        raise InvalidInputError(f"circuit name {name!r} must be a plain file name without ending")
+    # Both texts first: a circuit that cannot be written leaves no half of the pair behind.
+    buffer = io.BytesIO()
+    qpy.dump(circuit, buffer)
+    text = qasm3.dumps(circuit)
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = folder / f"{name}.qpy", folder / f"{name}.qasm"
+    _write(paths[0], buffer.getvalue() + _seal(buffer.getvalue()))
+    _write(paths[1], text.encode())
+    return paths
+
+
+def load_circuit(path: str | Path) -> QuantumCircuit:
+    """The circuit of a ``.qpy`` file written by `save_circuit` (parameters, layout and name included).
+
+    Args:
+        path: the QPY file, or a folder that holds ``circuit.qpy``.
+
+    Raises:
+        MissingDataError: no such file.
+        DamagedFileError: not a QPY file, damaged, of a version below 13 or of a newer Qiskit, without the
+            checksum that `save_circuit` adds, or not exactly one circuit.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = path / "circuit.qpy"
+    if not path.is_file():
+        raise MissingDataError(f"circuit file {str(path)!r} does not exist")
+    if path.stat().st_size > _MAX_BYTES:
+        raise DamagedFileError(f"{path} is too large for a circuit (over {_MAX_BYTES >> 20} MiB)")
+    data = path.read_bytes()
+    if len(data) < 7 or data[:6] != b"QISKIT":
+        raise DamagedFileError(f"{path} is not a QPY file; save_circuit writes one")
+    if not MIN_QPY_VERSION <= data[6] <= qpy.common.QPY_VERSION:
+        raise DamagedFileError(
+            f"{path} is QPY version {data[6]}; this Qiskit and package read {MIN_QPY_VERSION} to "
+            f"{qpy.common.QPY_VERSION}: save it again with a matching Qiskit"
+        )
+    body, seal = data[:-_SEAL_LENGTH], data[-_SEAL_LENGTH:]
+    if seal != _seal(body):
+        raise DamagedFileError(f"{path} is damaged (its checksum does not match), or was not written by save_circuit")
+    try:
+        with warnings.catch_warnings():
+            # A newer Qiskit of the same QPY version: readable, and said in the run's manifest.
+            warnings.simplefilter("ignore", UserWarning)
+            circuits = qpy.load(io.BytesIO(body))
+    except Exception as error:
+        raise DamagedFileError(f"{path} is a damaged QPY file: {error}") from error
+    if len(circuits) != 1 or not isinstance(circuits[0], QuantumCircuit):
+        raise DamagedFileError(f"{path} holds {len(circuits)} programs; one circuit is expected")
+    return circuits[0]
+
+
+def _seal(body: bytes) -> bytes:
+    return _SEAL + hashlib.sha256(body).hexdigest().encode()
+
+
+def _write(path: Path, data: bytes) -> None:
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+        os.chmod(temporary, 0o644)  # mkstemp makes it private; a run folder's files are readable
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
