@@ -117,20 +117,23 @@ _RECIPES: dict[str, dict[str, Any]] = {
     "mnist16": {
         "dataset": "mnist16",
         "image_shape": (1, 16, 16),
-        "channels": (16, 32, 32),
-        "attention": (False, False, True),
-        "steps": 4000,
-        "ema_decay": 0.999,
+        "channels": (32, 32),
+        "attention": (False, False),
+        "patch": 2,
+        "steps": 3000,
+        "ema_decay": 0.998,
         "log_every": 50,
     },
     "mnist28": {
         "dataset": "mnist28",
         "image_shape": (1, 28, 28),
-        "channels": (16, 32, 48),
-        "attention": (False, False, True),
-        "steps": 6000,
-        "ema_decay": 0.999,
+        "channels": (32, 48),
+        "attention": (False, False),
+        "patch": 2,
+        "steps": 4000,
+        "ema_decay": 0.998,
         "log_every": 50,
+        "norm_groups": 8,
     },
 }
 
@@ -232,14 +235,13 @@ class Backbone(nn.Module):
 
     def save(self, path: str | Path) -> None:
         """Write half-precision weights and the configuration, recipe and loss history into the folder `path`."""
-        config = {
-            "kind": "backbone",
+        description = {
             "config": self.config.to_dict(),
             "n_parameters": self.n_parameters,
             "history": self.history,
             "provenance": self.provenance,
         }
-        save_model(path, self.unet.state_dict(), config)
+        save_model(path, self.unet.state_dict(), "backbone", description)
 
     @classmethod
     def load(cls, name_or_path: str | Path) -> Backbone:

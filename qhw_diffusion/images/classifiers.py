@@ -142,14 +142,13 @@ class Classifier(nn.Module):
 
     def save(self, path: str | Path) -> None:
         """Write half-precision weights, configuration and held-out accuracy into the folder `path`."""
-        config = {
-            "kind": "classifier",
+        description = {
             "config": self.config.to_dict(),
             "n_parameters": self.n_parameters,
             "accuracy": self.accuracy,
             "provenance": self.provenance,
         }
-        save_model(path, self.state_dict(), config)
+        save_model(path, self.state_dict(), "classifier", description)
 
     @classmethod
     def load(cls, name_or_path: str | Path, role: str) -> Classifier:

@@ -5,19 +5,15 @@ from __future__ import annotations
 import math
 import platform
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import diffusers
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from ..errors import InvalidInputError
+from ..runs import RunFolder, progress
 from .backbone import Backbone, BackboneConfig
 from .datasets import ImageDataset, load_dataset
-
-if TYPE_CHECKING:
-    from ..runs import RunFolder
 
 
 def train_backbone(
@@ -27,7 +23,6 @@ def train_backbone(
     dataset: ImageDataset | None = None,
     data_root: str | Path | None = None,
     max_steps: int | None = None,
-    show_progress: bool = True,
 ) -> Backbone:
     """Train a backbone on the training split; returns the averaged weights, frozen, in evaluation mode.
 
@@ -41,7 +36,6 @@ def train_backbone(
         dataset: what to train on; default: the training split of `config.dataset`.
         data_root: see `load_dataset`.
         max_steps: stop after so many steps of the recipe (its learning-rate schedule unchanged): a brief re-training.
-        show_progress: a progress bar on stderr when it is a terminal.
 
     Raises:
         InvalidInputError: the data set does not fit `config.image_shape` or `config.n_classes`.
@@ -64,7 +58,7 @@ def train_backbone(
     alphas = backbone.alphas_cumprod
     recent: list[float] = []
     backbone.train()
-    with tqdm(total=n_steps, desc=f"backbone {config.dataset}", disable=None if show_progress else True) as bar:
+    with progress(total=n_steps, desc=f"backbone {config.dataset}") as bar:
         for step in range(n_steps):
             rate = config.learning_rate * _rate_factor(step, config)
             for group in optimizer.param_groups:

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from ..errors import InvalidInputError
+from ..runs import RunFolder, progress
 from .classifiers import Classifier, ClassifierConfig, accuracy
 from .datasets import ImageDataset, load_dataset
-
-if TYPE_CHECKING:
-    from ..runs import RunFolder
 
 _LOG_EVERY = 50
 _WARMUP = 50
@@ -28,7 +24,6 @@ def train_classifier(
     dataset: ImageDataset | None = None,
     heldout: ImageDataset | None = None,
     data_root: str | Path | None = None,
-    show_progress: bool = True,
 ) -> Classifier:
     """Train a classifier on its half of the training split; returns it frozen, in evaluation mode.
 
@@ -40,7 +35,6 @@ def train_classifier(
         run: where to log "losses/classifier" and "charts/accuracy", and to write `model/`.
         dataset, heldout: what to train and to measure on; default: the splits of `config.dataset`.
         data_root: see `load_dataset`.
-        show_progress: a progress bar on stderr when it is a terminal.
 
     Raises:
         InvalidInputError: the data set does not fit the configuration.
@@ -63,7 +57,7 @@ def train_classifier(
     recent: list[float] = []
     classifier.train()
     label = f"{config.role} classifier {config.dataset}"
-    with tqdm(total=config.steps, desc=label, disable=None if show_progress else True) as bar:
+    with progress(total=config.steps, desc=label) as bar:
         for step in range(config.steps):
             rate = config.learning_rate * _rate_factor(step, config.steps)
             for group in optimizer.param_groups:

@@ -1,20 +1,15 @@
-"""A model on disk: `model.safetensors` + `config.json` in one folder. Nothing is ever unpickled."""
+"""A trained model of this room on disk: `model.safetensors` + `config.json` in one folder, half precision."""
 
 from __future__ import annotations
 
-import json
-import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load as load_tensors
-from safetensors.torch import save as tensors_to_bytes
 from torch import Tensor
 
 from ..errors import DamagedFileError, MissingDataError
+from ..runs import atomic_write_json, read_tensors, write_tensors
 
 FORMAT = 1
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
@@ -25,49 +20,41 @@ def model_folder(path: str | Path) -> Path:
     """The folder that holds the model: `path` itself, or `path/model` when `path` is a run folder.
 
     Raises:
-        MissingDataError: neither holds both files.
+        MissingDataError: neither holds a model.
     """
     path = Path(path)
     for folder in (path, path / "model"):
-        if (folder / WEIGHTS).is_file() and (folder / CONFIG).is_file():
+        if (folder / WEIGHTS).is_file():
             return folder
     raise MissingDataError(
-        f"no model in {path}: need {WEIGHTS} and {CONFIG} there (or in its `model` folder); "
+        f"no model in {path}: need {WEIGHTS} there (or in its `model` folder); "
         f"shipped models: {', '.join(sorted(p.name for p in SHIPPED.iterdir() if p.is_dir()))}"
     )
 
 
-def save_model(folder: str | Path, state: dict[str, Tensor], config: dict[str, Any], *, half: bool = True) -> None:
-    """Write weights (half precision by default) and configuration, each atomically; creates the folder."""
+def half_precision(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The state with its floating-point entries rounded to half precision, as it will stand in the file."""
+    return {k: v.to(torch.float16) if v.is_floating_point() else v for k, v in state.items()}
+
+
+def save_model(folder: str | Path, state: dict[str, Tensor], kind: str, description: dict[str, Any]) -> None:
+    """Write weights in half precision, with the description in the file's header and, for people, in config.json."""
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    dtype = torch.float16 if half else torch.float32
-    tensors = {k: (v.to(dtype) if v.is_floating_point() else v).contiguous() for k, v in state.items()}
-    _write(folder / WEIGHTS, tensors_to_bytes(tensors, metadata={"format": "pt"}))
-    _write(folder / CONFIG, (json.dumps({"format": FORMAT, **config}, indent=1, sort_keys=True) + "\n").encode())
+    description = {"format": FORMAT, "kind": kind, **description}
+    write_tensors(folder / WEIGHTS, half_precision(state), description, kind="model")
+    atomic_write_json(folder / CONFIG, description)
 
 
 def load_model(folder: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """(state in float32, configuration) of a folder written by `save_model` with configuration["kind"] == kind.
+    """(state in float32, description) of a folder written by `save_model` with the same kind.
 
     Raises:
-        DamagedFileError: unreadable, of another kind or of another format version.
+        DamagedFileError: unreadable, altered, of another kind or of another format version.
     """
-    try:
-        config = json.loads((folder / CONFIG).read_text())
-        state = load_tensors((folder / WEIGHTS).read_bytes())
-    except (SafetensorError, ValueError, OSError) as error:  # JSON and Unicode errors are ValueErrors
-        raise DamagedFileError(f"the model in {folder} cannot be read ({error}): fetch or train it again") from error
-    given = (config.get("format"), config.get("kind")) if isinstance(config, dict) else None
+    state, description = read_tensors(folder / WEIGHTS, kind="model")
+    given = (description.get("format"), description.get("kind"))
     if given != (FORMAT, kind):
         raise DamagedFileError(
-            f"{folder / CONFIG} is not a {kind} of format {FORMAT} (found format and kind {given}): train it again"
+            f"{folder / WEIGHTS} is not a {kind} of format {FORMAT} (found format and kind {given}): train it again"
         )
-    return {k: v.float() if v.is_floating_point() else v for k, v in state.items()}, config
-
-
-def _write(path: Path, data: bytes) -> None:
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as out:
-        out.write(data)
-    os.chmod(out.name, 0o644)
-    os.replace(out.name, path)
+    return {k: v.float() if v.is_floating_point() else v for k, v in state.items()}, description
