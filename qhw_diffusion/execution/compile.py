@@ -1,4 +1,4 @@
-"""QuantumCircuit + Device → CompiledCircuit: transpiled once with a seed, observables laid out, parameters in two groups."""
+"""QuantumCircuit + Device → CompiledCircuit: transpiled once with a seed, observables laid out, parameters grouped."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class CompiledCircuit:
         """Seconds from the first to the last gate (no measurement); None where the device states no durations."""
         if self.device.target is None:
             return None
-        bound = self.isa.assign_parameters({p: 0.0 for p in self.isa.parameters})  # durations do not depend on angles
+        bound = self.isa.assign_parameters(dict.fromkeys(self.isa.parameters, 0.0))  # durations do not depend on angles
         return float(bound.estimate_duration(self.device.target, unit="s"))
 
     @cached_property
@@ -204,8 +204,8 @@ def _check(
         # Anything with classical bits or blocks is a measurement or control flow; the rest is caught after translation.
         if instruction.clbits or operation.name in ("reset", "delay", "initialize") or hasattr(operation, "blocks"):
             raise UnsupportedCircuitError(
-                f"operation {operation.name!r} is not supported: only rotations and fixed gates are (remove measurements; "
-                "expectation values are taken of the observables)"
+                f"operation {operation.name!r} is not supported: only rotations and fixed gates are "
+                "(remove measurements; expectation values are taken of the observables)"
             )
         for value in operation.params:
             if isinstance(value, ParameterExpression):

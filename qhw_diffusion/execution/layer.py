@@ -69,9 +69,9 @@ class QuantumLayer(nn.Module):
             raise InvalidInputError(f"inputs must be a tensor of shape [batch, {n}], given {given}")
         if inputs.shape[0] == 0:
             raise InvalidInputError("inputs has no rows; give at least one sample")
+        simulator = self._simulator(inputs.shape[0])
         if not bool(torch.isfinite(inputs).all()):
             raise InvalidInputError("inputs contain NaN or infinity; check what produced them")
-        simulator = self._simulator(inputs.shape[0])
         return simulator(inputs.to(self.weight.dtype), self.weight)
 
     def with_engine(self, engine: str) -> QuantumLayer:
@@ -111,7 +111,10 @@ class QuantumLayer(nn.Module):
 
     def extra_repr(self) -> str:
         c = self.compiled
-        return f"{c.n_inputs} inputs, {c.n_weights} weights, {c.n_observables} observables, engine={self.engine}, device={c.device.name}"
+        return (
+            f"{c.n_inputs} inputs, {c.n_weights} weights, {c.n_observables} observables, "
+            f"engine={self.engine}, device={c.device.name}"
+        )
 
     def _apply(self, fn: Callable, recurse: bool = True) -> QuantumLayer:
         module = super()._apply(fn, recurse)

@@ -31,7 +31,12 @@ ROTATIONS: dict[str, np.ndarray] = {
     "ryy": _CX @ np.kron(_SX, _SX),
     "rzx": _CX @ np.kron(_H, _I),
 }
-FIXED_GATES = frozenset("id x y z h s sdg t tdg sx sxdg cx cy cz ch swap iswap ecr dcx csx".split())
+# fmt: off
+FIXED_GATES = frozenset([
+    "id", "x", "y", "z", "h", "s", "sdg", "t", "tdg", "sx", "sxdg",
+    "cx", "cy", "cz", "ch", "swap", "iswap", "ecr", "dcx", "csx",
+])
+# fmt: on
 _IGNORED = frozenset({"barrier"})
 
 
@@ -102,7 +107,7 @@ def affine_coefficients(expression: ParameterExpression, gate: str) -> tuple[dic
                 f"gate {gate!r} has the angle {expression}, which is not affine in {parameter.name!r}; "
                 "allowed are sums of parameters times numbers (compute products outside the circuit)"
             ) from error
-    bound = expression.bind({p: 0.0 for p in expression.parameters})
+    bound = expression.bind(dict.fromkeys(expression.parameters, 0.0))
     offset = complex(bound).real
     return coefficients, float(offset)
 
@@ -136,7 +141,7 @@ def lower(
         if angles:
             if gate.name not in ROTATIONS:
                 raise UnsupportedCircuitError(
-                    f"parametrised gate {gate.name!r} is not supported; parametrised gates may be {', '.join(sorted(ROTATIONS))}"
+                    f"parametrised gate {gate.name!r} is not supported; allowed are {', '.join(sorted(ROTATIONS))}"
                 )
             input_row, weight_row = np.zeros(len(inputs)), np.zeros(len(weights))
             coefficients, offset = affine_coefficients(angles[0], gate.name)

@@ -6,17 +6,19 @@ complex numbers; what differs is the fixed maps (unitaries or channels) and how 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import Tensor
 
+from qhw_diffusion.execution.evolve import DenseChain, LocalChain
 from qhw_diffusion.execution.program import Program
 from qhw_diffusion.execution.stages import (
     LOCAL_DIMENSION,
     PHASE,
     REAL_LOCAL,
     Basis,
-    Block,
     Part,
     Stages,
     arrange,
@@ -46,22 +48,21 @@ class Simulator:
     def __init__(self, program: Program, basis: Basis, dtype: torch.dtype, device: torch.device) -> None:
         self.stages: Stages = arrange(program, basis)
         self.dtype, self.device = dtype, device
-        self._prefix = _Angles(self.stages.prefix_rotations, program, self._real)
-        self._body = _Angles(self.stages.body.rotations, program, self._real)
-        self._tail = _Angles(self.stages.tail.rotations, program, self._real)
-        n = self.stages.n_qubits
-        density, paired = basis == "density", self.stages.paired
+        n, density, paired = self.stages.n_qubits, basis == "density", self.stages.paired
         transform, phase = paired_basis(n) if paired else (None, full_phase(basis, n))
-        self._phase = self._real(phase)  # [n, number of complex entries]
-        # Every qubit starts in |0⟩, the first element of each local basis; [n, b], densities in the real local basis.
-        self._local_phase = self._real(np.array([0.0, -1.0]) if density else PHASE[basis])
-        constant = self._real if density else self._complex
-        self._start = constant(self.stages.prefix_maps[0][:, :, 0])
-        self._prefix_maps = [constant(m.transpose(0, 2, 1)) for m in self.stages.prefix_maps[1:]]
-        self._to_entries = self._complex(REAL_LOCAL.conj()) if density and not paired else None
         self._constant = self._real if paired else self._complex
-        self._body_blocks = self._on_device(self.stages.body)
-        self._tail_blocks = self._on_device(self.stages.tail)
+        self._prefix = self._prefix_chain()
+        self._body = self._part_chain(self.stages.body, self._real(phase))
+        self._tail = self._part_chain(self.stages.tail, self._real(phase))
+        self._tail_backwards = self._tail.transposed() if density else None
+        self._prefix_angles = _Angles(self.stages.prefix_rotations, program, self._real)
+        self._body_angles = _Angles(self.stages.body.rotations, program, self._real)
+        self._tail_angles = _Angles(self.stages.tail.rotations, program, self._real)
+        # Every qubit starts in |0⟩, the first element of each local basis: [n, 1, b].
+        start = np.eye(1, LOCAL_DIMENSION[basis])[None].repeat(n, axis=0)
+        self._start = self._real(start) if density else self._complex(start)
+        self._identity = self._complex(np.eye(self.stages.dimension)) if not density else None
+        self._to_entries = self._complex(REAL_LOCAL.conj()) if density and not paired else None
         self._observables: Tensor | list[tuple[Tensor | None, Tensor]]
         if density:
             observables = _density_observables(program)
@@ -82,82 +83,53 @@ class Simulator:
         if self.stages.basis == "density":
             observables = self._observables
             assert isinstance(observables, Tensor)
-            backwards = len(observables) < batch and not tail.empty
-            if backwards:
-                observables = self._evolve_observables(observables, weights)
-            if self.stages.body.empty and backwards:
+            if len(observables) >= batch or tail.empty:
+                state = self._tail(self._enter(local, inputs, weights), self._tail_angles.shared(weights))
+                return _real_part(state @ observables.T)
+            assert self._tail_backwards is not None
+            observables = self._tail_backwards(observables, self._tail_angles.shared(weights).flip(0))
+            if self.stages.body.empty:
                 return _contract_product(local, observables)
-            state = self._evolve_body(_product(local), inputs, weights)
-            if not backwards:
-                state = self._evolve_tail(state, weights)
-            return _real_part(state @ observables.T)
-        state = self._evolve_body(_product(local), inputs, weights)
+            return _real_part(self._enter(local, inputs, weights) @ observables.T)
+        state = self._enter(local, inputs, weights)
         if not tail.empty:
+            angles = self._tail_angles.shared(weights)
             if self.stages.dimension < batch:
-                identity = torch.eye(self.stages.dimension, dtype=state.dtype, device=state.device)
-                state = state @ self._evolve_tail(identity, weights)
+                state = state @ self._tail(
+                    torch.eye(self.stages.dimension, dtype=state.dtype, device=state.device), angles
+                )
             else:
-                state = self._evolve_tail(state, weights)
+                state = self._tail(state, angles)
         return self._state_expectations(state)
 
     def _local_states(self, inputs: Tensor, weights: Tensor) -> Tensor:
-        """[B, n, b]: one small vector a qubit, as long as the qubits have not met."""
-        local = self._start.expand(len(inputs), -1, -1)
-        if self._prefix_maps:
-            angles = self._prefix(inputs, weights)  # [B, S, n]
-            phases = _unit(angles.unsqueeze(-1) * self._local_phase)  # [B, S, n, complex entries]
-            for s, maps in enumerate(self._prefix_maps):
-                local = torch.einsum("bni,nij->bnj", _turn(local, phases[:, s]), maps)
+        """[n, B, b]: one small vector a qubit, as long as the qubits have not met."""
+        angles = self._prefix_angles.per_sample(inputs, weights)  # [S, B, n]
+        local = self._prefix(self._start.expand(-1, len(inputs), -1), angles.mT.unsqueeze(-1))
         return local if self._to_entries is None else local.to(self._to_entries.dtype) @ self._to_entries
 
-    def _evolve_body(self, state: Tensor, inputs: Tensor, weights: Tensor) -> Tensor:
-        body = self.stages.body
-        if body.empty:
-            return state
-        angles = self._body(inputs, weights) if body.n_stages else None
-        for s, blocks in enumerate(self._body_blocks):
-            if s and angles is not None:
-                state = _turn(state, _unit(angles[:, s - 1] @ self._phase))
-            for block, _, forward in blocks:
-                state = self._apply(state, block, forward)
-        return state
+    def _enter(self, local: Tensor, inputs: Tensor, weights: Tensor) -> Tensor:
+        """The product state, taken through the body: [B, D]."""
+        state = _product(local)
+        return state if self.stages.body.empty else self._body(state, self._body_angles.per_sample(inputs, weights))
 
-    def _evolve_tail(self, rows: Tensor, weights: Tensor) -> Tensor:
-        phases = self._tail_phases(weights)
-        for s, blocks in enumerate(self._tail_blocks):
-            if s:
-                rows = _turn(rows, phases[s - 1])
-            for block, _, forward in blocks:
-                rows = self._apply(rows, block, forward)
-        return rows
+    def _prefix_chain(self) -> DenseChain:
+        density = self.stages.basis == "density"
+        constant = self._real if density else self._complex
+        # densities in the real local basis: the pair of populations does not turn, that of coherences does
+        phase = np.array([[0.0, -1.0]]) if density else PHASE["state"][None]
+        return DenseChain(constant(self.stages.prefix_maps.swapaxes(-1, -2)), self._real(phase))
 
-    def _evolve_observables(self, rows: Tensor, weights: Tensor) -> Tensor:
-        """The tail in the Heisenberg picture: transposed maps in reverse order on [M, D]."""
-        phases = self._tail_phases(weights)
-        for s in range(len(self._tail_blocks) - 1, -1, -1):
-            for block, backward, _ in reversed(self._tail_blocks[s]):
-                rows = self._apply(rows, block, backward)
-            if s:
-                # transposed like the maps; on real pairs that is the opposite rotation
-                rows = _turn(rows, phases[s - 1].conj() if self.stages.paired else phases[s - 1])
-        return rows
-
-    def _tail_phases(self, weights: Tensor) -> Tensor:
-        return _unit(self._tail(None, weights) @ self._phase)  # [S, D]
-
-    def _apply(self, rows: Tensor, block: Block, right: Tensor) -> Tensor:
-        """rows [N, D] times a local map from the right (`right` is already transposed as needed)."""
+    def _part_chain(self, part: Part, phase: Tensor) -> DenseChain | LocalChain:
         n, b = self.stages.n_qubits, LOCAL_DIMENSION[self.stages.basis]
-        if len(block.qubits) == n:
-            return rows @ right
-        # Axes of the tensor [N, q_n-1, …, q_0]; the block's own are brought to the end, most significant first.
-        own = [n - q for q in reversed(block.qubits)]
-        order = [axis for axis in range(n + 1) if axis not in own] + own
-        inverse = [order.index(axis) for axis in range(n + 1)]
-        moved = rows.reshape([len(rows)] + [b] * n).permute(order)
-        shape = moved.shape
-        moved = (moved.reshape(-1, len(right)) @ right).reshape(shape)
-        return moved.permute(inverse).reshape(rows.shape)
+        if self.stages.dense:
+            return DenseChain(self._constant(np.stack([blocks[0].matrix.T for blocks in part.blocks])), phase)
+        maps = [
+            # axes of [N, q_n-1, …, q_0], the most significant of the block first
+            [(tuple(n - q for q in reversed(block.qubits)), self._complex(block.matrix.T)) for block in blocks]
+            for blocks in part.blocks
+        ]
+        return LocalChain(maps, phase, n, b)
 
     def _state_expectations(self, state: Tensor) -> Tensor:
         total: Tensor | float = 0.0
@@ -171,12 +143,6 @@ class Simulator:
         assert isinstance(total, Tensor)
         return total
 
-    def _on_device(self, part: Part) -> list[list[tuple[Block, Tensor, Tensor]]]:
-        return [
-            [(block, self._constant(block.matrix), self._constant(block.matrix.T)) for block in blocks]
-            for blocks in part.blocks
-        ]
-
     def _permutation(self, mask: int) -> Tensor:
         return torch.arange(2**self.stages.n_qubits, device=self.device) ^ mask
 
@@ -188,58 +154,48 @@ class Simulator:
 
 
 class _Angles:
-    """θ [.., S, n] of one part, affine in inputs and weights; 0 where a stage does not turn a qubit."""
+    """θ of one part, affine in inputs and weights; 0 where a stage does not turn a qubit."""
 
-    def __init__(self, rotations: np.ndarray, program: Program, real: object) -> None:
-        assert callable(real)
+    def __init__(self, rotations: np.ndarray, program: Program, real: Callable[[np.ndarray], Tensor]) -> None:
         self.shape = rotations.shape
-        flat = rotations.reshape(-1)
-        used = (flat >= 0)[:, None]
-        rows = np.maximum(flat, 0)
-        if len(program.offsets) == 0:
-            rows = rows[:0]
-            used = used[:0]
-        self.inputs = real((program.input_coefficients[rows] * used).T)
-        self.weights = real((program.weight_coefficients[rows] * used).T)
-        self.offsets = real(program.offsets[rows] * used[:, 0])
+        used = rotations.reshape(-1) >= 0
 
-    def __call__(self, inputs: Tensor | None, weights: Tensor) -> Tensor:
-        angles = self.offsets + weights @ self.weights
-        if inputs is None:
-            return angles.reshape(self.shape)
-        return (angles + inputs @ self.inputs).reshape(len(inputs), *self.shape)
+        def rows_of(array: np.ndarray) -> np.ndarray:
+            rows = np.zeros((len(used), *array.shape[1:]))
+            rows[used] = array[rotations.reshape(-1)[used]]
+            return rows
 
+        self.inputs = real(rows_of(program.input_coefficients).T)
+        self.weights = real(rows_of(program.weight_coefficients).T)
+        self.offsets = real(rows_of(program.offsets))
 
-def _unit(angle: Tensor) -> Tensor:
-    """exp(i·angle)."""
-    return torch.polar(torch.ones_like(angle), angle)
+    def shared(self, weights: Tensor) -> Tensor:
+        """[S, 1, n]: the same for every sample."""
+        return (self.offsets + weights @ self.weights).reshape(self.shape[0], 1, self.shape[1])
 
-
-def _turn(rows: Tensor, phases: Tensor) -> Tensor:
-    """Multiply complex rows by phases; real rows are taken as pairs (real part, imaginary part)."""
-    if rows.is_complex():
-        return rows * phases
-    pairs = torch.view_as_complex(rows.reshape(*rows.shape[:-1], -1, 2))
-    return torch.view_as_real(pairs * phases).reshape(rows.shape)
+    def per_sample(self, inputs: Tensor, weights: Tensor) -> Tensor:
+        """[S, B, n]."""
+        angles = (self.offsets + weights @ self.weights) + inputs @ self.inputs
+        return angles.reshape(len(inputs), *self.shape).transpose(0, 1)
 
 
 def _product(local: Tensor) -> Tensor:
-    """[B, n, b] → [B, b^n], qubit n-1 most significant."""
-    state = local[:, -1]
-    for q in range(local.shape[1] - 2, -1, -1):
-        state = (state.unsqueeze(-1) * local[:, q].unsqueeze(1)).reshape(len(local), -1)
+    """[n, B, b] → [B, b^n], qubit n-1 most significant."""
+    state = local[-1]
+    for q in range(len(local) - 2, -1, -1):
+        state = (state.unsqueeze(-1) * local[q].unsqueeze(1)).flatten(1)
     return state
 
 
 def _contract_product(local: Tensor, observables: Tensor) -> Tensor:
     """Σ observables[m, d] · product(local)[b, d] without forming the product: two halves of the qubits at a time."""
-    half = local.shape[1] // 2
+    half = len(local) // 2
     if half == 0:
         return _real_part(_product(local) @ observables.T)
-    low, high = _product(local[:, :half]), _product(local[:, half:])
+    low, high = _product(local[:half]), _product(local[half:])
     m = len(observables)
-    folded = high @ observables.reshape(m, high.shape[1], low.shape[1]).permute(1, 0, 2).reshape(high.shape[1], -1)
-    return _real_part((folded.reshape(len(local), m, -1) @ low.unsqueeze(-1)).squeeze(-1))
+    folded = high @ observables.reshape(m, high.shape[1], low.shape[1]).permute(1, 0, 2).flatten(1)
+    return _real_part((folded.unflatten(1, (m, -1)) * low.unsqueeze(1)).sum(-1))
 
 
 def _real_part(values: Tensor) -> Tensor:

@@ -49,14 +49,11 @@ class Part:
 
     rotations: np.ndarray  # [S, n] int
     blocks: tuple[tuple[Block, ...], ...]  # S + 1
+    empty: bool  # nothing in it but identities
 
     @property
     def n_stages(self) -> int:
         return len(self.rotations)
-
-    @property
-    def empty(self) -> bool:
-        return self.n_stages == 0 and not any(self.blocks)
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,8 +80,13 @@ class Stages:
         return int(LOCAL_DIMENSION[self.basis] ** self.n_qubits)
 
     @property
+    def dense(self) -> bool:
+        """One matrix on all qubits a stage, instead of maps on one or two."""
+        return self.n_qubits <= DENSE_QUBITS[self.basis]
+
+    @property
     def paired(self) -> bool:
-        return self.basis == "density" and self.n_qubits <= DENSE_QUBITS["density"]
+        return self.basis == "density" and self.dense
 
 
 def arrange(program: Program, basis: Basis) -> Stages:
@@ -103,7 +105,8 @@ def arrange(program: Program, basis: Basis) -> Stages:
     parts = []
     for operations in (body, tail):
         turned, fixed = _levels(operations, n)
-        parts.append(Part(turned, tuple(tuple(_fuse(segment, n, basis)) for segment in fixed)))
+        blocks = tuple(tuple(_fuse(segment, n, basis)) for segment in fixed)
+        parts.append(Part(turned, blocks, empty=not operations))
     stages = Stages(basis, n, rotations, maps, *parts)
     return _pair_up(stages) if stages.paired else stages
 
@@ -146,22 +149,14 @@ def _pair_up(stages: Stages) -> Stages:
         from_product = np.kron(from_product, REAL_LOCAL.conj().T)
 
     def real(part: Part, enter: bool) -> Part:
-        blocks = []
+        blocks: list[tuple[Block, ...]] = []
         for s, fused in enumerate(part.blocks):
-            matrix = fused[0].matrix if fused else None
-            if s == 0 and enter:
-                matrix = from_product if matrix is None else matrix @ from_product
-                blocks.append((Block(everything, (transform @ matrix).real),))
-            elif matrix is None:
-                blocks.append(())
-            else:
-                blocks.append((Block(everything, (transform @ matrix @ transform.conj().T).real),))
-        return Part(part.rotations, tuple(blocks))
+            entering = from_product if s == 0 and enter else transform.conj().T
+            blocks.append((Block(everything, (transform @ fused[0].matrix @ entering).real),))
+        return Part(part.rotations, tuple(blocks), part.empty and not enter)
 
     in_body = not stages.body.empty
-    return replace(
-        stages, body=real(stages.body, in_body) if in_body else stages.body, tail=real(stages.tail, not in_body)
-    )
+    return replace(stages, body=real(stages.body, in_body), tail=real(stages.tail, not in_body))
 
 
 def _split(program: Program) -> tuple[list, list, list]:
@@ -234,8 +229,6 @@ def embed(matrix: np.ndarray, qubits: tuple[int, ...], target: tuple[int, ...], 
 def _fuse(segment: list[FixedMap], n: int, basis: Basis) -> list[Block]:
     """Multiply neighbouring maps together: everything into one matrix if small enough, else per pair of qubits."""
     b = LOCAL_DIMENSION[basis]
-    if not segment:
-        return []
     if n <= DENSE_QUBITS[basis]:
         everything = tuple(range(n))
         product = np.eye(b**n, dtype=complex)
