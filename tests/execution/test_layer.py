@@ -219,7 +219,7 @@ def test_refused_circuits_name_the_culprit() -> None:
         compile_with(qc)
     qc = QuantumCircuit(1)
     qc.rz(W[0].sin(), 0)
-    with pytest.raises(UnsupportedCircuitError, match="'rz'.*not affine in 'w0'"):
+    with pytest.raises(UnsupportedCircuitError, match=r"'rz'.*not affine in 'w0'"):
         compile_with(qc)
     qc = QuantumCircuit(1, 1)
     qc.ry(W[0], 0)
@@ -241,7 +241,7 @@ def test_refused_arguments() -> None:
         compile_with(qc, weights=[])
     with pytest.raises(InvalidInputError, match="does not contain: w1"):
         compile_with(qc, weights=W[:2])
-    with pytest.raises(InvalidInputError, match="more than once.*w0"):
+    with pytest.raises(InvalidInputError, match=r"more than once.*w0"):
         compile_with(qc, inputs=W[:1], weights=W[:1])
     with pytest.raises(InvalidInputError, match="acts on 3 qubits, the circuit has 2"):
         compile_with(qc, observables=[SparsePauliOp("ZZZ")])
