@@ -1,0 +1,191 @@
+"""The guidance study: sweep constants → tune schedules → train actors → evaluate all on the same seeds → results.
+
+Everything chosen is chosen on the reward side (reward classifier, training images); the judge only measures. A study
+that was stopped goes on where it was: finished pieces of work are files in its folder.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from qhw_diffusion.errors import InvalidInputError, RunFolderError
+from qhw_diffusion.runs import RunFolder, atomic_write_json
+from qhw_diffusion.studies import study_work as work
+from qhw_diffusion.studies.pool import Task, make_executor, run_tasks
+from qhw_diffusion.studies.rivals import Schedule, candidates
+from qhw_diffusion.studies.settings import StudyConfig, label_of
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Number of pieces and U-Net evaluations (one image through the network once) of one part of a study."""
+
+    name: str
+    pieces: int
+    evaluations: int
+
+
+def open_study(
+    path: str | os.PathLike[str], config: StudyConfig, *, command: str | None = None, resume: bool = False
+) -> RunFolder:
+    """A new study folder, or with `resume` the existing one, whose settings must be the ones given.
+
+    Raises RunFolderError when the folder is in use, missing, damaged, or holds a study with other settings.
+    """
+    if not resume:
+        return RunFolder.create(path, kind=work.KIND, config=config.to_dict(), command=command)
+    run = RunFolder.open(path, kind=work.KIND)
+    saved = StudyConfig.from_dict(run.config)
+    if saved != config:
+        stored, given = saved.to_dict(), config.to_dict()
+        changed = ", ".join(name for name in stored if stored[name] != given[name])
+        raise RunFolderError(
+            f"{run.path} holds a study with other settings ({changed}); resume it without changing them"
+        )
+    return run
+
+
+def run_study(run: RunFolder, *, workers: int = 2) -> None:
+    """Do all that is not done yet. Afterwards `analysis.load_results(run)` has everything.
+
+    workers: processes, one thread each; 1 runs everything in this process. KeyboardInterrupt after Ctrl-C, with
+    checkpoints saved.
+    """
+    if workers < 1:
+        raise InvalidInputError(f"workers must be at least 1, got {workers}")
+    config, root = StudyConfig.from_dict(run.config), run.path
+    with _executor(workers) as executor:
+
+        def stage(desc: str, tasks: Sequence[Task]) -> None:
+            run_tasks(tasks, workers=workers, desc=desc, executor=executor)
+
+        stage("sweep", _constant_tasks(root, config))
+        best = best_constant(root, config)
+        stage("schedules", _tuning_tasks(root, config, best.mean))
+        choose_schedules(root, config, best)
+        stage("training", _training_tasks(root, config))
+        stage("evaluation", _evaluation_tasks(root, config))
+
+
+def plan(config: StudyConfig) -> list[Stage]:
+    """What the study will cost. Two U-Net evaluations per image and step: with the label and without."""
+    per_image = 2 * config.n_steps
+    # the grid's size does not depend on where the best constant lies, apart from combinations that cannot be made
+    grid = candidates(1.2, config.tune_means, config.n_steps)
+    tuning = sum(len(found) for found in grid.values())
+    trainings = len(config.actors) * config.seeds
+    evaluations = len(config.evaluated()) * config.seeds
+    per_training = config.ppo.updates * config.ppo.num_envs * per_image
+    return [
+        Stage("sweep of constants", len(config.constants), len(config.constants) * config.sweep_images * per_image),
+        Stage("tuning of schedules", tuning, tuning * config.tune_images * per_image),
+        Stage("trainings", trainings, trainings * per_training),
+        Stage("evaluations", evaluations, evaluations * config.eval_images * per_image),
+    ]
+
+
+def best_constant(root: Path, config: StudyConfig) -> Schedule:
+    """The swept constant with the lowest Fréchet distance on the reward side."""
+    results = [work.read_result(work.sweep_file(root, f"constant-{g:g}")) for g in config.constants]
+    best = min(results, key=lambda result: result["reward_side"]["fd"])
+    return Schedule(**best["schedule"])
+
+
+def choose_schedules(root: Path, config: StudyConfig, best: Schedule) -> None:
+    """Per schedule the candidate with the lowest Fréchet distance on the reward side → choices.json."""
+    chosen = {"constant": best}
+    for name, grid in candidates(best.mean, config.tune_means, config.n_steps).items():
+        results = [(work.read_result(work.sweep_file(root, key_of(c)))["reward_side"]["fd"], c) for c in grid]
+        chosen[name] = min(results, key=lambda pair: pair[0])[1]
+    missing = [name for name in work.SCHEDULES if name not in chosen]
+    if missing:
+        raise InvalidInputError(
+            f"with {config.n_steps} steps and a best constant of {best.mean:g} no schedule of kind "
+            f"{', '.join(missing)} can be made; use more steps or other tune_means"
+        )
+    atomic_write_json(root / "choices.json", {"schedules": {name: s.to_dict() for name, s in chosen.items()}})
+
+
+def key_of(candidate: Schedule) -> str:
+    """File name of a candidate's result."""
+    shape = "".join(f"-{name}{value:g}" for name, value in candidate.shape.items())
+    return f"{candidate.name}-{candidate.mean:.4g}{shape}"
+
+
+def _constant_tasks(root: Path, config: StudyConfig) -> list[Task]:
+    tasks = []
+    for g in config.constants:
+        key = f"constant-{g:g}"
+        if not work.sweep_file(root, key).exists():
+            arguments = {
+                "root": str(root), "key": key, "schedule": Schedule("constant", g).to_dict(),
+                "n_images": config.sweep_images, "judged": True,
+            }  # fmt: skip
+            cost = 2 * config.n_steps * config.sweep_images
+            tasks.append(Task(f"constant g = {g:g}", work.measure_candidate, arguments, cost))
+    return tasks
+
+
+def _tuning_tasks(root: Path, config: StudyConfig, best: float) -> list[Task]:
+    tasks = []
+    cost = 2 * config.n_steps * config.tune_images
+    for grid in candidates(best, config.tune_means, config.n_steps).values():
+        for candidate in grid:
+            key = key_of(candidate)
+            if not work.sweep_file(root, key).exists():
+                arguments = {
+                    "root": str(root), "key": key, "schedule": candidate.to_dict(),
+                    "n_images": config.tune_images, "judged": False,
+                }  # fmt: skip
+                tasks.append(Task(candidate.describe(), work.measure_candidate, arguments, cost))
+    if not (root / "calibration.json").exists():
+        tasks.append(Task("calibration", work.calibrate_study, {"root": str(root), "g0": best}, cost))
+    if not (root / "floor.json").exists():
+        tasks.append(Task("real-against-real floor", work.measure_floor, {"root": str(root)}, cost))
+    return tasks
+
+
+def _training_tasks(root: Path, config: StudyConfig) -> list[Task]:
+    tasks = []
+    updates = config.ppo.updates
+    for seed in range(config.seeds):
+        for actor in config.actors:
+            if work.training_done(root, actor, seed, updates):
+                continue
+            log = work.training_folder(root, actor, seed) / "metrics.jsonl"
+
+            def done_share(log: Path = log) -> float:
+                return min(1.0, log.read_bytes().count(b"\n") / updates) if log.exists() else 0.0
+
+            cost = updates * config.ppo.num_envs * 2 * config.n_steps
+            arguments = {"root": str(root), "actor": actor, "seed": seed}
+            tasks.append(Task(f"{label_of(actor)}, seed {seed}", work.train_actor, arguments, cost, done_share))
+    return tasks
+
+
+def _evaluation_tasks(root: Path, config: StudyConfig) -> list[Task]:
+    tasks = []
+    for controller in config.evaluated():
+        for seed in range(config.seeds):
+            if work.evaluation_file(root, controller, seed).exists():
+                continue
+            cost = config.eval_images * 2 * config.n_steps
+            arguments = {"root": str(root), "controller": controller, "seed": seed}
+            tasks.append(Task(f"{label_of(controller)}, seed {seed}", work.evaluate_controller, arguments, cost))
+    return tasks
+
+
+@contextmanager
+def _executor(workers: int) -> Iterator[ProcessPoolExecutor | None]:
+    executor = make_executor(workers)
+    try:
+        yield executor
+    finally:
+        if executor is not None:
+            executor.shutdown(wait=True, cancel_futures=True)
+        work.context.cache_clear()

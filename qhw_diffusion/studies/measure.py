@@ -1,0 +1,85 @@
+"""One controller on one set of starts: images, and what the reward side and the judge say about them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qhw_diffusion.guidance import Controller, GuidanceConfig, RewardConfig, Rollout, rollout
+from qhw_diffusion.images import (
+    accuracy,
+    evaluate_samples,
+    frechet_distance,
+    image_features,
+    kernel_distance,
+    mmd_witness,
+)
+from qhw_diffusion.studies.models import Models
+
+_WITNESS_IMAGES = 2000
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """A rollout and the two sides' numbers: `reward_side` may choose, `judged` only reports (None when not asked)."""
+
+    rollout: Rollout
+    reward_side: dict[str, float]
+    judged: dict[str, float] | None
+
+
+@torch.no_grad()
+def sample_and_measure(
+    models: Models,
+    config: GuidanceConfig,
+    controller: Controller,
+    labels: Tensor,
+    noise: Tensor,
+    *,
+    reward: RewardConfig | None = None,
+    judged: bool = True,
+    batch: int = 128,
+) -> Sampled:
+    """Sample with `controller` from these starts (labels [N], noise [N, C, H, W]) and measure.
+
+    Reward side: "fd", "kd" against the training images and "accuracy", all by the reward classifier; with `reward`
+    also "return", the mean episode reward from its terminal terms and the action penalty (stepwise terms and total
+    variation, which need every intermediate image, are left out). Judged: see `images.evaluate_samples`.
+    """
+    played = rollout(models.backbone, config, labels, noise, controller, proxy=models.reward, batch=batch)
+    features = image_features(models.reward, played.images)
+    side = {
+        "fd": frechet_distance(features, models.train_features),
+        "kd": kernel_distance(features[:_WITNESS_IMAGES], models.train_features[:_WITNESS_IMAGES]),
+        "accuracy": accuracy(models.reward, played.images, labels),
+    }
+    if reward is not None:
+        side["return"] = terminal_return(models, reward, played, features)
+    judgement = None
+    if judged:
+        judgement = evaluate_samples(
+            played.images, labels, models.judge, models.heldout, real_features=models.heldout_features
+        )
+    return Sampled(played, side, judgement)
+
+
+@torch.no_grad()
+def terminal_return(models: Models, reward: RewardConfig, played: Rollout, features: Tensor) -> float:
+    """Mean episode reward of a rollout from the terms that can be computed at its end (see `sample_and_measure`)."""
+    total = -reward.action_penalty * float(played.actions.square().sum(0).mean())
+    if reward.distribution:
+        witness = mmd_witness(features[:_WITNESS_IMAGES], models.train_features).mean()
+        offset, scale = reward.distribution_offset or 0.0, reward.distribution_scale or 1.0
+        total += reward.distribution * (float(witness) - offset) / scale
+    if reward.confidence:
+        logits = models.reward.logits(played.images).log_softmax(1)
+        total += reward.confidence * float(logits.gather(1, played.labels[:, None]).mean())
+    return total
+
+
+def trajectory(played: Rollout) -> dict[str, Any]:
+    """Mean and standard deviation of g over samples, per step, as JSON."""
+    return {"g_mean": played.g.mean(1).tolist(), "g_std": played.g.std(1, correction=0).tolist()}

@@ -1,0 +1,67 @@
+"""What a study works with: backbone, the two classifiers, the two splits, loaded once per process."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from qhw_diffusion.errors import InvalidInputError
+from qhw_diffusion.images import Backbone, Classifier, ImageDataset, image_features, load_dataset
+from qhw_diffusion.studies.settings import ModelConfig
+
+_CHOICE_SEED = 31
+
+
+@dataclass(frozen=True, eq=False)
+class Models:
+    """backbone; reward: the reward classifier; judge; train: the reward side's images; heldout: the judge's images."""
+
+    backbone: Backbone
+    reward: Classifier
+    judge: Classifier
+    train: ImageDataset
+    heldout: ImageDataset
+
+    @cached_property
+    def train_features(self) -> Tensor:
+        """Training images in the reward classifier's features."""
+        return image_features(self.reward, self.train.images)
+
+    @cached_property
+    def heldout_features(self) -> Tensor:
+        """Held-out images in the judge's features."""
+        return image_features(self.judge, self.heldout.images)
+
+
+def load_models(config: ModelConfig) -> Models:
+    """Load everything `config` names.
+
+    Raises MissingDataError when something is not there, InvalidInputError when the parts do not fit each other.
+    """
+    backbone = Backbone.load(config.backbone or config.data)
+    reward = Classifier.load(config.reward_classifier or config.data, role="reward")
+    judge = Classifier.load(config.judge or config.data, role="judge")
+    train = load_dataset(config.data, "train", config.data_root)
+    heldout = load_dataset(config.data, "heldout", config.data_root)
+    for name, model in (("backbone", backbone), ("reward classifier", reward), ("judge", judge)):
+        if tuple(model.image_shape) != train.image_shape or model.n_classes != train.n_classes:
+            raise InvalidInputError(
+                f"the {name} is for images {tuple(model.image_shape)} and {model.n_classes} classes, the data set "
+                f"{config.data!r} has {train.image_shape} and {train.n_classes}; name one trained on this data set"
+            )
+    if len(train) > config.reference_images:
+        generator = torch.Generator().manual_seed(_CHOICE_SEED)
+        train = train.subset(torch.randperm(len(train), generator=generator)[: config.reference_images])
+    return Models(backbone, reward, judge, train, heldout)
+
+
+def draw_starts(backbone: Backbone, data: ImageDataset, n: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Labels int64 [n] in the proportions of `data`, and starting noise [n, C, H, W]; both decided by the seed."""
+    generator = torch.Generator().manual_seed(seed)
+    rounds = -(-n // len(data))
+    order = torch.cat([torch.randperm(len(data), generator=generator) for _ in range(rounds)])[:n]
+    noise = torch.randn((n, *backbone.image_shape), generator=generator)
+    return data.labels[order], noise

@@ -1,0 +1,188 @@
+"""Settings of trainings and studies: frozen dataclasses, each field documented, saved as JSON with every result."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import inspect
+import math
+import textwrap
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Self, get_type_hints
+
+from qhw_diffusion.errors import InvalidInputError, UnknownNameError
+from qhw_diffusion.guidance import ActorConfig, PPOConfig, RewardConfig
+from qhw_diffusion.guidance.schedules import SCHEDULES
+from qhw_diffusion.studies.rivals import LABELS
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Round trip through JSON, nested settings included; unknown keys are refused: a typo never becomes a default."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings as JSON types."""
+        return {f.name: _plain(getattr(self, f.name)) for f in dataclasses.fields(self)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Inverse of `to_dict`. Raises UnknownNameError for a setting that does not exist."""
+        types = get_type_hints(cls)
+        names = [f.name for f in dataclasses.fields(cls)]
+        given: dict[str, Any] = {}
+        for name, value in values.items():
+            if name not in names:
+                raise UnknownNameError.of(f"{cls.__name__} setting", name, names)
+            if hasattr(types[name], "from_dict") and isinstance(value, Mapping):
+                value = types[name].from_dict(value)
+            given[name] = tuple(value) if isinstance(value, list) else value
+        return cls(**given)
+
+    def replace(self, **changes: Any) -> Self:
+        """A copy with some settings changed (validated again)."""
+        return dataclasses.replace(self, **changes)
+
+
+@dataclass(frozen=True)
+class ModelConfig(Settings):
+    """Data set, backbone and the two classifiers. A shipped one is named by its data set, others by their folder."""
+
+    data: str = "digits"
+    """Data set: digits, mnist16 or mnist28."""
+    data_root: str | None = None
+    """Folder that holds MNIST (torchvision's layout); digits need none."""
+    backbone: str | None = None
+    """Folder of a trained backbone; without it the one shipped for the data set."""
+    reward_classifier: str | None = None
+    """Folder of the reward classifier; without it the shipped one."""
+    judge: str | None = None
+    """Folder of the judging classifier; without it the shipped one."""
+    reference_images: int = 5000
+    """Training images (at most) that the reward side compares with, a fixed random choice."""
+
+    def __post_init__(self) -> None:
+        _require(self.reference_images >= 10, f"reference_images must be at least 10, got {self.reference_images}")
+
+
+# the standard line-up: name → (label in tables, what differs from the study's base actor)
+ACTORS: dict[str, tuple[str, dict[str, Any]]] = {
+    "quantum": ("quantum, trained under noise", {"kind": "quantum", "engine": "noisy"}),
+    "quantum_ideal": ("quantum, trained without noise", {"kind": "quantum", "engine": "ideal"}),
+    "chain": ("quantum, chain instead of ring", {"kind": "quantum", "engine": "noisy", "entanglement": "chain"}),
+    "reuploading": ("quantum, data re-uploading", {"kind": "quantum", "engine": "noisy", "reuploading": True}),
+    "unentangled": ("unentangled circuit", {"kind": "unentangled", "engine": "noisy"}),
+    "frozen": ("frozen random circuit", {"kind": "frozen", "engine": "noisy"}),
+    "matched": ("MLP, matched size", {"kind": "matched"}),
+    "mlp": ("MLP, 9,282 parameters", {"kind": "mlp"}),
+    "annealing": ("annealing MLP (2 inputs)", {"kind": "annealing"}),
+}
+
+
+@dataclass(frozen=True)
+class StudyConfig(Settings):
+    """A guidance study: sweep, training, evaluation, everything on the same seeds."""
+
+    models: ModelConfig = field(default_factory=ModelConfig)
+    actor: ActorConfig = field(default_factory=ActorConfig)
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    ppo: PPOConfig = field(default_factory=PPOConfig)
+    actors: tuple[str, ...] = ("quantum", "matched", "frozen")
+    """Actors to train."""
+    n_steps: int = 6
+    """DDIM steps; report them with every claim."""
+    seeds: int = 5
+    """Seeds: seed k is one training of every actor and one evaluation of every controller."""
+    constants: tuple[float, ...] = (0.8, 1.0, 1.1, 1.2, 1.35, 1.5, 1.75, 2.0, 3.0, 5.0)
+    """Constant guidance scales to sweep."""
+    sweep_images: int = 600
+    """Images per constant in the sweep."""
+    tune_images: int = 300
+    """Images per candidate when a schedule's parameters are tuned."""
+    tune_means: tuple[float, ...] = (1.0, 1.25)
+    """Mean scales tried for every schedule, in units of the best constant."""
+    eval_images: int = 597
+    """Images per evaluation."""
+    action_limit: float = 2.0
+    """Largest |ΔCFG|; the guidance range is the best constant ± this, not below 0."""
+    batch: int = 128
+    """Images sampled at a time in sweep and evaluation (a matter of speed only)."""
+
+    def __post_init__(self) -> None:
+        for name in self.actors:
+            if name not in ACTORS:
+                raise UnknownNameError.of("actor", name, ACTORS)
+        _require(len(set(self.actors)) == len(self.actors), f"actors named twice: {', '.join(self.actors)}")
+        _require(self.seeds >= 1, f"seeds must be at least 1, got {self.seeds}")
+        _require(self.n_steps >= 1, f"n_steps must be at least 1, got {self.n_steps}")
+        _require(self.batch >= 1, f"batch must be at least 1, got {self.batch}")
+        for name in ("sweep_images", "tune_images", "eval_images"):
+            _require(getattr(self, name) >= 20, f"{name} must be at least 20, got {getattr(self, name)}")
+        _require(
+            len(self.constants) >= 2 and all(math.isfinite(g) and g >= 0 for g in self.constants),
+            f"constants must be two or more finite scales ≥ 0, got {self.constants}",
+        )
+        _require(
+            len(self.tune_means) >= 1 and all(math.isfinite(m) and m > 0 for m in self.tune_means),
+            f"tune_means must be positive, got {self.tune_means}",
+        )
+        object.__setattr__(self, "constants", tuple(sorted(set(self.constants))))
+
+    def actor_config(self, name: str) -> ActorConfig:
+        """Settings of one actor of the line-up."""
+        return self.actor.replace(**ACTORS[name][1])
+
+    def evaluated(self) -> tuple[str, ...]:
+        """Everything that is evaluated on every seed: schedules, actors, and the quantum policy's other guises.
+
+        `quantum@ideal` is the policy trained under noise, run without; `quantum@untrained` the same policy before
+        training.
+        """
+        guises = ("quantum@ideal", "quantum@untrained") if "quantum" in self.actors else ()
+        return (*SCHEDULES, *self.actors, *guises)
+
+
+def label_of(controller: str) -> str:
+    """What a controller is called in tables."""
+    if controller in LABELS:
+        return LABELS[controller]
+    name, _, guise = controller.partition("@")
+    if guise == "untrained":
+        return "quantum, untrained"
+    return f"{ACTORS[name][0]}, run without" if guise == "ideal" else ACTORS[name][0]
+
+
+def field_docs(cls: type) -> dict[str, str]:
+    """Documentation of each field of a settings class: the string below it, or its entry under "Attributes:"."""
+    docs: dict[str, str] = {}
+    body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
+    assert isinstance(body, ast.ClassDef)
+    for line, following in zip(body.body, body.body[1:], strict=False):
+        if not (isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name)):
+            continue
+        if isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant):
+            docs[line.target.id] = " ".join(str(following.value.value).split())
+    current: list[str] = []
+    _, _, attributes = (inspect.getdoc(cls) or "").partition("Attributes:\n")
+    for text in attributes.split("\n"):
+        if not text.strip():
+            break
+        names, colon, rest = text.strip().partition(":")
+        # a new entry is indented once; its continuation lines deeper
+        if colon and not text.startswith("        "):
+            current = [name.strip() for name in names.split(",")]
+            docs.update(dict.fromkeys(current, rest.strip()))
+        else:
+            docs.update({name: f"{docs[name]} {text.strip()}" for name in current})
+    return docs
+
+
+def _plain(value: Any) -> Any:
+    if hasattr(value, "to_dict"):
+        return value.to_dict()
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise InvalidInputError(message)
