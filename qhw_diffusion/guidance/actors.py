@@ -1,0 +1,228 @@
+"""Policies: state → mean and log standard deviation of a Gaussian ΔCFG. Base, classical actors, critic."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from qhw_diffusion.errors import InvalidInputError
+
+LOG_STD_MIN, LOG_STD_MAX = -20.0, 2.0
+_HALF_LOG_TAU = 0.5 * math.log(2.0 * math.pi)
+
+
+def mlp(sizes: Sequence[int], generator: torch.Generator, *, gain: float) -> nn.Sequential:
+    """Linear layers with tanh between, orthogonal weights (gain √2, last layer `gain`), zero biases, seeded."""
+    layers: list[nn.Module] = []
+    for i, (a, b) in enumerate(pairwise(sizes)):
+        linear = nn.Linear(a, b)
+        last = i == len(sizes) - 2
+        nn.init.orthogonal_(linear.weight, gain if last else math.sqrt(2.0), generator=generator)
+        nn.init.zeros_(linear.bias)
+        layers += [linear] if last else [linear, nn.Tanh()]
+    return nn.Sequential(*layers)
+
+
+def mlp_parameters(sizes: Sequence[int]) -> int:
+    """Number of parameters of `mlp(sizes)`: weights and biases."""
+    return sum((a + 1) * b for a, b in pairwise(sizes))
+
+
+class Actor(nn.Module):
+    """A Gaussian policy. Subclasses give `_outputs`, [B, n_features] → [B, 2·action_dim] (means, then log σ).
+
+    Every actor is built from `config()` alone, so it can be saved and loaded; `kind` is its name there.
+    """
+
+    kind: ClassVar[str]
+    uses_circuit: ClassVar[bool] = False
+    n_features: int
+    action_dim: int
+
+    def _outputs(self, obs: Tensor) -> Tensor:
+        raise TypeError(f"{type(self).__name__} does not say how it acts: define _outputs")
+
+    def config(self) -> dict[str, Any]:
+        """What `save_pretrained` writes beside the weights: JSON types."""
+        raise TypeError(f"{type(self).__name__} cannot be saved: define config")
+
+    def forward(self, obs: Tensor) -> tuple[Tensor, Tensor]:
+        """Normalised states [B, n_features] → μ [B, action_dim], log σ [B, action_dim] within [−20, 2]."""
+        if obs.ndim != 2 or obs.shape[1] != self.n_features:
+            raise InvalidInputError(f"the actor takes states [B, {self.n_features}], got {tuple(obs.shape)}")
+        mean, log_std = self._outputs(obs).chunk(2, dim=1)
+        return mean, log_std.clamp(LOG_STD_MIN, LOG_STD_MAX)
+
+    def sample(self, obs: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """Action a ~ N(μ, σ²) [B, A] (CPU generator), its log probability [B], and μ [B, A]."""
+        mean, log_std = self(obs)
+        noise = torch.randn(mean.shape, generator=generator, dtype=mean.dtype).to(mean.device)
+        return mean + log_std.exp() * noise, log_prob(noise, log_std), mean
+
+    def evaluate(self, obs: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
+        """Log probability and entropy of given actions, [B] each; differentiable."""
+        mean, log_std = self(obs)
+        return log_prob((action - mean) / log_std.exp(), log_std), (log_std + 0.5 + _HALF_LOG_TAU).sum(1)
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        """Trainable parameters by learning rate: "circuit" (the quantum part) and "head" (the rest)."""
+        return {"circuit": [], "head": [p for p in self.parameters() if p.requires_grad]}
+
+    def parameter_counts(self) -> dict[str, int]:
+        """Trainable parameters: circuit (with input and output scaling), head, total."""
+        counts = {name: sum(p.numel() for p in group) for name, group in self.parameter_groups().items()}
+        return {**counts, "total": sum(counts.values())}
+
+    def save_pretrained(self, folder: str | Path) -> Path:
+        """Write the actor into a folder that `load_actor` reads (see `save_actor`)."""
+        from qhw_diffusion.guidance.saving import save_actor  # here, since saving knows all actors
+
+        return save_actor(self, folder)
+
+    @property
+    def circuits_per_state(self) -> int:
+        """Circuits one action costs on a device: 1 for a quantum actor (all ⟨Z⟩ from one run), 0 for a classical."""
+        return 1 if self.uses_circuit else 0
+
+
+def log_prob(standardised: Tensor, log_std: Tensor) -> Tensor:
+    """Log density of a diagonal Gaussian at (a − μ)/σ, [B, A] → [B]."""
+    return (-0.5 * standardised.square() - log_std - _HALF_LOG_TAU).sum(1)
+
+
+class GaussianHead(nn.Module):
+    """MLP to 2·action_dim outputs that starts near μ = 0 and σ = initial_std whatever its input."""
+
+    def __init__(
+        self, sizes: Sequence[int], action_dim: int, generator: torch.Generator, *, initial_std: float, gain: float
+    ) -> None:
+        super().__init__()
+        if not 0 < initial_std <= math.exp(LOG_STD_MAX):
+            raise InvalidInputError(f"initial_std must lie in (0, {math.exp(LOG_STD_MAX):.2f}], got {initial_std}")
+        if action_dim < 1 or any(size < 1 for size in sizes):
+            raise InvalidInputError(f"layer sizes must be positive, got {tuple(sizes)} and {action_dim} actions")
+        self.layers = mlp([*sizes, 2 * action_dim], generator, gain=gain)
+        with torch.no_grad():
+            self.layers[-1].bias[action_dim:] = math.log(initial_std)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, sizes[0]] → [B, 2·action_dim]."""
+        out: Tensor = self.layers(x)
+        return out
+
+
+class MLPActor(Actor):
+    """The classical actor. The default, 6→128→64→2, is the published one: 9,282 parameters (arXiv 2509.14163)."""
+
+    kind = "mlp"
+
+    def __init__(
+        self,
+        hidden: Sequence[int] = (128, 64),
+        *,
+        n_features: int = 6,
+        action_dim: int = 1,
+        initial_std: float = 0.5,
+        gain: float = 0.1,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.n_features, self.action_dim, self.hidden = n_features, action_dim, tuple(hidden)
+        self.initial_std, self.gain, self.seed = initial_std, gain, seed
+        generator = torch.Generator().manual_seed(seed)
+        self.head = GaussianHead([n_features, *self.hidden], action_dim, generator, initial_std=initial_std, gain=gain)
+
+    def _outputs(self, obs: Tensor) -> Tensor:
+        out: Tensor = self.head(obs)
+        return out
+
+    def config(self) -> dict[str, Any]:
+        return {
+            "kind": self.kind,
+            "hidden": list(self.hidden),
+            "n_features": self.n_features,
+            "action_dim": self.action_dim,
+            "initial_std": self.initial_std,
+            "gain": self.gain,
+            "seed": self.seed,
+        }
+
+
+def matched_hidden(n_parameters: int, *, n_features: int = 6, action_dim: int = 1) -> tuple[int, int]:
+    """Two hidden widths whose MLP has as nearly as possible `n_parameters`; among equals the one nearest to 2:1."""
+    if n_parameters < mlp_parameters([n_features, 1, 1, 2 * action_dim]):
+        raise InvalidInputError(f"no MLP with two hidden layers has only {n_parameters} parameters")
+    widest = n_parameters // (n_features + 1) + 1
+    best: tuple[float, float, tuple[int, int]] | None = None
+    for first in range(1, widest + 1):
+        fixed, slope = (n_features + 1) * first + 2 * action_dim, first + 1 + 2 * action_dim
+        exact = (n_parameters - fixed) / slope
+        for second in {max(1, math.floor(exact)), max(1, math.ceil(exact))}:
+            miss = abs(mlp_parameters([n_features, first, second, 2 * action_dim]) - n_parameters)
+            candidate = (miss, abs(math.log(first / second / 2.0)), (first, second))
+            # an MLP with a bottleneck of a few neurons is no fair opponent: stay within 1:1 … 4:1
+            if 1.0 <= first / second <= 4.0 and (best is None or candidate < best):
+                best = candidate
+    if best is None:
+        return (1, 1)
+    return best[2]
+
+
+def matched_mlp(n_parameters: int, *, n_features: int = 6, **settings: Any) -> MLPActor:
+    """The MLP actor with as nearly as possible `n_parameters` trainable parameters (`parameter_counts` tells)."""
+    hidden = matched_hidden(n_parameters, n_features=n_features, action_dim=settings.get("action_dim", 1))
+    return MLPActor(hidden, n_features=n_features, **settings)
+
+
+class AnnealingActor(Actor):
+    """The annealing guidance rival (arXiv 2506.24108): a small MLP on (t/T, ‖ε_c − ε_∅‖/√d) only, same PPO.
+
+    Sees entries 0 and 6 of the seven-entry state, so the configuration needs `extra_state=True`.
+    """
+
+    kind = "annealing"
+    ENTRIES = (0, 6)
+
+    def __init__(
+        self,
+        hidden: Sequence[int] = (32, 32),
+        *,
+        n_features: int = 7,
+        action_dim: int = 1,
+        initial_std: float = 0.5,
+        gain: float = 0.1,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if n_features != 7:
+            raise InvalidInputError("the annealing actor needs the seven-entry state: GuidanceConfig(extra_state=True)")
+        self.n_features, self.action_dim, self.hidden = n_features, action_dim, tuple(hidden)
+        self.initial_std, self.gain, self.seed = initial_std, gain, seed
+        generator = torch.Generator().manual_seed(seed)
+        sizes = [len(self.ENTRIES), *self.hidden]
+        self.head = GaussianHead(sizes, action_dim, generator, initial_std=initial_std, gain=gain)
+
+    def _outputs(self, obs: Tensor) -> Tensor:
+        out: Tensor = self.head(obs[:, self.ENTRIES])
+        return out
+
+    config = MLPActor.config
+
+
+class Critic(nn.Module):
+    """State → value, a classical MLP: [B, n_features] → [B]."""
+
+    def __init__(self, n_features: int = 6, hidden: Sequence[int] = (64, 64), *, seed: int = 0) -> None:
+        super().__init__()
+        self.n_features, self.hidden = n_features, tuple(hidden)
+        self.layers = mlp([n_features, *hidden, 1], torch.Generator().manual_seed(seed), gain=1.0)
+
+    def forward(self, obs: Tensor) -> Tensor:
+        value: Tensor = self.layers(obs)
+        return value.squeeze(-1)

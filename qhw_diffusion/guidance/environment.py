@@ -1,0 +1,208 @@
+"""Guided sampling as a vectorised Gymnasium environment, and a single-environment view of it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import gymnasium
+import numpy as np
+import torch
+from gymnasium.spaces import Box
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+from torch import Tensor
+
+from qhw_diffusion.errors import DamagedFileError, InvalidInputError
+from qhw_diffusion.guidance.config import GuidanceConfig
+from qhw_diffusion.guidance.episode import GuidedEpisode, calibrate_state, draw_episode
+from qhw_diffusion.guidance.rewards import Reward, StepView
+from qhw_diffusion.guidance.rollout import rollout
+from qhw_diffusion.guidance.state import state_metrics
+from qhw_diffusion.guidance.tensor_env import TensorStep
+from qhw_diffusion.runs import pack_generator, unpack_generator
+
+if TYPE_CHECKING:
+    from qhw_diffusion.images import Backbone
+
+OBSERVATION_BOUND = 100.0
+"""Bound of the observation space. Observations are about ±1; the bound is far outside, nothing is clipped to it."""
+
+
+class GuidanceEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
+    """B guided sampling runs side by side. Observation: normalised state [B, 6 or 7]; action: ΔCFG [B, 1].
+
+    An episode is one image: `config.n_steps` DDIM steps from fresh noise with a fresh label, all B in lockstep, then
+    `terminated` is True for all (the horizon is part of the task and time is in the state, so it is no truncation).
+    Autoreset mode is SAME_STEP: the step that ends an episode already returns the next one's first observation, and
+    the last one is in `info["final_obs"]`, so no step is wasted. Labels and noise come from the environment's own
+    generator: fresh for every episode, or (`config.starts`) from a pool drawn at construction, without replacement
+    within a batch, for which the images of the base scale are known. The torch path (`reset_tensor`, `step_tensor`) is
+    the implementation; `reset` and `step` convert.
+    """
+
+    def __init__(
+        self, backbone: Backbone, reward: Reward, config: GuidanceConfig, *, num_envs: int, seed: int = 0
+    ) -> None:
+        """A configuration without state normalisation is calibrated here; the result is `self.config`."""
+        if num_envs < 1 or (num_envs < 2 and reward.needs_batch):
+            raise InvalidInputError(
+                f"num_envs is {num_envs}; at least 1 is needed, and 2 with the distribution term, "
+                f"which compares the images of a batch"
+            )
+        if 0 < config.starts < num_envs:
+            raise InvalidInputError(
+                f"{num_envs} environments need as many different starting points, config.starts is {config.starts}; "
+                f"raise it, or set it to 0 for fresh ones in every episode"
+            )
+        self.config = calibrate_state(config, backbone, reward.classifier, seed=0)
+        self.num_envs, self.reward_function = num_envs, reward
+        self.metadata = {"render_modes": [], "autoreset_mode": AutoresetMode.SAME_STEP}
+        bound, limit = OBSERVATION_BOUND, config.action_limit
+        self.single_observation_space = Box(-bound, bound, (config.n_state,), np.float32)
+        self.single_action_space = Box(-limit, limit, (1,), np.float32)
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self.action_space = batch_space(self.single_action_space, num_envs)
+        self.episode = GuidedEpisode(backbone, self.config, reward.classifier)
+        self.n_steps = self.config.n_steps
+        self.last_images: Tensor | None = None
+        """Images [B, C, H, W] of the last finished episodes, None before the first end."""
+        self.last_labels: Tensor | None = None
+        """Their labels, int64 [B]."""
+        self._backbone = backbone
+        self._device = next(backbone.parameters()).device
+        self._generator = torch.Generator().manual_seed(seed)
+        self._started = False
+        self._pool: tuple[Tensor, Tensor, Tensor] | None = None
+        self._rows = torch.zeros(num_envs, dtype=torch.int64)
+        if config.starts:
+            labels, noise = draw_episode(backbone, config.starts, self._generator, self._device)
+            self._pool = labels, noise, rollout(backbone, self.config, labels, noise, config.g0).images
+
+    # -- torch -----------------------------------------------------------------------------------------------------
+
+    def reset_tensor(self, seed: int | None = None) -> Tensor:
+        """Start new episodes everywhere; `seed` restarts the generator. Returns observations [B, n_state]."""
+        if seed is not None:
+            self._generator.manual_seed(seed)
+        if self._pool is None:
+            labels, noise = draw_episode(self._backbone, self.num_envs, self._generator, self._device)
+        else:
+            self._rows = torch.randperm(self.config.starts, generator=self._generator)[: self.num_envs]
+            labels, noise = self._pool[0][self._rows], self._pool[1][self._rows]
+        self.episode.begin(labels, noise)
+        self._started = True
+        return self.episode.state()
+
+    def step_tensor(self, action: Tensor) -> TensorStep:
+        """One DDIM step with ΔCFG [B, 1] (clipped to ± the limit)."""
+        if not self._started:
+            raise InvalidInputError("call reset before the first step")
+        if tuple(action.shape) != (self.num_envs, 1) or not bool(torch.isfinite(action).all()):
+            raise InvalidInputError(
+                f"actions must be finite and of shape {(self.num_envs, 1)}, got {tuple(action.shape)}"
+            )
+        episode = self.episode
+        clipped, g = episode.guidance(action.detach().to(self._device)[:, 0])
+        x0_previous, logits_previous = episode.x0, episode.logits
+        episode.advance(g, clipped)
+        view = StepView(
+            last=episode.done,
+            x0=episode.x0,
+            x0_previous=x0_previous,
+            logits=episode.logits,
+            logits_previous=logits_previous,
+            labels=episode.labels,
+            action=clipped,
+            reference=self._pool[2][self._rows] if self._pool is not None and episode.done else None,
+        )
+        reward, terms = self.reward_function(view)
+        obs = episode.state()
+        ended = torch.full((self.num_envs,), episode.done, device=self._device)
+        final = None
+        if episode.done:
+            final, self.last_images, self.last_labels = obs, episode.x0, episode.labels
+            obs = self.reset_tensor()
+        return TensorStep(obs, reward, ended, torch.zeros_like(ended), final, terms, g)
+
+    def state_metrics(self, states: Tensor) -> dict[str, float]:
+        """Spread and saturation of each state entry, for the training log."""
+        return state_metrics(states)
+
+    # -- gymnasium -------------------------------------------------------------------------------------------------
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        """Start new episodes everywhere. `options` is not used."""
+        return _numpy(self.reset_tensor(seed)), {}
+
+    def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        """One step; info holds g [B], the reward's parts [B] and, at an end, final_obs and the images."""
+        step = self.step_tensor(torch.from_numpy(np.array(actions, dtype=np.float32, copy=True)))
+        info: dict[str, Any] = {"g": _numpy(step.g), **{f"reward/{k}": _numpy(v) for k, v in step.terms.items()}}
+        if step.final_obs is not None:
+            mask = np.ones(self.num_envs, dtype=bool)
+            info.update(final_obs=_numpy(step.final_obs), _final_obs=mask, images=_numpy(self.last_images))
+        reward = _numpy(step.reward).astype(np.float64)
+        return _numpy(step.obs), reward, _numpy(step.terminated), _numpy(step.truncated), info
+
+    # -- resume ----------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Everything needed to go on bit for bit: the generator and the running episodes."""
+        episode = self.episode.state_dict() if self._started else {}
+        own = {"generator": pack_generator(self._generator), "rows": self._rows.clone()}
+        return {**own, **{f"episode.{k}": v for k, v in episode.items()}}
+
+    def load_state_dict(self, tensors: dict[str, Tensor]) -> Tensor:
+        """Inverse of `state_dict`; returns the current observations [B, n_state]."""
+        episode = {k.removeprefix("episode."): v for k, v in tensors.items() if k.startswith("episode.")}
+        expected = (self.num_envs, *self._backbone.image_shape)
+        if not {"generator", "rows"} <= set(tensors) or tuple(episode.get("x", torch.empty(0)).shape) != expected:
+            raise DamagedFileError(
+                f"the saved environment does not hold {self.num_envs} running episodes of {expected[1:]} images; "
+                f"the checkpoint is damaged or belongs to another configuration"
+            )
+        unpack_generator(self._generator, tensors["generator"])
+        self._rows = tensors["rows"].clone()
+        self.episode.load_state_dict({k: v.to(self._device) for k, v in episode.items()})
+        self._started = True
+        return self.episode.state()
+
+
+class SingleGuidanceEnv(gymnasium.Env[np.ndarray, np.ndarray]):
+    """One guided sampling run as a plain `gymnasium.Env`: a view of a `GuidanceEnv` with one environment.
+
+    Fresh starting points in every episode (`config.starts` is set to 0). The reward must not hold the distribution
+    term: one image is no distribution.
+    """
+
+    metadata = {"render_modes": []}  # noqa: RUF012 (gymnasium's own declaration)
+
+    def __init__(self, backbone: Backbone, reward: Reward, config: GuidanceConfig, *, seed: int = 0) -> None:
+        self.vector = GuidanceEnv(backbone, reward, config.replace(starts=0), num_envs=1, seed=seed)
+        self.observation_space = self.vector.single_observation_space
+        self.action_space = self.vector.single_action_space
+        self.render_mode = None
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        """Start a new episode."""
+        super().reset(seed=seed)
+        obs, info = self.vector.reset(seed=seed)
+        return obs[0], info
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        """One step; at the end the observation is the ended episode's last one, as plain environments do."""
+        obs, reward, terminated, truncated, info = self.vector.step(np.asarray(action)[None])
+        last = info.pop("final_obs", obs)
+        info.pop("_final_obs", None)
+        info = {name: value[0] for name, value in info.items()}
+        return last[0], float(reward[0]), bool(terminated[0]), bool(truncated[0]), info
+
+
+def _numpy(values: Tensor | None) -> np.ndarray:
+    assert values is not None
+    array: np.ndarray = values.detach().cpu().numpy().copy()
+    return array

@@ -1,0 +1,284 @@
+"""Proximal policy optimisation (arXiv 1707.06347) in one linear file, in CleanRL's style and metric names.
+
+Works with any `gymnasium.vector.VectorEnv` with flat Box observations and Box actions. `GuidanceEnv` speaks torch and
+has episodes of one length, so a rollout [T, B] is exactly one episode per environment and no step is wasted.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qhw_diffusion.errors import DamagedFileError, InvalidInputError, RunFolderError
+from qhw_diffusion.guidance.actors import Actor
+from qhw_diffusion.guidance.config import PPOConfig
+from qhw_diffusion.guidance.tensor_env import TensorEnv, as_tensor_env
+from qhw_diffusion.runs import (
+    RunFolder,
+    StopRequest,
+    interruptible,
+    pack_generator,
+    pack_optimizer,
+    progress,
+    unpack_generator,
+    unpack_optimizer,
+)
+
+History = list[dict[str, float]]
+
+
+def generalised_advantages(
+    rewards: Tensor, values: Tensor, dones: Tensor, last_value: Tensor, gamma: float, gae_lambda: float
+) -> tuple[Tensor, Tensor]:
+    """Advantages and returns (arXiv 1506.02438), each [T, B].
+
+    rewards, values: [T, B]; dones: [T, B], 1 where the episode ended *in* that step; last_value: [B], the value of the
+    state after the rollout. δ_t = r_t + γ V_{t+1}(1 − done_t) − V_t; A_t = δ_t + γλ(1 − done_t) A_{t+1}.
+    """
+    advantages = torch.zeros_like(rewards)
+    running = torch.zeros_like(last_value)
+    next_value = last_value
+    for t in reversed(range(rewards.shape[0])):
+        alive = 1.0 - dones[t]
+        delta = rewards[t] + gamma * next_value * alive - values[t]
+        running = delta + gamma * gae_lambda * alive * running
+        advantages[t], next_value = running, values[t]
+    return advantages, advantages + values
+
+
+def train_ppo(
+    env: Any,
+    actor: Actor,
+    critic: nn.Module,
+    config: PPOConfig,
+    *,
+    run: RunFolder | None = None,
+    resume: bool = False,
+    on_update: Callable[[int, dict[str, float]], None] | None = None,
+) -> History:
+    """Train actor and critic in place; returns one dict of metrics per update.
+
+    env: vector environment with same-step autoreset; run: where metrics and checkpoints go (none: nowhere);
+    resume: continue from the run's checkpoint, bit for bit (the environment must offer `state_dict`);
+    on_update(update, metrics) is called after each update. Ctrl-C ends after the present update, with a checkpoint.
+
+    Metrics: charts/ (episodic_return, action_mean, action_std, delta_g_abs, g_mean, learning_rate_*, SPS), losses/
+    (policy_loss, value_loss, entropy, approx_kl, clipfrac, explained_variance), gradients/ (norms of circuit, head and
+    critic before clipping, means over the minibatches), reward/ (each term's share per episode), state/ (spread and
+    saturation of each entry).
+
+    Raises InvalidInputError for settings that do not fit the environment, RunFolderError for an impossible resume.
+    """
+    tensor_env = as_tensor_env(env)
+    steps = config.rollout_steps or getattr(env, "n_steps", None)
+    if steps is None:
+        raise InvalidInputError(f"{type(env).__name__} has no n_steps: give PPOConfig(rollout_steps=…)")
+    if config.num_envs != tensor_env.num_envs:
+        raise InvalidInputError(f"PPOConfig.num_envs is {config.num_envs}, the environment has {tensor_env.num_envs}")
+    batch_size = steps * config.num_envs
+    if batch_size // config.minibatches < 2:
+        raise InvalidInputError(f"{config.minibatches} minibatches of {batch_size} steps leave less than 2 steps each")
+
+    groups = {**actor.parameter_groups(), "critic": list(critic.parameters())}
+    rates = {"circuit": config.lr_circuit, "head": config.lr_head, "critic": config.lr_critic}
+    optimizer = torch.optim.AdamW(
+        [{"params": parameters, "lr": rates[name], "name": name} for name, parameters in groups.items() if parameters],
+        eps=config.adam_eps,
+        weight_decay=config.weight_decay,
+    )
+    trainable = [parameter for parameters in groups.values() for parameter in parameters]
+    generator = torch.Generator().manual_seed(config.seed)
+    running_return = torch.zeros(config.num_envs)
+    history: History = []
+    first = 0
+    if resume:
+        first, obs = _restore(run, env, actor, critic, optimizer, generator, running_return)
+        assert run is not None
+        run.truncate_metrics(first)
+        history = [{k: v for k, v in row.items() if k != "step"} for row in run.metrics()]
+    else:
+        obs = tensor_env.reset_tensor(seed=config.seed)
+
+    started, stop_context = time.perf_counter(), interruptible() if run is not None else nullcontext(StopRequest())
+    bar = progress(total=config.updates, initial=first, desc="PPO", unit="update")
+    with bar, stop_context as stop:
+        for update in range(first, config.updates):
+            for group in optimizer.param_groups:
+                group["lr"] = rates[group["name"]] * config.lr_factor(update)
+
+            # -- rollout: [T, B] ---------------------------------------------------------------------------------
+            stored: dict[str, list[Tensor]] = {name: [] for name in ("obs", "action", "log_prob", "reward", "done")}
+            seen: dict[str, list[Tensor]] = {name: [] for name in ("mean", "g", "return")}
+            terms: dict[str, Tensor] = {}
+            with torch.no_grad():
+                for _ in range(steps):
+                    action, log_prob, mean = actor.sample(obs, generator)
+                    step = tensor_env.step_tensor(action)
+                    reward = step.reward
+                    running_return += reward.cpu()
+                    done = (step.terminated | step.truncated).cpu()
+                    seen["return"].append(running_return[done].clone())
+                    running_return[done] = 0.0
+                    if step.final_obs is not None and bool(step.truncated.any()):
+                        # cut off by a time limit, not ended: what would have followed is worth V of the last state
+                        reward = reward + config.gamma * critic(step.final_obs) * step.truncated
+                    for name, value in (("obs", obs), ("action", action), ("log_prob", log_prob), ("reward", reward)):
+                        stored[name].append(value)
+                    stored["done"].append((step.terminated | step.truncated).to(reward.dtype))
+                    seen["mean"].append(mean)
+                    if step.g is not None:
+                        seen["g"].append(step.g)
+                    for name, value in step.terms.items():
+                        terms[name] = terms.get(name, torch.zeros(())) + value.mean().cpu()
+                    obs = step.obs
+                rollout = {name: torch.stack(values) for name, values in stored.items()}
+                values = critic(rollout["obs"].flatten(0, 1)).view(steps, config.num_envs)
+                advantages, returns = generalised_advantages(
+                    rollout["reward"], values, rollout["done"], critic(obs), config.gamma, config.gae_lambda
+                )
+
+            # -- update ------------------------------------------------------------------------------------------
+            flat = {name: rollout[name].flatten(0, 1) for name in ("obs", "action", "log_prob")}
+            flat_advantages, flat_returns, flat_values = advantages.flatten(), returns.flatten(), values.flatten()
+            sums: dict[str, float] = {}
+            for _ in range(config.epochs):
+                order = torch.randperm(batch_size, generator=generator).to(flat_advantages.device)
+                for rows in order.chunk(config.minibatches):
+                    new_log_prob, entropy = actor.evaluate(flat["obs"][rows], flat["action"][rows])
+                    log_ratio = new_log_prob - flat["log_prob"][rows]
+                    ratio = log_ratio.exp()
+                    advantage = flat_advantages[rows]
+                    advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
+                    clipped_ratio = ratio.clamp(1.0 - config.clip, 1.0 + config.clip)
+                    policy_loss = -torch.minimum(advantage * ratio, advantage * clipped_ratio).mean()
+                    value_loss = 0.5 * (critic(flat["obs"][rows]) - flat_returns[rows]).square().mean()
+                    entropy_loss = entropy.mean()
+                    loss = policy_loss - config.entropy * entropy_loss + config.value * value_loss
+
+                    optimizer.zero_grad()
+                    loss.backward()
+                    norms = {f"gradients/{name}": _gradient_norm(p) for name, p in groups.items()}
+                    nn.utils.clip_grad_norm_(trainable, config.max_grad_norm, error_if_nonfinite=True)
+                    optimizer.step()
+
+                    with torch.no_grad():
+                        measured = {
+                            "losses/policy_loss": float(policy_loss),
+                            "losses/value_loss": float(value_loss),
+                            "losses/entropy": float(entropy_loss),
+                            "losses/old_approx_kl": float(-log_ratio.mean()),
+                            "losses/approx_kl": float((ratio - 1.0 - log_ratio).mean()),
+                            "losses/clipfrac": float(((ratio - 1.0).abs() > config.clip).float().mean()),
+                            **norms,
+                        }
+                    for name, number in measured.items():
+                        sums[name] = sums.get(name, 0.0) + number / (config.epochs * config.minibatches)
+
+            # -- log ---------------------------------------------------------------------------------------------
+            finished = torch.cat(seen["return"])
+            variance = float(flat_returns.var())
+            metrics = {
+                "charts/episodic_return": float(finished.mean()) if finished.numel() else float("nan"),
+                "charts/episodic_return_std": float(finished.std()) if finished.numel() > 1 else float("nan"),
+                "charts/step_reward": float(rollout["reward"].mean()),
+                "charts/action_mean": float(rollout["action"].mean()),
+                "charts/action_std": float((rollout["action"] - torch.stack(seen["mean"])).std()),
+                "charts/delta_g_abs": float(torch.stack(seen["mean"]).abs().mean()),
+                "charts/mean_action_change": _mean_change(torch.stack(seen["mean"]), rollout["done"]),
+                "charts/SPS": (update + 1 - first) * batch_size / (time.perf_counter() - started),
+                "losses/explained_variance": 1.0 - float((flat_returns - flat_values).var()) / max(variance, 1e-12),
+                **{f"charts/learning_rate_{g['name']}": g["lr"] for g in optimizer.param_groups},
+                **sums,
+            }
+            if seen["g"]:
+                g = torch.stack(seen["g"])
+                metrics |= {"charts/g_mean": float(g.mean()), "charts/g_std": float(g.std())}
+            episodes = max(1.0, float(rollout["done"].sum()) / config.num_envs)
+            metrics |= {f"reward/{name}": float(value) / episodes for name, value in terms.items()}
+            if hasattr(env, "state_metrics"):
+                metrics |= env.state_metrics(rollout["obs"])
+            history.append(metrics)
+            bar.update(1)
+            bar.set_postfix(
+                reward=f"{metrics['charts/episodic_return']:.3f}", dCFG=f"{metrics['charts/delta_g_abs']:.2f}"
+            )
+            if run is not None:
+                run.log(update, metrics)
+                last = update + 1 == config.updates
+                if last or stop.requested or (update + 1) % config.checkpoint_every == 0:
+                    _save(run, update + 1, env, actor, critic, optimizer, generator, running_return)
+            if on_update is not None:
+                on_update(update, metrics)
+            if stop.requested:
+                break
+    return history
+
+
+def _gradient_norm(parameters: list[nn.Parameter]) -> float:
+    squares = [p.grad.square().sum() for p in parameters if p.grad is not None]
+    return float(torch.stack(squares).sum().sqrt()) if squares else 0.0
+
+
+def _mean_change(means: Tensor, dones: Tensor) -> float:
+    """Mean |μ_{t+1} − μ_t| within episodes; [T, B, A], [T, B]."""
+    if means.shape[0] < 2:
+        return 0.0
+    within = dones[:-1] == 0
+    return float((means[1:] - means[:-1]).abs().mean(-1)[within].mean()) if bool(within.any()) else 0.0
+
+
+def _save(
+    run: RunFolder,
+    done_updates: int,
+    env: TensorEnv | Any,
+    actor: Actor,
+    critic: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    generator: torch.Generator,
+    running_return: Tensor,
+) -> None:
+    optimizer_tensors, optimizer_meta = pack_optimizer(optimizer)
+    tensors = {f"actor.{k}": v for k, v in actor.state_dict().items()}
+    tensors |= {f"critic.{k}": v for k, v in critic.state_dict().items()}
+    tensors |= optimizer_tensors
+    tensors |= {"generator": pack_generator(generator), "running_return": running_return}
+    if hasattr(env, "state_dict"):
+        tensors |= {f"env.{k}": v for k, v in env.state_dict().items()}
+    run.save_checkpoint(tensors, {"updates": done_updates, "optimizer": optimizer_meta})
+
+
+def _restore(
+    run: RunFolder | None,
+    env: Any,
+    actor: Actor,
+    critic: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    generator: torch.Generator,
+    running_return: Tensor,
+) -> tuple[int, Tensor]:
+    """Put the checkpoint back; returns (updates done, current observations)."""
+    if run is None:
+        raise RunFolderError("resuming needs the run folder that holds the checkpoint")
+    if not hasattr(env, "load_state_dict"):
+        raise RunFolderError(f"{type(env).__name__} cannot be resumed: it offers no state_dict / load_state_dict")
+    tensors, meta = run.load_checkpoint()
+
+    def part(prefix: str) -> dict[str, Tensor]:
+        return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+    try:
+        actor.load_state_dict(part("actor."))
+        critic.load_state_dict(part("critic."))
+        unpack_optimizer(optimizer, tensors, meta["optimizer"])
+        unpack_generator(generator, tensors["generator"])
+        running_return.copy_(tensors["running_return"])
+        return int(meta["updates"]), env.load_state_dict(part("env."))
+    except (RuntimeError, KeyError) as error:
+        if isinstance(error, DamagedFileError):
+            raise
+        raise DamagedFileError(f"the checkpoint in {run.path} does not fit this training ({error})") from error

@@ -1,0 +1,282 @@
+"""Reward terms, each a function of one step returning one number per sample, to be *maximised*; summed with weights.
+
+All terms look through the **reward** classifier only. The judge never enters here: a classifier that is optimised
+against can be fooled, so evaluation uses another one.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from torch import Tensor
+from torchmetrics.functional.image import structural_similarity_index_measure
+
+from qhw_diffusion.errors import InvalidInputError, MissingDependencyError, UnknownNameError
+from qhw_diffusion.guidance.config import KERNELS, STEPWISE_KINDS, RewardConfig
+from qhw_diffusion.images import polynomial_kernel
+
+if TYPE_CHECKING:
+    from qhw_diffusion.images import Classifier, ImageDataset
+
+
+@dataclass(frozen=True)
+class StepView:
+    """What a reward term sees of one step of B samples.
+
+    last: whether the episode ends here; x0, x0_previous: x̂₀ after and before the step, [B, C, H, W] (after the last
+    step x0 is the image); logits, logits_previous: the reward classifier's on them, [B, K]; labels: int64 [B];
+    action: ΔCFG as applied (clipped), [B]; reference: images of the base scale from the same starting points,
+    [B, C, H, W], where they are known.
+    """
+
+    last: bool
+    x0: Tensor
+    x0_previous: Tensor
+    logits: Tensor
+    logits_previous: Tensor
+    labels: Tensor
+    action: Tensor
+    reference: Tensor | None = None
+
+
+class RewardTerm(Protocol):
+    """A named term; calling it gives [B], larger is better."""
+
+    name: str
+
+    def __call__(self, step: StepView) -> Tensor: ...
+
+
+class Confidence:
+    """R_cls = log p(y | x̂₀) of the reward classifier at the last step, 0 before (arXiv 2509.14163)."""
+
+    name = "confidence"
+
+    def __call__(self, step: StepView) -> Tensor:
+        if not step.last:
+            return torch.zeros_like(step.action)
+        return step.logits.log_softmax(1).gather(1, step.labels[:, None]).squeeze(1)
+
+
+class StepwiseImprovement:
+    """R_step: what x̂₀ gained in this step (arXiv 2509.14163); the terms of an episode add up to last minus first.
+
+    kind "confidence": Δp(y | x̂₀). "ssim" and "lpips" need something to be similar to, and a generated image has no
+    partner; here it is the class's mean training image, so they read "more like the class", nothing finer.
+    distance: the LPIPS network (images [N, C, H, W] in [−1, 1] twice → [N]); needed for "lpips", with real weights.
+    """
+
+    name = "stepwise"
+
+    def __init__(
+        self,
+        kind: str = "confidence",
+        *,
+        references: Tensor | None = None,
+        distance: Callable[[Tensor, Tensor], Tensor] | None = None,
+    ) -> None:
+        if kind not in STEPWISE_KINDS:
+            raise UnknownNameError.of("stepwise kind", kind, STEPWISE_KINDS)
+        if kind != "confidence" and references is None:
+            raise InvalidInputError(f"kind {kind!r} needs references, one image per class [K, C, H, W]")
+        if kind == "lpips" and distance is None:
+            raise MissingDependencyError(
+                "the LPIPS term needs an LPIPS network with trained weights: pass distance=lpips.LPIPS(...) "
+                "(pip install lpips); a network without weights does not measure perception"
+            )
+        self.kind, self.references, self.distance = kind, references, distance
+
+    def __call__(self, step: StepView) -> Tensor:
+        if self.kind == "confidence":
+            rows = step.labels[:, None]
+            gain = step.logits.softmax(1).gather(1, rows) - step.logits_previous.softmax(1).gather(1, rows)
+            return gain.squeeze(1)
+        assert self.references is not None
+        reference = self.references.to(step.x0)[step.labels]
+        if self.kind == "ssim":
+            return ssim(step.x0, reference) - ssim(step.x0_previous, reference)
+        assert self.distance is not None
+        before, after = self.distance(step.x0_previous, reference), self.distance(step.x0, reference)
+        return (before - after).reshape(-1)
+
+
+class ActionPenalty:
+    """−‖a_t‖² of the applied ΔCFG."""
+
+    name = "action_penalty"
+
+    def __call__(self, step: StepView) -> Tensor:
+        return -step.action.square()
+
+
+class TotalVariation:
+    """−TV(x̂₀): mean absolute difference of neighbouring pixels (vertical plus horizontal)."""
+
+    name = "total_variation"
+
+    def __call__(self, step: StepView) -> Tensor:
+        vertical = step.x0.diff(dim=-2).abs().flatten(1).mean(1)
+        horizontal = step.x0.diff(dim=-1).abs().flatten(1).mean(1)
+        return -(vertical + horizontal)
+
+
+class Distribution:
+    """The kernel-MMD witness of each final image between the real and the generated batch, 0 before the last step.
+
+    w(x) = mean_j k(x, real_j) − mean_{j≠x} k(x, generated_j) in the reward classifier's features (Gretton et al. 2012):
+    raising its mean lowers the unbiased kernel distance MMD² to the real images, and an image earns nothing by looking
+    like the others. Kernels: "distance" is k = −‖x − y‖ on features standardised by the real ones, whose MMD² is the
+    energy distance (Sejdinovic et al. 2013, arXiv 1207.6076); "polynomial" is that of KID on the features as they are.
+    The second weighs the features' length above all, and ranks constants quite unlike the Fréchet distance does.
+
+    The term is (w − base)/scale, after `calibrated` in "standard deviations above the base scale g0": the base is the
+    mean witness at g0, or, where the image that g0 makes of the same starting point is known, *its* witness among the
+    same other images. Which image a sampler makes is mostly decided by the noise; the second base takes that part out
+    and, as it does not depend on the sample's own actions, leaves the expected policy gradient as it is.
+    """
+
+    name = "distribution"
+
+    def __init__(
+        self,
+        classifier: Classifier,
+        real: Tensor,
+        *,
+        kernel: str = "distance",
+        offset: float = 0.0,
+        scale: float = 1.0,
+    ) -> None:
+        """real: training images [N, C, H, W] in [−1, 1]."""
+        if real.ndim != 4 or real.shape[0] < 2:
+            raise InvalidInputError(f"real images must be [N ≥ 2, C, H, W], got {tuple(real.shape)}")
+        if kernel not in KERNELS:
+            raise UnknownNameError.of("distribution kernel", kernel, KERNELS)
+        if not scale > 0:
+            raise InvalidInputError(f"scale must be positive, got {scale}")
+        self.classifier, self.kernel, self.offset, self.scale = classifier, kernel, offset, scale
+        self._shift, self._width = torch.zeros(()), torch.ones(())
+        if kernel == "distance":
+            with torch.no_grad():
+                features = classifier.features(real)
+            self._shift, self._width = features.mean(0), features.std(0).clamp_min(1e-6)
+        self._real = self._embed(real)
+
+    @torch.no_grad()
+    def _embed(self, images: Tensor) -> Tensor:
+        return (self.classifier.features(images) - self._shift) / self._width
+
+    def _k(self, x: Tensor, y: Tensor) -> Tensor:
+        return -torch.cdist(x, y) if self.kernel == "distance" else polynomial_kernel(x, y)
+
+    def _witness(self, own: Tensor, generated: Tensor) -> Tensor:
+        """w of points put in the place of the generated ones of the same row: compared with the *other* rows."""
+        if len(generated) < 2:
+            raise InvalidInputError("the distribution term compares images of a batch: use at least 2 environments")
+        to_generated = self._k(own, generated)
+        others = (to_generated.sum(1) - to_generated.diagonal()) / (len(generated) - 1)
+        return self._k(own, self._real).mean(1) - others
+
+    def witness(self, images: Tensor) -> Tensor:
+        """w of each image, [B]. Raises InvalidInputError for fewer than two images."""
+        own = self._embed(images)
+        return self._witness(own, own)
+
+    def distance(self, images: Tensor) -> float:
+        """Unbiased MMD² between images and real images with this kernel (can be slightly negative)."""
+        own, real = self._embed(images), self._real
+
+        def mean_within(x: Tensor) -> Tensor:
+            k = self._k(x, x)
+            return (k.sum() - k.diagonal().sum()) / (len(x) * (len(x) - 1))
+
+        return float(mean_within(own) + mean_within(real) - 2.0 * self._k(own, real).mean())
+
+    def calibrated(self, images: Tensor) -> Distribution:
+        """The same term standardised so that these images (made at the base scale) have mean 0 and deviation 1."""
+        w = self.witness(images)
+        other = copy.copy(self)
+        other.offset, other.scale = float(w.mean()), float(w.std())
+        return other
+
+    def __call__(self, step: StepView) -> Tensor:
+        if not step.last:
+            return torch.zeros_like(step.action)
+        own = self._embed(step.x0)
+        base = self.offset if step.reference is None else self._witness(self._embed(step.reference), own)
+        return (self._witness(own, own) - base) / self.scale
+
+
+class Reward:
+    """Weighted sum of terms; each term's weighted share is logged on its own, and the shares add up to the reward."""
+
+    def __init__(self, terms: Sequence[tuple[float, RewardTerm]], classifier: Classifier) -> None:
+        """classifier: the reward classifier, which is also the proxy of the state's confidence entry."""
+        names = [term.name for _, term in terms]
+        if not terms or len(set(names)) != len(names):
+            raise InvalidInputError(f"a reward needs terms with different names, got {names}")
+        self.terms, self.classifier = tuple(terms), classifier
+
+    @classmethod
+    def from_config(
+        cls,
+        config: RewardConfig,
+        classifier: Classifier,
+        real: ImageDataset,
+        *,
+        distance: Callable[[Tensor, Tensor], Tensor] | None = None,
+    ) -> Reward:
+        """Terms with a positive weight. real: the *training* split; distance: LPIPS network, for kind "lpips"."""
+        terms: list[tuple[float, RewardTerm]] = []
+        if config.confidence:
+            terms.append((config.confidence, Confidence()))
+        if config.stepwise:
+            kind = config.stepwise_kind
+            means = class_means(real) if kind != "confidence" else None
+            terms.append((config.stepwise, StepwiseImprovement(kind, references=means, distance=distance)))
+        if config.action_penalty:
+            terms.append((config.action_penalty, ActionPenalty()))
+        if config.total_variation:
+            terms.append((config.total_variation, TotalVariation()))
+        if config.distribution:
+            term = Distribution(
+                classifier,
+                real.images,
+                kernel=config.distribution_kernel,
+                offset=config.distribution_offset or 0.0,
+                scale=config.distribution_scale or 1.0,
+            )
+            terms.append((config.distribution, term))
+        return cls(terms, classifier)
+
+    @torch.no_grad()
+    def __call__(self, step: StepView) -> tuple[Tensor, dict[str, Tensor]]:
+        """Reward [B] and each term's weighted share [B]."""
+        shares = {term.name: weight * term(step) for weight, term in self.terms}
+        total = torch.stack(list(shares.values())).sum(0)
+        return total, shares
+
+    @property
+    def needs_batch(self) -> bool:
+        """Whether a term compares the images of a batch with each other."""
+        return any(isinstance(term, Distribution) for _, term in self.terms)
+
+
+def class_means(data: ImageDataset) -> Tensor:
+    """Mean image of each class, [K, C, H, W]."""
+    return torch.stack([data.images[data.labels == k].mean(0) for k in range(data.n_classes)])
+
+
+def ssim(a: Tensor, b: Tensor) -> Tensor:
+    """Structural similarity per image pair (Wang et al. 2004), [B, C, H, W] in [−1, 1] twice → [B].
+
+    A uniform window of 7×7 pixels, since the usual Gaussian one does not fit into 8×8 images.
+    """
+    scores = structural_similarity_index_measure(
+        a, b, data_range=2.0, gaussian_kernel=False, kernel_size=7, reduction="none"
+    )
+    assert isinstance(scores, Tensor)
+    return scores

@@ -1,0 +1,104 @@
+"""The sweep of constants: which base scale g0 and which range, before anything is trained.
+
+It looks at the **reward side only** (reward classifier, training images). Judge and held-out images stay unseen, so
+a comparison with the best constant found here is fair to both sides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from qhw_diffusion.errors import InvalidInputError
+from qhw_diffusion.guidance.config import GuidanceConfig
+from qhw_diffusion.guidance.rewards import Distribution
+from qhw_diffusion.guidance.rollout import rollout
+from qhw_diffusion.images import frechet_distance
+
+if TYPE_CHECKING:
+    from qhw_diffusion.images import Backbone, Classifier, ImageDataset
+
+DEFAULT_SCALES = (0.0, 0.5, 0.8, 1.0, 1.1, 1.2, 1.3, 1.5, 1.75, 2.0, 2.5, 3.0, 4.0, 5.0, 7.5)
+
+
+@dataclass(frozen=True)
+class SweepRow:
+    """One constant, against the training images in the reward classifier's features: distance (MMD² with the reward's
+    kernel), fd (Fréchet distance), accuracy.
+    """
+
+    g: float
+    distance: float
+    fd: float
+    accuracy: float
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """rows: one per scale, ascending; g0: the scale with the lowest distance; g_min, g_max: the range to allow.
+
+    The range is g0 − 2 (not below 0) to g0 + 2, the reach of ΔCFG: a single step may well use a scale that would be
+    ruinous as a constant.
+    """
+
+    rows: tuple[SweepRow, ...]
+    g0: float
+    g_min: float
+    g_max: float
+    n_steps: int
+    n_images: int
+
+    def configure(self, config: GuidanceConfig) -> GuidanceConfig:
+        """The configuration with base scale and range from the sweep (its state calibration is dropped)."""
+        changes = {"g0": self.g0, "g_min": self.g_min, "g_max": self.g_max, "n_steps": self.n_steps}
+        return config.replace(**changes, state_centre=(), state_width=())
+
+
+@torch.no_grad()
+def sweep_constants(
+    backbone: Backbone,
+    classifier: Classifier,
+    real: ImageDataset,
+    *,
+    n_steps: int,
+    scales: Sequence[float] = DEFAULT_SCALES,
+    n_images: int = 512,
+    kernel: str = "distance",
+    seed: int = 0,
+    on_scale: Callable[[SweepRow], None] | None = None,
+) -> Sweep:
+    """Sample `n_images` per constant from the same labels and noise and measure them with the reward classifier.
+
+    real: the training split; labels are drawn in its proportions; kernel: of the distance that decides
+    (`rewards.Distribution`); on_scale(row) is called after each constant.
+    Raises InvalidInputError when the judge is given instead of the reward classifier.
+    """
+    if classifier.role != "reward":
+        raise InvalidInputError(
+            f"the sweep selects with the reward classifier, got role {classifier.role!r}; the judge must stay unseen"
+        )
+    if real.split != "train":
+        raise InvalidInputError(f"the sweep compares with the training split, got {real.split!r}")
+    if not scales or n_images < 4:
+        raise InvalidInputError("the sweep needs at least one scale and four images")
+    generator = torch.Generator().manual_seed(seed)
+    device = next(backbone.parameters()).device
+    labels = real.labels[torch.randint(len(real.labels), (n_images,), generator=generator)].to(device)
+    noise = torch.randn((n_images, *backbone.image_shape), generator=generator).to(device)
+    config = GuidanceConfig(dataset=backbone.name, n_steps=n_steps, g0=1.0, g_min=0.0, g_max=max(2.0, *scales))
+    term = Distribution(classifier, real.images.to(device), kernel=kernel)
+    real_features = classifier.features(real.images.to(device))
+    rows = []
+    for g in sorted({float(scale) for scale in scales}):
+        images = rollout(backbone, config, labels, noise, g).images
+        correct = classifier.logits(images).argmax(1) == labels
+        fd = frechet_distance(classifier.features(images), real_features)
+        rows.append(SweepRow(g, term.distance(images), float(fd), float(correct.float().mean())))
+        if on_scale is not None:
+            on_scale(rows[-1])
+    best = min(rows, key=lambda row: row.distance)
+    limit = config.action_limit
+    return Sweep(tuple(rows), best.g, max(0.0, best.g - limit), best.g + limit, n_steps, n_images)

@@ -1,0 +1,195 @@
+"""From settings to a trained controller: device → circuit → layer → actor → environment → PPO, in a run folder."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from qhw_diffusion.circuits import policy_circuit, save_circuit
+from qhw_diffusion.devices import Device
+from qhw_diffusion.errors import DamagedFileError, InvalidInputError
+from qhw_diffusion.execution import QuantumLayer
+from qhw_diffusion.guidance.actors import Actor, AnnealingActor, Critic, MLPActor, matched_mlp, mlp_parameters
+from qhw_diffusion.guidance.config import ActorConfig, GuidanceConfig, PPOConfig, RewardConfig
+from qhw_diffusion.guidance.diagnostics import Finding, diagnose
+from qhw_diffusion.guidance.environment import GuidanceEnv
+from qhw_diffusion.guidance.episode import calibrate_state, draw_episode
+from qhw_diffusion.guidance.ppo import History, train_ppo
+from qhw_diffusion.guidance.quantum_actor import QuantumActor, compile_policy
+from qhw_diffusion.guidance.rewards import Distribution, Reward
+from qhw_diffusion.guidance.rollout import rollout
+from qhw_diffusion.guidance.saving import load_actor, save_actor
+from qhw_diffusion.images import Backbone, Classifier, ImageDataset, load_dataset
+from qhw_diffusion.runs import RunFolder, atomic_write_json
+
+KIND = "guidance"
+_CALIBRATION_SEED, _CALIBRATION_IMAGES = 20_240_901, 256
+
+
+@dataclass(frozen=True)
+class TrainedController:
+    """A trained actor with everything needed to use it: the configuration its states and actions refer to."""
+
+    actor: Actor
+    config: GuidanceConfig
+    reward: RewardConfig
+    ppo: PPOConfig
+    actor_config: ActorConfig
+    history: History
+    findings: tuple[Finding, ...]
+
+
+def quantum_parameters(config: ActorConfig, n_features: int) -> int:
+    """Trainable parameters of the quantum actor these settings describe (weights, input scales, head)."""
+    weights = 3 * config.n_qubits * config.depth + n_features + (config.n_qubits if config.output_scaling else 0)
+    return weights + mlp_parameters([config.n_qubits, 64, 32, 2])
+
+
+def build_actor(config: ActorConfig, *, n_features: int = 6, seed: int = 0, device: Device | None = None) -> Actor:
+    """The untrained actor. seed: of every initial weight; device: instead of `config.device`, when already loaded."""
+    common: dict[str, Any] = {"initial_std": config.initial_std, "gain": config.gain, "seed": seed}
+    if config.kind == "mlp":
+        return MLPActor(n_features=n_features, **common)
+    if config.kind == "annealing":
+        return AnnealingActor(n_features=n_features, **common)
+    if config.kind == "matched":
+        return matched_mlp(quantum_parameters(config, n_features), n_features=n_features, **common)
+    circuit = policy_circuit(
+        n_qubits=config.n_qubits,
+        depth=config.depth,
+        n_features=n_features,
+        entanglement="none" if config.kind == "unentangled" else config.entanglement,
+        reuploading=config.reuploading,
+    )
+    compiled = compile_policy(
+        circuit,
+        device if device is not None else Device.load(config.device),
+        seed=config.transpile_seed,
+        optimization_level=config.optimization_level,
+    )
+    return QuantumActor(
+        QuantumLayer(compiled, config.engine, seed=seed),
+        circuit,
+        output_scaling=config.output_scaling,
+        freeze_circuit=config.kind == "frozen",
+        **common,
+    )
+
+
+def calibrate(
+    guidance: GuidanceConfig, reward: RewardConfig, backbone: Backbone, classifier: Classifier, real: ImageDataset
+) -> tuple[GuidanceConfig, RewardConfig]:
+    """Both configurations with their measured numbers filled in (state centre and width, witness offset and scale)."""
+    guidance = calibrate_state(guidance, backbone, classifier)
+    if reward.distribution and reward.distribution_scale is None:
+        generator = torch.Generator().manual_seed(_CALIBRATION_SEED)
+        device = next(backbone.parameters()).device
+        labels, noise = draw_episode(backbone, _CALIBRATION_IMAGES, generator, device)
+        images = rollout(backbone, guidance, labels, noise, guidance.g0).images
+        term = Distribution(classifier, real.images.to(device), kernel=reward.distribution_kernel).calibrated(images)
+        reward = reward.replace(distribution_offset=term.offset, distribution_scale=term.scale)
+    return guidance, reward
+
+
+def train_guidance(
+    guidance: GuidanceConfig,
+    ppo: PPOConfig,
+    reward: RewardConfig,
+    actor: ActorConfig,
+    *,
+    path: str | Path | None = None,
+    command: str | None = None,
+    resume: bool = False,
+    backbone: Backbone | None = None,
+    classifier: Classifier | None = None,
+    real: ImageDataset | None = None,
+    device: Device | None = None,
+    distance: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
+    on_update: Callable[[int, dict[str, float]], None] | None = None,
+) -> TrainedController:
+    """Train one controller; with `path`, in a run folder that holds all that is needed to say what was run.
+
+    backbone, classifier (the reward one), real (the training split), device: loaded by name from the configurations
+    unless given; distance: an LPIPS network for that reward term; resume: continue the run in `path` bit for bit, with
+    the settings stored there (those given must agree). `ppo.seed` seeds everything.
+
+    Folder: config.json, manifest.json, metrics.jsonl, TensorBoard events, checkpoint.safetensors, model/ (the actor),
+    findings.json and, for a quantum actor, circuit.qpy, circuit.qasm and device.json. Ctrl-C stops after the present
+    update with a checkpoint; the model written is then the one reached.
+    """
+    backbone = backbone if backbone is not None else Backbone.load(guidance.dataset)
+    classifier = classifier if classifier is not None else Classifier.load(guidance.dataset, role="reward")
+    real = real if real is not None else load_dataset(guidance.dataset, split="train")
+    if classifier.role != "reward":
+        raise InvalidInputError(f"training looks through the reward classifier, got role {classifier.role!r}")
+    if actor.kind == "annealing" and not guidance.extra_state:
+        raise InvalidInputError("the annealing actor needs the seventh state entry: GuidanceConfig(extra_state=True)")
+    guidance, reward = calibrate(guidance, reward, backbone, classifier, real)
+    settings = {
+        "guidance": guidance.to_dict(),
+        "reward": reward.to_dict(),
+        "ppo": ppo.to_dict(),
+        "actor": actor.to_dict(),
+    }
+    policy = build_actor(actor, n_features=guidance.n_state, seed=ppo.seed, device=device)
+    run = None
+    if path is not None and resume:
+        run = RunFolder.open(path, kind=KIND)
+        _same_settings(run.config, settings)
+    elif path is not None:
+        run = RunFolder.create(path, kind=KIND, config=settings, command=command)
+    elif resume:
+        raise InvalidInputError("resuming needs the path of the run folder")
+    reward_function = Reward.from_config(reward, classifier, real, distance=distance)
+    env = GuidanceEnv(backbone, reward_function, guidance, num_envs=ppo.num_envs, seed=ppo.seed)
+    critic = Critic(guidance.n_state, seed=ppo.seed)
+    if run is not None and isinstance(policy, QuantumActor):
+        save_circuit(policy.circuit.circuit, run.path, "circuit")
+    history = train_ppo(env, policy, critic, ppo, run=run, resume=resume, on_update=on_update)
+    findings = tuple(diagnose(history, trains_circuit=bool(policy.parameter_groups()["circuit"])))
+    if run is not None:
+        save_actor(policy, run.path / "model")
+        if isinstance(policy, QuantumActor):
+            shutil.copyfile(run.path / "model" / "device.json", run.path / "device.json")
+        atomic_write_json(run.path / "findings.json", [finding.to_dict() for finding in findings])
+        run.close()
+    return TrainedController(policy, guidance, reward, ppo, actor, history, findings)
+
+
+def load_controller(
+    path: str | Path, *, device: str | Path | Device | None = None, engine: str | None = None
+) -> TrainedController:
+    """A trained controller from its run folder, a quantum one on another device or engine if asked (`load_actor`).
+
+    Raises RunFolderError or DamagedFileError for a folder that is missing, damaged or of another kind.
+    """
+    run = RunFolder.open(path, kind=KIND)
+    try:
+        parts = (
+            GuidanceConfig.from_dict(run.config["guidance"]),
+            RewardConfig.from_dict(run.config["reward"]),
+            PPOConfig.from_dict(run.config["ppo"]),
+            ActorConfig.from_dict(run.config["actor"]),
+        )
+    except (KeyError, TypeError, InvalidInputError) as error:
+        raise DamagedFileError(f"{run.path / 'config.json'} does not describe a guidance run ({error})") from error
+    actor = load_actor(run.path / "model", device=device, engine=engine)
+    history = [{k: v for k, v in row.items() if k != "step"} for row in run.metrics()]
+    findings = tuple(diagnose(history, trains_circuit=bool(actor.parameter_groups()["circuit"])))
+    return TrainedController(actor, *parts, history, findings)
+
+
+def _same_settings(stored: dict[str, Any], given: dict[str, Any]) -> None:
+    for part, values in given.items():
+        for name, value in values.items():
+            before = stored.get(part, {}).get(name)
+            if before != value:
+                raise InvalidInputError(
+                    f"the run was started with {part}.{name} = {before!r}, now {value!r} is given; "
+                    f"resume with the settings of the run's config.json"
+                )
