@@ -21,7 +21,8 @@ _METRICS_TEXT = (
     "All metrics are measured by the **judge**, a classifier that no training and no choice ever saw, against held-out "
     "images. FD: Fréchet distance in the judge's features (not Inception FID). KD: unbiased kernel distance in the "
     "same features. Accuracy: share of images in which the judge sees the label asked for. Diversity: mean distance "
-    "between two images of one class. Precision, recall: share of generated images near a real one, and of real images near a "
+    "between two images of one class. Precision, recall: share of generated images near a real one, "
+    "and of real images near a "
     "generated one. Reward: mean episode reward on the evaluation starts by the *reward* classifier, in standard "
     "deviations of the reward at the base scale. Numbers are means over seeds with a 95 % t-interval."
 )
@@ -83,7 +84,8 @@ def _subtitle(results: Results) -> str:
     config = results.config
     return (
         f"Classifier-free guidance on {config.models.data}, {config.n_steps} DDIM steps: a "
-        f"{config.actor.n_qubits}-qubit circuit compiled for {config.actor.device} and trained under that device's noise, against classical "
+        f"{config.actor.n_qubits}-qubit circuit compiled for {config.actor.device} and trained under "
+        f"that device's noise, against classical "
         f"controllers and tuned schedules. {config.seeds} seeds, {config.eval_images} images per evaluation."
     )
 
@@ -169,7 +171,8 @@ def _sweep(section: Section, results: Results) -> None:
     section.text(
         f"The base scale is not taken from a paper: {len(results.sweep)} constants were sampled "
         f"({results.config.sweep_images} images each, starts of their own) and the one with the lowest Fréchet "
-        "distance to the *training* images in the *reward* classifier's features was taken. Every schedule's parameters were "
+        "distance to the *training* images in the *reward* classifier's features was taken. Every "
+        "schedule's parameters were "
         "tuned in the same way. The judge's curve is drawn for the reader; it decided nothing."
     )
     columns = [row["g"] for row in results.sweep]
@@ -305,7 +308,8 @@ def _reproduce(section: Section, results: Results, command: str) -> None:
     section.code(command, caption="The same numbers on the same machine, bit for bit:")
     section.text(
         f"Seed k (0 to {config.seeds - 1}) decides the k-th training of every actor (weights, action noise, "
-        f"minibatches, training starts) and, as {work.EVALUATION_SEED:,} + k, the labels and starting noise of the k-th evaluation. "
+        f"minibatches, training starts) and, as {work.EVALUATION_SEED:,} + k, the labels and starting "
+        f"noise of the k-th evaluation. "
         f"Sweep and tuning use seed {work.SWEEP_SEED:,}. One thread per process."
     )
     section.table(["setting", "value"], _settings(results))

@@ -1,0 +1,291 @@
+"""The `qhw` command. Thin: one function per sub-command; heavy libraries load only when a sub-command needs them."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import qhw_diffusion
+from qhw_diffusion.errors import QhwError
+
+Parser = argparse.ArgumentParser
+Command = Callable[[argparse.Namespace], int]
+
+INTERRUPTED, FAILED = 130, 2
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `qhw` with these arguments (default: the process's). Returns the exit status: 0, 2 (error), 130 (Ctrl-C)."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    namespace = build_parser(arguments).parse_args(arguments)
+    namespace.command_line = shlex.join(["qhw", *arguments])
+    # one thread per process, also in the libraries below torch: fastest for small networks, and reproducible
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    try:
+        return int(namespace.run(namespace))
+    except QhwError as error:
+        if namespace.debug:
+            raise
+        print(f"qhw: error: {error}", file=sys.stderr)
+        return FAILED
+    except KeyboardInterrupt:
+        if namespace.debug:
+            raise
+        hint = "; the same command with --resume goes on" if hasattr(namespace, "resume") else ""
+        print(f"qhw: stopped{hint}", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        # the reader (`| head`) has gone; point stdout away so that Python's own flush at exit stays quiet
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def build_parser(arguments: Sequence[str] = ()) -> Parser:
+    """The parser; settings flags are made only for the sub-command that `arguments` select (making them is slow)."""
+    selected = tuple(word for word in arguments if not word.startswith("-"))[:2]
+    parser = Parser(prog="qhw", description="Quantum circuits inside diffusion models.")
+    parser.add_argument("--version", action="version", version=f"qhw-diffusion {qhw_diffusion.__version__}")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    made: dict[str, argparse._SubParsersAction[Parser]] = {}
+    for path, (text, flags, run) in COMMANDS.items():
+        where = commands
+        if len(path) == 2:
+            if path[0] not in made:
+                group = commands.add_parser(path[0], help=GROUPS[path[0]], description=GROUPS[path[0]] + ".")
+                made[path[0]] = group.add_subparsers(title="what", metavar="WHAT", required=True)
+            where = made[path[0]]
+        description = text[0].upper() + text[1:] + "."
+        command = where.add_parser(path[-1], help=text, description=description, allow_abbrev=False)
+        command.set_defaults(run=run)
+        if flags is not None and selected[: len(path)] == path:
+            flags(command)
+    return parser
+
+
+# -- train -----------------------------------------------------------------------------------------------------------
+
+
+def _flags_train_guidance(parser: Parser) -> None:
+    from qhw_diffusion.guidance import ActorConfig, GuidanceConfig, PPOConfig, RewardConfig
+    from qhw_diffusion.studies.flags import add_flags
+    from qhw_diffusion.studies.settings import ModelConfig
+
+    _flags_out(parser, "runs/guidance", resume=True)
+    text = "images per constant in the sweep that finds g0 and the range (skipped with --g0) [512]"
+    parser.add_argument("--sweep-images", type=int, default=512, metavar="N", help=text)
+    add_flags(parser, ModelConfig, title="data and models", skip=["judge"])
+    add_flags(parser, ActorConfig, title="actor", rename={"kind": "actor"})
+    add_flags(parser, GuidanceConfig, title="sampler and state", skip=["dataset", "state_centre", "state_width"])
+    add_flags(parser, RewardConfig, title="reward", prefix="reward_")
+    add_flags(parser, PPOConfig, title="training")
+
+
+def train_guidance(arguments: argparse.Namespace) -> int:
+    """`qhw train guidance`."""
+    from qhw_diffusion.studies.single import SingleTraining
+
+    return SingleTraining.from_arguments(arguments).run()
+
+
+def _flags_train_backbone(parser: Parser) -> None:
+    from qhw_diffusion.images import BackboneConfig
+    from qhw_diffusion.studies.flags import add_flags
+
+    _flags_out(parser, "runs/backbone", resume=True)
+    _flags_data(parser)
+    add_flags(parser, BackboneConfig, title="architecture and recipe (defaults are those for digits)", skip=["dataset"])
+
+
+def train_backbone(arguments: argparse.Namespace) -> int:
+    """`qhw train backbone`."""
+    from qhw_diffusion.images import BackboneConfig
+    from qhw_diffusion.images import train_backbone as train
+    from qhw_diffusion.studies.flags import given_flags
+    from qhw_diffusion.studies.single import new_run, one_thread
+
+    one_thread()
+    config = BackboneConfig.for_dataset(arguments.data, **given_flags(arguments, BackboneConfig))
+    with new_run(arguments, kind="backbone", config=config.to_dict()) as run:
+        backbone = train(config, run, data_root=arguments.data_root, resume=arguments.resume)
+    loss = backbone.history[-1]["loss"]
+    print(f"{backbone.n_parameters:,} parameters, loss {loss:.4f}; use it with --backbone {arguments.out}")
+    return 0
+
+
+def _flags_train_classifier(parser: Parser) -> None:
+    from qhw_diffusion.images import ClassifierConfig
+    from qhw_diffusion.studies.flags import add_flags
+
+    _flags_out(parser, "runs/classifier")
+    _flags_data(parser)
+    add_flags(parser, ClassifierConfig, title="architecture and recipe", skip=["dataset"])
+
+
+def train_classifier(arguments: argparse.Namespace) -> int:
+    """`qhw train classifier`."""
+    from qhw_diffusion.images import ClassifierConfig
+    from qhw_diffusion.images import train_classifier as train
+    from qhw_diffusion.studies.flags import given_flags
+    from qhw_diffusion.studies.single import new_run, one_thread
+
+    one_thread()
+    given = given_flags(arguments, ClassifierConfig)
+    config = ClassifierConfig.for_dataset(arguments.data, given.pop("role", "reward"), **given)
+    with new_run(arguments, kind="classifier", config=config.to_dict()) as run:
+        classifier = train(config, run, data_root=arguments.data_root)
+    print(f"{config.role}: {classifier.accuracy:.2%} of the held-out images right; saved in {arguments.out}")
+    return 0
+
+
+# -- evaluate --------------------------------------------------------------------------------------------------------
+
+
+def _flags_evaluate_guidance(parser: Parser) -> None:
+    parser.add_argument("folder", metavar="RUN", help="run folder of `qhw train guidance`")
+    parser.add_argument("--device", help="device to run the policy on [the one it was trained for]")
+    parser.add_argument("--engine", choices=("ideal", "noisy"), help="engine [the one it was trained on]")
+    parser.add_argument("--judge", help="folder of the judging classifier [the one shipped for the data set]")
+    parser.add_argument("--data-root", help="folder of the data set [the one of the run]")
+    parser.add_argument("--seeds", type=int, default=5, metavar="N", help="evaluation seeds [5]")
+    parser.add_argument("--images", type=int, default=500, metavar="N", help="images per seed [500]")
+
+
+def evaluate_guidance(arguments: argparse.Namespace) -> int:
+    """`qhw evaluate guidance RUN`."""
+    from qhw_diffusion.studies.single import evaluate_run, one_thread
+
+    one_thread()
+    print(
+        evaluate_run(
+            arguments.folder,
+            device=arguments.device,
+            engine=arguments.engine,
+            judge=arguments.judge,
+            data_root=arguments.data_root,
+            seeds=arguments.seeds,
+            images=arguments.images,
+        )
+    )
+    return 0
+
+
+# -- demo and study --------------------------------------------------------------------------------------------------
+
+
+def _flags_demo(parser: Parser) -> None:
+    _flags_out(parser, "runs/demo", resume=True)
+    parser.add_argument("--quick", action="store_true", help="fewer seeds and images: about a minute")
+    _flags_workers(parser)
+
+
+def demo(arguments: argparse.Namespace) -> int:
+    """`qhw demo`."""
+    from qhw_diffusion.studies.demo import demo_config, run_demo
+    from qhw_diffusion.studies.guidance_study import open_study
+    from qhw_diffusion.studies.single import clear_out, one_thread
+    from qhw_diffusion.studies.study_work import KIND
+
+    one_thread()
+    clear_out(arguments, KIND)
+    config = demo_config(quick=arguments.quick)
+    run = open_study(arguments.out, config, command=arguments.command_line, resume=arguments.resume)
+    print(run_demo(run, workers=arguments.workers, command=run.manifest["command"] or arguments.command_line))
+    return 0
+
+
+def _flags_study_guidance(parser: Parser) -> None:
+    from qhw_diffusion.guidance import ActorConfig, PPOConfig, RewardConfig
+    from qhw_diffusion.studies.flags import add_flags
+    from qhw_diffusion.studies.settings import ModelConfig, StudyConfig
+
+    _flags_out(parser, "runs/study", resume=True)
+    _flags_workers(parser)
+    parser.add_argument("--dry-run", action="store_true", help="print what it would cost, and stop")
+    parser.add_argument("--report-only", action="store_true", help="render the report of a finished study again")
+    parser.add_argument("--markdown", metavar="FILE", help="also write the tables as a Markdown page")
+    parser.add_argument("--title", default="Guidance study", help="title of report and page")
+    add_flags(parser, ModelConfig, title="data and models")
+    add_flags(parser, StudyConfig, title="study", skip=["models", "actor", "reward", "ppo"])
+    add_flags(parser, ActorConfig, title="circuit of the quantum actors", skip=["kind", "engine"])
+    add_flags(parser, RewardConfig, title="reward", prefix="reward_")
+    add_flags(parser, PPOConfig, title="training", skip=["seed"])
+
+
+def study_guidance(arguments: argparse.Namespace) -> int:
+    """`qhw study guidance`."""
+    from qhw_diffusion.studies.single import study_from_arguments
+
+    print(study_from_arguments(arguments))
+    return 0
+
+
+# -- small ones ------------------------------------------------------------------------------------------------------
+
+
+def devices(arguments: argparse.Namespace) -> int:
+    """`qhw devices`."""
+    from qhw_diffusion.devices import fake_backend_names
+
+    print("\n".join(["ideal", *fake_backend_names()]))
+    return 0
+
+
+def version(arguments: argparse.Namespace) -> int:
+    """`qhw version`."""
+    from qhw_diffusion.runs import package_versions
+
+    print(f"qhw-diffusion {qhw_diffusion.__version__}")
+    print("\n".join(f"{name} {number}" for name, number in package_versions().items()))
+    return 0
+
+
+def _flags_out(parser: Parser, default: str, *, resume: bool = False) -> None:
+    parser.add_argument("--out", type=Path, default=Path(default), metavar="DIR", help=f"run folder [{default}]")
+    text = "delete the folder first if it holds an earlier run of the same kind (nothing else)"
+    parser.add_argument("--overwrite", action="store_true", help=text)
+    if resume:
+        parser.add_argument("--resume", action="store_true", help="go on with the run in the folder, bit for bit")
+
+
+def _flags_data(parser: Parser) -> None:
+    parser.add_argument("--data", default="digits", help="digits, mnist16 or mnist28 [digits]")
+    parser.add_argument("--data-root", metavar="DIR", help="folder that holds MNIST (torchvision's layout)")
+
+
+def _flags_workers(parser: Parser) -> None:
+    workers = max(1, min(2, os.cpu_count() or 1))
+    parser.add_argument("--workers", type=int, default=workers, metavar="N",
+                        help=f"processes side by side, one thread each [{workers}]")  # fmt: skip
+
+
+GROUPS = {
+    "train": "train a controller, a backbone or a classifier",
+    "evaluate": "evaluate a trained controller",
+    "study": "run an experiment with statistics and a report",
+}
+COMMANDS: dict[tuple[str, ...], tuple[str, Callable[[Parser], None] | None, Command]] = {
+    ("demo",): ("the main job in minutes: train under device noise, compare, report", _flags_demo, demo),
+    ("train", "guidance"): ("train a guidance controller", _flags_train_guidance, train_guidance),
+    ("train", "backbone"): ("train a diffusion backbone", _flags_train_backbone, train_backbone),
+    ("train", "classifier"): ("train a reward or judging classifier", _flags_train_classifier, train_classifier),
+    ("evaluate", "guidance"): (
+        "evaluate a trained controller, on another device or engine if asked",
+        _flags_evaluate_guidance,
+        evaluate_guidance,
+    ),
+    ("study", "guidance"): (
+        "compare controllers and schedules over seeds",
+        _flags_study_guidance,
+        study_guidance,
+    ),
+    ("devices",): ("list the devices circuits can be compiled for", None, devices),
+    ("version",): ("versions of the package and what results depend on", None, version),
+}
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,333 @@
+"""What the commands outside the demo do: one training, one evaluation of its result, one study from flags."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from qhw_diffusion.devices import Device
+from qhw_diffusion.errors import InvalidInputError, RunFolderError
+from qhw_diffusion.guidance import (
+    ActorConfig,
+    GuidanceConfig,
+    PPOConfig,
+    QuantumActor,
+    RewardConfig,
+    TrainedController,
+    load_controller,
+    sweep_constants,
+    train_guidance,
+)
+from qhw_diffusion.runs import RunFolder, atomic_write_json, progress, read_json
+from qhw_diffusion.studies import analysis
+from qhw_diffusion.studies.demo import finish
+from qhw_diffusion.studies.flags import given_flags
+from qhw_diffusion.studies.guidance_report import render_markdown
+from qhw_diffusion.studies.guidance_study import Stage, open_study, plan, run_study
+from qhw_diffusion.studies.measure import sample_and_measure
+from qhw_diffusion.studies.models import Models, draw_starts, load_models
+from qhw_diffusion.studies.settings import ModelConfig, StudyConfig
+from qhw_diffusion.studies.statistics import mean_interval, paired_test
+from qhw_diffusion.studies.study_work import EVALUATION_SEED, KIND
+
+MODELS_FILE = "models.json"
+
+
+def one_thread() -> None:
+    """One torch thread: the fastest for small networks, and what reproducibility is promised for."""
+    torch.set_num_threads(1)
+
+
+def clear_out(arguments: argparse.Namespace, kind: str) -> None:
+    """With --overwrite, delete the folder --out if it is an earlier run of this kind.
+
+    Raises RunFolderError when it holds anything else: nothing is deleted that this command did not write.
+    """
+    if not arguments.overwrite:
+        return
+    if getattr(arguments, "resume", False):
+        raise InvalidInputError("--overwrite and --resume contradict each other: give one of them")
+    if arguments.out.exists() and any(arguments.out.iterdir()):
+        RunFolder.open(arguments.out, kind=kind)
+        shutil.rmtree(arguments.out)
+
+
+def new_run(arguments: argparse.Namespace, *, kind: str, config: dict[str, Any]) -> RunFolder:
+    """The run folder --out, made anew, or opened when --resume is given."""
+    clear_out(arguments, kind)
+    if not getattr(arguments, "resume", False):
+        return RunFolder.create(arguments.out, kind=kind, config=config, command=arguments.command_line)
+    run = RunFolder.open(arguments.out, kind=kind)
+    changed = [name for name, value in json.loads(json.dumps(config)).items() if run.config.get(name) != value]
+    if changed:
+        names = ", ".join(changed)
+        raise RunFolderError(f"{run.path} was started with other settings ({names}); resume it with the same")
+    return run
+
+
+@dataclasses.dataclass(frozen=True)
+class SingleTraining:
+    """`qhw train guidance`: settings from flags, a sweep where g0 is not given, one training."""
+
+    models: ModelConfig
+    guidance: GuidanceConfig
+    reward: RewardConfig
+    ppo: PPOConfig
+    actor: ActorConfig
+    out: Path
+    resume: bool
+    sweep_images: int
+    command: str
+
+    @classmethod
+    def from_arguments(cls, arguments: argparse.Namespace) -> SingleTraining:
+        """Settings from the flags; with --resume from the folder, changed by flags (a change is refused later)."""
+        clear_out(arguments, "guidance")
+        saved: dict[str, Any] = {}
+        models = ModelConfig()
+        if arguments.resume:
+            run = RunFolder.open(arguments.out, kind="guidance")
+            saved = run.config
+            models = _models_of(run.path)
+        models = models.replace(**given_flags(arguments, ModelConfig))
+        parts: dict[str, Any] = {}
+        for name, part in (
+            ("guidance", GuidanceConfig),
+            ("reward", RewardConfig),
+            ("ppo", PPOConfig),
+            ("actor", ActorConfig),
+        ):
+            base = part.from_dict(saved[name]) if name in saved else part()
+            parts[name] = base.replace(**given_flags(arguments, part))
+        given = given_flags(arguments, GuidanceConfig)
+        extra = parts["actor"].kind == "annealing" or parts["guidance"].extra_state
+        parts["guidance"] = parts["guidance"].replace(dataset=models.data, extra_state=extra)
+        # a scale given by hand needs no sweep; neither does a run that had its sweep
+        images = 0 if arguments.resume or "g0" in given else arguments.sweep_images
+        return cls(models, **parts, out=arguments.out, resume=arguments.resume, sweep_images=images,
+                   command=arguments.command_line)  # fmt: skip
+
+    def run(self) -> int:
+        """Train; returns 0, or 130 when Ctrl-C stopped it with a checkpoint."""
+        one_thread()
+        if not self.resume and self.out.exists() and any(self.out.iterdir()):
+            raise RunFolderError(f"{self.out} is not empty; choose another --out, or add --resume or --overwrite")
+        models = load_models(self.models)
+        guidance = self._swept(models) if self.sweep_images else self.guidance
+
+        def remember(update: int, metrics: dict[str, float]) -> None:
+            # where the models came from: what --resume and `qhw evaluate` need besides the run's own settings
+            if not (self.out / MODELS_FILE).exists():
+                atomic_write_json(self.out / MODELS_FILE, self.models.to_dict())
+
+        trained = train_guidance(
+            guidance,
+            self.ppo,
+            self.reward,
+            self.actor,
+            path=self.out,
+            command=self.command,
+            resume=self.resume,
+            backbone=models.backbone,
+            classifier=models.reward,
+            real=models.train,
+            on_update=remember,
+        )
+        if len(trained.history) < self.ppo.updates:
+            raise KeyboardInterrupt
+        for finding in trained.findings:
+            print(f"· {finding.sentence}")
+        print(f"saved in {self.out}; evaluate it with: qhw evaluate guidance {self.out}")
+        return 0
+
+    def _swept(self, models: Models) -> GuidanceConfig:
+        with progress(desc="sweep", unit="constant") as bar:
+            sweep = sweep_constants(
+                models.backbone,
+                models.reward,
+                models.train,
+                n_steps=self.guidance.n_steps,
+                n_images=self.sweep_images,
+                on_scale=lambda row: bar.update(1),
+            )
+        limit = self.guidance.action_limit
+        low, high = max(0.0, sweep.g0 - limit), sweep.g0 + limit
+        print(f"sweep: best constant g0 = {sweep.g0:g} at {self.guidance.n_steps} steps, range {low:g} to {high:g}")
+        return self.guidance.replace(g0=sweep.g0, g_min=low, g_max=high)
+
+
+def evaluate_run(
+    folder: str | Path,
+    *,
+    device: str | None = None,
+    engine: str | None = None,
+    judge: str | None = None,
+    data_root: str | None = None,
+    seeds: int = 5,
+    images: int = 500,
+) -> str:
+    """Evaluate a trained controller against the constant of its base scale, on the same starts; returns a text.
+
+    device, engine: where the policy runs, if not where it was trained; then the trained setting is evaluated as well.
+    The numbers go into RUN/evaluations/. Raises InvalidInputError for a classical policy with a device or an engine.
+    """
+    if seeds < 1 or images < 20:
+        raise InvalidInputError(f"at least 1 seed and 20 images are needed, not {seeds} and {images}")
+    trained = load_controller(folder)
+    elsewhere = device is not None or engine is not None
+    if elsewhere and not isinstance(trained.actor, QuantumActor):
+        raise InvalidInputError(
+            f"the policy in {folder} is a {trained.actor_config.kind}; it runs on no device or engine"
+        )
+    changes = {name: value for name, value in (("judge", judge), ("data_root", data_root)) if value is not None}
+    models = load_models(_models_of(Path(folder)).replace(**changes))
+    home = f"as trained{_where(trained)}"
+    players: dict[str, Any] = {f"constant g = {trained.config.g0:g}": trained.config.g0, home: trained.actor}
+    if elsewhere:
+        assert isinstance(trained.actor, QuantumActor)
+        moved = trained.actor.on(Device.load(device) if device is not None else None, engine)
+        players[f"on {moved.layer.compiled.device.name}, {moved.layer.engine}"] = moved
+    values: dict[str, dict[str, list[float]]] = {name: {} for name in players}
+    with progress(total=seeds * len(players), desc="evaluation", unit="run") as bar:
+        for seed in range(seeds):
+            labels, noise = draw_starts(models.backbone, models.heldout, images, EVALUATION_SEED + seed)
+            for name, player in players.items():
+                sampled = sample_and_measure(models, trained.config, player, labels, noise, reward=trained.reward)
+                assert sampled.judged is not None
+                for key, value in {**sampled.judged, "return": sampled.reward_side["return"]}.items():
+                    values[name].setdefault(key, []).append(value)
+                bar.update(1)
+    file = Path(folder) / "evaluations" / f"{device or 'home'}-{engine or 'home'}.json".replace("/", "_")
+    atomic_write_json(file, {"seeds": seeds, "images": images, "n_steps": trained.config.n_steps, "values": values})
+    return _evaluation_text(values, trained.config.n_steps, seeds, images, file)
+
+
+def study_from_arguments(arguments: argparse.Namespace) -> str:
+    """`qhw study guidance`: dry run, report only, or the whole study; returns the text to print."""
+    one_thread()
+    if arguments.report_only:
+        run = RunFolder.open(arguments.out, kind=KIND)
+    else:
+        config = _study_config(arguments)
+        if arguments.dry_run:
+            return predict(config, arguments.workers)
+        clear_out(arguments, KIND)
+        run = open_study(arguments.out, config, command=arguments.command_line, resume=arguments.resume)
+        run_study(run, workers=arguments.workers)
+    command = run.manifest["command"] or arguments.command_line
+    text = finish(run, title=arguments.title, command=command)
+    if arguments.markdown:
+        results = analysis.load_results(run)
+        page = render_markdown(results, title=arguments.title, command=command, path=Path(arguments.markdown))
+        text += f"\ntables: {page}"
+    return text
+
+
+def predict(config: StudyConfig, workers: int) -> str:
+    """What a study will cost: U-Net evaluations of each part, and minutes from a short measurement on this machine."""
+    models = load_models(config.models)
+    labels, noise = draw_starts(models.backbone, models.train, config.batch, 0)
+    guidance = GuidanceConfig(dataset=config.models.data, n_steps=config.n_steps)
+    stages = plan(config)
+    per_evaluation = _seconds(lambda: sample_and_measure(models, guidance, 1.0, labels, noise, judged=False)) / (
+        2 * config.n_steps * config.batch
+    )
+    updates = 2
+    actor = config.actor_config(config.actors[0]) if config.actors else config.actor
+    short = config.ppo.replace(updates=updates)
+    if actor.kind == "annealing":
+        guidance = guidance.replace(extra_state=True)
+    marks: list[float] = []
+    train_guidance(
+        guidance,
+        short,
+        config.reward,
+        actor,
+        backbone=models.backbone,
+        classifier=models.reward,
+        real=models.train,
+        on_update=lambda update, metrics: marks.append(time.perf_counter()),
+    )
+    per_update = marks[-1] - marks[-2]
+
+    def seconds(stage: Stage) -> float:
+        if stage.name == "trainings":
+            return stage.pieces * config.ppo.updates * per_update
+        return stage.evaluations * per_evaluation
+
+    lines = [f"{'part':<22}{'pieces':>8}{'U-Net evaluations':>20}{'minutes':>10}"]
+    for stage in stages:
+        minutes = seconds(stage) / 60 / workers
+        lines.append(f"{stage.name:<22}{stage.pieces:>8}{stage.evaluations:>20,}{minutes:>10.1f}")
+    total = sum(seconds(stage) for stage in stages) / 60 / workers
+    lines.append(f"{'all':<22}{'':>8}{sum(s.evaluations for s in stages):>20,}{total:>10.1f}")
+    lines.append(
+        f"measured now: {1 / per_evaluation:,.0f} evaluations a second and process, "
+        f"{per_update:.2f} s an update of {actor.kind}; {workers} processes"
+    )
+    return "\n".join(lines)
+
+
+def _seconds(action: Any) -> float:
+    action()  # the first call builds caches
+    started = time.perf_counter()
+    action()
+    return time.perf_counter() - started
+
+
+def _study_config(arguments: argparse.Namespace) -> StudyConfig:
+    base = StudyConfig()
+    if arguments.resume:
+        base = StudyConfig.from_dict(RunFolder.open(arguments.out, kind=KIND).config)
+    return base.replace(
+        models=base.models.replace(**given_flags(arguments, ModelConfig)),
+        actor=base.actor.replace(**given_flags(arguments, ActorConfig)),
+        reward=base.reward.replace(**given_flags(arguments, RewardConfig)),
+        ppo=base.ppo.replace(**given_flags(arguments, PPOConfig)),
+        **given_flags(arguments, StudyConfig),
+    )
+
+
+def _models_of(folder: Path) -> ModelConfig:
+    try:
+        return ModelConfig.from_dict(read_json(folder / MODELS_FILE))
+    except FileNotFoundError:
+        # a run made from Python: its data set is known, its models are the shipped ones unless named
+        run = RunFolder.open(folder, kind="guidance")
+        return ModelConfig(data=run.config["guidance"]["dataset"])
+
+
+def _where(trained: TrainedController) -> str:
+    if not isinstance(trained.actor, QuantumActor):
+        return f" ({trained.actor_config.kind})"
+    layer = trained.actor.layer
+    return f" ({layer.compiled.device.name}, {layer.engine})"
+
+
+def _evaluation_text(
+    values: dict[str, dict[str, list[float]]], n_steps: int, seeds: int, images: int, file: Path
+) -> str:
+    lines = [
+        f"{n_steps} steps, {seeds} seeds, {images} images each; FD in the judge's features, against held-out images"
+    ]
+    lines.append(f"{'controller':<36} {'FD [95 %]':>22} {'accuracy':>9} {'reward':>9}")
+    for name, metrics in values.items():
+        accuracy, reward = mean_interval(metrics["accuracy"]).mean, mean_interval(metrics["return"]).mean
+        lines.append(f"{name:<36} {mean_interval(metrics['fd']).format():>22} {accuracy:>9.1%} {reward:>9.3f}")
+    names = list(values)
+    if seeds >= 2:
+        for name in names[1:]:
+            test = paired_test(values[name]["fd"], values[names[0]]["fd"])
+            d = test.difference
+            lines.append(f"{name} minus {names[0]}: {d.mean:+.3f} [{d.low:+.3f}, {d.high:+.3f}], p = {test.t_p:.3f}")
+        if len(names) == 3:
+            d = paired_test(values[names[2]]["fd"], values[names[1]]["fd"]).difference
+            lines.append(f"{names[2]} minus {names[1]}: {d.mean:+.3f} [{d.low:+.3f}, {d.high:+.3f}]")
+    return "\n".join([*lines, f"saved: {file}"])
