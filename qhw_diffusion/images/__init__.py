@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from .backbone import Backbone, BackboneConfig
+from .backbone_training import train_backbone
+from .classifier_training import train_classifier
 from .classifiers import Classifier, ClassifierConfig, accuracy
 from .datasets import DATASETS, ImageDataset, load_dataset
 from .evaluate import METRICS, evaluate_samples, image_features, real_floor
@@ -16,8 +18,6 @@ from .metrics import (
 )
 from .paired import Lpips, paired_floor, paired_similarity
 from .sampler import GuidedDDIM, guided
-from .train_backbone import train_backbone
-from .train_classifier import train_classifier
 
 __all__ = [
     "DATASETS",

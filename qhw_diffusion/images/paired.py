@@ -8,6 +8,7 @@ class is **not** one of them: nothing says that the two should agree pixel by pi
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,8 @@ def paired_similarity(x: Tensor, reference: Tensor, lpips: Lpips | None = None) 
     """{"psnr", "ssim"} and, given a perceptual distance, {"lpips"}: means over the pairs (x_i, reference_i).
 
     "psnr" in dB, the mean over images, an image equal to its reference counted as 100 dB; "ssim" (Wang et al. 2004)
-    with a uniform window of 7×7 pixels, since the usual Gaussian one does not fit into 8×8 images. Range: 2.
+    with a uniform window of 7×7 pixels (mirrored borders), since the usual Gaussian one
+    does not fit into 8×8 images; both on a range of 2.
     See the module's text for which pairings mean something.
 
     Args:
@@ -95,7 +97,9 @@ class Lpips:
             state = load_tensors(path.read_bytes())
         except SafetensorError as error:
             raise DamagedFileError(f"{path} is not a safetensors file ({error})") from error
-        self._net: Any = lpips.LPIPS(net="squeeze", pnet_rand=True, verbose=False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # lpips calls torchvision in a deprecated way
+            self._net: Any = lpips.LPIPS(net="squeeze", pnet_rand=True, verbose=False)
         expected = self._net.net.state_dict()
         renamed = _lpips_names(state, list(expected))
         fits = set(renamed) == set(expected) and all(renamed[k].shape == v.shape for k, v in expected.items())

@@ -12,6 +12,7 @@ from ..errors import InvalidInputError
 from ..runs import RunFolder, progress
 from .classifiers import Classifier, ClassifierConfig, accuracy
 from .datasets import ImageDataset, load_dataset
+from .weights import half_precision
 
 _LOG_EVERY = 50
 _WARMUP = 50
@@ -76,6 +77,7 @@ def train_classifier(
                 bar.set_postfix(loss=f"{mean:.4f}")
                 if run is not None:
                     run.log(step + 1, {"losses/classifier": mean, "charts/learning_rate": rate})
+    classifier.load_state_dict({k: v.float() for k, v in half_precision(classifier.state_dict()).items()})
     classifier.eval().requires_grad_(False)
     classifier.accuracy = accuracy(classifier, held.images, held.labels)
     classifier.provenance = {

@@ -1,0 +1,139 @@
+from __future__ import annotations
+
+import gzip
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from qhw_diffusion import images
+from qhw_diffusion.errors import DamagedFileError, InvalidInputError, MissingDataError, UnknownNameError
+from qhw_diffusion.images import datasets
+
+
+def idx_bytes(array: np.ndarray) -> bytes:
+    """The IDX format of MNIST's files: 0, 0, type (8 = uint8), rank, big-endian sizes, data."""
+    return bytes([0, 0, 8, array.ndim]) + np.array(array.shape, dtype=">i4").tobytes() + array.tobytes()
+
+
+@pytest.fixture
+def fake_mnist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, np.ndarray, np.ndarray]:
+    """A folder of .gz files with 10,000 held-out images, and far too few training images."""
+    monkeypatch.setenv("QHW_CACHE", str(tmp_path / "cache"))
+    rng = np.random.default_rng(0)
+    pixels = np.zeros((10_000, 28, 28), np.uint8)
+    pixels[:20] = rng.integers(0, 256, (20, 28, 28), dtype=np.uint8)
+    labels = rng.integers(0, 10, 10_000, dtype=np.uint8)
+    raw = tmp_path / "root" / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    contents = {
+        "t10k-images-idx3-ubyte": pixels,
+        "t10k-labels-idx1-ubyte": labels,
+        "train-images-idx3-ubyte": pixels[:10],
+        "train-labels-idx1-ubyte": labels[:10],
+    }
+    for name, array in contents.items():
+        (raw / f"{name}.gz").write_bytes(gzip.compress(idx_bytes(array), 1))
+    return tmp_path / "root", pixels, labels
+
+
+def test_digits_split_is_fixed_stratified_and_complete() -> None:
+    train, heldout = images.load_dataset("digits"), images.load_dataset("digits", "heldout")
+    assert (len(train), len(heldout)) == (1200, 597)
+    assert train.images.shape == (1200, 1, 8, 8)
+    assert train.images.dtype == torch.float32
+    assert train.labels.dtype == torch.int64
+    together = torch.cat([train.images, heldout.images]).flatten(1)
+    original = torch.from_numpy(load_digits().data.astype(np.float32)) / 8 - 1
+    # every original image is in exactly one of the splits
+    assert torch.equal(torch.unique(together, dim=0), torch.unique(original, dim=0))
+    assert float(together.sum()) == pytest.approx(float(original.sum()))
+    share = torch.bincount(train.labels) / torch.bincount(torch.cat([train.labels, heldout.labels]))
+    assert (share - 1200 / 1797).abs().max() < 0.01
+    # the shipped models were trained on this very split
+    backbone = images.Backbone.load("digits")
+    assert backbone.provenance["data_fingerprint"] == train.fingerprint
+    judge = images.Classifier.load("digits", "judge")
+    assert judge.provenance["heldout_fingerprint"] == heldout.fingerprint
+
+
+def test_fingerprint_sees_one_pixel_and_one_label() -> None:
+    data = images.load_dataset("digits", "heldout")
+    changed = data.images.clone()
+    changed[3, 0, 4, 4] += 1 / 8
+    assert images.ImageDataset(changed, data.labels, "digits", "heldout").fingerprint != data.fingerprint
+    labels = data.labels.clone()
+    labels[0] = (labels[0] + 1) % 10
+    assert images.ImageDataset(data.images, labels, "digits", "heldout").fingerprint != data.fingerprint
+
+
+@pytest.mark.parametrize(("name", "split"), [("digit", "train"), ("digits", "test")])
+def test_unknown_names(name: str, split: str) -> None:
+    with pytest.raises(UnknownNameError):
+        images.load_dataset(name, split)
+
+
+def test_dataset_shapes_are_checked() -> None:
+    with pytest.raises(InvalidInputError, match=r"\[N, C, H, W\]"):
+        images.ImageDataset(torch.zeros(3, 8, 8), torch.zeros(3, dtype=torch.int64), "own", "train")
+
+
+def test_mnist_from_packed_files_leaves_them_alone(fake_mnist: tuple[Path, np.ndarray, np.ndarray]) -> None:
+    root, pixels, labels = fake_mnist
+    before = sorted(p.name for p in (root / "MNIST" / "raw").iterdir())
+    for _ in range(2):  # the second time from the cache
+        data = images.load_dataset("mnist28", "heldout", root, download=False)
+    assert torch.equal(data.images[:20, 0], torch.from_numpy(pixels[:20]).float() / 255 * 2 - 1)
+    assert torch.equal(data.labels, torch.from_numpy(labels.astype(np.int64)))
+    assert sorted(p.name for p in (root / "MNIST" / "raw").iterdir()) == before
+
+
+def test_mnist16_is_the_antialiased_bilinear_image(fake_mnist: tuple[Path, np.ndarray, np.ndarray]) -> None:
+    root, pixels, _ = fake_mnist
+    data = images.load_dataset("mnist16", "heldout", root, download=False)
+    assert data.image_shape == (1, 16, 16)
+    for i in range(5):
+        pillow = np.asarray(Image.fromarray(pixels[i]).resize((16, 16), Image.Resampling.BILINEAR), dtype=np.float32)
+        assert np.abs((data.images[i, 0].numpy() + 1) * 127.5 - pillow).max() < 1.0  # Pillow rounds to bytes, twice
+
+
+def test_wrong_number_of_images_is_damage(fake_mnist: tuple[Path, np.ndarray, np.ndarray]) -> None:
+    with pytest.raises(DamagedFileError, match="60000"):
+        images.load_dataset("mnist28", "train", fake_mnist[0], download=False)
+
+
+def test_truncated_packed_file_is_damage(fake_mnist: tuple[Path, np.ndarray, np.ndarray], tmp_path: Path) -> None:
+    packed = fake_mnist[0] / "MNIST" / "raw" / "t10k-images-idx3-ubyte.gz"
+    packed.write_bytes(packed.read_bytes()[:-100])
+    with pytest.raises(DamagedFileError, match="gzip"):
+        images.load_dataset("mnist28", "heldout", fake_mnist[0], download=False)
+    assert not list((tmp_path / "cache").rglob("t10k-images*"))  # nothing half-written is taken for the file
+
+
+def test_absent_mnist_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(MissingDataError, match="data_root/MNIST/raw"):
+        images.load_dataset("mnist16", data_root=tmp_path, download=False)
+
+    def no_network(self: object) -> None:
+        raise RuntimeError("Error downloading train-images-idx3-ubyte.gz")
+
+    monkeypatch.setattr("torchvision.datasets.MNIST.download", no_network)
+    with pytest.raises(MissingDataError, match="could not be downloaded"):
+        images.load_dataset("mnist28", data_root=tmp_path / "new")
+    monkeypatch.setenv("QHW_DATA_ROOT", str(tmp_path / "elsewhere"))
+    assert datasets.default_data_root() == tmp_path / "elsewhere"
+
+
+@pytest.mark.slow
+def test_real_mnist() -> None:
+    root = os.environ.get("QHW_DATA_ROOT")
+    if not root or not (Path(root) / "MNIST").is_dir():
+        pytest.skip("QHW_DATA_ROOT does not name a folder with MNIST")
+    data = images.load_dataset("mnist28", "heldout", root, download=False)
+    # published: the test set's class counts, and its mean grey value .1325
+    assert torch.bincount(data.labels).tolist() == [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
+    assert float((data.images.mean() + 1) / 2) == pytest.approx(0.1325, abs=1e-4)
