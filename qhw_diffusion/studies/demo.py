@@ -18,11 +18,11 @@ def demo_config(*, quick: bool = False) -> StudyConfig:
         return StudyConfig(
             seeds=2,
             constants=(0.8, 1.0, 1.2, 1.5, 2.0, 3.0),
-            sweep_images=300,
+            sweep_images=240,
             tune_images=120,
             tune_means=(1.0,),
-            eval_images=300,
-            ppo=PPOConfig(updates=12, num_envs=96),
+            eval_images=240,
+            ppo=PPOConfig(updates=12, num_envs=64),
         )
     return StudyConfig(ppo=PPOConfig(updates=40, num_envs=128))
 

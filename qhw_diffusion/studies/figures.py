@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 
 from qhw_diffusion.errors import InvalidInputError
+from qhw_diffusion.studies.statistics import mean_interval
 
 if TYPE_CHECKING:
     from qiskit import QuantumCircuit
@@ -90,8 +92,9 @@ def learning_curves(
         label = f"{name} ({len(lines)} seeds)"
         axis.plot(np.arange(1, length + 1), smoothed(mean), color=colour(index), lw=2.2, label=label)
     if baseline is not None:
-        axis.axhline(baseline, color=INK, lw=1.0, ls=":", label="untrained policy")
+        axis.axhline(baseline, color=INK, lw=1.0, ls=":", label="base scale")
     axis.set_xlabel("update")
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.set_ylabel(ylabel)
     _legend(axis)
     return figure
@@ -107,6 +110,7 @@ def log_curves(curves: Mapping[str, Sequence[ArrayLike]], *, ylabel: str) -> Fig
             axis.plot(np.arange(1, len(values) + 1), values, color=colour(index), lw=0.9, alpha=0.75, label=label)
     axis.set_yscale("log")
     axis.set_xlabel("update")
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.set_ylabel(ylabel)
     _legend(axis)
     return figure
@@ -139,12 +143,10 @@ def sweep_curve(
     return figure
 
 
-def comparison(values: Mapping[str, Sequence[float]], *, xlabel: str, floor: float | None = None) -> Figure:
-    """One row per controller: every seed a dot, mean and 95 % t-interval as a bar; `floor` as a dotted line."""
-    from qhw_diffusion.studies.statistics import mean_interval
-
+def comparison(values: Mapping[str, Sequence[float]], *, xlabel: str, mark: float | None = None) -> Figure:
+    """One row per controller: every seed a dot, mean and 95 % t-interval as a bar; `mark` as a dashed line."""
     figure, axis = _single(7.6, 0.36 * len(values) + 1.1)
-    for row, (_, seeds) in enumerate(values.items()):
+    for row, seeds in enumerate(values.values()):
         interval = mean_interval(seeds)
         if interval.n > 1:
             axis.plot([interval.low, interval.high], [row, row], color=colour(0), lw=2.4, solid_capstyle="butt")
@@ -153,10 +155,8 @@ def comparison(values: Mapping[str, Sequence[float]], *, xlabel: str, floor: flo
     axis.set_yticks(range(len(values)), list(values))
     axis.invert_yaxis()
     axis.grid(axis="y", visible=False)
-    if floor is not None:
-        axis.axvline(floor, color=INK, lw=1.0, ls=":")
-        axis.annotate("real against real", (floor, 1.0), xycoords=("data", "axes fraction"), fontsize=8, rotation=90,
-                      xytext=(3, -4), textcoords="offset points", va="top")  # fmt: skip
+    if mark is not None:
+        axis.axvline(mark, color=INK, lw=1.1, ls="--")
     axis.set_xlabel(xlabel)
     return figure
 

@@ -106,11 +106,8 @@ def _verdict(section: Section, results: Results) -> None:
 
 
 def _samples(section: Section, results: Results) -> None:
-    shown = [
-        name for name in ("constant", "limited_interval", "quantum", "matched", "frozen") if name in results.values
-    ]
-    if "quantum@untrained" in results.values:
-        shown.append("quantum@untrained")
+    wanted = ("constant", "limited_interval", "quantum", "matched", "frozen", "quantum@untrained")
+    shown = [name for name in wanted if name in results.values]
     labels = results.labels()
     kept = {name: work.read_samples(results.root, name, 0) for name in shown}
     grids = {labels[name]: samples["images"].numpy() for name, samples in kept.items()}
@@ -126,15 +123,17 @@ def _table(section: Section, results: Results) -> None:
     section.text(_METRICS_TEXT)
     columns, rows, best = analysis.results_table(results)
     section.table(columns, rows, emphasised=best, caption="The highlighted row has the lowest mean FD; see the tests.")
-    labels = results.labels()
-    trained = [name for name in results.values if not name.endswith("@untrained")]
+    if results.config.seeds < 2:
+        return
+    labels, base = results.labels(), np.array(results.values["constant"]["fd"])
+    rivals = [name for name in results.values if name != "constant" and not name.endswith("@untrained")]
     section.figure(
         figures.comparison(
-            {labels[name]: results.values[name]["fd"] for name in trained},
-            xlabel="Fréchet distance in the judge's features (lower is better)",
-            floor=float(np.mean(results.floor["fd"])),
+            {labels[name]: (np.array(results.values[name]["fd"]) - base).tolist() for name in rivals},
+            xlabel="FD minus that of the best constant on the same seed (left is better)",
+            mark=0.0,
         ),
-        alt="Fréchet distance of every controller: a dot per seed, mean and 95 % interval; ordered as the table.",
+        alt="Difference in FD to the best constant: a dot per seed, mean and 95 % interval; ordered as the table.",
     )
 
 
@@ -235,14 +234,11 @@ def _trajectories(section: Section, results: Results) -> None:
 
 def _learning(section: Section, results: Results) -> None:
     curves = {label_of(name): results.curves[name]["charts/episodic_return"] for name in results.config.actors}
-    baseline = None
-    if "quantum@untrained" in results.values:
-        baseline = float(np.mean(results.values["quantum@untrained"]["return"]))
     section.figure(
-        figures.learning_curves(curves, baseline=baseline),
+        figures.learning_curves(curves, baseline=0.0),
         alt="Mean episode reward over the updates for each actor; thin lines are seeds, thick lines their mean.",
-        caption="Training rewards with exploration noise; zero is the reward at the base scale. Dotted: the untrained "
-        "policy's mean action on the evaluation starts.",
+        caption="Rewards during training, with exploration noise, in standard deviations; zero (dotted) is the reward "
+        "at the base scale, where an untrained policy starts. The paired tests above use no exploration noise.",
     )
     gradients = {
         label_of(name): results.curves[name]["gradients/circuit"]

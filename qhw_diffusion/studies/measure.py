@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qhw_diffusion.guidance import Controller, GuidanceConfig, RewardConfig, Rollout, rollout
+from qhw_diffusion.guidance import Controller, GuidanceConfig, Reward, RewardConfig, Rollout, rollout
+from qhw_diffusion.guidance.rewards import StepView
 from qhw_diffusion.images import (
     accuracy,
     evaluate_samples,
     frechet_distance,
     image_features,
     kernel_distance,
-    mmd_witness,
 )
 from qhw_diffusion.studies.models import Models
 
@@ -57,7 +57,7 @@ def sample_and_measure(
         "accuracy": accuracy(models.reward, played.images, labels),
     }
     if reward is not None:
-        side["return"] = terminal_return(models, reward, played, features)
+        side["return"] = terminal_return(models, reward, played)
     judgement = None
     if judged:
         judgement = evaluate_samples(
@@ -67,16 +67,17 @@ def sample_and_measure(
 
 
 @torch.no_grad()
-def terminal_return(models: Models, reward: RewardConfig, played: Rollout, features: Tensor) -> float:
+def terminal_return(models: Models, reward: RewardConfig, played: Rollout) -> float:
     """Mean episode reward of a rollout from the terms that can be computed at its end (see `sample_and_measure`)."""
+    images = played.images[:_WITNESS_IMAGES]
+    logits = models.reward.logits(images)
+    labels = played.labels[: len(images)]
+    nothing = torch.zeros(len(images))
+    end = StepView(True, images, images, logits, logits, labels, nothing)
     total = -reward.action_penalty * float(played.actions.square().sum(0).mean())
-    if reward.distribution:
-        witness = mmd_witness(features[:_WITNESS_IMAGES], models.train_features).mean()
-        offset, scale = reward.distribution_offset or 0.0, reward.distribution_scale or 1.0
-        total += reward.distribution * (float(witness) - offset) / scale
-    if reward.confidence:
-        logits = models.reward.logits(played.images).log_softmax(1)
-        total += reward.confidence * float(logits.gather(1, played.labels[:, None]).mean())
+    for weight, term in Reward.from_config(reward, models.reward, models.train).terms:
+        if term.name in ("distribution", "confidence"):
+            total += weight * float(term(end).mean())
     return total
 
 

@@ -105,7 +105,7 @@ class StudyConfig(Settings):
     """Images per evaluation."""
     action_limit: float = 2.0
     """Largest |ΔCFG|; the guidance range is the best constant ± this, not below 0."""
-    batch: int = 128
+    batch: int = 256
     """Images sampled at a time in sweep and evaluation (a matter of speed only)."""
 
     def __post_init__(self) -> None:

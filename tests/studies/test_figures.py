@@ -61,7 +61,7 @@ def test_smoothing_keeps_lines_and_length() -> None:
 
 def test_sweep_and_comparison() -> None:
     assert png(figures.sweep_curve([1, 1.2, 3], [3, 2, 5], [2, 2.5, 6], chosen=1.2, floor=1.0))
-    figure = figures.comparison({"a": [1.0, 2.0, 3.0], "b": [2.0]}, xlabel="FD", floor=0.5)
+    figure = figures.comparison({"a": [1.0, 2.0, 3.0], "b": [2.0]}, xlabel="FD", mark=0.0)
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["a", "b"]
     assert png(figure)
 
