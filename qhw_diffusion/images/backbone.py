@@ -48,23 +48,23 @@ class BackboneConfig:
     dataset: str = "digits"
     image_shape: tuple[int, int, int] = (1, 8, 8)
     n_classes: int = 10
-    channels: tuple[int, ...] = (16, 32)
+    channels: tuple[int, ...] = (32,)
     layers_per_block: int = 1
-    attention: tuple[bool, ...] = (False, True)
+    attention: tuple[bool, ...] = (False,)
     mid_attention: bool = True
     attention_head_dim: int = 8
-    patch: int = 1
+    patch: int = 2
     norm_groups: int = 8
     prediction_type: str = "v_prediction"
     beta_schedule: str = "squaredcos_cap_v2"
     n_train_timesteps: int = 1000
-    steps: int = 1200
+    steps: int = 3600
     batch_size: int = 128
     learning_rate: float = 2e-3
     weight_decay: float = 0.01
     warmup: int = 50
     label_dropout: float = 0.15
-    ema_decay: float = 0.995
+    ema_decay: float = 0.998
     log_every: int = 20
     seed: int = 0
 
@@ -119,9 +119,7 @@ _RECIPES: dict[str, dict[str, Any]] = {
         "image_shape": (1, 16, 16),
         "channels": (32, 32),
         "attention": (False, False),
-        "patch": 2,
         "steps": 3000,
-        "ema_decay": 0.998,
         "log_every": 50,
     },
     "mnist28": {
@@ -129,11 +127,8 @@ _RECIPES: dict[str, dict[str, Any]] = {
         "image_shape": (1, 28, 28),
         "channels": (32, 48),
         "attention": (False, False),
-        "patch": 2,
         "steps": 4000,
-        "ema_decay": 0.998,
         "log_every": 50,
-        "norm_groups": 8,
     },
 }
 

@@ -28,9 +28,7 @@ def backbone() -> Backbone:
 
 
 def tiny_config(**changes: object) -> BackboneConfig:
-    return BackboneConfig.for_dataset(
-        "digits", **{"channels": (8,), "attention": (False,), "patch": 2, "log_every": 2, **changes}
-    )
+    return BackboneConfig.for_dataset("digits", **{"channels": (8,), "log_every": 2, **changes})
 
 
 def test_shipped_backbone_is_small_frozen_and_described(backbone: Backbone) -> None:
