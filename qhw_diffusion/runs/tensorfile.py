@@ -41,7 +41,7 @@ def write_tensors(path: str | os.PathLike[str], tensors: dict[str, Tensor], meta
         "meta": description,
         "sha256": _checksum(plain, description),
     }
-    return atomic_write_bytes(path, save(plain, header))
+    return atomic_write_bytes(path, _ordered(save(plain, header)))
 
 
 def read_tensors(path: str | os.PathLike[str], *, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -67,6 +67,17 @@ def read_tensors(path: str | os.PathLike[str], *, kind: str) -> tuple[dict[str, 
     if header.get("sha256") != _checksum(tensors, header.get("meta", "")):
         raise DamagedFileError(f"{file}: the checksum does not fit the contents; the file was damaged or edited")
     return tensors, json.loads(header["meta"])
+
+
+def _ordered(data: bytes) -> bytes:
+    """The same file with its header's metadata in order: safetensors writes it in random order, so that equal contents
+    would give unequal files."""
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
+    text += b" " * (-len(text) % 8)  # the format wants tensors aligned to 8 bytes and allows spaces
+    return len(text).to_bytes(8, "little") + text + data[8 + length :]
 
 
 def _checksum(tensors: dict[str, Tensor], description: str) -> str:

@@ -17,6 +17,7 @@ from qhw_diffusion.runs import (
     pack_optimizer,
     progress,
     progress_enabled,
+    read_tensors,
     save_module,
     unpack_generator,
     unpack_optimizer,
@@ -184,3 +185,12 @@ def test_progress_is_quiet_unless_asked(monkeypatch: pytest.MonkeyPatch, capsys:
     assert "training" in capsys.readouterr().err
     monkeypatch.setenv("QHW_PROGRESS", "0")
     assert not progress_enabled()
+
+
+def test_equal_contents_give_equal_files(tmp_path: Path) -> None:
+    tensors = {"b": torch.arange(3.0), "a": torch.tensor([True]), "ü": torch.ones(2, dtype=torch.float16)}
+    files = [write_tensors(tmp_path / str(i), tensors, {"x": "é", "y": 2}, kind="model") for i in range(6)]
+    assert len({file.read_bytes() for file in files}) == 1
+    read, meta = read_tensors(files[0], kind="model")
+    assert meta == {"x": "é", "y": 2}
+    assert all(torch.equal(read[name], tensors[name]) for name in tensors)
