@@ -1,0 +1,39 @@
+"""Our engines."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from benchmarks.measure import Contender, Step
+from benchmarks.problem import Problem
+from qhw_diffusion.execution import QuantumLayer
+
+
+def contenders() -> list[Contender]:
+    return [
+        Contender("qhw_diffusion", "ideal", lambda problem: _step(problem, "ideal"), note="torch, float32"),
+        Contender(
+            "qhw_diffusion", "noisy", lambda problem: _step(problem, "noisy"), note="torch, float32, device noise"
+        ),
+    ]
+
+
+def _step(problem: Problem, engine: str) -> Step:
+    # A copy without what the reference values left cached: lowering the circuit is part of the first gradient.
+    layer = QuantumLayer(replace(problem.ideal if engine == "ideal" else problem.noisy), engine)
+    with torch.no_grad():
+        layer.weight.copy_(torch.as_tensor(problem.weights))
+    inputs = torch.as_tensor(problem.inputs).requires_grad_()
+
+    def step() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        inputs.grad = layer.weight.grad = None
+        values = layer(inputs)
+        values.sum().backward()
+        assert inputs.grad is not None
+        assert layer.weight.grad is not None
+        return values.detach().numpy(), inputs.grad.numpy(), layer.weight.grad.numpy()
+
+    return step
