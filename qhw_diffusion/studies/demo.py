@@ -22,6 +22,7 @@ def demo_config(*, quick: bool = False) -> StudyConfig:
             tune_images=120,
             tune_means=(1.0,),
             eval_images=240,
+            starts=192,
             ppo=PPOConfig(updates=12, num_envs=64),
         )
     return StudyConfig(ppo=PPOConfig(updates=40, num_envs=128))

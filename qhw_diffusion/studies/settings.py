@@ -105,6 +105,8 @@ class StudyConfig(Settings):
     """Images per evaluation."""
     action_limit: float = 2.0
     """Largest |ΔCFG|; the guidance range is the best constant ± this, not below 0."""
+    starts: int = 512
+    """Starting points (label and noise) a training draws its episodes from; see GuidanceConfig."""
     batch: int = 256
     """Images sampled at a time in sweep and evaluation (a matter of speed only)."""
 

@@ -270,7 +270,8 @@ def predict(config: StudyConfig, workers: int) -> str:
     lines.append(f"{'all':<22}{'':>8}{sum(s.evaluations for s in stages):>20,}{total:>10.1f}")
     lines.append(
         f"measured now: {1 / per_evaluation:,.0f} evaluations a second and process, "
-        f"{per_update:.2f} s an update of {actor.kind}; {workers} processes"
+        f"{per_update:.2f} s an update of {actor.kind}; {workers} processes, "
+        "which take about half a minute to start"
     )
     return "\n".join(lines)
 

@@ -85,6 +85,7 @@ def sampling_config(config: StudyConfig, g0: float, *, extra_state: bool = False
         g_max=g0 + limit,
         action_limit=limit,
         extra_state=extra_state,
+        starts=config.starts,
     )
 
 

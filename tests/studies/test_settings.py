@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from qhw_diffusion.errors import InvalidInputError, UnknownNameError
+from qhw_diffusion.guidance import ActorConfig, GuidanceConfig, PPOConfig, RewardConfig
+from qhw_diffusion.guidance.schedules import SCHEDULES
+from qhw_diffusion.images import BackboneConfig, ClassifierConfig
+from qhw_diffusion.studies.demo import demo_config
+from qhw_diffusion.studies.rivals import LABELS, Schedule, candidates
+from qhw_diffusion.studies.settings import ACTORS, ModelConfig, StudyConfig, field_docs, label_of
+
+
+@pytest.mark.parametrize("quick", [True, False])
+def test_a_study_survives_json(quick: bool) -> None:
+    config = demo_config(quick=quick)
+    again = StudyConfig.from_dict(json.loads(json.dumps(config.to_dict())))
+    assert again == config
+    assert isinstance(again.ppo, PPOConfig)
+    assert isinstance(again.constants, tuple)
+
+
+def test_unknown_and_impossible_settings_are_refused() -> None:
+    with pytest.raises(UnknownNameError, match="seeds"):
+        StudyConfig.from_dict({"seedz": 3})
+    with pytest.raises(UnknownNameError, match="quantum"):
+        StudyConfig(actors=("quantm",))
+    for bad in ({"seeds": 0}, {"constants": (1.0,)}, {"constants": (1.0, float("nan"))}, {"eval_images": 3},
+                {"tune_means": ()}, {"actors": ("mlp", "mlp")}):  # fmt: skip
+        with pytest.raises(InvalidInputError):
+            StudyConfig(**bad)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "cls",
+    [ModelConfig, StudyConfig, ActorConfig, GuidanceConfig, RewardConfig, PPOConfig, BackboneConfig, ClassifierConfig],
+)
+def test_every_setting_is_documented(cls: type) -> None:
+    import dataclasses
+
+    docs = field_docs(cls)
+    missing = [f.name for f in dataclasses.fields(cls) if len(docs.get(f.name, "")) < 4]
+    nested = {"models", "actor", "reward", "ppo"} if cls is StudyConfig else set()
+    assert set(missing) <= nested
+
+
+def test_every_actor_of_the_line_up_can_be_described() -> None:
+    config = StudyConfig(actors=tuple(ACTORS))
+    kinds = {name: config.actor_config(name).kind for name in ACTORS}
+    assert kinds["frozen"] == "frozen"
+    assert config.actor_config("quantum_ideal").engine == "ideal"
+    labels = [label_of(name) for name in config.evaluated()]
+    assert len(set(labels)) == len(labels)
+
+
+def test_every_schedule_takes_part_and_keeps_its_mean() -> None:
+    grid = candidates(1.4, (1.0, 1.25), n_steps=10)
+    assert {"constant", *grid} == set(SCHEDULES) == set(LABELS)
+    for found in grid.values():
+        for candidate in found:
+            assert float(candidate.scales(10).mean()) == pytest.approx(candidate.mean, rel=1e-5)
+            assert candidate.mean >= 1.0
+
+
+def test_schedules_that_do_not_exist_at_few_steps_are_left_out() -> None:
+    # two steps: no step's centre (0.25, 0.75) lies in an interval from 0.3 to 0.7
+    kept = candidates(1.4, (1.0,), n_steps=2)["limited_interval"]
+    assert all(len(candidate.scales(2)) == 2 for candidate in kept)
+    assert Schedule("constant", 1.5).describe() == "best constant, g = 1.5"
