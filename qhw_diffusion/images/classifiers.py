@@ -31,8 +31,8 @@ class ClassifierConfig:
         role: "reward" or "judge"; the saved file keeps it, so that the two cannot be mixed up.
         image_shape: (C, H, W).
         n_classes: classes of the data set.
-        architecture: "plain" (convolutions, ReLU, max-pooling) or "residual" (strided residual blocks, SiLU).
-        width: channels of the first stage; every stage (one per halving down to 4 pixels) doubles them.
+        architecture: "plain" (convolutions, ReLU, max-pooling) or "residual" (pre-activation residual blocks, SiLU, average pooling).
+        width: channels of the first stage; every stage, one per halving of the image, doubles them.
         n_features: width of the penultimate layer, whose activations are the features.
         half: which images of the training split: "even" or "odd" positions, or "all".
         steps, batch_size, learning_rate, weight_decay: AdamW with linear warm-up and cosine decay.
@@ -116,10 +116,8 @@ class Classifier(nn.Module):
         self.n_features = config.n_features
         self.accuracy: float | None = None
         self.provenance: dict[str, Any] = {}
-        side = min(config.image_shape[1:])
-        n_stages = max(1, math.ceil(math.log2(side / 4)))
         body = _plain_body if config.architecture == "plain" else _residual_body
-        self.body = body(config.image_shape, config.width, n_stages, config.n_features)
+        self.body = body(config.image_shape, config.width, config.n_features)
         self.head = nn.Linear(config.n_features, config.n_classes)
 
     def features(self, x: Tensor) -> Tensor:
@@ -183,7 +181,8 @@ class Classifier(nn.Module):
         return classifier.eval().requires_grad_(False)
 
 
-def _plain_body(shape: tuple[int, int, int], width: int, n_stages: int, n_features: int) -> nn.Sequential:
+def _plain_body(shape: tuple[int, int, int], width: int, n_features: int) -> nn.Sequential:
+    n_stages = max(1, math.ceil(math.log2(min(shape[1:]) / 4)))  # down to 3 or 4 pixels
     layers: list[nn.Module] = []
     channels, (height, wide) = shape[0], shape[1:]
     for stage in range(n_stages):
@@ -196,12 +195,14 @@ def _plain_body(shape: tuple[int, int, int], width: int, n_stages: int, n_featur
     return nn.Sequential(*layers)
 
 
-def _residual_body(shape: tuple[int, int, int], width: int, n_stages: int, n_features: int) -> nn.Sequential:
+def _residual_body(shape: tuple[int, int, int], width: int, n_features: int) -> nn.Sequential:
+    n_stages = max(1, int(math.log2(min(shape[1:]) / 4)) + 1)  # down to 2 or 3 pixels
     layers: list[nn.Module] = [nn.Conv2d(shape[0], width, 3, padding=1)]
     channels = width
     for stage in range(n_stages):
-        out = width * 2 ** (stage + 1)
-        layers.append(_ResidualBlock(channels, out))
+        out = width * 2**stage
+        # averaging rather than striding: strided convolutions tie the features to the digit's exact position
+        layers += [_ResidualBlock(channels, out), nn.AvgPool2d(2)]
         channels = out
     layers += [nn.BatchNorm2d(channels), nn.SiLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten()]
     layers += [nn.Linear(4 * channels, n_features), nn.SiLU()]
@@ -209,18 +210,19 @@ def _residual_body(shape: tuple[int, int, int], width: int, n_stages: int, n_fea
 
 
 class _ResidualBlock(nn.Module):
-    """Pre-activation block that halves the image (He et al. 2016, arXiv 1603.05027)."""
+    """Pre-activation block (He et al. 2016, arXiv 1603.05027)."""
 
     def __init__(self, c_in: int, c_out: int) -> None:
         super().__init__()
-        self.norm1, self.conv1 = nn.BatchNorm2d(c_in), nn.Conv2d(c_in, c_out, 3, stride=2, padding=1, bias=False)
+        self.norm1, self.conv1 = nn.BatchNorm2d(c_in), nn.Conv2d(c_in, c_out, 3, padding=1, bias=False)
         self.norm2, self.conv2 = nn.BatchNorm2d(c_out), nn.Conv2d(c_out, c_out, 3, padding=1)
-        self.skip = nn.Conv2d(c_in, c_out, 1, stride=2)
+        self.skip = nn.Identity() if c_in == c_out else nn.Conv2d(c_in, c_out, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.conv1(nn.functional.silu(self.norm1(x)))
         h = self.conv2(nn.functional.silu(self.norm2(h)))
-        return h + self.skip(x)
+        output: Tensor = h + self.skip(x)
+        return output
 
 
 @torch.no_grad()
