@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import sys
 import warnings
@@ -44,6 +45,7 @@ def main(argv: list[str] | None = None) -> int:
     options = arguments(argv)
     one_core(options.core)
     warnings.filterwarnings("ignore")  # the peers' own; ours are errors in the tests
+    logging.getLogger("tensorcircuit").setLevel(logging.ERROR)  # it misses optax, which is not used here
 
     import torch
 

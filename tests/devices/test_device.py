@@ -15,7 +15,7 @@ from qhw_diffusion.devices import Device, fake_backend_names
 from qhw_diffusion.errors import InvalidInputError, UnknownNameError
 
 BACKENDS = {
-    "fake_manila": (FakeManilaV2, [0, 1, 2, 3, 4]),
+    "fake_manila": (FakeManilaV2, [1, 2, 3]),
     "fake_brisbane": (FakeBrisbane, [0, 1, 2, 14]),
     "fake_torino": (FakeTorino, [0, 1, 2, 15]),
     "fake_marrakesh": (FakeMarrakesh, [1, 2, 3, 16]),

@@ -24,8 +24,8 @@ from qhw_diffusion.execution import CompiledCircuit, QuantumLayer, compile_circu
 DEVICES = ("fake_manila", "fake_brisbane", "fake_torino", "fake_marrakesh")
 BOUND = 1e-6
 GRADIENT_BOUND = 1e-5
-# float32 has 24 bits: 6e-8 a rounding, some tens of roundings deep, observables of norm up to about 3.
-BOUND_32 = 2e-5
+# float32 has 24 bits: 6e-8 a rounding, some tens of roundings deep, observables of norm up to about 3; seen: 5e-7.
+BOUND_32 = 5e-6
 ONE_QUBIT = ("h", "s", "sdg", "x", "y", "z", "sx", "t")
 TWO_QUBIT = ("cx", "cz", "swap", "ecr", "cy")
 # Qubit rotated so that measuring Z measures the Pauli.
@@ -242,8 +242,8 @@ def test_the_bound_can_tell_readout_and_gate_noise_from_none(name: str) -> None:
 
 
 def test_more_random_circuits_on_one_device() -> None:
-    """Ten further circuits on the ECR device, whose two-qubit gate is neither symmetric nor diagonal."""
-    for seed in range(1, 11):
+    """Six further circuits on the ECR device, whose two-qubit gate is neither symmetric nor diagonal."""
+    for seed in range(1, 7):
         p = RandomProblem(2 + seed % 3, seed, operations=24)
         c = p.compiled(device("fake_brisbane"))
         reference = aer_values(p, c)(p.x, repeated(p))
