@@ -58,10 +58,11 @@ def breaches(package: Path) -> list[str]:
             parts = module.split(".")
             if parts[0] in FORBIDDEN_LIBRARIES.get(room, set()):
                 found.append(f"{room}/{path.name} imports {parts[0]}")
-            if parts[0] == "qhw_diffusion" and len(parts) > 1 and parts[1] in FLOOR and parts[1] not in (room, "errors"):
-                if FLOOR[parts[1]] >= FLOOR[room]:
-                    found.append(f"{room}/{path.name} (floor {FLOOR[room]}) imports {parts[1]} (floor {FLOOR[parts[1]]})")
-    return found
+            if parts[0] != "qhw_diffusion" or len(parts) < 2 or parts[1] in (room, "errors"):
+                continue
+            if FLOOR.get(parts[1], -1) >= FLOOR[room]:
+                found.append(f"{room}/{path.name} (floor {FLOOR[room]}) imports {parts[1]} (floor {FLOOR[parts[1]]})")
+    return sorted(set(found))
 
 
 def test_no_room_imports_upwards() -> None:
