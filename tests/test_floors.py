@@ -1,4 +1,4 @@
-"""A room imports rooms on lower floors only (docs/architecture.md); `guidance` and `denoising` never import each other."""
+"""A room imports rooms on lower floors only (docs/architecture.md); guidance and denoising never import each other."""
 
 from __future__ import annotations
 
