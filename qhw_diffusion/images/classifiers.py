@@ -31,7 +31,8 @@ class ClassifierConfig:
         role: "reward" or "judge"; the saved file keeps it, so that the two cannot be mixed up.
         image_shape: (C, H, W).
         n_classes: classes of the data set.
-        architecture: "plain" (convolutions, ReLU, max-pooling) or "residual" (pre-activation residual blocks, SiLU, average pooling).
+        architecture: "plain" (convolutions, ReLU, max-pooling) or "residual" (pre-activation residual blocks,
+            SiLU, average pooling).
         width: channels of the first stage; every stage, one per halving of the image, doubles them.
         n_features: width of the penultimate layer, whose activations are the features.
         half: which images of the training split: "even" or "odd" positions, or "all".

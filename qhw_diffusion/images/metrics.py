@@ -43,6 +43,9 @@ def polynomial_kernel(x: Tensor, y: Tensor) -> Tensor:
 def kernel_distance(features_a: Tensor, features_b: Tensor) -> float:
     """Unbiased MMD² under `polynomial_kernel`, over all rows (KID without subsets); may be slightly negative.
 
+    Unbiased for independent draws. A set whose classes are exactly balanced is no such draw, and lowers the value by
+    about 1/N times the kernel's excess within classes: compare with the floor at the same N, not with zero.
+
     Args:
         features_a, features_b: [N, F] and [M, F], at least two rows each.
     """
