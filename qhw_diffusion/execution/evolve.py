@@ -44,7 +44,7 @@ class DenseChain:
 class _DenseEvolve(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: Tensor, angles: Tensor, chain: DenseChain) -> Tensor:
-        phases = _unit(angles @ chain.phase)  # [S, ..., N or 1, C]
+        phases = _unit(_spread(angles, chain.phase))  # [S, ..., N or 1, C]
         rows = rows @ chain.forward_maps[0]
         turned = rows.new_empty((len(angles), *rows.shape))
         for matrix, phase, row, pairs in zip(chain.forward_maps[1:], phases, turned, _as_complex(turned), strict=True):
@@ -111,6 +111,11 @@ class LocalChain:
         moved = rows.reshape([len(rows)] + [self.dimension] * self.n_qubits).permute(order)
         shape = moved.shape
         return (moved.reshape(-1, len(matrix)) @ matrix).reshape(shape).permute(inverse).reshape(rows.shape)
+
+
+def _spread(angles: Tensor, phase: Tensor) -> Tensor:
+    """angles @ phase; with one angle a plain product, which is cheaper."""
+    return angles * phase if len(phase) == 1 else angles @ phase
 
 
 def _as_complex(rows: Tensor) -> Tensor:

@@ -105,7 +105,8 @@ class QuantumLayer(nn.Module):
         stored = 2
         if torch.is_grad_enabled():
             body = simulator.stages.body
-            stored += 2 * body.n_stages + sum(len(blocks) for blocks in body.blocks)
+            # per rotation layer the turned rows, phases, sines and cosines; per map its input, rearranged
+            stored += 4 * body.n_stages + 2 * sum(len(blocks) for blocks in body.blocks)
         _check_memory(simulator.stages.n_qubits, batch, stored, self.engine, key[0])
         return simulator
 

@@ -61,7 +61,6 @@ class Simulator:
         # Every qubit starts in |0⟩, the first element of each local basis: [n, 1, b].
         start = np.eye(1, LOCAL_DIMENSION[basis])[None].repeat(n, axis=0)
         self._start = self._real(start) if density else self._complex(start)
-        self._identity = self._complex(np.eye(self.stages.dimension)) if not density else None
         self._to_entries = self._complex(REAL_LOCAL.conj()) if density and not paired else None
         self._observables: Tensor | list[tuple[Tensor | None, Tensor]]
         if density:
@@ -71,7 +70,10 @@ class Simulator:
             )
         else:
             self._observables = [
-                (None if mask == 0 else self._permutation(mask), self._complex(matrix))
+                # no flip: real and imaginary part of each amplitude, squared, have the same sign
+                (None, self._real(matrix.real.repeat(2, axis=0)))
+                if mask == 0
+                else (self._permutation(mask), self._complex(matrix))
                 for mask, matrix in _state_observables(program).items()
             ]
 
@@ -136,8 +138,8 @@ class Simulator:
         assert isinstance(self._observables, list)
         for permutation, matrix in self._observables:
             if permutation is None:
-                # Z and I factors only: probabilities times signs
-                total = total + (state.real.square() + state.imag.square()) @ matrix.real
+                parts = torch.view_as_real(state).flatten(1)
+                total = total + (parts * parts) @ matrix
             else:
                 total = total + ((state.conj() * state[:, permutation]) @ matrix).real
         assert isinstance(total, Tensor)
