@@ -285,8 +285,8 @@ def _quantum_sentences(results: Results, tests: dict[str, PairedTest], labels: d
         how = "raised" if learned.difference.mean > 0 else "lowered"
         sure = "" if learned.significant() else ", within chance"
         sentences.append(
-            f"Training {how} its reward by {_signed(learned, 2)} against the untrained policy, in standard deviations "
-            f"of the reward at the base scale (p = {_p(learned.p_holm)}{sure})."
+            f"Training {how} its reward by {_signed(learned, 2)} against the untrained policy (in standard deviations "
+            f"between random controllers; p = {_p(learned.p_holm)}{sure})."
         )
     for name, test in control_tests(results).items():
         if name == "quantum@ideal":

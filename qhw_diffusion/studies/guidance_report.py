@@ -18,13 +18,13 @@ from qhw_diffusion.studies.report import Report, Section, markdown_table
 from qhw_diffusion.studies.settings import label_of
 
 _METRICS_TEXT = (
-    "All metrics are measured by the **judge**, a classifier that no training and no choice ever saw, against held-out "
-    "images. FD: Fréchet distance in the judge's features (not Inception FID). KD: unbiased kernel distance in the "
-    "same features. Accuracy: share of images in which the judge sees the label asked for. Diversity: mean distance "
-    "between two images of one class. Precision, recall: share of generated images near a real one, "
-    "and of real images near a "
-    "generated one. Reward: mean episode reward on the evaluation starts by the *reward* classifier, in standard "
-    "deviations of the reward at the base scale. Numbers are means over seeds with a 95 % t-interval."
+    "All metrics are measured by the **judge**, a classifier that no training and no choice ever saw, against "
+    "held-out images. FD: Fréchet distance in the judge's features (not Inception FID). KD: unbiased kernel "
+    "distance in the same features. Accuracy: share of images in which the judge sees the label asked for. "
+    "Diversity: mean distance between two images of one class. Precision, recall: share of generated images near "
+    "a real one, and of real images near a generated one. Reward: mean episode reward on the evaluation starts by "
+    "the *reward* classifier; zero is the base scale, one a standard deviation between controllers that act at "
+    "random. Numbers are means over seeds with a 95 % t-interval."
 )
 
 
@@ -237,8 +237,8 @@ def _learning(section: Section, results: Results) -> None:
     section.figure(
         figures.learning_curves(curves, baseline=0.0),
         alt="Mean episode reward over the updates for each actor; thin lines are seeds, thick lines their mean.",
-        caption="Rewards during training, with exploration noise, in standard deviations; zero (dotted) is the reward "
-        "at the base scale, where an untrained policy starts. The paired tests above use no exploration noise.",
+        caption="Rewards during training, with exploration noise, ; zero (dotted) is the reward "
+        "of the base scale, where an untrained policy starts. The paired tests above use no exploration noise.",
     )
     gradients = {
         label_of(name): results.curves[name]["gradients/circuit"]

@@ -170,8 +170,9 @@ def _training_tasks(root: Path, config: StudyConfig) -> list[Task]:
 
 def _evaluation_tasks(root: Path, config: StudyConfig) -> list[Task]:
     tasks = []
-    for controller in config.evaluated():
-        for seed in range(config.seeds):
+    # seed by seed: what the controllers of one seed share is then made once per process
+    for seed in range(config.seeds):
+        for controller in config.evaluated():
             if work.evaluation_file(root, controller, seed).exists():
                 continue
             cost = config.eval_images * 2 * config.n_steps
@@ -189,3 +190,4 @@ def _executor(workers: int) -> Iterator[ProcessPoolExecutor | None]:
         if executor is not None:
             executor.shutdown(wait=True, cancel_futures=True)
         work.context.cache_clear()
+        work.base_scale_images.cache_clear()

@@ -40,6 +40,7 @@ def sample_and_measure(
     noise: Tensor,
     *,
     reward: RewardConfig | None = None,
+    reference: Tensor | None = None,
     judged: bool = True,
     batch: int = 128,
 ) -> Sampled:
@@ -47,7 +48,9 @@ def sample_and_measure(
 
     Reward side: "fd", "kd" against the training images and "accuracy", all by the reward classifier; with `reward`
     also "return", the mean episode reward from its terminal terms and the action penalty (stepwise terms and total
-    variation, which need every intermediate image, are left out). Judged: see `images.evaluate_samples`.
+    variation, which need every intermediate image, are left out). reference: images of the base scale from the same
+    starts; with them the distribution term is the gain over those images instead of over a stored mean.
+    Judged: see `images.evaluate_samples`.
     """
     played = rollout(models.backbone, config, labels, noise, controller, proxy=models.reward, batch=batch)
     features = image_features(models.reward, played.images)
@@ -57,7 +60,7 @@ def sample_and_measure(
         "accuracy": accuracy(models.reward, played.images, labels),
     }
     if reward is not None:
-        side["return"] = terminal_return(models, reward, played)
+        side["return"] = terminal_return(models, reward, played, reference)
     judgement = None
     if judged:
         judgement = evaluate_samples(
@@ -67,13 +70,14 @@ def sample_and_measure(
 
 
 @torch.no_grad()
-def terminal_return(models: Models, reward: RewardConfig, played: Rollout) -> float:
+def terminal_return(models: Models, reward: RewardConfig, played: Rollout, reference: Tensor | None = None) -> float:
     """Mean episode reward of a rollout from the terms that can be computed at its end (see `sample_and_measure`)."""
     images = played.images[:_WITNESS_IMAGES]
     logits = models.reward.logits(images)
     labels = played.labels[: len(images)]
     nothing = torch.zeros(len(images))
-    end = StepView(True, images, images, logits, logits, labels, nothing)
+    base = None if reference is None else reference[: len(images)]
+    end = StepView(True, images, images, logits, logits, labels, nothing, base)
     total = -reward.action_penalty * float(played.actions.square().sum(0).mean())
     for weight, term in Reward.from_config(reward, models.reward, models.train).terms:
         if term.name in ("distribution", "confidence"):

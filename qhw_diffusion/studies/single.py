@@ -22,6 +22,7 @@ from qhw_diffusion.guidance import (
     RewardConfig,
     TrainedController,
     load_controller,
+    rollout,
     sweep_constants,
     train_guidance,
 )
@@ -198,8 +199,11 @@ def evaluate_run(
     with progress(total=seeds * len(players), desc="evaluation", unit="run") as bar:
         for seed in range(seeds):
             labels, noise = draw_starts(models.backbone, models.heldout, images, EVALUATION_SEED + seed)
+            base = rollout(models.backbone, trained.config, labels, noise, trained.config.g0).images
             for name, player in players.items():
-                sampled = sample_and_measure(models, trained.config, player, labels, noise, reward=trained.reward)
+                sampled = sample_and_measure(
+                    models, trained.config, player, labels, noise, reward=trained.reward, reference=base
+                )
                 assert sampled.judged is not None
                 for key, value in {**sampled.judged, "return": sampled.reward_side["return"]}.items():
                     values[name].setdefault(key, []).append(value)

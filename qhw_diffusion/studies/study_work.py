@@ -26,6 +26,7 @@ from qhw_diffusion.guidance import (
     Controller,
     GuidanceConfig,
     RewardConfig,
+    Rollout,
     build_actor,
     calibrate,
     diagnose,
@@ -179,6 +180,15 @@ def load_trained(root: str, actor: str, seed: int, *, engine: str | None = None)
     return load_controller(training_folder(Path(root), actor, seed), device=device, engine=engine).actor
 
 
+@lru_cache(maxsize=2)
+def base_scale_images(root: str, seed: int) -> Rollout:
+    """What the base scale makes of one evaluation seed's starts: rewards are gains over it."""
+    config, models = context(root)
+    guidance, _ = calibrated(root)
+    labels, noise = draw_starts(models.backbone, models.heldout, config.eval_images, EVALUATION_SEED + seed)
+    return rollout(models.backbone, guidance, labels, noise, guidance.g0, batch=config.batch)
+
+
 def evaluate_controller(root: str, controller: str, seed: int) -> None:
     """One controller on one evaluation seed: the judge's numbers, the reward side's, guidance scales, some images."""
     config, models = context(root)
@@ -194,8 +204,9 @@ def evaluate_controller(root: str, controller: str, seed: int) -> None:
         player = load_trained(root, name, seed, engine=guise or None)
     labels, noise = draw_starts(models.backbone, models.heldout, config.eval_images, EVALUATION_SEED + seed)
     started = time.perf_counter()
+    base = base_scale_images(root, seed)
     sampled = sample_and_measure(
-        models, guidance, player, labels, noise, reward=reward, judged=True, batch=config.batch
+        models, guidance, player, labels, noise, reward=reward, reference=base.images, batch=config.batch
     )
     seconds = time.perf_counter() - started
     played = sampled.rollout
@@ -211,11 +222,7 @@ def evaluate_controller(root: str, controller: str, seed: int) -> None:
         **trajectory(played),
     }
     if isinstance(player, Actor) and guise != "untrained":
-        baseline = []
-        if seed == 0:
-            baseline = [rollout(models.backbone, guidance, labels, noise, guidance.g0, batch=config.batch)]
-        judge = models.judge if seed == 0 else None
-        found = diagnose((), [played], judge=judge, proxy=models.reward, baseline=baseline)
+        found = diagnose((), [played], judge=models.judge, proxy=models.reward, baseline=[base])
         result["findings"] = [finding.to_dict() for finding in found]
     kept = {
         "images": ((played.images[:KEPT_IMAGES] + 1) * 127.5).round().clamp(0, 255).to(torch.uint8),
