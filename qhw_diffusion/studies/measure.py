@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -79,10 +80,16 @@ def terminal_return(models: Models, reward: RewardConfig, played: Rollout, refer
     base = None if reference is None else reference[: len(images)]
     end = StepView(True, images, images, logits, logits, labels, nothing, base)
     total = -reward.action_penalty * float(played.actions.square().sum(0).mean())
-    for weight, term in Reward.from_config(reward, models.reward, models.train).terms:
+    for weight, term in _reward_function(models, reward).terms:
         if term.name in ("distribution", "confidence"):
             total += weight * float(term(end).mean())
     return total
+
+
+@lru_cache(maxsize=2)
+def _reward_function(models: Models, reward: RewardConfig) -> Reward:
+    # making it embeds thousands of training images
+    return Reward.from_config(reward, models.reward, models.train)
 
 
 def trajectory(played: Rollout) -> dict[str, Any]:
