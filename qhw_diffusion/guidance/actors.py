@@ -109,7 +109,9 @@ class GaussianHead(nn.Module):
             raise InvalidInputError(f"layer sizes must be positive, got {tuple(sizes)} and {action_dim} actions")
         self.layers = mlp([*sizes, 2 * action_dim], generator, gain=gain)
         with torch.no_grad():
-            self.layers[-1].bias[action_dim:] = math.log(initial_std)
+            last = self.layers[-1]
+            assert isinstance(last, nn.Linear)
+            last.bias[action_dim:] = math.log(initial_std)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, sizes[0]] → [B, 2·action_dim]."""

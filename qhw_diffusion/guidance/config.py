@@ -139,13 +139,16 @@ class RewardConfig(_JsonConfig):
     """λ_tv of −TV(x̂₀)."""
     distribution: float = 1.0
     """Weight of the kernel-MMD witness of the final images, standardised: zero is the base scale g0 (the image from the
-    same starting point where there is a pool of them, else the mean), one is one standard deviation between images."""
+    same starting point where there is a pool of them, else the mean), one a standard deviation between controllers
+    that act at random."""
+    distribution_by_class: bool = True
+    """Compare images of the same label only: the joint distribution of image and label."""
     distribution_kernel: str = "distance"
     """Kernel of the witness: "distance" (energy distance on standardised features) or "polynomial" (KID's)."""
     distribution_offset: float | None = None
     """Mean witness at the base scale; None: measured before training."""
     distribution_scale: float | None = None
-    """Standard deviation of the witness between images at the base scale; None: measured before training."""
+    """Standard deviation of the gain over the base scale under random actions; None: measured before training."""
 
     def __post_init__(self) -> None:
         _finite(self)

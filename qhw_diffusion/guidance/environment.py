@@ -44,10 +44,11 @@ class GuidanceEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         self, backbone: Backbone, reward: Reward, config: GuidanceConfig, *, num_envs: int, seed: int = 0
     ) -> None:
         """A configuration without state normalisation is calibrated here; the result is `self.config`."""
-        if num_envs < 1 or (num_envs < 2 and reward.needs_batch):
+        smallest = reward.smallest_batch(backbone.n_classes)
+        if num_envs < smallest:
             raise InvalidInputError(
-                f"num_envs is {num_envs}; at least 1 is needed, and 2 with the distribution term, "
-                f"which compares the images of a batch"
+                f"num_envs is {num_envs}, at least {smallest} are needed (the distribution term compares the images of "
+                f"a batch with each other)"
             )
         if 0 < config.starts < num_envs:
             raise InvalidInputError(
@@ -87,7 +88,7 @@ class GuidanceEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         if self._pool is None:
             labels, noise = draw_episode(self._backbone, self.num_envs, self._generator, self._device)
         else:
-            self._rows = torch.randperm(self.config.starts, generator=self._generator)[: self.num_envs]
+            self._rows = balanced_rows(self._pool[0].cpu(), self.num_envs, self._generator)
             labels, noise = self._pool[0][self._rows], self._pool[1][self._rows]
         self.episode.begin(labels, noise)
         self._started = True
@@ -200,6 +201,15 @@ class SingleGuidanceEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         info.pop("_final_obs", None)
         info = {name: value[0] for name, value in info.items()}
         return last[0], float(reward[0]), bool(terminated[0]), bool(truncated[0]), info
+
+
+def balanced_rows(labels: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """Random rows without replacement, every class as often as the others as far as `labels` [N] allows; [count]."""
+    order = torch.randperm(len(labels), generator=generator)
+    drawn = labels[order]
+    one_hot = torch.nn.functional.one_hot(drawn)
+    turn = one_hot.cumsum(0).gather(1, drawn[:, None]).squeeze(1)  # the how-manieth of its class
+    return order[torch.argsort(turn, stable=True)[:count]]
 
 
 def _numpy(values: Tensor | None) -> np.ndarray:

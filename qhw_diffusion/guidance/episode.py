@@ -128,8 +128,10 @@ class GuidedEpisode:
 def draw_episode(
     backbone: Backbone, batch: int, generator: torch.Generator, device: torch.device | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Labels (uniform, int64 [batch]) and standard normal noise [batch, C, H, W] from a CPU generator."""
-    labels = torch.randint(backbone.n_classes, (batch,), generator=generator)
+    """Labels (int64 [batch], every class as often as the others, to within one, in random order) and standard normal
+    noise [batch, C, H, W] from a CPU generator.
+    """
+    labels = torch.randperm(batch, generator=generator) % backbone.n_classes
     noise = torch.randn((batch, *backbone.image_shape), generator=generator)
     return labels.to(device), noise.to(device)
 

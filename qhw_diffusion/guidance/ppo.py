@@ -209,12 +209,13 @@ def train_ppo(
             )
             if run is not None:
                 run.log(update, metrics)
-                last = update + 1 == config.updates
-                if last or stop.requested or (update + 1) % config.checkpoint_every == 0:
-                    _save(run, update + 1, env, actor, critic, optimizer, generator, running_return)
             if on_update is not None:
                 on_update(update, metrics)
-            if stop.requested:
+            stopping = stop.requested  # read once: what stops the loop has been saved
+            due = stopping or update + 1 == config.updates or (update + 1) % config.checkpoint_every == 0
+            if run is not None and due:
+                _save(run, update + 1, env, actor, critic, optimizer, generator, running_return)
+            if stopping:
                 break
     return history
 

@@ -129,14 +129,21 @@ class Distribution:
 
     w(x) = mean_j k(x, real_j) − mean_{j≠x} k(x, generated_j) in the reward classifier's features (Gretton et al. 2012):
     raising its mean lowers the unbiased kernel distance MMD² to the real images, and an image earns nothing by looking
-    like the others. Kernels: "distance" is k = −‖x − y‖ on features standardised by the real ones, whose MMD² is the
-    energy distance (Sejdinovic et al. 2013, arXiv 1207.6076); "polynomial" is that of KID on the features as they are.
-    The second weighs the features' length above all, and ranks constants quite unlike the Fréchet distance does.
+    like the others.
 
-    The term is (w − base)/scale, after `calibrated` in "standard deviations above the base scale g0": the base is the
-    mean witness at g0, or, where the image that g0 makes of the same starting point is known, *its* witness among the
-    same other images. Which image a sampler makes is mostly decided by the noise; the second base takes that part out
-    and, as it does not depend on the sample's own actions, leaves the expected policy gradient as it is.
+    by_class: only images of the same label are compared, that is, the kernel is k(x, x')·[y = y'] and MMD² (averaged
+    over the generated labels) is between the *joint* distributions of image and label. Guidance trades variety within
+    a class for clear labels; the joint distance sees that, the marginal one mostly sees which labels were drawn.
+
+    kernel: "distance" is k = −‖x − y‖ on features standardised by the real ones, whose MMD² is the energy distance
+    (Sejdinovic et al. 2013, arXiv 1207.6076); "polynomial" is that of KID on the features as they are, which weighs
+    their length above all and ranks constants quite unlike the Fréchet distance does.
+
+    The term is (w − base)/scale. After `calibrated` it reads "above the base scale g0, in standard deviations between
+    random controllers": the base is the mean witness at g0, or, where the image that g0 makes of the same starting
+    point is known, *its* witness among the same other images. Which image a sampler makes is mostly decided by the
+    noise; the second base takes that part out and, as it does not depend on the sample's own actions, leaves the
+    expected policy gradient as it is.
     """
 
     name = "distribution"
@@ -144,70 +151,98 @@ class Distribution:
     def __init__(
         self,
         classifier: Classifier,
-        real: Tensor,
+        real: ImageDataset,
         *,
+        by_class: bool = True,
         kernel: str = "distance",
         offset: float = 0.0,
         scale: float = 1.0,
     ) -> None:
-        """real: training images [N, C, H, W] in [−1, 1]."""
-        if real.ndim != 4 or real.shape[0] < 2:
-            raise InvalidInputError(f"real images must be [N ≥ 2, C, H, W], got {tuple(real.shape)}")
+        """real: the training split."""
         if kernel not in KERNELS:
             raise UnknownNameError.of("distribution kernel", kernel, KERNELS)
         if not scale > 0:
             raise InvalidInputError(f"scale must be positive, got {scale}")
-        self.classifier, self.kernel, self.offset, self.scale = classifier, kernel, offset, scale
-        self._shift, self._width = torch.zeros(()), torch.ones(())
+        device = next(classifier.parameters()).device
+        images, self._real_labels = real.images.to(device), real.labels.to(device)
+        if len(images) < 2 or (by_class and int(self._real_labels.bincount(minlength=real.n_classes).min()) < 2):
+            raise InvalidInputError("the distribution term needs two real images (of every class, if by_class)")
+        self.classifier, self.by_class, self.kernel = classifier, by_class, kernel
+        self.offset, self.scale = offset, scale
+        self._shift, self._width = torch.zeros((), device=device), torch.ones((), device=device)
         if kernel == "distance":
             with torch.no_grad():
-                features = classifier.features(real)
-            self._shift, self._width = features.mean(0), features.std(0).clamp_min(1e-6)
-        self._real = self._embed(real)
+                features = classifier.features(images)
+            deviation = features.std(0)
+            # a feature that is (nearly) dead on real images must not outweigh all others where it fires
+            self._shift, self._width = features.mean(0), deviation.clamp_min(0.1 * float(deviation.mean()))
+        self._real = self.embed(images)
 
     @torch.no_grad()
-    def _embed(self, images: Tensor) -> Tensor:
+    def embed(self, images: Tensor) -> Tensor:
+        """The features the kernel works on, [B, F]."""
         return (self.classifier.features(images) - self._shift) / self._width
 
     def _k(self, x: Tensor, y: Tensor) -> Tensor:
         return -torch.cdist(x, y) if self.kernel == "distance" else polynomial_kernel(x, y)
 
-    def _witness(self, own: Tensor, generated: Tensor) -> Tensor:
-        """w of points put in the place of the generated ones of the same row: compared with the *other* rows."""
-        if len(generated) < 2:
-            raise InvalidInputError("the distribution term compares images of a batch: use at least 2 environments")
-        to_generated = self._k(own, generated)
-        others = (to_generated.sum(1) - to_generated.diagonal()) / (len(generated) - 1)
-        return self._k(own, self._real).mean(1) - others
+    def _pairs(self, labels: Tensor, others: Tensor) -> Tensor:
+        if self.by_class:
+            return (labels[:, None] == others[None, :]).float()
+        return torch.ones(len(labels), len(others), device=labels.device)
 
-    def witness(self, images: Tensor) -> Tensor:
-        """w of each image, [B]. Raises InvalidInputError for fewer than two images."""
-        own = self._embed(images)
-        return self._witness(own, own)
+    def _generated_pairs(self, labels: Tensor) -> Tensor:
+        pairs = self._pairs(labels, labels).fill_diagonal_(0.0)
+        if bool((pairs.sum(1) == 0).any()):
+            raise InvalidInputError(
+                f"the distribution term compares images of a batch with each other: {len(labels)} images hold a label "
+                f"that no other one has; use at least {2 * int(self._real_labels.max()) + 2 if self.by_class else 2} "
+                f"environments"
+            )
+        return pairs
 
-    def distance(self, images: Tensor) -> float:
-        """Unbiased MMD² between images and real images with this kernel (can be slightly negative)."""
-        own, real = self._embed(images), self._real
+    def witness_at(self, points: Tensor, generated: Tensor, labels: Tensor) -> Tensor:
+        """w of embedded points [B, F], each put in the place of the generated one of its row, [B]."""
+        real_pairs, pairs = self._pairs(labels, self._real_labels), self._generated_pairs(labels)
+        to_real = (self._k(points, self._real) * real_pairs).sum(1) / real_pairs.sum(1)
+        return to_real - (self._k(points, generated) * pairs).sum(1) / pairs.sum(1)
 
-        def mean_within(x: Tensor) -> Tensor:
-            k = self._k(x, x)
-            return (k.sum() - k.diagonal().sum()) / (len(x) * (len(x) - 1))
+    def witness(self, images: Tensor, labels: Tensor) -> Tensor:
+        """w of each image, [B]. Raises InvalidInputError for an image without another one to compare it with."""
+        own = self.embed(images)
+        return self.witness_at(own, own, labels)
 
-        return float(mean_within(own) + mean_within(real) - 2.0 * self._k(own, real).mean())
+    def distance(self, images: Tensor, labels: Tensor) -> float:
+        """Unbiased MMD² between images and real images (can be slightly negative); by class, the mean over the labels
+        given.
+        """
+        own, real = self.embed(images), self._real
+        pairs, real_pairs = self._generated_pairs(labels), self._pairs(labels, self._real_labels)
+        within_real = self._pairs(self._real_labels, self._real_labels).fill_diagonal_(0.0)
+        real_rows = (self._k(real, real) * within_real).sum(1) / within_real.sum(1)
+        generated = (self._k(own, own) * pairs).sum(1) / pairs.sum(1)
+        cross = (self._k(own, real) * real_pairs).sum(1) / real_pairs.sum(1)
+        among_real = (real_pairs * real_rows).sum(1) / real_pairs.sum(1)
+        return float((generated + among_real - 2.0 * cross).mean())
 
-    def calibrated(self, images: Tensor) -> Distribution:
-        """The same term standardised so that these images (made at the base scale) have mean 0 and deviation 1."""
-        w = self.witness(images)
+    def calibrated(self, base: Tensor, random: Tensor, labels: Tensor) -> Distribution:
+        """The same term with offset and scale measured: images [B, C, H, W] of the base scale and of random actions,
+        from the same starting points.
+        """
         other = copy.copy(self)
-        other.offset, other.scale = float(w.mean()), float(w.std())
+        own = self.embed(random)
+        gain = self.witness_at(own, own, labels) - self.witness_at(self.embed(base), own, labels)
+        other.offset, other.scale = float(self.witness(base, labels).mean()), float(gain.std())
         return other
 
     def __call__(self, step: StepView) -> Tensor:
         if not step.last:
             return torch.zeros_like(step.action)
-        own = self._embed(step.x0)
-        base = self.offset if step.reference is None else self._witness(self._embed(step.reference), own)
-        return (self._witness(own, own) - base) / self.scale
+        own = self.embed(step.x0)
+        witness = self.witness_at(own, own, step.labels)
+        if step.reference is None:
+            return (witness - self.offset) / self.scale
+        return (witness - self.witness_at(self.embed(step.reference), own, step.labels)) / self.scale
 
 
 class Reward:
@@ -244,7 +279,8 @@ class Reward:
         if config.distribution:
             term = Distribution(
                 classifier,
-                real.images,
+                real,
+                by_class=config.distribution_by_class,
                 kernel=config.distribution_kernel,
                 offset=config.distribution_offset or 0.0,
                 scale=config.distribution_scale or 1.0,
@@ -259,10 +295,10 @@ class Reward:
         total = torch.stack(list(shares.values())).sum(0)
         return total, shares
 
-    @property
-    def needs_batch(self) -> bool:
-        """Whether a term compares the images of a batch with each other."""
-        return any(isinstance(term, Distribution) for _, term in self.terms)
+    def smallest_batch(self, n_classes: int) -> int:
+        """Fewest environments the terms can work with: the distribution term compares images with each other."""
+        sizes = [2 * n_classes if term.by_class else 2 for _, term in self.terms if isinstance(term, Distribution)]
+        return max([1, *sizes])
 
 
 def class_means(data: ImageDataset) -> Tensor:

@@ -63,9 +63,7 @@ def rollout(
         if proxy is None:
             raise InvalidInputError("an actor sees the reward classifier's confidence: pass proxy=")
         if not config.calibrated:
-            raise InvalidInputError(
-                "the configuration holds no state normalisation: use the one the actor trained with"
-            )
+            raise InvalidInputError("the configuration is not calibrated: use the one the actor was trained with")
     else:
         schedule = _schedule(controller, config.n_steps, labels.shape[0])
         proxy = None

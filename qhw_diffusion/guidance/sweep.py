@@ -66,13 +66,14 @@ def sweep_constants(
     n_steps: int,
     scales: Sequence[float] = DEFAULT_SCALES,
     n_images: int = 512,
+    by_class: bool = True,
     kernel: str = "distance",
     seed: int = 0,
     on_scale: Callable[[SweepRow], None] | None = None,
 ) -> Sweep:
     """Sample `n_images` per constant from the same labels and noise and measure them with the reward classifier.
 
-    real: the training split; labels are drawn in its proportions; kernel: of the distance that decides
+    real: the training split; labels are drawn in its proportions; by_class, kernel: of the distance that decides
     (`rewards.Distribution`); on_scale(row) is called after each constant.
     Raises InvalidInputError when the judge is given instead of the reward classifier.
     """
@@ -89,14 +90,14 @@ def sweep_constants(
     labels = real.labels[torch.randint(len(real.labels), (n_images,), generator=generator)].to(device)
     noise = torch.randn((n_images, *backbone.image_shape), generator=generator).to(device)
     config = GuidanceConfig(dataset=backbone.name, n_steps=n_steps, g0=1.0, g_min=0.0, g_max=max(2.0, *scales))
-    term = Distribution(classifier, real.images.to(device), kernel=kernel)
+    term = Distribution(classifier, real, by_class=by_class, kernel=kernel)
     real_features = classifier.features(real.images.to(device))
     rows = []
     for g in sorted({float(scale) for scale in scales}):
         images = rollout(backbone, config, labels, noise, g).images
         correct = classifier.logits(images).argmax(1) == labels
         fd = frechet_distance(classifier.features(images), real_features)
-        rows.append(SweepRow(g, term.distance(images), float(fd), float(correct.float().mean())))
+        rows.append(SweepRow(g, term.distance(images, labels), float(fd), float(correct.float().mean())))
         if on_scale is not None:
             on_scale(rows[-1])
     best = min(rows, key=lambda row: row.distance)

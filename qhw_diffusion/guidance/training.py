@@ -28,7 +28,7 @@ from qhw_diffusion.images import Backbone, Classifier, ImageDataset, load_datase
 from qhw_diffusion.runs import RunFolder, atomic_write_json
 
 KIND = "guidance"
-_CALIBRATION_SEED, _CALIBRATION_IMAGES = 20_240_901, 256
+_CALIBRATION_SEED, _CALIBRATION_IMAGES = 20_240_901, 200
 
 
 @dataclass(frozen=True)
@@ -90,8 +90,14 @@ def calibrate(
         generator = torch.Generator().manual_seed(_CALIBRATION_SEED)
         device = next(backbone.parameters()).device
         labels, noise = draw_episode(backbone, _CALIBRATION_IMAGES, generator, device)
-        images = rollout(backbone, guidance, labels, noise, guidance.g0).images
-        term = Distribution(classifier, real.images.to(device), kernel=reward.distribution_kernel).calibrated(images)
+        draws = torch.rand((guidance.n_steps, _CALIBRATION_IMAGES), generator=generator).to(device)
+        actions = guidance.action_limit * (2.0 * draws - 1.0)
+        random = (guidance.g0 + actions).clamp(guidance.g_min, guidance.g_max)
+        base_images, random_images = (
+            rollout(backbone, guidance, labels, noise, controller).images for controller in (guidance.g0, random)
+        )
+        term = Distribution(classifier, real, by_class=reward.distribution_by_class, kernel=reward.distribution_kernel)
+        term = term.calibrated(base_images, random_images, labels)
         reward = reward.replace(distribution_offset=term.offset, distribution_scale=term.scale)
     return guidance, reward
 

@@ -1,0 +1,63 @@
+"""The real rooms on digits, loaded once; small batches and few steps keep the tests quick."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from qhw_diffusion import guidance, images
+from qhw_diffusion.devices import Device
+from qhw_diffusion.guidance.rewards import ActionPenalty, Confidence, Distribution, Reward, StepwiseImprovement
+
+
+@pytest.fixture(scope="session")
+def backbone() -> images.Backbone:
+    return images.Backbone.load("digits")
+
+
+@pytest.fixture(scope="session")
+def proxy() -> images.Classifier:
+    return images.Classifier.load("digits", role="reward")
+
+
+@pytest.fixture(scope="session")
+def judge() -> images.Classifier:
+    return images.Classifier.load("digits", role="judge")
+
+
+@pytest.fixture(scope="session")
+def real() -> images.ImageDataset:
+    return images.load_dataset("digits", split="train")
+
+
+@pytest.fixture(scope="session")
+def config(backbone: images.Backbone, proxy: images.Classifier) -> guidance.GuidanceConfig:
+    """Four steps, calibrated."""
+    raw = guidance.GuidanceConfig(n_steps=4, g0=1.5, g_min=0.0, g_max=3.5, starts=32)
+    return guidance.calibrate_state(raw, backbone, proxy, batch=64)
+
+
+@pytest.fixture(scope="session")
+def reward(proxy: images.Classifier, real: images.ImageDataset) -> Reward:
+    """Every kind of term that needs no outside weights."""
+    terms = [
+        (1.0, Confidence()),
+        (0.2, StepwiseImprovement()),
+        (0.005, ActionPenalty()),
+        (1.0, Distribution(proxy, real.subset(torch.arange(300)))),
+    ]
+    return Reward(terms, proxy)
+
+
+@pytest.fixture(scope="session")
+def manila() -> Device:
+    """A small device with noise: five qubits in a row."""
+    return Device.load("fake_manila")
+
+
+@pytest.fixture
+def quantum(manila: Device) -> guidance.QuantumActor:
+    """An untrained quantum actor under noise."""
+    actor = guidance.build_actor(guidance.ActorConfig(gain=1.0), seed=3, device=manila)
+    assert isinstance(actor, guidance.QuantumActor)
+    return actor

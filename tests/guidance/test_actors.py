@@ -1,0 +1,208 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from qhw_diffusion import guidance
+from qhw_diffusion.devices import Device
+from qhw_diffusion.errors import DamagedFileError, InvalidInputError, UnknownNameError
+from qhw_diffusion.execution import QuantumLayer
+from qhw_diffusion.guidance import ActorConfig, MLPActor, QuantumActor, build_actor, load_actor, quantum_parameters
+from qhw_diffusion.guidance.actors import GaussianHead, mlp_parameters
+
+
+def states(n: int = 16, features: int = 6) -> torch.Tensor:
+    return 0.5 * torch.randn(n, features, generator=torch.Generator().manual_seed(0))
+
+
+def test_published_parameter_counts(quantum: QuantumActor) -> None:
+    assert MLPActor().parameter_counts() == {"circuit": 0, "head": 9282, "total": 9282}
+    counts = quantum.parameter_counts()
+    assert counts == {"circuit": 24 + 6, "head": 2466, "total": 2496}
+    assert quantum_parameters(ActorConfig(), 6) == counts["total"]
+
+
+@pytest.mark.parametrize("settings", [{}, {"n_qubits": 6, "depth": 3}, {"output_scaling": True}, {"n_qubits": 8}])
+@pytest.mark.parametrize("features", [6, 7])
+def test_matched_mlp_has_the_quantum_actors_count(settings: dict[str, int], features: int) -> None:
+    config = ActorConfig(kind="quantum", device="ideal", engine="ideal", **settings)
+    real = build_actor(config, n_features=features).parameter_counts()["total"]
+    assert quantum_parameters(config, features) == real
+    matched = build_actor(config.replace(kind="matched"), n_features=features)
+    count = matched.parameter_counts()["total"]
+    assert count == sum(p.numel() for p in matched.parameters())
+    assert abs(count - real) <= 0.002 * real
+    assert isinstance(matched, MLPActor)
+    first, second = matched.hidden
+    assert 1 <= first / second <= 4  # no crippled shape
+
+
+def test_mlp_parameters_by_counting() -> None:
+    head = GaussianHead([5, 7, 3], 2, torch.Generator(), initial_std=1.0, gain=1.0)
+    assert mlp_parameters([5, 7, 3, 4]) == sum(p.numel() for p in head.parameters())
+
+
+@pytest.mark.parametrize("kind", guidance.ACTOR_KINDS)
+def test_every_kind_acts(kind: str, manila: Device) -> None:
+    features = 7 if kind == "annealing" else 6
+    actor = build_actor(ActorConfig(kind=kind), n_features=features, device=manila, seed=1)
+    mean, log_std = actor(states(16, features))
+    assert mean.shape == log_std.shape == (16, 1)
+    assert mean.abs().max() < 0.5  # starts near ΔCFG = 0 …
+    torch.testing.assert_close(log_std.exp(), torch.full((16, 1), 0.5), rtol=0.3, atol=0.0)  # … with σ = .5
+    assert mean.std() > 0
+    again = build_actor(ActorConfig(kind=kind), n_features=features, device=manila, seed=1)
+    assert torch.equal(again(states(16, features))[0], mean)
+    assert actor.circuits_per_state == int(kind in guidance.QUANTUM_KINDS)
+
+
+def test_log_std_is_clamped() -> None:
+    actor = MLPActor(hidden=(4, 4))
+    last = actor.head.layers[-1]
+    assert isinstance(last, torch.nn.Linear)
+    for bias, expected in ((50.0, 2.0), (-50.0, -20.0)):
+        torch.nn.init.constant_(last.bias, bias)
+        assert (actor(states())[1] == expected).all()
+
+
+@torch.no_grad()
+def test_sampling_and_densities_against_torch_distributions() -> None:
+    actor = MLPActor(action_dim=2, gain=1.0)
+    action, log_prob, mean = actor.sample(states(4000), torch.Generator().manual_seed(0))
+    mu, log_std = actor(states(4000))
+    normal = torch.distributions.Normal(mu, log_std.exp())
+    torch.testing.assert_close(mean, mu)
+    torch.testing.assert_close(log_prob, normal.log_prob(action).sum(1), rtol=1e-4, atol=1e-4)
+    got, entropy = actor.evaluate(states(4000), action)
+    torch.testing.assert_close(got, normal.log_prob(action).sum(1), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(entropy, normal.entropy().sum(1))
+    z = (action - mu) / log_std.exp()
+    assert abs(float(z.mean())) < 0.05
+    assert abs(float(z.std()) - 1) < 0.05
+
+
+def test_gradient_against_finite_differences(manila: Device) -> None:
+    """Through scaling, circuit under noise and head, in double precision."""
+    actor = build_actor(ActorConfig(gain=1.0, output_scaling=True), seed=2, device=manila).double()
+    assert isinstance(actor, QuantumActor)
+    obs = states(3).double()
+
+    def value() -> torch.Tensor:
+        mean, log_std = actor(obs)
+        return (mean.sin() + 0.3 * log_std).sum()
+
+    value().backward()
+    for parameter in (actor.layer.weight, actor.input_scale, actor.output_scale):
+        assert parameter is not None
+        for index in (0, parameter.numel() - 1):
+            with torch.no_grad():
+                shifted = []
+                for step in (1e-5, -2e-5):
+                    parameter.view(-1)[index] += step
+                    shifted.append(float(value()))
+                parameter.view(-1)[index] += 1e-5
+            assert parameter.grad is not None
+            assert float(parameter.grad.view(-1)[index]) == pytest.approx(
+                (shifted[0] - shifted[1]) / 2e-5, rel=1e-4, abs=1e-8
+            )
+
+
+def test_kinds_differ_in_what_they_should(manila: Device, quantum: QuantumActor) -> None:
+    frozen = build_actor(ActorConfig(kind="frozen", gain=1.0), seed=3, device=manila)
+    assert isinstance(frozen, QuantumActor)
+    assert frozen.parameter_counts()["circuit"] == 0
+    assert not frozen.layer.weight.requires_grad
+    assert not frozen.input_scale.requires_grad
+    assert torch.equal(frozen(states())[0], quantum(states())[0])  # the same start, only not trained
+    unentangled = build_actor(ActorConfig(kind="unentangled"), seed=3, device=manila)
+    assert isinstance(unentangled, QuantumActor)
+    assert unentangled.layer.compiled.two_qubit_gates == 0
+    assert quantum.layer.compiled.two_qubit_gates > 0
+    with pytest.raises(InvalidInputError, match="seven-entry"):
+        build_actor(ActorConfig(kind="annealing"), n_features=6)
+
+
+def test_annealing_actor_sees_time_and_guidance_norm_only() -> None:
+    actor = build_actor(ActorConfig(kind="annealing", gain=1.0), n_features=7)
+    obs = states(8, 7)
+    base = actor(obs)[0]
+    for j in range(7):
+        moved = obs.clone()
+        moved[:, j] += 1.0
+        changed = not torch.equal(actor(moved)[0], base)
+        assert changed == (j in (0, 6))
+
+
+def test_the_wrong_state_is_refused(quantum: QuantumActor) -> None:
+    for actor in (quantum, MLPActor()):
+        with pytest.raises(InvalidInputError, match="states"):
+            actor(states(4, 5))
+
+
+def test_saved_and_loaded(quantum: QuantumActor, tmp_path: Path) -> None:
+    with torch.no_grad():
+        quantum.layer.weight += 0.1
+    for name, actor, obs in (
+        ("q", quantum, states()),
+        ("m", MLPActor(hidden=(9, 5), seed=4), states()),
+        ("a", build_actor(ActorConfig(kind="annealing"), n_features=7), states(16, 7)),
+    ):
+        folder = actor.save_pretrained(tmp_path / name)
+        again = load_actor(folder)
+        assert type(again) is type(actor)
+        assert again.config() == actor.config()
+        assert torch.equal(again(obs)[0], actor(obs)[0])
+        assert {"model.safetensors", "config.json"} <= {p.name for p in folder.iterdir()}
+    files = {p.name for p in (tmp_path / "q").iterdir()}
+    assert {"circuit.qpy", "circuit.qasm", "isa.qpy", "device.json", "device.snapshot.json.gz"} <= files
+    summary = json.loads((tmp_path / "q" / "device.json").read_text())
+    assert summary["name"] == "fake_manila"
+    assert len(summary["physical_qubits"]) == 4
+
+
+def test_the_same_policy_on_another_device_and_engine(quantum: QuantumActor, tmp_path: Path, manila: Device) -> None:
+    """Weights unchanged, circuit compiled anew: ideal engines agree on every device, noise differs."""
+    quantum.save_pretrained(tmp_path)
+    ideal = {name: load_actor(tmp_path, device=name, engine="ideal") for name in ("ideal", "fake_manila", "fake_quito")}
+    noisy = load_actor(tmp_path, device="fake_quito")
+    obs = states()
+    for actor in (*ideal.values(), noisy):
+        assert isinstance(actor, QuantumActor)
+        assert torch.equal(actor.layer.weight, quantum.layer.weight)
+    for actor in ideal.values():
+        torch.testing.assert_close(actor(obs)[0], ideal["ideal"](obs)[0], rtol=1e-4, atol=1e-5)
+    assert isinstance(noisy, QuantumActor)
+    assert noisy.layer.compiled.device.name == "fake_quito"
+    assert (noisy(obs)[0] - quantum(obs)[0]).abs().max() > 1e-4
+    moved = quantum.on(engine="ideal")
+    torch.testing.assert_close(moved(obs)[0], ideal["ideal"](obs)[0], rtol=1e-4, atol=1e-5)
+    with pytest.raises(UnknownNameError):
+        load_actor(tmp_path, engine="noisey")
+
+
+def test_damaged_and_misused_folders(quantum: QuantumActor, tmp_path: Path) -> None:
+    with pytest.raises(DamagedFileError):
+        load_actor(tmp_path / "nothing")
+    MLPActor().save_pretrained(tmp_path / "m")
+    with pytest.raises(InvalidInputError, match="classical"):
+        load_actor(tmp_path / "m", engine="ideal")
+    quantum.save_pretrained(tmp_path / "q")
+    other = build_actor(ActorConfig(depth=3), device=quantum.layer.compiled.device)
+    other.save_pretrained(tmp_path / "other")
+    (tmp_path / "q" / "circuit.qpy").write_bytes((tmp_path / "other" / "circuit.qpy").read_bytes())
+    with pytest.raises(DamagedFileError, match=r"circuit\.qpy"):
+        load_actor(tmp_path / "q")
+    weights = tmp_path / "other" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:200])
+    with pytest.raises(DamagedFileError):
+        load_actor(tmp_path / "other")
+
+
+def test_a_layer_of_another_circuit_is_refused(quantum: QuantumActor, manila: Device) -> None:
+    other = build_actor(ActorConfig(depth=1), device=manila)
+    assert isinstance(other, QuantumActor)
+    with pytest.raises(InvalidInputError, match="compile this circuit"):
+        QuantumActor(QuantumLayer(other.layer.compiled, "ideal"), quantum.circuit)

@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from qhw_diffusion.errors import InvalidInputError, UnknownNameError
+from qhw_diffusion.guidance import ActorConfig, GuidanceConfig, PPOConfig, RewardConfig
+
+CHANGED = [
+    GuidanceConfig(
+        n_steps=9, g0=2.0, extra_state=True, state_centre=tuple(range(7)), state_width=(0.1, 1, 1, 1, 1, 1, 2.0)
+    ),
+    RewardConfig(confidence=0.3, stepwise_kind="ssim", distribution_offset=0.1, distribution_scale=2.0),
+    PPOConfig(updates=3, rollout_steps=5, lr_circuit=0.02),
+    ActorConfig(kind="frozen", n_qubits=6, reuploading=True),
+]
+
+
+@pytest.mark.parametrize("config", CHANGED, ids=lambda c: type(c).__name__)
+def test_json_round_trip(config: GuidanceConfig) -> None:
+    assert type(config).from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: GuidanceConfig(n_steps=0),
+        lambda: GuidanceConfig(g0=5.0, g_max=4.0),
+        lambda: GuidanceConfig(g0=float("nan")),
+        lambda: GuidanceConfig(state_centre=(0.0,) * 6),
+        lambda: GuidanceConfig(state_centre=(0.0,) * 7, state_width=(1.0,) * 7),
+        lambda: GuidanceConfig(state_centre=(0.0,) * 6, state_width=(1.0,) * 5 + (0.0,)),
+        lambda: RewardConfig(confidence=-1.0),
+        lambda: RewardConfig(distribution=0.0),
+        lambda: RewardConfig(distribution_scale=1.0),
+        lambda: PPOConfig(gamma=1.5),
+        lambda: PPOConfig(updates=0),
+        lambda: PPOConfig(clip=0.0),
+        lambda: ActorConfig(initial_std=0.0),
+    ],
+)
+def test_impossible_settings_are_refused(build: object) -> None:
+    with pytest.raises(InvalidInputError):
+        build()  # type: ignore[operator]
+
+
+def test_unknown_names_list_near_matches() -> None:
+    with pytest.raises(UnknownNameError, match="quantum"):
+        ActorConfig(kind="quantom")
+    with pytest.raises(UnknownNameError, match="lr_circuit"):
+        PPOConfig.from_dict({"lr_circit": 1.0})
+    with pytest.raises(UnknownNameError, match="distance"):
+        RewardConfig(distribution_kernel="distanse")
+
+
+def test_defaults_are_the_published_ones() -> None:
+    ppo, published = PPOConfig(), RewardConfig.published()
+    assert (ppo.gamma, ppo.gae_lambda, ppo.clip, ppo.entropy, ppo.value, ppo.max_grad_norm, ppo.epochs) == (
+        0.995, 0.95, 0.1, 0.01, 0.5, 0.5, 4,
+    )  # fmt: skip
+    assert (published.confidence, published.stepwise, published.action_penalty) == (1.0, 0.2, 0.005)
+
+
+def test_cosine_decay_ends_where_it_should() -> None:
+    ppo = PPOConfig(updates=11, lr_final=0.1)
+    assert ppo.lr_factor(0) == 1.0
+    assert ppo.lr_factor(5) == pytest.approx(0.55)
+    assert ppo.lr_factor(10) == pytest.approx(0.1)

@@ -1,0 +1,36 @@
+from __future__ import annotations
+
+import pytest
+
+from qhw_diffusion.errors import InvalidInputError
+from qhw_diffusion.guidance import GuidanceConfig, sweep_constants
+from qhw_diffusion.images import Backbone, Classifier, ImageDataset, load_dataset
+
+
+def test_the_sweep_finds_the_base_and_the_range(
+    backbone: Backbone, proxy: Classifier, real: ImageDataset, config: GuidanceConfig
+) -> None:
+    seen: list[float] = []
+    sweep = sweep_constants(
+        backbone,
+        proxy,
+        real,
+        n_steps=4,
+        scales=(5.0, 0.5, 1.3),
+        n_images=120,
+        on_scale=lambda row: seen.append(row.g),
+    )
+    assert seen == [row.g for row in sweep.rows] == [0.5, 1.3, 5.0]
+    assert sweep.g0 == min(sweep.rows, key=lambda row: row.distance).g == 1.3
+    assert sweep.rows[0].accuracy < 0.8 < sweep.rows[1].accuracy
+    assert (sweep.g_min, sweep.g_max) == (0.0, 3.3)
+    configured = sweep.configure(config)
+    assert (configured.g0, configured.g_max, configured.n_steps) == (1.3, 3.3, 4)
+    assert not configured.calibrated  # other scales, other states
+
+
+def test_the_judge_stays_unseen(backbone: Backbone, judge: Classifier, proxy: Classifier, real: ImageDataset) -> None:
+    with pytest.raises(InvalidInputError, match="judge"):
+        sweep_constants(backbone, judge, real, n_steps=2)
+    with pytest.raises(InvalidInputError, match="training split"):
+        sweep_constants(backbone, proxy, load_dataset("digits", split="heldout"), n_steps=2)
