@@ -232,6 +232,24 @@ class PPOConfig(_JsonConfig):
             _require(getattr(self, name) >= 0, f"{name} must not be negative, got {getattr(self, name)}")
         _require(0 <= self.seed < 2**63, f"seed must be a non-negative 63-bit integer, got {self.seed}")
 
+    @classmethod
+    def short(cls, **changes: Any) -> PPOConfig:
+        """Settings for runs of some tens of updates (measured on digits, 6 steps): larger rates, no discount, a wider
+        clip, no entropy bonus, since the action noise need not last.
+        """
+        settings: dict[str, Any] = {
+            "updates": 48,
+            "num_envs": 128,
+            "gamma": 1.0,
+            "clip": 0.2,
+            "entropy": 0.0,
+            "lr_circuit": 2e-2,
+            "lr_head": 5e-3,
+            "lr_critic": 3e-3,
+            "lr_final": 0.1,
+        }
+        return cls(**{**settings, **changes})
+
     def lr_factor(self, update: int) -> float:
         """Cosine decay from 1 at update 0 to `lr_final` at the last update."""
         progress = update / max(1, self.updates - 1)
@@ -262,10 +280,11 @@ class ActorConfig(_JsonConfig):
     """Repeat the encoding before every layer."""
     output_scaling: bool = False
     """Train one factor per expectation value."""
-    initial_std: float = 0.5
+    initial_std: float = 0.7
     """Standard deviation of the actions before training."""
-    gain: float = 0.1
-    """Size of the head's last layer before training; small means μ ≈ 0 at first."""
+    gain: float = 1.0
+    """Size of the head's last layer before training. Near 0 the controller starts as the base scale, but then hardly
+    any gradient reaches the circuit at first."""
     optimization_level: int = 3
     """Qiskit's preset level for compiling."""
     transpile_seed: int = 0
