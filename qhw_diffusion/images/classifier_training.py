@@ -16,6 +16,7 @@ from .weights import half_precision
 
 _LOG_EVERY = 50
 _WARMUP = 50
+_HALVES_SEED = 0
 
 
 def train_classifier(
@@ -49,7 +50,7 @@ def train_classifier(
             f"the configuration says {config.image_shape} and {config.n_classes}"
         )
     if config.half != "all":
-        data = data.subset(torch.arange(0 if config.half == "even" else 1, len(data), 2))
+        data = half_of(data, config.half)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         classifier = Classifier(config)
@@ -90,6 +91,13 @@ def train_classifier(
         run.log(config.steps, {"charts/accuracy": classifier.accuracy})
         classifier.save(Path(run.path) / "model")
     return classifier
+
+
+def half_of(data: ImageDataset, half: str) -> ImageDataset:
+    """The "first" or "second" half of a data set under a fixed shuffle; the two are disjoint and make up the whole."""
+    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(_HALVES_SEED))
+    middle = (len(data) + 1) // 2
+    return data.subset((order[:middle] if half == "first" else order[middle:]).sort().values)
 
 
 def _rate_factor(step: int, total: int) -> float:

@@ -80,8 +80,8 @@ class Lpips:
     """LPIPS with the SqueezeNet backbone (Zhang et al. 2018, arXiv 1801.03924); needs its real weights.
 
     With a random backbone the number does not measure perception, so there is no default: the weights are given as a
-    safetensors file with torchvision's SqueezeNet 1.1 names (`features.N.…` or `N.…`) or lpips' own (`slice…`). From the .pth
-    that PyTorch distributes, once: `safetensors.torch.save_file(torch.load(pth, weights_only=True), path)`.
+    safetensors file with torchvision's SqueezeNet 1.1 names (`features.N.…` or `N.…`) or lpips' own (`slice…`). From
+    the .pth that PyTorch distributes, once: `safetensors.torch.save_file(torch.load(pth, weights_only=True), path)`.
     """
 
     def __init__(self, weights: str | Path) -> None:

@@ -8,7 +8,7 @@ import torch
 from qhw_diffusion import images
 from qhw_diffusion.errors import DamagedFileError, InvalidInputError, MissingDataError, UnknownNameError
 from qhw_diffusion.images import Classifier, ClassifierConfig
-from qhw_diffusion.images.classifier_training import _augment
+from qhw_diffusion.images.classifier_training import _augment, half_of
 from qhw_diffusion.images.weights import SHIPPED
 from qhw_diffusion.runs import RunFolder
 
@@ -34,7 +34,7 @@ def test_they_are_independent(pair: tuple[Classifier, Classifier]) -> None:
     reward, judge = pair
     assert reward.config.architecture != judge.config.architecture
     assert reward.config.seed != judge.config.seed
-    assert {reward.config.half, judge.config.half} == {"even", "odd"}
+    assert {reward.config.half, judge.config.half} == {"first", "second"}
     assert reward.provenance["data_fingerprint"] != judge.provenance["data_fingerprint"]
     # and they err on different images
     data = images.load_dataset("digits", "heldout")
@@ -86,15 +86,19 @@ def test_recipe_learns_reproducibly_and_saves(tmp_path: Path) -> None:
     assert (loaded.config, loaded.accuracy) == (config, trained.accuracy)
 
 
-def test_halves_are_disjoint() -> None:
+def test_halves_are_disjoint_and_alike() -> None:
     data = images.load_dataset("digits")
-    prints = {}
-    for half in ("even", "odd"):
+    halves = [half_of(data, half) for half in ("first", "second")]
+    assert [len(h) for h in halves] == [600, 600]
+    together = torch.cat([h.images for h in halves]).flatten(1)
+    assert torch.equal(torch.unique(together, dim=0), torch.unique(data.images.flatten(1), dim=0))
+    assert float(together.sum()) == pytest.approx(float(data.images.sum()))
+    for half, own in zip(("first", "second"), halves, strict=True):
         config = ClassifierConfig.for_dataset("digits", half=half, steps=1)
-        prints[half] = images.train_classifier(config).provenance
-    assert prints["even"]["n_images"] == prints["odd"]["n_images"] == 600
-    assert prints["even"]["data_fingerprint"] == data.subset(torch.arange(0, 1200, 2)).fingerprint
-    assert prints["odd"]["data_fingerprint"] == data.subset(torch.arange(1, 1200, 2)).fingerprint
+        assert images.train_classifier(config).provenance["data_fingerprint"] == own.fingerprint
+    # a data set that alternates between two sources, as MNIST does, is not divided along them
+    sources = images.ImageDataset(torch.zeros(1000, 1, 8, 8), torch.arange(1000) % 2, "own", "train", 2)
+    assert 200 < int(half_of(sources, "first").labels.sum()) < 300
 
 
 def test_shift_moves_the_image_and_fills_with_background() -> None:
