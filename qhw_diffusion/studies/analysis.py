@@ -19,14 +19,14 @@ PRIMARY = "fd"
 REFERENCES = ("constant", "limited_interval")
 METRIC_LABELS = {
     "fd": "FD ↓",
-    "kd": "KD ↓ (×1000)",
+    "kd": "KD ↓",
     "accuracy": "accuracy ↑ (%)",
     "diversity": "diversity",
     "precision": "precision ↑",
     "recall": "recall ↑",
 }
-_SCALE = {"kd": 1000.0, "accuracy": 100.0}
-_DIGITS = {"fd": 2, "kd": 2, "accuracy": 1}
+_SCALE = {"accuracy": 100.0}
+_DIGITS = {"fd": 2, "kd": 3, "accuracy": 1}
 
 
 @dataclass(frozen=True)

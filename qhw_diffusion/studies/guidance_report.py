@@ -196,14 +196,14 @@ def _sweep(section: Section, results: Results) -> None:
 
 def _sweep_table(results: Results) -> tuple[list[str], list[list[str]]]:
     rows = [
-        [f"{row['g']:g}", f"{row['reward_fd']:.2f}", f"{1000 * row['reward_kd']:.2f}",
+        [f"{row['g']:g}", f"{row['reward_fd']:.2f}", f"{row['reward_kd']:.3f}",
          f"{100 * row['reward_accuracy']:.1f}", f"{row['judge_fd']:.2f}", f"{100 * row['judge_accuracy']:.1f}"]
         for row in results.sweep
     ]  # fmt: skip
     return [
         "g",
         "FD, reward side",
-        "KD ×1000, reward side",
+        "KD, reward side",
         "accuracy %, reward side",
         "FD, judge",
         "accuracy %, judge",
