@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from qhw_diffusion.errors import InvalidInputError
+from qhw_diffusion.guidance.ppo import action_reversals
 from qhw_diffusion.guidance.rollout import Rollout
 from qhw_diffusion.guidance.state import SATURATION, STATE_NAMES
 
@@ -63,9 +64,12 @@ def diagnose(
         if trains_circuit:
             found.append(_circuit_gradient(history))
         found += _saturation_in_log(history)
+        if not rollouts:
+            found += [_collapse_in_log(history[-1]), _oscillation(history[-1]["charts/action_reversals"])]
     if rollouts:
         actions = torch.cat([r.actions for r in rollouts], dim=1)
-        found += [_collapse(actions), _oscillation(actions)]
+        nothing_done = torch.zeros(actions.shape)
+        found += [_collapse(actions), _oscillation(action_reversals(actions[..., None], nothing_done))]
         if not history and any(r.states.numel() for r in rollouts):
             found += _saturation(torch.cat([r.states.flatten(0, 1) for r in rollouts]))
         if judge is not None and proxy is not None:
@@ -122,19 +126,24 @@ def _collapse(actions: torch.Tensor) -> Finding:
     return Finding("collapse", "ok", sentence, numbers)
 
 
-def _oscillation(actions: torch.Tensor) -> Finding:
-    if actions.shape[0] < 3:
-        return Finding("oscillation", "ok", "Too few steps for actions to oscillate.", {})
-    change = actions.diff(dim=0)
-    # only reversals of some size count: a jitter of a hundredth is no oscillation
-    large = change.abs() > 0.1
-    reversed_ = (change[1:] * change[:-1] < 0) & large[1:] & large[:-1]
-    share = float(reversed_.float().mean())
-    numbers = {"reversals": share, "mean_change": float(change.abs().mean())}
+def _oscillation(share: float) -> Finding:
+    numbers = {"reversals": share}
     if share > OSCILLATION:
         sentence = f"The actions oscillate: {share:.0%} of the changes of ΔCFG reverse the one before."
         return Finding("oscillation", "warning", sentence, numbers)
     return Finding("oscillation", "ok", f"{share:.0%} of the changes of ΔCFG reverse the one before.", numbers)
+
+
+def _collapse_in_log(row: Mapping[str, float]) -> Finding:
+    size, spread = row["charts/delta_g_abs"], row["charts/mean_action_spread"]
+    numbers = {"mean_abs": size, "spread": spread}
+    if size < COLLAPSE:
+        sentence = f"The controller collapsed: |ΔCFG| is {size:.3f} on average, so it samples at the base scale."
+        return Finding("collapse", "warning", sentence, numbers)
+    if spread < COLLAPSE:
+        sentence = f"The controller acts as a constant: |ΔCFG| is {size:.2f} with a spread of {spread:.3f}."
+        return Finding("collapse", "warning", sentence, numbers)
+    return Finding("collapse", "ok", f"|ΔCFG| is {size:.2f} on average, with a spread of {spread:.2f}.", numbers)
 
 
 def _saturation_in_log(history: Sequence[Mapping[str, float]]) -> list[Finding]:

@@ -84,7 +84,10 @@ class GuidedEpisode:
 
     @torch.no_grad()
     def raw_state(self) -> Tensor:
-        """State entries before normalisation, [B, n_state]. Needs a proxy classifier."""
+        """State entries before normalisation, [B, n_state]. Needs a proxy classifier.
+
+        After the last step there is no further prediction; the seventh entry is then that of the last one made.
+        """
         if self.proxy is None:
             raise InvalidInputError("the state needs the reward classifier: build the episode with a proxy")
         config = self.config

@@ -67,7 +67,8 @@ def train_ppo(
     resume: continue from the run's checkpoint, bit for bit (the environment must offer `state_dict`);
     on_update(update, metrics) is called after each update. Ctrl-C ends after the present update, with a checkpoint.
 
-    Metrics: charts/ (episodic_return, action_mean, action_std, delta_g_abs, g_mean, learning_rate_*, SPS), losses/
+    Metrics: charts/ (episodic_return, action_mean, action_std, delta_g_abs, action_reversals, g_mean,
+    learning_rate_*, SPS), losses/
     (policy_loss, value_loss, entropy, approx_kl, clipfrac, explained_variance), gradients/ (norms of circuit, head and
     critic before clipping, means over the minibatches), reward/ (each term's share per episode), state/ (spread and
     saturation of each entry).
@@ -189,7 +190,8 @@ def train_ppo(
                 "charts/action_mean": float(rollout["action"].mean()),
                 "charts/action_std": float((rollout["action"] - torch.stack(seen["mean"])).std()),
                 "charts/delta_g_abs": float(torch.stack(seen["mean"]).abs().mean()),
-                "charts/mean_action_change": _mean_change(torch.stack(seen["mean"]), rollout["done"]),
+                "charts/mean_action_spread": float(torch.stack(seen["mean"]).std(correction=0)),
+                "charts/action_reversals": action_reversals(torch.stack(seen["mean"]), rollout["done"]),
                 "charts/SPS": (update + 1 - first) * batch_size / (time.perf_counter() - started),
                 "losses/explained_variance": 1.0 - float((flat_returns - flat_values).var()) / max(variance, 1e-12),
                 **{f"charts/learning_rate_{g['name']}": g["lr"] for g in optimizer.param_groups},
@@ -225,12 +227,17 @@ def _gradient_norm(parameters: list[nn.Parameter]) -> float:
     return float(torch.stack(squares).sum().sqrt()) if squares else 0.0
 
 
-def _mean_change(means: Tensor, dones: Tensor) -> float:
-    """Mean |μ_{t+1} − μ_t| within episodes; [T, B, A], [T, B]."""
-    if means.shape[0] < 2:
+def action_reversals(means: Tensor, dones: Tensor) -> float:
+    """Share of the changes of the mean action within an episode that reverse the one before; [T, B, A], [T, B].
+
+    Only changes above .1 count as reversals: a jitter of a hundredth is no oscillation.
+    """
+    if means.shape[0] < 3:
         return 0.0
-    within = dones[:-1] == 0
-    return float((means[1:] - means[:-1]).abs().mean(-1)[within].mean()) if bool(within.any()) else 0.0
+    change = means.diff(dim=0)
+    reversal = (change[1:] * change[:-1] < 0) & (change[1:].abs() > 0.1) & (change[:-1].abs() > 0.1)
+    within = (dones[:-2] == 0) & (dones[1:-1] == 0)
+    return float(reversal[within].float().mean()) if bool(within.any()) else 0.0
 
 
 def _save(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -125,8 +125,8 @@ def train_guidance(
     the settings stored there (those given must agree). `ppo.seed` seeds everything.
 
     Folder: config.json, manifest.json, metrics.jsonl, TensorBoard events, checkpoint.safetensors, model/ (the actor),
-    findings.json and, for a quantum actor, circuit.qpy, circuit.qasm and device.json. Ctrl-C stops after the present
-    update with a checkpoint; the model written is then the one reached.
+    findings.json (the diagnostics, also while it runs) and, for a quantum actor, circuit.qpy, circuit.qasm and
+    device.json. Ctrl-C stops after the present update with a checkpoint; the model written is then the one reached.
     """
     backbone = backbone if backbone is not None else Backbone.load(guidance.dataset)
     classifier = classifier if classifier is not None else Classifier.load(guidance.dataset, role="reward")
@@ -156,13 +156,21 @@ def train_guidance(
     critic = Critic(guidance.n_state, seed=ppo.seed)
     if run is not None and isinstance(policy, QuantumActor):
         save_circuit(policy.circuit.circuit, run.path, "circuit")
-    history = train_ppo(env, policy, critic, ppo, run=run, resume=resume, on_update=on_update)
-    findings = tuple(diagnose(history, trains_circuit=bool(policy.parameter_groups()["circuit"])))
+    trains_circuit = bool(policy.parameter_groups()["circuit"])
+
+    def watch(update: int, metrics: dict[str, float]) -> None:
+        if run is not None and (update + 1) % ppo.checkpoint_every == 0:
+            _write_findings(run, diagnose(_plain(run.metrics()), trains_circuit=trains_circuit))
+        if on_update is not None:
+            on_update(update, metrics)
+
+    history = train_ppo(env, policy, critic, ppo, run=run, resume=resume, on_update=watch)
+    findings = tuple(diagnose(history, trains_circuit=trains_circuit))
     if run is not None:
         save_actor(policy, run.path / "model")
         if isinstance(policy, QuantumActor):
             shutil.copyfile(run.path / "model" / "device.json", run.path / "device.json")
-        atomic_write_json(run.path / "findings.json", [finding.to_dict() for finding in findings])
+        _write_findings(run, findings)
         run.close()
     return TrainedController(policy, guidance, reward, ppo, actor, history, findings)
 
@@ -185,9 +193,17 @@ def load_controller(
     except (KeyError, TypeError, InvalidInputError) as error:
         raise DamagedFileError(f"{run.path / 'config.json'} does not describe a guidance run ({error})") from error
     actor = load_actor(run.path / "model", device=device, engine=engine)
-    history = [{k: v for k, v in row.items() if k != "step"} for row in run.metrics()]
+    history = _plain(run.metrics())
     findings = tuple(diagnose(history, trains_circuit=bool(actor.parameter_groups()["circuit"])))
     return TrainedController(actor, *parts, history, findings)
+
+
+def _plain(rows: list[dict[str, Any]]) -> History:
+    return [{name: value for name, value in row.items() if name != "step"} for row in rows]
+
+
+def _write_findings(run: RunFolder, findings: Iterable[Finding]) -> None:
+    atomic_write_json(run.path / "findings.json", [finding.to_dict() for finding in findings])
 
 
 def _same_settings(stored: dict[str, Any], given: dict[str, Any]) -> None:

@@ -9,11 +9,13 @@ import torch
 from qhw_diffusion import guidance
 from qhw_diffusion.errors import InvalidInputError
 from qhw_diffusion.guidance import Finding, GuidanceConfig, MLPActor, Rollout, diagnose, rollout
+from qhw_diffusion.guidance.ppo import action_reversals
 from qhw_diffusion.images import Backbone, Classifier, ImageDataset
 
 
 def row(**changes: float) -> dict[str, float]:
     metrics = {"charts/episodic_return": 0.0, "gradients/circuit": 0.1, "gradients/head": 0.5}
+    metrics |= {"charts/delta_g_abs": 0.3, "charts/mean_action_spread": 0.3, "charts/action_reversals": 0.1}
     for name in guidance.STATE_NAMES[:6]:
         metrics |= {f"state/{name}_std": 0.5, f"state/{name}_saturated": 0.01}
     return {**metrics, **{k.replace("__", "/"): v for k, v in changes.items()}}
@@ -72,7 +74,21 @@ def test_collapse() -> None:
         assert (found.severity, words in found.sentence) == (severity, True), found.sentence
 
 
+def test_collapse_and_oscillation_from_the_training_log() -> None:
+    for changes, name, severity in (
+        ({}, "collapse", "ok"),
+        ({"charts__delta_g_abs": 0.01}, "collapse", "warning"),
+        ({"charts__mean_action_spread": 0.01}, "collapse", "warning"),
+        ({}, "oscillation", "ok"),
+        ({"charts__action_reversals": 0.8}, "oscillation", "warning"),
+    ):
+        assert finding(diagnose([row(), row(**changes)]), name).severity == severity
+
+
 def test_oscillation() -> None:
+    across = torch.tensor([0.0, 1.0, 0.0, 1.0])[:, None, None]
+    assert action_reversals(across, torch.zeros(4, 1)) == 1.0
+    assert action_reversals(across, torch.tensor([[0.0], [1.0], [0.0], [1.0]])) == 0.0  # episodes of two steps
     sawtooth = torch.tensor([1.0, -1.0] * 3)[:, None].expand(6, 10)
     assert finding(diagnose(rollouts=[made(sawtooth)]), "oscillation").severity == "warning"
     jitter = 0.01 * sawtooth + torch.linspace(0, 1, 6)[:, None]

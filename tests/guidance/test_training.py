@@ -50,7 +50,7 @@ def test_the_run_folder_says_what_was_run(trained: tuple[Path, TrainedController
     assert (path / "model" / device["snapshot"]).is_file()
     assert len((path / "metrics.jsonl").read_text().splitlines()) == 3
     findings = json.loads((path / "findings.json").read_text())
-    assert {f["name"] for f in findings} == {"reward", "circuit gradient", "state"}
+    assert {f["name"] for f in findings} == {"reward", "circuit gradient", "state", "collapse", "oscillation"}
     # the numbers that give states and rewards their meaning are part of the configuration
     stored = json.loads((path / "config.json").read_text())
     stored = stored.get("config", stored)
