@@ -78,7 +78,7 @@ class GuidanceConfig(_JsonConfig):
     confidence_temperature: float = 4.0
     """Softens the proxy confidence of the sixth state entry (logits are divided by it); at 1 it sits at its upper
     bound in most states of a well-trained backbone. Rewards always use temperature 1."""
-    starts: int = 512
+    starts: int = 1000
     """Number of different starting points (label and noise) a training environment draws its episodes from. For each
     one the image of the base scale is sampled once, so that the distribution term can be read against it: a base line
     that depends on the starting point and not on the action takes most of the noise out of the policy gradient and no
@@ -238,8 +238,8 @@ class PPOConfig(_JsonConfig):
         clip, no entropy bonus, since the action noise need not last.
         """
         settings: dict[str, Any] = {
-            "updates": 48,
-            "num_envs": 128,
+            "updates": 32,
+            "num_envs": 192,
             "gamma": 1.0,
             "clip": 0.2,
             "entropy": 0.0,

@@ -70,8 +70,8 @@ def train_ppo(
     Metrics: charts/ (episodic_return, action_mean, action_std, delta_g_abs, action_reversals, g_mean,
     learning_rate_*, SPS), losses/
     (policy_loss, value_loss, entropy, approx_kl, clipfrac, explained_variance), gradients/ (norms of circuit, head and
-    critic before clipping, means over the minibatches), reward/ (each term's share per episode), state/ (spread and
-    saturation of each entry).
+    critic before clipping, means over the minibatches), reward/ (each term's share per episode), and
+    what the environment's `rollout_metrics` tells: state/ (spread and saturation of each entry), distribution_gain.
 
     Raises InvalidInputError for settings that do not fit the environment, RunFolderError for an impossible resume.
     """
@@ -202,8 +202,8 @@ def train_ppo(
                 metrics |= {"charts/g_mean": float(g.mean()), "charts/g_std": float(g.std())}
             episodes = max(1.0, float(rollout["done"].sum()) / config.num_envs)
             metrics |= {f"reward/{name}": float(value) / episodes for name, value in terms.items()}
-            if hasattr(env, "state_metrics"):
-                metrics |= env.state_metrics(rollout["obs"])
+            if hasattr(env, "rollout_metrics"):
+                metrics |= env.rollout_metrics(rollout["obs"])
             history.append(metrics)
             bar.update(1)
             bar.set_postfix(

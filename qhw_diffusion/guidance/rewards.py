@@ -177,6 +177,7 @@ class Distribution:
             # a feature that is (nearly) dead on real images must not outweigh all others where it fires
             self._shift, self._width = features.mean(0), deviation.clamp_min(0.1 * float(deviation.mean()))
         self._real = self.embed(images)
+        self._real_rows: Tensor | None = None
 
     @torch.no_grad()
     def embed(self, images: Tensor) -> Tensor:
@@ -216,14 +217,31 @@ class Distribution:
         """Unbiased MMD² between images and real images (can be slightly negative); by class, the mean over the labels
         given.
         """
-        own, real = self.embed(images), self._real
-        pairs, real_pairs = self._generated_pairs(labels), self._pairs(labels, self._real_labels)
-        within_real = self._pairs(self._real_labels, self._real_labels).fill_diagonal_(0.0)
-        real_rows = (self._k(real, real) * within_real).sum(1) / within_real.sum(1)
+        own, pairs, real_pairs = (
+            self.embed(images),
+            self._generated_pairs(labels),
+            self._pairs(labels, self._real_labels),
+        )
         generated = (self._k(own, own) * pairs).sum(1) / pairs.sum(1)
-        cross = (self._k(own, real) * real_pairs).sum(1) / real_pairs.sum(1)
-        among_real = (real_pairs * real_rows).sum(1) / real_pairs.sum(1)
+        cross = (self._k(own, self._real) * real_pairs).sum(1) / real_pairs.sum(1)
+        among_real = (real_pairs * self._among_real()).sum(1) / real_pairs.sum(1)
         return float((generated + among_real - 2.0 * cross).mean())
+
+    def gain(self, images: Tensor, reference: Tensor, labels: Tensor) -> float:
+        """How much nearer to the real images `images` are than `reference` (of the base scale, same starting points).
+
+        In the units of the term: (MMD²(reference) − MMD²(images)) / (2 · scale). This is the objective whose slope the
+        term is. The mean of the term itself is lower, by half the kernel distance between images and reference (over
+        the scale): each image is compared with a batch that has moved along with it.
+        """
+        return (self.distance(reference, labels) - self.distance(images, labels)) / (2.0 * self.scale)
+
+    def _among_real(self) -> Tensor:
+        """Mean kernel of each real image with the other ones (of its class), [N]; computed once."""
+        if self._real_rows is None:
+            pairs = self._pairs(self._real_labels, self._real_labels).fill_diagonal_(0.0)
+            self._real_rows = (self._k(self._real, self._real) * pairs).sum(1) / pairs.sum(1)
+        return self._real_rows
 
     def calibrated(self, base: Tensor, random: Tensor, labels: Tensor) -> Distribution:
         """The same term with offset and scale measured: images [B, C, H, W] of the base scale and of random actions,
@@ -295,10 +313,15 @@ class Reward:
         total = torch.stack(list(shares.values())).sum(0)
         return total, shares
 
+    @property
+    def distribution(self) -> Distribution | None:
+        """The distribution term, if there is one."""
+        return next((term for _, term in self.terms if isinstance(term, Distribution)), None)
+
     def smallest_batch(self, n_classes: int) -> int:
         """Fewest environments the terms can work with: the distribution term compares images with each other."""
-        sizes = [2 * n_classes if term.by_class else 2 for _, term in self.terms if isinstance(term, Distribution)]
-        return max([1, *sizes])
+        term = self.distribution
+        return 1 if term is None else 2 * n_classes if term.by_class else 2
 
 
 def class_means(data: ImageDataset) -> Tensor:

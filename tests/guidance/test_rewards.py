@@ -173,6 +173,10 @@ def test_standardised_scale_and_base_line(proxy: Classifier, real: ImageDataset)
     assert term(replace(step, reference=random)).abs().max() < 1e-4
     assert float(term(replace(step, x0=base, reference=None)).mean()) == pytest.approx(0.0, abs=1e-4)
     assert not term(replace(step, last=False)).any()
+    # the gain is half the fall of the kernel distance; the mean of the term is lower by half the distance moved
+    fall = term.distance(base, labels) - term.distance(random, labels)
+    assert term.gain(random, base, labels) == pytest.approx(fall / 2 / term.scale, rel=1e-5)
+    assert float(term(step).mean()) < term.gain(random, base, labels)
     # the base line of sample i depends on the other images, not on its own: it cannot bias the policy gradient
     moved = random.clone()
     moved[0] = real.images[450]
