@@ -119,7 +119,7 @@ def log_curves(curves: Mapping[str, Sequence[ArrayLike]], *, ylabel: str) -> Fig
 def sweep_curve(
     scales: ArrayLike, reward_side: ArrayLike, judge_side: ArrayLike, *, chosen: float, floor: float | None = None
 ) -> Figure:
-    """Fréchet distance against constant guidance scale, in the reward classifier's and in the judge's features."""
+    """Reward-side distance (it chooses) and judged Fréchet distance (it only looks) against the constant scale."""
     figure, axis = _single(7.2, 4.0)
     x = np.asarray(scales, dtype=np.float64)
     axis.plot(x, np.asarray(reward_side), color=colour(0), marker="o", lw=1.9, label="reward classifier (chooses)")
@@ -136,7 +136,7 @@ def sweep_curve(
     axis.set_xticks(x, [f"{value:g}" for value in x], fontsize=8)
     axis.minorticks_off()
     axis.set_xlabel("constant guidance scale g")
-    axis.set_ylabel("FD, reward classifier's features", color=colour(0))
+    axis.set_ylabel("distance, reward side", color=colour(0))
     handles, labels = axis.get_legend_handles_labels()
     more, names = right.get_legend_handles_labels()
     axis.legend(handles + more, labels + names, frameon=False, fontsize=9)

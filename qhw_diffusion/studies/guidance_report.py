@@ -169,41 +169,41 @@ def _pairing_text(results: Results) -> str:
 def _sweep(section: Section, results: Results) -> None:
     section.text(
         f"The base scale is not taken from a paper: {len(results.sweep)} constants were sampled "
-        f"({results.config.sweep_images} images each, starts of their own) and the one with the lowest Fréchet "
-        "distance to the *training* images in the *reward* classifier's features was taken. Every "
-        "schedule's parameters were "
-        "tuned in the same way. The judge's curve is drawn for the reader; it decided nothing."
+        f"({results.config.sweep_images} images each, starts of their own) and the one with the lowest "
+        "distance to the *training* images in the *reward* classifier's features was taken: the unbiased kernel "
+        "distance that the actors' reward lowers, so that all are tuned on one objective. Every schedule's parameters "
+        "were tuned in the same way. The judge's curve is drawn for the reader; it decided nothing."
     )
     columns = [row["g"] for row in results.sweep]
     section.figure(
         figures.sweep_curve(
             columns,
-            [row["reward_fd"] for row in results.sweep],
+            [row["reward_distance"] for row in results.sweep],
             [row["judge_fd"] for row in results.sweep],
             chosen=results.best_constant,
         ),
-        alt="Fréchet distance against the constant guidance scale, for the reward classifier and for the judge; "
+        alt="Reward-side distance and judged Fréchet distance against the constant guidance scale; "
         f"the chosen one is {results.best_constant:g}.",
     )
     by_judge = min(results.sweep, key=lambda row: row["judge_fd"])["g"]
     if by_judge != results.best_constant:
         section.text(
-            f"On these images the judge would have chosen g = {by_judge:g}. The constant below is the honest choice, "
-            "made without the judge; it is not the luckiest one."
+            f"On these images the judge would have chosen g = {by_judge:g}. The constant that takes part is the "
+            "one found without the judge, as the actors were trained without it."
         )
     section.table(*_sweep_table(results))
 
 
 def _sweep_table(results: Results) -> tuple[list[str], list[list[str]]]:
     rows = [
-        [f"{row['g']:g}", f"{row['reward_fd']:.2f}", f"{row['reward_kd']:.3f}",
+        [f"{row['g']:g}", f"{row['reward_fd']:.2f}", f"{row['reward_distance']:.4f}",
          f"{100 * row['reward_accuracy']:.1f}", f"{row['judge_fd']:.2f}", f"{100 * row['judge_accuracy']:.1f}"]
         for row in results.sweep
     ]  # fmt: skip
     return [
         "g",
         "FD, reward side",
-        "KD, reward side",
+        "distance, reward side",
         "accuracy %, reward side",
         "FD, judge",
         "accuracy %, judge",

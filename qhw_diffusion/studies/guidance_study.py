@@ -90,17 +90,17 @@ def plan(config: StudyConfig) -> list[Stage]:
 
 
 def best_constant(root: Path, config: StudyConfig) -> Schedule:
-    """The swept constant with the lowest Fréchet distance on the reward side."""
+    """The swept constant with the lowest distance on the reward side (the one the actors' reward lowers)."""
     results = [work.read_result(work.sweep_file(root, f"constant-{g:g}")) for g in config.constants]
-    best = min(results, key=lambda result: result["reward_side"]["fd"])
+    best = min(results, key=lambda result: result["reward_side"]["distance"])
     return Schedule(**best["schedule"])
 
 
 def choose_schedules(root: Path, config: StudyConfig, best: Schedule) -> None:
-    """Per schedule the candidate with the lowest Fréchet distance on the reward side → choices.json."""
+    """Per schedule the candidate with the lowest distance on the reward side → choices.json."""
     chosen = {"constant": best}
     for name, grid in candidates(best.mean, config.tune_means, config.n_steps).items():
-        results = [(work.read_result(work.sweep_file(root, key_of(c)))["reward_side"]["fd"], c) for c in grid]
+        results = [(work.read_result(work.sweep_file(root, key_of(c)))["reward_side"]["distance"], c) for c in grid]
         chosen[name] = min(results, key=lambda pair: pair[0])[1]
     missing = [name for name in work.SCHEDULES if name not in chosen]
     if missing:

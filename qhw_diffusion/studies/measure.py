@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from qhw_diffusion.guidance import Controller, GuidanceConfig, Reward, RewardConfig, Rollout, rollout
-from qhw_diffusion.guidance.rewards import StepView
+from qhw_diffusion.guidance.rewards import Distribution, StepView
 from qhw_diffusion.images import (
     accuracy,
     evaluate_samples,
@@ -40,27 +40,29 @@ def sample_and_measure(
     labels: Tensor,
     noise: Tensor,
     *,
-    reward: RewardConfig | None = None,
+    reward: RewardConfig,
     reference: Tensor | None = None,
     judged: bool = True,
     batch: int = 128,
 ) -> Sampled:
     """Sample with `controller` from these starts (labels [N], noise [N, C, H, W]) and measure.
 
-    Reward side: "fd", "kd" against the training images and "accuracy", all by the reward classifier; with `reward`
-    also "return", the mean episode reward from its terminal terms and the action penalty (stepwise terms and total
-    variation, which need every intermediate image, are left out). reference: images of the base scale from the same
-    starts; with them the distribution term is the gain over those images instead of over a stored mean.
-    Judged: see `images.evaluate_samples`.
+    Reward side, all by the reward classifier against the training images: "distance", the unbiased kernel distance
+    that the reward's distribution term lowers (schedules are chosen by it: everybody is tuned on one objective), "fd",
+    "kd", "accuracy"; with a calibrated `reward` also "return", the mean episode reward from its terminal terms and the
+    action penalty (stepwise terms and total variation, which need every intermediate image, are left out).
+    reference: images of the base scale from the same starts; with them the distribution term is the gain over those
+    images instead of over a stored mean. Judged: see `images.evaluate_samples`.
     """
     played = rollout(models.backbone, config, labels, noise, controller, proxy=models.reward, batch=batch)
     features = image_features(models.reward, played.images)
     side = {
+        "distance": _distribution(models, reward).distance(played.images[:_WITNESS_IMAGES], labels[:_WITNESS_IMAGES]),
         "fd": frechet_distance(features, models.train_features),
         "kd": kernel_distance(features[:_WITNESS_IMAGES], models.train_features[:_WITNESS_IMAGES]),
         "accuracy": accuracy(models.reward, played.images, labels),
     }
-    if reward is not None:
+    if not reward.distribution or reward.distribution_scale is not None:
         side["return"] = terminal_return(models, reward, played, reference)
     judgement = None
     if judged:
@@ -84,6 +86,12 @@ def terminal_return(models: Models, reward: RewardConfig, played: Rollout, refer
         if term.name in ("distribution", "confidence"):
             total += weight * float(term(end).mean())
     return total
+
+
+@lru_cache(maxsize=2)
+def _distribution(models: Models, reward: RewardConfig) -> Distribution:
+    by_class, kernel = reward.distribution_by_class, reward.distribution_kernel
+    return Distribution(models.reward, models.train, by_class=by_class, kernel=kernel)
 
 
 @lru_cache(maxsize=2)

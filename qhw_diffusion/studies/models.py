@@ -59,9 +59,12 @@ def load_models(config: ModelConfig) -> Models:
 
 
 def draw_starts(backbone: Backbone, data: ImageDataset, n: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Labels int64 [n] in the proportions of `data`, and starting noise [n, C, H, W]; both decided by the seed."""
+    """Labels int64 [n] in the proportions of `data`, and starting noise [n, C, H, W]; order and noise by the seed.
+
+    The counts of the labels are the same for every seed: which labels a set happens to hold would otherwise show in
+    every distance between sets.
+    """
     generator = torch.Generator().manual_seed(seed)
-    rounds = -(-n // len(data))
-    order = torch.cat([torch.randperm(len(data), generator=generator) for _ in range(rounds)])[:n]
-    noise = torch.randn((n, *backbone.image_shape), generator=generator)
-    return data.labels[order], noise
+    places = ((torch.arange(n, dtype=torch.float64) + 0.5) * len(data) / n).long()
+    labels = data.labels.sort().values[places][torch.randperm(n, generator=generator)]
+    return labels, torch.randn((n, *backbone.image_shape), generator=generator)

@@ -240,9 +240,9 @@ def predict(config: StudyConfig, workers: int) -> str:
     labels, noise = draw_starts(models.backbone, models.train, config.batch, 0)
     guidance = GuidanceConfig(dataset=config.models.data, n_steps=config.n_steps)
     stages = plan(config)
-    per_evaluation = _seconds(lambda: sample_and_measure(models, guidance, 1.0, labels, noise, judged=False)) / (
-        2 * config.n_steps * config.batch
-    )
+    per_evaluation = _seconds(
+        lambda: sample_and_measure(models, guidance, 1.0, labels, noise, reward=config.reward, judged=False)
+    ) / (2 * config.n_steps * config.batch)
     updates = 2
     actor = config.actor_config(config.actors[0]) if config.actors else config.actor
     short = config.ppo.replace(updates=updates)

@@ -104,6 +104,7 @@ def measure_candidate(root: str, key: str, schedule: dict[str, Any], n_images: i
         candidate.scales(config.n_steps),
         labels,
         noise,
+        reward=config.reward,
         judged=judged,
         batch=config.batch,
     )

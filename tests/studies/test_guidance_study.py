@@ -61,7 +61,7 @@ def test_every_controller_has_every_seed(results: analysis.Results) -> None:
 
 @pytest.mark.slow
 def test_choices_are_made_on_the_reward_side(finished: RunFolder, results: analysis.Results) -> None:
-    by_reward = min(results.sweep, key=lambda row: row["reward_fd"])["g"]
+    by_reward = min(results.sweep, key=lambda row: row["reward_distance"])["g"]
     assert results.best_constant == by_reward
     assert results.guidance["g0"] == by_reward
     tuned = [json.loads(file.read_text()) for file in (finished.path / "sweep").iterdir()]
