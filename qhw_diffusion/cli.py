@@ -213,7 +213,7 @@ def _flags_study_guidance(parser: Parser) -> None:
     add_flags(parser, StudyConfig, title="study", skip=["models", "actor", "reward", "ppo"])
     add_flags(parser, ActorConfig, title="circuit of the quantum actors", skip=["kind", "engine"])
     add_flags(parser, RewardConfig, title="reward", prefix="reward_")
-    add_flags(parser, PPOConfig, title="training", skip=["seed"])
+    add_flags(parser, PPOConfig, title="training", skip=["seed"], defaults=StudyConfig().ppo)
 
 
 def study_guidance(arguments: argparse.Namespace) -> int:

@@ -22,10 +22,10 @@ def demo_config(*, quick: bool = False) -> StudyConfig:
             tune_images=120,
             tune_means=(1.0,),
             eval_images=240,
-            starts=192,
-            ppo=PPOConfig(updates=12, num_envs=64),
+            starts=300,
+            ppo=PPOConfig.short(updates=12, num_envs=96),
         )
-    return StudyConfig(ppo=PPOConfig(updates=40, num_envs=128))
+    return StudyConfig(eval_images=800, ppo=PPOConfig.short(updates=36))
 
 
 def run_demo(run: RunFolder, *, workers: int, command: str) -> str:

@@ -86,7 +86,7 @@ class StudyConfig(Settings):
     models: ModelConfig = field(default_factory=ModelConfig)
     actor: ActorConfig = field(default_factory=ActorConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)
-    ppo: PPOConfig = field(default_factory=PPOConfig)
+    ppo: PPOConfig = field(default_factory=PPOConfig.short)
     actors: tuple[str, ...] = ("quantum", "matched", "frozen")
     """Actors to train."""
     n_steps: int = 6
@@ -105,7 +105,7 @@ class StudyConfig(Settings):
     """Images per evaluation."""
     action_limit: float = 2.0
     """Largest |ΔCFG|; the guidance range is the best constant ± this, not below 0."""
-    starts: int = 512
+    starts: int = 1000
     """Starting points (label and noise) a training draws its episodes from; see GuidanceConfig."""
     batch: int = 256
     """Images sampled at a time in sweep and evaluation (a matter of speed only)."""
