@@ -218,7 +218,7 @@ def _flags_study_guidance(parser: Parser) -> None:
 
 def study_guidance(arguments: argparse.Namespace) -> int:
     """`qhw study guidance`."""
-    from qhw_diffusion.studies.single import study_from_arguments
+    from qhw_diffusion.studies.study_command import study_from_arguments
 
     print(study_from_arguments(arguments))
     return 0
