@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from qhw_diffusion.errors import DamagedFileError
 from qhw_diffusion.runs import RunFolder, atomic_write_json
 from qhw_diffusion.studies import study_work as work
 from qhw_diffusion.studies.rivals import Schedule
@@ -67,14 +68,28 @@ class Results:
 
 
 def load_results(run: RunFolder) -> Results:
-    """Read a finished study. Raises RunFolderError when a piece of work is missing."""
+    """Read a finished study.
+
+    Raises RunFolderError when a piece of work is missing, DamagedFileError when one is not what this version writes.
+    """
+    try:
+        return _read(run)
+    except (KeyError, TypeError, IndexError) as error:
+        raise DamagedFileError(
+            f"a result in {run.path} is damaged or of another version of the package ({error!r} is missing there); "
+            "delete that file and resume the study, or use the version that wrote it"
+        ) from error
+
+
+def _read(run: RunFolder) -> Results:
     config, root = StudyConfig.from_dict(run.config), run.path
     choices = work.read_result(root / "choices.json")
     sweep = []
     for g in config.constants:
         row = work.read_result(work.sweep_file(root, f"constant-{g:g}"))
-        sweep.append({"g": g, **{f"reward_{k}": v for k, v in row["reward_side"].items()},
-                      **{f"judge_{k}": v for k, v in row["judged"].items()}})  # fmt: skip
+        judged = {f"judge_{key}": value for key, value in row["judged"].items()}
+        side = {f"reward_{key}": row["reward_side"][key] for key in ("distance", "fd", "kd", "accuracy")}
+        sweep.append({"g": g, **side, **judged})
     values: dict[str, dict[str, list[float]]] = {}
     details: dict[str, dict[str, Any]] = {}
     found: dict[str, list[list[dict[str, Any]]]] = {}

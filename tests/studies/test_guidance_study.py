@@ -11,7 +11,7 @@ import pytest
 from scipy import stats
 
 from qhw_diffusion.cli import main
-from qhw_diffusion.errors import RunFolderError
+from qhw_diffusion.errors import DamagedFileError, RunFolderError
 from qhw_diffusion.guidance import PPOConfig
 from qhw_diffusion.runs import RunFolder
 from qhw_diffusion.studies import analysis, study_work
@@ -131,6 +131,13 @@ def test_a_finished_study_does_nothing_again_and_a_missing_piece_alone_is_redone
     run_study(run, workers=1)
     again = json.loads(lost.read_text())
     assert again["judged"] == content["judged"]
+    lost.write_text(json.dumps({"controller": "quantum"}))
+    with pytest.raises(DamagedFileError, match="'judged'"):
+        analysis.load_results(finished)
+    lost.write_text(json.dumps(content)[:-30])
+    with pytest.raises(DamagedFileError, match="readable JSON"):
+        analysis.load_results(finished)
+    lost.write_text(json.dumps(content))
     changed = [file for file, when in before.items() if file.stat().st_mtime_ns != when]
     assert [file.name for file in changed] in ([], ["choices.json"])
 
