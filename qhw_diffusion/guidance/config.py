@@ -138,17 +138,17 @@ class RewardConfig(_JsonConfig):
     total_variation: float = 0.0
     """λ_tv of −TV(x̂₀)."""
     distribution: float = 1.0
-    """Weight of the kernel-MMD witness of the final images, standardised: zero is the base scale g0 (the image from the
-    same starting point where there is a pool of them, else the mean), one a standard deviation between controllers
-    that act at random."""
+    """Weight of the kernel-MMD witness of the final images. Its mean says how much nearer they are to the real ones
+    than those of the base scale g0 (from the same starting points where there is a pool of them): half the fall of
+    MMD², in units of the witness's standard deviation between controllers that act at random."""
     distribution_by_class: bool = True
     """Compare images of the same label only: the joint distribution of image and label."""
     distribution_kernel: str = "distance"
     """Kernel of the witness: "distance" (energy distance on standardised features) or "polynomial" (KID's)."""
     distribution_offset: float | None = None
-    """Mean witness at the base scale; None: measured before training."""
+    """MMD² of the images of the base scale; None: measured before training."""
     distribution_scale: float | None = None
-    """Standard deviation of the gain over the base scale under random actions; None: measured before training."""
+    """Standard deviation of the witness (less the base line) under random actions; None: measured before training."""
 
     def __post_init__(self) -> None:
         _finite(self)

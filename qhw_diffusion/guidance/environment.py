@@ -69,7 +69,6 @@ class GuidanceEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         """Images [B, C, H, W] of the last finished episodes, None before the first end."""
         self.last_labels: Tensor | None = None
         """Their labels, int64 [B]."""
-        self._last_reference: Tensor | None = None
         self._backbone = backbone
         self._device = next(backbone.parameters()).device
         self._generator = torch.Generator().manual_seed(seed)
@@ -123,21 +122,12 @@ class GuidanceEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         final = None
         if episode.done:
             final, self.last_images, self.last_labels = obs, episode.x0, episode.labels
-            self._last_reference = view.reference
             obs = self.reset_tensor()
         return TensorStep(obs, reward, ended, torch.zeros_like(ended), final, terms, g)
 
     def rollout_metrics(self, states: Tensor) -> dict[str, float]:
-        """For the training log: spread and saturation of each entry of states [T, B, n_state], and
-        "charts/distribution_gain", the last finished episodes' gain over the base scale (`Distribution.gain`).
-        """
-        metrics = state_metrics(states)
-        term = self.reward_function.distribution
-        if term is not None and self._last_reference is not None:
-            assert self.last_images is not None
-            assert self.last_labels is not None
-            metrics["charts/distribution_gain"] = term.gain(self.last_images, self._last_reference, self.last_labels)
-        return metrics
+        """For the training log: spread and saturation of each entry of states [T, B, n_state]."""
+        return state_metrics(states)
 
     # -- gymnasium -------------------------------------------------------------------------------------------------
 

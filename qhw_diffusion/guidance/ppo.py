@@ -71,7 +71,7 @@ def train_ppo(
     learning_rate_*, SPS), losses/
     (policy_loss, value_loss, entropy, approx_kl, clipfrac, explained_variance), gradients/ (norms of circuit, head and
     critic before clipping, means over the minibatches), reward/ (each term's share per episode), and
-    what the environment's `rollout_metrics` tells: state/ (spread and saturation of each entry), distribution_gain.
+    what the environment's `rollout_metrics` tells: state/ (spread and saturation of each entry).
 
     Raises InvalidInputError for settings that do not fit the environment, RunFolderError for an impossible resume.
     """

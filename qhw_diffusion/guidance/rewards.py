@@ -139,11 +139,13 @@ class Distribution:
     (Sejdinovic et al. 2013, arXiv 1207.6076); "polynomial" is that of KID on the features as they are, which weighs
     their length above all and ranks constants quite unlike the Fréchet distance does.
 
-    The term is (w − base)/scale. After `calibrated` it reads "above the base scale g0, in standard deviations between
-    random controllers": the base is the mean witness at g0, or, where the image that g0 makes of the same starting
-    point is known, *its* witness among the same other images. Which image a sampler makes is mostly decided by the
-    noise; the second base takes that part out and, as it does not depend on the sample's own actions, leaves the
-    expected policy gradient as it is.
+    The term of a sample is (w − base)/scale plus one number for the whole batch. The base is the witness, among the
+    same other images, of the image that the base scale g0 makes of the same starting point, where that is known (else
+    0). Which image a sampler makes is mostly decided by the noise; the base takes that part out and, as it does not
+    depend on the sample's own actions, leaves the expected policy gradient as it is. The batch's number makes the mean
+    what it should say: `gain`, by how much the batch is nearer to the real images than that of g0. (The mean of
+    w − base alone is lower by half the distance between the two batches, since every image is compared with a batch
+    that moved along; it can fall while the images get better.) It is the same for all samples and tells none apart.
     """
 
     name = "distribution"
@@ -158,7 +160,7 @@ class Distribution:
         offset: float = 0.0,
         scale: float = 1.0,
     ) -> None:
-        """real: the training split."""
+        """real: the training split; offset: MMD² of the base scale, for steps without a reference; scale: unit."""
         if kernel not in KERNELS:
             raise UnknownNameError.of("distribution kernel", kernel, KERNELS)
         if not scale > 0:
@@ -230,9 +232,8 @@ class Distribution:
     def gain(self, images: Tensor, reference: Tensor, labels: Tensor) -> float:
         """How much nearer to the real images `images` are than `reference` (of the base scale, same starting points).
 
-        In the units of the term: (MMD²(reference) − MMD²(images)) / (2 · scale). This is the objective whose slope the
-        term is. The mean of the term itself is lower, by half the kernel distance between images and reference (over
-        the scale): each image is compared with a batch that has moved along with it.
+        In the units of the term: (MMD²(reference) − MMD²(images)) / (2 · scale). The mean of the term, and the
+        objective whose slope its differences between samples are.
         """
         return (self.distance(reference, labels) - self.distance(images, labels)) / (2.0 * self.scale)
 
@@ -245,22 +246,25 @@ class Distribution:
 
     def calibrated(self, base: Tensor, random: Tensor, labels: Tensor) -> Distribution:
         """The same term with offset and scale measured: images [B, C, H, W] of the base scale and of random actions,
-        from the same starting points.
+        from the same starting points. The scale is the standard deviation of w − base under random actions.
         """
         other = copy.copy(self)
         own = self.embed(random)
-        gain = self.witness_at(own, own, labels) - self.witness_at(self.embed(base), own, labels)
-        other.offset, other.scale = float(self.witness(base, labels).mean()), float(gain.std())
+        difference = self.witness_at(own, own, labels) - self.witness_at(self.embed(base), own, labels)
+        other.offset, other.scale = self.distance(base, labels), float(difference.std())
         return other
 
     def __call__(self, step: StepView) -> Tensor:
         if not step.last:
             return torch.zeros_like(step.action)
         own = self.embed(step.x0)
-        witness = self.witness_at(own, own, step.labels)
-        if step.reference is None:
-            return (witness - self.offset) / self.scale
-        return (witness - self.witness_at(self.embed(step.reference), own, step.labels)) / self.scale
+        shares = self.witness_at(own, own, step.labels)
+        at_base = self.offset
+        if step.reference is not None:
+            shares = shares - self.witness_at(self.embed(step.reference), own, step.labels)
+            at_base = self.distance(step.reference, step.labels)
+        gain = (at_base - self.distance(step.x0, step.labels)) / 2.0
+        return (shares - shares.mean() + gain) / self.scale
 
 
 class Reward:

@@ -51,6 +51,21 @@ class Sweep:
     n_steps: int
     n_images: int
 
+    def sensible(self, factor: float = 3.0) -> tuple[float, float]:
+        """Lowest and highest constant of the sweep, connected to the best one, within `factor` times its distance.
+
+        A controller may also start from the middle of this range, not knowing the best constant: then there is
+        something to learn before the best constant is even reached.
+        """
+        best = next(i for i, row in enumerate(self.rows) if row.g == self.g0)
+        bound = factor * max(self.rows[best].distance, 0.0)
+        low = high = best
+        while low > 0 and self.rows[low - 1].distance <= bound:
+            low -= 1
+        while high + 1 < len(self.rows) and self.rows[high + 1].distance <= bound:
+            high += 1
+        return self.rows[low].g, self.rows[high].g
+
     def configure(self, config: GuidanceConfig) -> GuidanceConfig:
         """The configuration with base scale and range from the sweep (its state calibration is dropped)."""
         changes = {"g0": self.g0, "g_min": self.g_min, "g_max": self.g_max, "n_steps": self.n_steps}

@@ -120,8 +120,6 @@ def test_zero_actions_give_the_base_images_and_no_distribution_reward(env: Guida
     for _ in range(config.n_steps):
         _, _, _, _, info = env.step(np.zeros((20, 1), np.float32))
     np.testing.assert_allclose(info["reward/distribution"], 0.0, atol=1e-3)
-    states = torch.randn(4, 20, 6, generator=torch.Generator().manual_seed(0))
-    assert abs(env.rollout_metrics(states)["charts/distribution_gain"]) < 1e-3
 
 
 def test_single_view_is_the_vector_environment(

@@ -124,7 +124,7 @@ def test_metrics_are_complete(
         "charts/delta_g_abs",
         "charts/g_mean",
     }
-    wanted |= {"charts/distribution_gain", "charts/action_reversals"}
+    wanted |= {"charts/action_reversals", "charts/mean_action_spread"}
     wanted |= {f"losses/{n}" for n in ("policy_loss", "value_loss", "entropy", "approx_kl", "clipfrac")}
     wanted |= {f"gradients/{n}" for n in ("circuit", "head", "critic")}
     wanted |= {f"reward/{n}" for n in ("confidence", "stepwise", "action_penalty", "distribution")}

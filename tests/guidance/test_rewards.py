@@ -164,19 +164,24 @@ def test_distribution_rewards_what_is_missing_and_punishes_what_abounds(proxy: C
 
 
 @torch.no_grad()
-def test_standardised_scale_and_base_line(proxy: Classifier, real: ImageDataset) -> None:
+def test_the_terms_mean_is_the_gain_and_its_differences_are_the_witness(proxy: Classifier, real: ImageDataset) -> None:
     base, random, labels = real.images[:100] * 0.9, real.images[:100] * 0.7, real.labels[:100]
     term = Distribution(proxy, real.subset(torch.arange(100, 500))).calibrated(base, random, labels)
     nothing = torch.zeros(100, 10)
     step = StepView(True, random, random, nothing, nothing, labels, torch.zeros(100), reference=base)
-    assert float(term(step).std()) == pytest.approx(1.0, abs=1e-4)
-    assert term(replace(step, reference=random)).abs().max() < 1e-4
-    assert float(term(replace(step, x0=base, reference=None)).mean()) == pytest.approx(0.0, abs=1e-4)
-    assert not term(replace(step, last=False)).any()
-    # the gain is half the fall of the kernel distance; the mean of the term is lower by half the distance moved
+    value = term(step)
+    assert float(value.std()) == pytest.approx(1.0, abs=1e-4)
     fall = term.distance(base, labels) - term.distance(random, labels)
-    assert term.gain(random, base, labels) == pytest.approx(fall / 2 / term.scale, rel=1e-5)
-    assert float(term(step).mean()) < term.gain(random, base, labels)
+    assert float(value.mean()) == pytest.approx(fall / 2 / term.scale, rel=1e-4)
+    assert float(value.mean()) == pytest.approx(term.gain(random, base, labels), rel=1e-4)
+    own = term.embed(random)
+    shares = (term.witness_at(own, own, labels) - term.witness_at(term.embed(base), own, labels)) / term.scale
+    torch.testing.assert_close(value - value.mean(), shares - shares.mean(), atol=1e-4, rtol=1e-4)
+    assert term(replace(step, reference=random)).abs().max() < 1e-3
+    # without the base scale's images its distance, measured before, is the zero
+    assert float(term(replace(step, x0=base, reference=None)).mean()) == pytest.approx(0.0, abs=1e-4)
+    assert float(term(replace(step, reference=None)).mean()) == pytest.approx(float(value.mean()), rel=1e-4)
+    assert not term(replace(step, last=False)).any()
     # the base line of sample i depends on the other images, not on its own: it cannot bias the policy gradient
     moved = random.clone()
     moved[0] = real.images[450]

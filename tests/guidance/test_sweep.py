@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from qhw_diffusion.errors import InvalidInputError
-from qhw_diffusion.guidance import GuidanceConfig, sweep_constants
+from qhw_diffusion.guidance import GuidanceConfig, Sweep, SweepRow, sweep_constants
 from qhw_diffusion.images import Backbone, Classifier, ImageDataset, load_dataset
 
 
@@ -27,6 +27,15 @@ def test_the_sweep_finds_the_base_and_the_range(
     configured = sweep.configure(config)
     assert (configured.g0, configured.g_max, configured.n_steps) == (1.3, 3.3, 4)
     assert not configured.calibrated  # other scales, other states
+
+
+def test_the_sensible_range_is_connected_to_the_best() -> None:
+    distances = {0.5: 0.2, 1.0: 0.9, 1.2: 0.25, 1.4: 0.1, 1.8: 0.29, 2.5: 0.31, 4.0: 0.2}
+    rows = tuple(SweepRow(g, d, 1.0, 1.0) for g, d in distances.items())
+    sweep = Sweep(rows, 1.4, 0.0, 3.4, n_steps=4, n_images=100)
+    assert sweep.sensible() == (1.2, 1.8)
+    assert sweep.sensible(5.0) == (1.2, 4.0)
+    assert sweep.sensible(1.0) == (1.4, 1.4)
 
 
 def test_the_judge_stays_unseen(backbone: Backbone, judge: Classifier, proxy: Classifier, real: ImageDataset) -> None:
