@@ -25,7 +25,7 @@ def demo_config(*, quick: bool = False) -> StudyConfig:
             starts=300,
             ppo=PPOConfig.short(updates=12, num_envs=96),
         )
-    return StudyConfig(eval_images=800, ppo=PPOConfig.short(updates=36))
+    return StudyConfig(eval_images=800, ppo=PPOConfig.short())
 
 
 def run_demo(run: RunFolder, *, workers: int, command: str) -> str:
