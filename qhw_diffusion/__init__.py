@@ -23,7 +23,18 @@ _PUBLIC: dict[str, tuple[str, str | None]] = {
     "studies": ("qhw_diffusion.studies", None),
 }
 
-__all__ = [*sorted(_PUBLIC), "__version__"]
+__all__ = [
+    "CompiledCircuit",
+    "Device",
+    "QhwError",
+    "QuantumLayer",
+    "__version__",
+    "circuits",
+    "compile_circuit",
+    "guidance",
+    "images",
+    "studies",
+]
 
 if TYPE_CHECKING:
     from qhw_diffusion import circuits, guidance, images, studies

@@ -53,8 +53,13 @@ class Results:
 
     @property
     def best_constant(self) -> float:
-        """The best swept constant, the base scale of every actor."""
+        """The best swept constant."""
         return self.schedules["constant"].mean
+
+    @property
+    def base_scale(self) -> float:
+        """g0 of every actor."""
+        return float(self.guidance["g0"])
 
     def trained(self) -> tuple[str, ...]:
         """Actors, without the quantum policy's other guises."""

@@ -23,9 +23,15 @@ _METRICS_TEXT = (
     "distance in the same features. Accuracy: share of images in which the judge sees the label asked for. "
     "Diversity: mean distance between two images of one class. Precision, recall: share of generated images near "
     "a real one, and of real images near a generated one. Reward: mean episode reward on the evaluation starts by "
-    "the *reward* classifier; zero is the base scale, one a standard deviation between controllers that act at "
+    "the **reward** classifier; zero is the base scale, one a standard deviation between controllers that act at "
     "random. Numbers are means over seeds with a 95 % t-interval."
 )
+
+_BASE_TEXT = {
+    "best": "The actors' base scale is this best constant, g₀ = {g0:g}: they can only win by departing from it.",
+    "middle": "The actors' base scale is g₀ = {g0:g}, the middle of the constants whose distance is within three times "
+    "the best one's: finding the right scale is part of what they learn, and the best constant is their rival.",
+}
 
 
 def render_report(results: Results, *, title: str, command: str, path: Path | None = None) -> Path:
@@ -94,7 +100,10 @@ def _verdict(section: Section, results: Results) -> None:
     sentences, tone = analysis.verdict(results)
     section.note(sentences[0], "good" if tone == "good" else "caution" if tone == "caution" else "neutral")
     section.bullets(sentences[1:])
-    cards = [(f"g = {results.best_constant:g}", "best constant, base of all actors")]
+    cards = [
+        (f"g = {results.best_constant:g}", "best constant"),
+        (f"g₀ = {results.base_scale:g}", "base of all actors"),
+    ]
     for name, label in (("constant", "FD of the best constant"), ("quantum", "FD of the quantum controller")):
         if name in results.values:
             cards.append((f"{np.mean(results.values[name]['fd']):.2f}", label))
@@ -168,11 +177,12 @@ def _pairing_text(results: Results) -> str:
 
 def _sweep(section: Section, results: Results) -> None:
     section.text(
-        f"The base scale is not taken from a paper: {len(results.sweep)} constants were sampled "
+        f"No scale is taken from a paper: {len(results.sweep)} constants were sampled "
         f"({results.config.sweep_images} images each, starts of their own) and the one with the lowest "
-        "distance to the *training* images in the *reward* classifier's features was taken: the unbiased kernel "
+        "distance to the **training** images in the **reward** classifier's features was taken: the unbiased kernel "
         "distance that the actors' reward lowers, so that all are tuned on one objective. Every schedule's parameters "
-        "were tuned in the same way. The judge's curve is drawn for the reader; it decided nothing."
+        "were tuned in the same way. The judge's curve is drawn for the reader; it decided nothing.",
+        _BASE_TEXT[results.config.base].format(g0=results.base_scale),
     )
     columns = [row["g"] for row in results.sweep]
     section.figure(
@@ -237,8 +247,8 @@ def _learning(section: Section, results: Results) -> None:
     section.figure(
         figures.learning_curves(curves, baseline=0.0),
         alt="Mean episode reward over the updates for each actor; thin lines are seeds, thick lines their mean.",
-        caption="Rewards during training, with exploration noise, ; zero (dotted) is the reward "
-        "of the base scale, where an untrained policy starts. The paired tests above use no exploration noise.",
+        caption="Rewards during training, with exploration noise; zero (dotted) is the reward of the base scale. "
+        " The paired tests above use no exploration noise.",
     )
     gradients = {
         label_of(name): results.curves[name]["gradients/circuit"]

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qhw_diffusion.errors import InvalidInputError, RunFolderError
+from qhw_diffusion.guidance import Sweep, SweepRow
 from qhw_diffusion.runs import RunFolder, atomic_write_json
 from qhw_diffusion.studies import study_work as work
 from qhw_diffusion.studies.pool import Task, make_executor, run_tasks
@@ -66,7 +67,7 @@ def run_study(run: RunFolder, *, workers: int = 2) -> None:
 
         stage("sweep", _constant_tasks(root, config))
         best = best_constant(root, config)
-        stage("schedules", _tuning_tasks(root, config, best.mean))
+        stage("schedules", _tuning_tasks(root, config, best.mean, base_scale(root, config)))
         choose_schedules(root, config, best)
         stage("training", _training_tasks(root, config))
         stage("evaluation", _evaluation_tasks(root, config))
@@ -94,6 +95,20 @@ def best_constant(root: Path, config: StudyConfig) -> Schedule:
     results = [work.read_result(work.sweep_file(root, f"constant-{g:g}")) for g in config.constants]
     best = min(results, key=lambda result: result["reward_side"]["distance"])
     return Schedule(**best["schedule"])
+
+
+def base_scale(root: Path, config: StudyConfig) -> float:
+    """g0 of the actors (`StudyConfig.base`), from the sweep."""
+    best = best_constant(root, config).mean
+    if config.base == "best":
+        return best
+    rows = [
+        SweepRow(g, side["distance"], side["fd"], side["accuracy"])
+        for g in config.constants
+        for side in [work.read_result(work.sweep_file(root, f"constant-{g:g}"))["reward_side"]]
+    ]
+    low, high = Sweep(tuple(rows), best, 0.0, 0.0, config.n_steps, config.sweep_images).sensible()
+    return round((low + high) / 2, 3)
 
 
 def choose_schedules(root: Path, config: StudyConfig, best: Schedule) -> None:
@@ -131,7 +146,7 @@ def _constant_tasks(root: Path, config: StudyConfig) -> list[Task]:
     return tasks
 
 
-def _tuning_tasks(root: Path, config: StudyConfig, best: float) -> list[Task]:
+def _tuning_tasks(root: Path, config: StudyConfig, best: float, base: float) -> list[Task]:
     tasks = []
     cost = 2 * config.n_steps * config.tune_images
     for grid in candidates(best, config.tune_means, config.n_steps).values():
@@ -144,7 +159,7 @@ def _tuning_tasks(root: Path, config: StudyConfig, best: float) -> list[Task]:
                 }  # fmt: skip
                 tasks.append(Task(candidate.describe(), work.measure_candidate, arguments, cost))
     if not (root / "calibration.json").exists():
-        tasks.append(Task("calibration", work.calibrate_study, {"root": str(root), "g0": best}, cost))
+        tasks.append(Task("calibration", work.calibrate_study, {"root": str(root), "g0": base}, cost))
     if not (root / "floor.json").exists():
         tasks.append(Task("real-against-real floor", work.measure_floor, {"root": str(root)}, cost))
     return tasks

@@ -76,7 +76,7 @@ class Section:
         for number, row in enumerate(rows):
             if len(row) != len(columns):
                 raise InvalidInputError(f"table row {number} has {len(row)} cells for {len(columns)} columns")
-        cells = [[inline(str(cell)) for cell in row] for row in rows]
+        cells = [[_cell(str(cell)) for cell in row] for row in rows]
         numeric = [bool(rows) and all(_is_numeric(str(row[index])) for row in rows) for index in range(len(columns))]
         self.blocks.append(
             {
@@ -155,6 +155,14 @@ def inline(text: str) -> Markup:
     html = re.sub(r"`([^`]+)`", r"<code>\1</code>", html)
     html = re.sub(r"\*\*([^*]+)\*\*", r"<strong>\1</strong>", html)
     return Markup(html)  # escaped two lines above
+
+
+def _cell(text: str) -> Markup:
+    """`inline`, with an interval behind a number on a line of its own: wide tables stay on the page."""
+    value, bracket, interval = text.partition(" [")
+    if not bracket or not _is_numeric(text):
+        return inline(text)
+    return inline(value) + Markup('<span class="interval">[') + inline(interval) + Markup("</span>")
 
 
 def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

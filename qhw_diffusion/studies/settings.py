@@ -65,6 +65,8 @@ class ModelConfig(Settings):
         _require(self.reference_images >= 10, f"reference_images must be at least 10, got {self.reference_images}")
 
 
+BASES = ("best", "middle")
+
 # the standard line-up: name → (label in tables, what differs from the study's base actor)
 ACTORS: dict[str, tuple[str, dict[str, Any]]] = {
     "quantum": ("quantum, trained under noise", {"kind": "quantum", "engine": "noisy"}),
@@ -103,8 +105,12 @@ class StudyConfig(Settings):
     """Mean scales tried for every schedule, in units of the best constant."""
     eval_images: int = 597
     """Images per evaluation."""
+    base: str = "best"
+    """Base scale g0 of the actors: "best" is the best constant of the sweep; "middle" is the middle of the constants
+    whose distance is within three times the best one's, so that there is something to learn before the best constant
+    is even reached. The rivals are tuned in either case."""
     action_limit: float = 2.0
-    """Largest |ΔCFG|; the guidance range is the best constant ± this, not below 0."""
+    """Largest |ΔCFG|; the guidance range is the base scale ± this, not below 0."""
     starts: int = 1000
     """Starting points (label and noise) a training draws its episodes from; see GuidanceConfig."""
     batch: int = 256
@@ -124,6 +130,8 @@ class StudyConfig(Settings):
             len(self.constants) >= 2 and all(math.isfinite(g) and g >= 0 for g in self.constants),
             f"constants must be two or more finite scales ≥ 0, got {self.constants}",
         )
+        if self.base not in BASES:
+            raise UnknownNameError.of("base", self.base, BASES)
         _require(
             len(self.tune_means) >= 1 and all(math.isfinite(m) and m > 0 for m in self.tune_means),
             f"tune_means must be positive, got {self.tune_means}",
