@@ -111,7 +111,7 @@ def test_report_and_pages_say_what_the_numbers_say(
     assert html.count("<img ") == 9
     assert "156" in html
     mean = np.mean(results.values["quantum"]["fd"])
-    assert f"{mean:.2f} [" in html
+    assert f'{mean:.2f}<span class="interval">[' in html
     saved = json.loads((finished.path / "results.json").read_text())
     assert saved["values"]["quantum"]["fd"] == results.values["quantum"]["fd"]
     page = render_markdown(results, title="Tiny", command="qhw …", path=tmp_path / "page.md").read_text()
