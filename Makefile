@@ -7,8 +7,9 @@ export OMP_NUM_THREADS ?= 1
 
 .PHONY: demo test lint bench clean
 
+# An interrupted demo goes on where it was; a finished one only renders its report again (make clean starts anew).
 demo: $(VENV)/.installed
-	$(BIN)/qhw demo --out runs/demo
+	$(BIN)/qhw demo --out runs/demo $(if $(wildcard runs/demo/config.json),--resume)
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest

@@ -103,15 +103,16 @@ def _flags_train_backbone(parser: Parser) -> None:
 
 def train_backbone(arguments: argparse.Namespace) -> int:
     """`qhw train backbone`."""
-    from qhw_diffusion.images import BackboneConfig
+    from qhw_diffusion.images import BackboneConfig, load_dataset
     from qhw_diffusion.images import train_backbone as train
     from qhw_diffusion.studies.flags import given_flags
     from qhw_diffusion.studies.single import new_run, one_thread
 
     one_thread()
     config = BackboneConfig.for_dataset(arguments.data, **given_flags(arguments, BackboneConfig))
+    data = load_dataset(config.dataset, "train", arguments.data_root)  # before the folder: without data, no run
     with new_run(arguments, kind="backbone", config=config.to_dict()) as run:
-        backbone = train(config, run, data_root=arguments.data_root, resume=arguments.resume)
+        backbone = train(config, run, dataset=data, resume=arguments.resume)
     loss = backbone.history[-1]["loss"]
     print(f"{backbone.n_parameters:,} parameters, loss {loss:.4f}; use it with --backbone {arguments.out}")
     return 0
@@ -128,7 +129,7 @@ def _flags_train_classifier(parser: Parser) -> None:
 
 def train_classifier(arguments: argparse.Namespace) -> int:
     """`qhw train classifier`."""
-    from qhw_diffusion.images import ClassifierConfig
+    from qhw_diffusion.images import ClassifierConfig, load_dataset
     from qhw_diffusion.images import train_classifier as train
     from qhw_diffusion.studies.flags import given_flags
     from qhw_diffusion.studies.single import new_run, one_thread
@@ -136,8 +137,9 @@ def train_classifier(arguments: argparse.Namespace) -> int:
     one_thread()
     given = given_flags(arguments, ClassifierConfig)
     config = ClassifierConfig.for_dataset(arguments.data, given.pop("role", "reward"), **given)
+    data, heldout = (load_dataset(config.dataset, split, arguments.data_root) for split in ("train", "heldout"))
     with new_run(arguments, kind="classifier", config=config.to_dict()) as run:
-        classifier = train(config, run, data_root=arguments.data_root)
+        classifier = train(config, run, dataset=data, heldout=heldout)
     print(f"{config.role}: {classifier.accuracy:.2%} of the held-out images right; saved in {arguments.out}")
     return 0
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from qhw_diffusion.cli import COMMANDS, build_parser, main
-from qhw_diffusion.errors import QhwError
+from qhw_diffusion.errors import MissingDataError, QhwError
 
 SMALL = ["--updates", "3", "--num-envs", "24", "--n-steps", "3", "--starts", "32", "--g0", "1.2", "--actor", "matched",
          "--checkpoint-every", "1"]  # fmt: skip
@@ -143,3 +143,26 @@ def test_ctrl_c_saves_and_resume_ends_where_an_uninterrupted_run_does(tmp_path: 
     assert main(["train", "guidance", "--out", str(straight), *settings]) == 0
     for name in ("model/model.safetensors", "checkpoint.safetensors"):
         assert (out / name).read_bytes() == (straight / name).read_bytes(), name
+
+
+def test_missing_data_leaves_no_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(name: str, *_: object, **__: object) -> None:
+        raise MissingDataError(f"no MNIST under here ({name})")
+
+    monkeypatch.setattr("qhw_diffusion.images.load_dataset", missing)
+    for command in ("backbone", "classifier"):
+        out = tmp_path / command
+        arguments = ["train", command, "--data", "mnist16", "--data-root", str(tmp_path / "none"), "--out", str(out)]
+        assert main(arguments) == 2
+        assert "no MNIST under" in capsys.readouterr().err
+        assert not out.exists()
+
+
+def test_a_mistyped_device_is_told_before_the_sweep(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "guidance", "--device", "fake_marakesh", "--out", str(tmp_path / "run")]) == 2
+    told = capsys.readouterr()
+    assert "did you mean fake_marrakesh" in told.err
+    assert "sweep" not in told.out
+    assert not (tmp_path / "run").exists()

@@ -115,6 +115,8 @@ class SingleTraining:
         one_thread()
         if not self.resume and self.out.exists() and any(self.out.iterdir()):
             raise RunFolderError(f"{self.out} is not empty; choose another --out, or add --resume or --overwrite")
+        # a mistyped device is told now, not after the sweep
+        device = Device.load(self.actor.device) if self.actor.uses_circuit else None
         models = load_models(self.models)
         guidance = self._swept(models) if self.sweep_images else self.guidance
 
@@ -134,6 +136,7 @@ class SingleTraining:
             backbone=models.backbone,
             classifier=models.reward,
             real=models.train,
+            device=device,
             on_update=remember,
         )
         if len(trained.history) < self.ppo.updates:
