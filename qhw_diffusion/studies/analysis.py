@@ -221,7 +221,7 @@ def verdict(results: Results) -> tuple[list[str], str]:
     base = results.schedules["constant"].describe()
     if winners:
         listed = "; ".join(
-            f"**{labels[n]}** by {-tests[n].difference.mean:.2f} ({_p_text(tests[n].p_holm)})" for n in winners
+            f"**{labels[n]}** by {-tests[n].difference.mean:.2f} ({p_text(tests[n].p_holm)})" for n in winners
         )
         sentences.append(f"The {base} was beaten in Fréchet distance by: {listed} ({conditions}).")
     else:
@@ -232,7 +232,7 @@ def verdict(results: Results) -> tuple[list[str], str]:
         where = "lower" if t.difference.mean < 0 else "higher"
         sentences.append(
             f"The nearest rival on average is {labels[lowest]}: {abs(t.difference.mean):.2f} {where} than the constant "
-            f"[{t.difference.low:+.2f}, {t.difference.high:+.2f}], {_p_text(t.p_holm)}."
+            f"[{t.difference.low:+.2f}, {t.difference.high:+.2f}], {p_text(t.p_holm)}."
         )
     if losers:
         sentences.append(f"Worse than the constant beyond chance: {'; '.join(labels[n] for n in losers)}.")
@@ -298,7 +298,7 @@ def _quantum_sentences(results: Results, tests: dict[str, PairedTest], labels: d
         t = tests["quantum"]
         sentences.append(
             f"The quantum controller trained under noise differs from the best constant by {_signed(t, 2)} in FD "
-            f"(negative is better; {_p_text(t.p_holm)})."
+            f"(negative is better; {p_text(t.p_holm)})."
         )
     learned = learning_tests(results).get("quantum")
     if learned is not None:
@@ -306,7 +306,7 @@ def _quantum_sentences(results: Results, tests: dict[str, PairedTest], labels: d
         sure = "" if learned.significant() else ", within chance"
         sentences.append(
             f"Training {how} its reward by {_signed(learned, 2)} against the untrained policy (in standard deviations "
-            f"between random controllers; {_p_text(learned.p_holm)}{sure})."
+            f"between random controllers; {p_text(learned.p_holm)}{sure})."
         )
     for name, test in control_tests(results).items():
         if name == "quantum@ideal":
@@ -327,7 +327,8 @@ def _signed(test: PairedTest, digits: int) -> str:
     return f"{d.mean:+.{digits}f} [{d.low:+.{digits}f}, {d.high:+.{digits}f}]"
 
 
-def _p_text(value: float) -> str:
+def p_text(value: float) -> str:
+    """`p = 0.020` or `p < 0.001`."""
     return f"p {_p(value)}" if value < 0.001 else f"p = {_p(value)}"
 
 

@@ -26,6 +26,7 @@ from qhw_diffusion.guidance import (
     train_guidance,
 )
 from qhw_diffusion.runs import RunFolder, atomic_write_json, progress, read_json
+from qhw_diffusion.studies.analysis import p_text
 from qhw_diffusion.studies.flags import given_flags
 from qhw_diffusion.studies.measure import sample_and_measure
 from qhw_diffusion.studies.models import Models, draw_starts, load_models
@@ -242,7 +243,7 @@ def _evaluation_text(
         for name in names[1:]:
             test = paired_test(values[name]["fd"], values[names[0]]["fd"])
             d = test.difference
-            lines.append(f"{name} minus {names[0]}: {d.mean:+.3f} [{d.low:+.3f}, {d.high:+.3f}], p = {test.t_p:.3f}")
+            lines.append(f"{name} minus {names[0]}: {d.mean:+.3f} [{d.low:+.3f}, {d.high:+.3f}], {p_text(test.t_p)}")
         if len(names) == 3:
             d = paired_test(values[names[2]]["fd"], values[names[1]]["fd"]).difference
             lines.append(f"{names[2]} minus {names[1]}: {d.mean:+.3f} [{d.low:+.3f}, {d.high:+.3f}]")
