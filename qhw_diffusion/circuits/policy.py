@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import uuid
 from dataclasses import dataclass
 
 from qiskit.circuit import Parameter, QuantumCircuit
 from qiskit.quantum_info import SparsePauliOp
 
+from qhw_diffusion.circuits.parts import chain_pairs, check_integer, named_parameters, rotate_all, z_observables
 from qhw_diffusion.errors import InvalidInputError, UnknownNameError
 
 ENTANGLEMENTS = ("ring", "chain", "none")
 MIN_QUBITS, MAX_QUBITS = 2, 8
-# Parameters are told apart by uuid. Deriving it from the name makes two builds of one circuit equal, so that a circuit
-# read back from a file can be compared with, and bound like, a fresh one.
-_NAMESPACE = uuid.uuid5(uuid.NAMESPACE_URL, "qhw-diffusion/policy-circuit")
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,29 +69,25 @@ def policy_circuit(
         InvalidInputError: a number outside its range.
         UnknownNameError: another entanglement.
     """
-    _check_integer("n_qubits", n_qubits, MIN_QUBITS, MAX_QUBITS)
-    _check_integer("depth", depth, 1, None)
-    _check_integer("n_features", n_features, 1, 2 * n_qubits, because=f" for {n_qubits} qubits (two angles each)")
+    check_integer("n_qubits", n_qubits, MIN_QUBITS, MAX_QUBITS)
+    check_integer("depth", depth, 1, None)
+    check_integer("n_features", n_features, 1, 2 * n_qubits, because=f" for {n_qubits} qubits (two angles each)")
     if entanglement not in ENTANGLEMENTS:
         raise UnknownNameError.of("entanglement", str(entanglement), ENTANGLEMENTS)
     if not isinstance(reuploading, bool):
         raise InvalidInputError(f"reuploading is {reuploading!r}; allowed: True, False")
 
-    inputs = _parameters("x", n_features)
-    weights = _parameters("w", 3 * n_qubits * depth)
+    inputs = named_parameters("policy", "x", n_features)
+    weights = named_parameters("policy", "w", 3 * n_qubits * depth)
     pairs = _pairs(n_qubits, entanglement)
     circuit = QuantumCircuit(n_qubits, name=f"policy_{n_qubits}q_{depth}l_{entanglement}")
     for layer in range(depth):
         if layer == 0 or reuploading:
             _encode(circuit, inputs)
-        for qubit in range(n_qubits):
-            first = 3 * (layer * n_qubits + qubit)
-            circuit.rx(weights[first], qubit)
-            circuit.rz(weights[first + 1], qubit)
-            circuit.ry(weights[first + 2], qubit)
+        rotate_all(circuit, weights[3 * n_qubits * layer : 3 * n_qubits * (layer + 1)])
         for control, goal in pairs:
             circuit.cx(control, goal)
-    observables = tuple(SparsePauliOp.from_sparse_list([("Z", [q], 1.0)], n_qubits) for q in range(n_qubits))
+    observables = z_observables(n_qubits)
     return PolicyCircuit(circuit, inputs, weights, observables, n_qubits, depth, n_features, entanglement, reuploading)
 
 
@@ -109,17 +102,5 @@ def _encode(circuit: QuantumCircuit, inputs: tuple[Parameter, ...]) -> None:
 def _pairs(n_qubits: int, entanglement: str) -> list[tuple[int, int]]:
     if entanglement == "none":
         return []
-    chain = [(q, q + 1) for q in range(n_qubits - 1)]
+    chain = chain_pairs(n_qubits)
     return [*chain, (n_qubits - 1, 0)] if entanglement == "ring" and n_qubits > 2 else chain
-
-
-def _parameters(letter: str, count: int) -> tuple[Parameter, ...]:
-    width = len(str(count - 1))  # equal width, so that Qiskit's order by name is the order of the tuple
-    names = [f"{letter}{index:0{width}d}" for index in range(count)]
-    return tuple(Parameter(name, uuid=uuid.uuid5(_NAMESPACE, name)) for name in names)
-
-
-def _check_integer(name: str, value: int, low: int, high: int | None, because: str = "") -> None:
-    allowed = f"{low} to {high}" if high is not None else f"{low} or more"
-    if isinstance(value, bool) or not isinstance(value, int) or value < low or (high is not None and value > high):
-        raise InvalidInputError(f"{name} is {value!r}; allowed: whole numbers from {allowed}{because}")
