@@ -1,0 +1,104 @@
+"""What every engine answers: expectation values and standard errors of one compiled circuit for rows of parameters."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from qhw_diffusion.errors import InvalidInputError
+from qhw_diffusion.execution.compile import CompiledCircuit
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What an evaluation cost. Exact simulation costs neither circuits nor shots.
+
+    Attributes:
+        circuits: circuits executed: rows of parameters times groups of observables measured together.
+        shots: repetitions of these, all together.
+    """
+
+    circuits: int = 0
+    shots: int = 0
+
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(self.circuits + other.circuits, self.shots + other.shots)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Result of one evaluation.
+
+    Attributes:
+        values: [B, M] expectation values.
+        std_errors: [B, M] their standard errors; zeros from an exact engine.
+        usage: what it cost.
+    """
+
+    values: Tensor
+    std_errors: Tensor
+    usage: Usage = field(default_factory=Usage)
+
+
+class Engine(ABC):
+    """Evaluates a compiled circuit. Engines are configuration: they hold no circuit and no weights.
+
+    Attributes:
+        name: what tables, folders and configuration files call it.
+        differentiable: whether `expectation` exists; otherwise a layer needs a gradient method (`gradients`).
+    """
+
+    name: str
+    differentiable: bool = False
+
+    @abstractmethod
+    def estimate(self, compiled: CompiledCircuit, parameters: Tensor) -> Estimate:
+        """Evaluate B rows of parameters.
+
+        Args:
+            compiled: the circuit with its M observables.
+            parameters: [B, P] radians, the inputs in their order, then the weights in theirs.
+
+        Returns:
+            Values and standard errors [B, M], in the dtype and on the device of `parameters`, without gradient.
+
+        Raises:
+            InvalidInputError: parameters of another shape, or not finite.
+        """
+
+    def expectation(self, compiled: CompiledCircuit, inputs: Tensor, weights: Tensor) -> Tensor:
+        """[B, inputs], [weights] → [B, M], differentiable in both.
+
+        Raises:
+            InvalidInputError: this engine has no gradient of its own.
+        """
+        raise InvalidInputError(
+            f"engine {self.name!r} gives no gradient; choose a gradient method, for example "
+            "QuantumLayer(compiled, engine, gradient=ParameterShift())"
+        )
+
+    def check(self, compiled: CompiledCircuit) -> None:  # noqa: B027 (most engines take every circuit)
+        """Raise if this engine cannot evaluate the circuit at all; called once, when a layer is made."""
+
+
+def check_parameters(compiled: CompiledCircuit, parameters: Tensor) -> None:
+    """Raise InvalidInputError unless `parameters` is a finite tensor [B ≥ 1, inputs + weights]."""
+    wanted = compiled.n_inputs + compiled.n_weights
+    if not isinstance(parameters, Tensor) or parameters.ndim != 2 or parameters.shape[1] != wanted:
+        given = tuple(parameters.shape) if isinstance(parameters, Tensor) else type(parameters).__name__
+        raise InvalidInputError(
+            f"parameters must be a tensor of shape [rows, {wanted}] ({compiled.n_inputs} inputs, then "
+            f"{compiled.n_weights} weights), given {given}"
+        )
+    if len(parameters) == 0:
+        raise InvalidInputError("parameters has no rows; give at least one")
+    if not bool(torch.isfinite(parameters).all()):
+        raise InvalidInputError("parameters contain NaN or infinity; check what produced them")
+
+
+def rows_of(inputs: Tensor, weights: Tensor) -> Tensor:
+    """[B, inputs], [weights] → [B, inputs + weights]: the same weights in every row."""
+    return torch.cat([inputs, weights.expand(len(inputs), -1)], dim=1)
