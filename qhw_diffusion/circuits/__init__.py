@@ -1,17 +1,25 @@
-"""Circuits: the policy and the denoiser circuit, and circuits as files. Qiskit only, no torch."""
+"""Circuits: the policy and the denoiser circuit, their measures, and circuits as files. Qiskit only, no torch."""
 
 from __future__ import annotations
 
 from qhw_diffusion.circuits.denoiser import DenoiserCircuit, denoiser_circuit
 from qhw_diffusion.circuits.library import load_circuit, save_circuit
+from qhw_diffusion.circuits.measures import Estimate, entangling_capability, expressibility
 from qhw_diffusion.circuits.policy import ENTANGLEMENTS, PolicyCircuit, policy_circuit
+from qhw_diffusion.circuits.published import PublishedCircuit, published_circuit, published_circuits
 
 __all__ = [
     "ENTANGLEMENTS",
     "DenoiserCircuit",
+    "Estimate",
     "PolicyCircuit",
+    "PublishedCircuit",
     "denoiser_circuit",
+    "entangling_capability",
+    "expressibility",
     "load_circuit",
     "policy_circuit",
+    "published_circuit",
+    "published_circuits",
     "save_circuit",
 ]

@@ -3,6 +3,9 @@
 QPY from version 13 on holds structured data only. Older versions are refused: they carry parameter expressions as
 SymEngine archives, which can hold pickles. Qiskit's reader takes many damaged files for good ones and hangs on some, so
 the QPY file ends in the SHA-256 of what comes before; `qiskit.qpy.load` reads it all the same and ignores the ending.
+
+Files are written as version 13, the oldest that this Qiskit still writes: every Qiskit since 1.3 reads it, and so does
+IBM's runtime service, which takes no version above 17 (`qiskit_ibm_runtime.json`) while Qiskit 2.6 writes 18.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from qiskit.circuit import QuantumCircuit
 from qhw_diffusion.errors import DamagedFileError, InvalidInputError, MissingDataError
 
 MIN_QPY_VERSION = 13
+WRITTEN_QPY_VERSION = 13
 _SEAL = b"\nsha256 "
 _SEAL_LENGTH = len(_SEAL) + 64
 _MAX_BYTES = 64 * 2**20
@@ -38,7 +42,7 @@ def save_circuit(circuit: QuantumCircuit, folder: str | Path, name: str = "circu
         The paths of the two files.
 
     Raises:
-        InvalidInputError: not a circuit, or a name with a path separator.
+        InvalidInputError: not a circuit, one with parts newer than QPY version 13, or a name with a path separator.
     """
     if not isinstance(circuit, QuantumCircuit):
         raise InvalidInputError(f"circuit must be a qiskit QuantumCircuit, not {type(circuit).__name__}")
@@ -46,7 +50,12 @@ def save_circuit(circuit: QuantumCircuit, folder: str | Path, name: str = "circu
         raise InvalidInputError(f"circuit name {name!r} must be a plain file name without ending")
     # Both texts first: a circuit that cannot be written leaves no half of the pair behind.
     buffer = io.BytesIO()
-    qpy.dump(circuit, buffer)
+    try:
+        qpy.dump(circuit, buffer, version=WRITTEN_QPY_VERSION)
+    except qpy.QpyError as error:
+        raise InvalidInputError(
+            f"the circuit cannot be written as QPY version {WRITTEN_QPY_VERSION}: {error}"
+        ) from error
     text = qasm3.dumps(circuit)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)

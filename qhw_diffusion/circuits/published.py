@@ -1,0 +1,68 @@
+"""The circuits the package trains, by the names under which `circuits/` publishes them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from qiskit.circuit import Parameter, QuantumCircuit
+from qiskit.quantum_info import SparsePauliOp
+
+from qhw_diffusion.circuits.denoiser import DenoiserCircuit, denoiser_circuit
+from qhw_diffusion.circuits.policy import ENTANGLEMENTS, PolicyCircuit, policy_circuit
+from qhw_diffusion.errors import UnknownNameError
+
+POLICY_DEPTH = 2
+POLICY_QUBITS = (2, 4, 6, 8)
+STATE_ENTRIES = 6  # entries of the guidance state; two qubits take four angles at most
+# (qubits, layers) with about 200 weights each
+DENOISER_BLOCKS = ((4, 16), (6, 11), (8, 8), (10, 7))
+
+
+@dataclass(frozen=True, eq=False)
+class PublishedCircuit:
+    """One circuit with its parameters in two groups and its observables.
+
+    Attributes:
+        name: file name without ending, e.g. ``policy_4q_2l_ring``.
+        circuit, inputs, weights, observables: as `PolicyCircuit` and `DenoiserCircuit` have them.
+    """
+
+    name: str
+    circuit: QuantumCircuit
+    inputs: tuple[Parameter, ...]
+    weights: tuple[Parameter, ...]
+    observables: tuple[SparsePauliOp, ...]
+
+
+def published_circuits() -> dict[str, PublishedCircuit]:
+    """Every published circuit by its name, in the order of the table.
+
+    The policy of the guidance controller at depth 2: ring, chain and no entanglement on 2, 4, 6 and 8 qubits (on two
+    qubits the ring is the chain, and four state entries are encoded instead of six), and the 4-qubit ring with data
+    re-uploading. Denoiser blocks of 4, 6, 8 and 10 qubits with about 200 weights, which act on a state handed to them.
+    """
+    found: dict[str, PublishedCircuit] = {}
+    for n in POLICY_QUBITS:
+        for entanglement in ENTANGLEMENTS:
+            if n == 2 and entanglement == "ring":
+                continue
+            policy = policy_circuit(n, POLICY_DEPTH, min(STATE_ENTRIES, 2 * n), entanglement)
+            found[policy.circuit.name] = _published(policy.circuit.name, policy)
+    name = f"policy_4q_{POLICY_DEPTH}l_ring_reuploading"
+    found[name] = _published(name, policy_circuit(4, POLICY_DEPTH, STATE_ENTRIES, "ring", reuploading=True))
+    for n, depth in DENOISER_BLOCKS:
+        block = denoiser_circuit(n, depth)
+        found[block.circuit.name] = _published(block.circuit.name, block)
+    return found
+
+
+def published_circuit(name: str) -> PublishedCircuit:
+    """One of `published_circuits`. Raises UnknownNameError for another name, listing near matches."""
+    circuits = published_circuits()
+    if name not in circuits:
+        raise UnknownNameError.of("published circuit", str(name), circuits)
+    return circuits[name]
+
+
+def _published(name: str, built: PolicyCircuit | DenoiserCircuit) -> PublishedCircuit:
+    return PublishedCircuit(name, built.circuit, built.inputs, built.weights, built.observables)
