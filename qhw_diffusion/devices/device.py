@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from qiskit.transpiler import Target
 
 from qhw_diffusion.devices import noise
 from qhw_diffusion.devices.fake import canonical_name, fake_snapshot
+from qhw_diffusion.devices.fractional import with_fractional_gates
 from qhw_diffusion.devices.snapshot import Snapshot
 from qhw_diffusion.errors import DamagedFileError, InvalidInputError, UnknownNameError
 
@@ -142,6 +144,21 @@ class Device:
         if key not in self._gate_errors:
             self._gate_errors[key] = noise.gate_superop(target, name, place)
         return self._gate_errors[key]
+
+    def angle_limits(self, name: str) -> tuple[float, float] | None:
+        """Lowest and highest angle (radians) the device takes for gate `name`; None where any will do.
+
+        IBM calibrates rzz(θ) for 0 ≤ θ ≤ π/2 only; rx(θ) and rz(θ) take every angle.
+        """
+        return (0.0, math.pi / 2) if name == "rzz" and self.target is not None else None
+
+    def with_fractional_gates(self) -> Device:
+        """This device with rx(θ) and rzz(θ) in its basis, as IBM's devices offer on request.
+
+        Raises:
+            InvalidInputError: the calibration has no errors and durations for these gates.
+        """
+        return Device(with_fractional_gates(self.snapshot))
 
     def readout_error(self, qubit: int) -> tuple[float, float]:
         """``(p10, p01)``: p10 = P(read 1 | prepared 0) and p01 = P(read 0 | prepared 1) of a physical qubit.
