@@ -226,6 +226,31 @@ def study_guidance(arguments: argparse.Namespace) -> int:
     return 0
 
 
+# -- circuits ----------------------------------------------------------------------------------------------------------
+
+
+def _flags_circuits_export(parser: Parser) -> None:
+    text = "folder to write, or to compare with --check [circuits]"
+    parser.add_argument("--out", type=Path, default=Path("circuits"), metavar="DIR", help=text)
+    parser.add_argument("--check", action="store_true", help="write nothing: say what differs from the code (exit 2)")
+
+
+def circuits_export(arguments: argparse.Namespace) -> int:
+    """`qhw circuits export`."""
+    from qhw_diffusion.studies.circuits_export import check_circuits, export_circuits
+
+    if not arguments.check:
+        written = export_circuits(arguments.out)
+        print(f"{len(written)} files in {arguments.out}; read {arguments.out / 'README.md'}")
+        return 0
+    differences = check_circuits(arguments.out)
+    print("\n".join(differences) if differences else f"{arguments.out} and the code agree")
+    if differences:
+        count = f"{len(differences)} difference{'s' if len(differences) > 1 else ''}"
+        print(f"qhw: error: {count}; qhw circuits export --out {arguments.out} writes it anew", file=sys.stderr)
+    return FAILED if differences else 0
+
+
 # -- small ones ------------------------------------------------------------------------------------------------------
 
 
@@ -269,6 +294,7 @@ GROUPS = {
     "train": "train a controller, a backbone or a classifier",
     "evaluate": "evaluate a trained controller",
     "study": "run an experiment with statistics and a report",
+    "circuits": "publish the circuits as files",
 }
 COMMANDS: dict[tuple[str, ...], tuple[str, Callable[[Parser], None] | None, Command]] = {
     ("demo",): ("the main job in minutes: train under device noise, compare, report", _flags_demo, demo),
@@ -284,6 +310,11 @@ COMMANDS: dict[tuple[str, ...], tuple[str, Callable[[Parser], None] | None, Comm
         "compare controllers and schedules over seeds",
         _flags_study_guidance,
         study_guidance,
+    ),
+    ("circuits", "export"): (
+        "write every circuit the package trains, with drawings and the table of its costs",
+        _flags_circuits_export,
+        circuits_export,
     ),
     ("devices",): ("list the devices circuits can be compiled for", None, devices),
     ("version",): ("versions of the package and what results depend on", None, version),

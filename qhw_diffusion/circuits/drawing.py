@@ -12,7 +12,7 @@ _FOLD = 24  # gates side by side before the drawing goes on below
 
 
 def draw_svg(circuit: QuantumCircuit) -> str:
-    """The circuit as SVG text, without date, with text as text (small files that can be searched).
+    """The circuit as SVG text, without date, letters as outlines (no font needed to see them).
 
     Raises:
         InvalidInputError: not a circuit.
@@ -25,7 +25,7 @@ def draw_svg(circuit: QuantumCircuit) -> str:
 
     buffer = io.StringIO()
     # Without a salt matplotlib names clip paths at random, and a date would change at every run.
-    with matplotlib.rc_context({"svg.hashsalt": "qhw-diffusion", "svg.fonttype": "none"}):
+    with matplotlib.rc_context({"svg.hashsalt": "qhw-diffusion", "svg.fonttype": "path"}):
         figure = Figure()
         FigureCanvasSVG(figure)  # a canvas of its own: no display and no global state of pyplot
         axes = figure.add_subplot()

@@ -25,6 +25,8 @@ class PublishedCircuit:
     Attributes:
         name: file name without ending, e.g. ``policy_4q_2l_ring``.
         circuit, inputs, weights, observables: as `PolicyCircuit` and `DenoiserCircuit` have them.
+        drawn: what the drawing shows: the circuit itself, or, of a denoiser block, its first two layers (the others
+            repeat them with other weights).
     """
 
     name: str
@@ -32,6 +34,7 @@ class PublishedCircuit:
     inputs: tuple[Parameter, ...]
     weights: tuple[Parameter, ...]
     observables: tuple[SparsePauliOp, ...]
+    drawn: QuantumCircuit
 
 
 def published_circuits() -> dict[str, PublishedCircuit]:
@@ -47,12 +50,13 @@ def published_circuits() -> dict[str, PublishedCircuit]:
             if n == 2 and entanglement == "ring":
                 continue
             policy = policy_circuit(n, POLICY_DEPTH, min(STATE_ENTRIES, 2 * n), entanglement)
-            found[policy.circuit.name] = _published(policy.circuit.name, policy)
+            found[policy.circuit.name] = _published(policy.circuit.name, policy, policy.circuit)
     name = f"policy_4q_{POLICY_DEPTH}l_ring_reuploading"
-    found[name] = _published(name, policy_circuit(4, POLICY_DEPTH, STATE_ENTRIES, "ring", reuploading=True))
+    policy = policy_circuit(4, POLICY_DEPTH, STATE_ENTRIES, "ring", reuploading=True)
+    found[name] = _published(name, policy, policy.circuit)
     for n, depth in DENOISER_BLOCKS:
         block = denoiser_circuit(n, depth)
-        found[block.circuit.name] = _published(block.circuit.name, block)
+        found[block.circuit.name] = _published(block.circuit.name, block, denoiser_circuit(n, 2).circuit)
     return found
 
 
@@ -64,5 +68,5 @@ def published_circuit(name: str) -> PublishedCircuit:
     return circuits[name]
 
 
-def _published(name: str, built: PolicyCircuit | DenoiserCircuit) -> PublishedCircuit:
-    return PublishedCircuit(name, built.circuit, built.inputs, built.weights, built.observables)
+def _published(name: str, built: PolicyCircuit | DenoiserCircuit, drawn: QuantumCircuit) -> PublishedCircuit:
+    return PublishedCircuit(name, built.circuit, built.inputs, built.weights, built.observables, drawn)

@@ -1,0 +1,253 @@
+"""Write `circuits/`, the published circuits, or compare it with the code."""
+
+from __future__ import annotations
+
+import math
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from qiskit import qasm3
+from qiskit.circuit import Parameter, ParameterExpression, QuantumCircuit
+
+from qhw_diffusion.circuits import PublishedCircuit, load_circuit, published_circuits, save_circuit
+from qhw_diffusion.circuits.drawing import draw_svg
+from qhw_diffusion.devices import Device
+from qhw_diffusion.errors import DamagedFileError, InvalidInputError, MissingDataError, QhwError
+from qhw_diffusion.runs import atomic_write_json, atomic_write_text, progress, read_json
+from qhw_diffusion.studies.circuits_table import (
+    DEVICES,
+    best_cost,
+    compile_published,
+    cost_of,
+    measure,
+    readme,
+    row_of,
+    table_of,
+    versions,
+)
+
+TABLE, README = "table.json", "README.md"
+_ENDINGS = (".qasm", ".qpy", ".svg")
+
+
+def export_circuits(out: str | Path) -> list[Path]:
+    """Write every published circuit, the table and its README into `out`; about two minutes.
+
+    Everything is computed before the first file is written, and each file is written atomically.
+
+    Returns:
+        The files written.
+
+    Raises:
+        InvalidInputError: `out` cannot be written to.
+    """
+    out = Path(out)
+    _check_writable(out)
+    circuits = published_circuits()
+    devices = {name: Device.load(name) for name in DEVICES}
+    rows: dict[str, dict[str, Any]] = {}
+    drawings: dict[str, str] = {}
+    with progress(total=len(circuits) * (len(devices) + 2), desc="circuits", unit="step") as bar:
+        for name, published in circuits.items():
+            bar.set_postfix_str(name)
+            costs = {}
+            for device_name, device in devices.items():
+                costs[device_name] = best_cost(published, device)
+                bar.update()
+            rows[name] = row_of(published, costs, measure(published))
+            bar.update()
+            drawings[name] = draw_svg(published.drawn)
+            bar.update()
+    table = table_of(rows)
+    written: list[Path] = []
+    try:
+        for name, published in circuits.items():
+            written += save_circuit(published.circuit, out, name)
+            written.append(atomic_write_text(out / f"{name}.svg", drawings[name]))
+        written.append(atomic_write_json(out / TABLE, table))
+        written.append(atomic_write_text(out / README, readme(table)))
+    except OSError as error:
+        raise InvalidInputError(
+            f"cannot write to {out}: {error.strerror or error}; choose another with --out"
+        ) from error
+    return written
+
+
+def check_circuits(out: str | Path) -> list[str]:
+    """What differs between a folder written by `export_circuits` and what the code gives now; empty if nothing does.
+
+    Every circuit is loaded from its QPY file and compared gate for gate. Its OpenQASM file and its drawing are compared
+    as text where all versions are those the table was made with; else the OpenQASM file gate for gate, and the drawing
+    only has to be there. The measures are taken again (rounding aside, 1e-6, they must be the same).
+
+    It is compiled again with the seed the table names; that this seed is the best of all is not checked. Where Qiskit's
+    minor version and the version of the runtime client are those of the table, the numbers must be the same; else its
+    two-qubit gates must lie between those of the ideal device and one and a half times those of the table.
+
+    Raises:
+        MissingDataError: no table in `out`.
+        DamagedFileError: the table is not one.
+    """
+    out = Path(out)
+    table = read_table(out)
+    circuits = published_circuits()
+    made = table["made_with"]
+    found = _check_texts(out, table)
+    with progress(total=len(circuits), desc="circuits", unit="circuit") as bar:
+        for name, published in circuits.items():
+            bar.set_postfix_str(name)
+            found += check_files(out, published, same_versions=made == versions())
+            row = table["circuits"].get(name)
+            if row is not None:
+                found += check_row(published, row, made)
+            bar.update()
+    return found
+
+
+def read_table(out: Path) -> dict[str, Any]:
+    """The table of a folder.
+
+    Raises:
+        MissingDataError: there is none.
+        DamagedFileError: it is not a table of published circuits.
+    """
+    path = out / TABLE
+    if not path.is_file():
+        raise MissingDataError(f"{path} does not exist; `qhw circuits export --out {out}` writes it")
+    table = read_json(path)
+    if table.get("format") != "qhw-published-circuits" or table.get("version") != 1:
+        raise DamagedFileError(f"{path} is not a table of published circuits; write it again with qhw circuits export")
+    return table
+
+
+def check_files(out: Path, published: PublishedCircuit, *, same_versions: bool) -> list[str]:
+    """Differences between one circuit's three files and the circuit; see `check_circuits`."""
+    found = []
+    qpy, qasm, svg = (out / f"{published.name}{ending}" for ending in (".qpy", ".qasm", ".svg"))
+    try:
+        if load_circuit(qpy) != published.circuit:
+            found.append(f"{qpy.name}: another circuit than the code's")
+    except QhwError as error:
+        found.append(f"{qpy.name}: {error}")
+    text = _read(qasm)
+    if text is None:
+        found.append(f"{qasm.name}: missing or not text")
+    elif same_versions and text != qasm3.dumps(published.circuit):
+        found.append(f"{qasm.name}: another text than the code's")
+    elif not same_versions and not _same_gates(text, published.circuit):
+        found.append(f"{qasm.name}: another circuit than the code's, or not OpenQASM 3")
+    drawing = _read(svg)
+    if drawing is None or "<svg" not in drawing:
+        found.append(f"{svg.name}: missing or not a drawing")
+    elif same_versions and drawing != draw_svg(published.drawn):
+        found.append(f"{svg.name}: another drawing than the code's")
+    return found
+
+
+def check_row(published: PublishedCircuit, row: dict[str, Any], made_with: dict[str, str]) -> list[str]:
+    """Differences between one circuit's row of the table and its numbers now; see `check_circuits`."""
+    try:
+        costs = {
+            name: cost_of(compile_published(published, Device.load(name), int(row["devices"][name]["seed"])))
+            for name in DEVICES
+        }
+        fresh = row_of(published, costs, measure(published))
+        if not same_compiler(made_with):
+            found = []
+            for name, cost in costs.items():
+                stated = row["devices"][name]["two_qubit_gates"]
+                if not costs["ideal"].two_qubit_gates <= cost.two_qubit_gates <= 1.5 * stated:
+                    found.append(f"{TABLE}: {published.name} on {name}: {stated} stated, {cost.two_qubit_gates} now")
+            fresh["devices"] = row["devices"]
+            return found + _differences(f"{TABLE}: {published.name}", row, fresh)
+        return _differences(f"{TABLE}: {published.name}", row, fresh)
+    except (KeyError, TypeError, ValueError) as error:
+        return [f"{TABLE}: {published.name}: not a row of the table ({error!r})"]
+
+
+def same_compiler(made_with: dict[str, str]) -> bool:
+    """Whether what is installed compiles as what the table was made with: Qiskit's minor version, runtime's version."""
+    now = versions()
+
+    def minor(version: str) -> list[str]:
+        return version.split(".")[:2]
+
+    return (
+        minor(now["qiskit"]) == minor(made_with.get("qiskit", ""))
+        and now["qiskit-ibm-runtime"] == made_with.get("qiskit-ibm-runtime")  # it brings the fake backends
+    )
+
+
+def _check_texts(out: Path, table: dict[str, Any]) -> list[str]:
+    names = list(published_circuits())
+    found = []
+    if list(table["circuits"]) != names:
+        missing, extra = set(names) - set(table["circuits"]), set(table["circuits"]) - set(names)
+        found.append(f"{TABLE}: circuits missing: {sorted(missing)}, unknown: {sorted(extra)}, or in another order")
+    try:
+        if _read(out / README) != readme(table):
+            found.append(f"{README}: not what {TABLE} gives")
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        found.append(f"{TABLE}: not a table that {README} can be made from ({error!r})")
+    wanted = {f"{name}{ending}" for name in names for ending in _ENDINGS}
+    found += [
+        f"{path.name}: no published circuit of this name"
+        for path in sorted(out.iterdir())
+        if path.suffix in _ENDINGS and path.name not in wanted
+    ]
+    return found
+
+
+def _differences(where: str, stated: Any, fresh: Any) -> list[str]:
+    if isinstance(fresh, dict) and isinstance(stated, dict):
+        keys = [*fresh, *(key for key in stated if key not in fresh)]
+        return [d for key in keys for d in _differences(f"{where}, {key}", stated.get(key), fresh.get(key))]
+    if isinstance(fresh, float) and isinstance(stated, int | float):
+        same = math.isclose(stated, fresh, rel_tol=1e-9, abs_tol=1e-6)
+    else:
+        same = stated == fresh
+    return [] if same else [f"{where}: {stated} stated, {fresh} now"]
+
+
+def _same_gates(text: str, circuit: QuantumCircuit) -> bool:
+    try:
+        read = qasm3.loads(text)
+    except Exception:  # the parser raises errors of many kinds for text that is not OpenQASM 3
+        return False
+    return _gates(read) == _gates(circuit)
+
+
+def _gates(circuit: QuantumCircuit) -> list[tuple[Any, ...]]:
+    def plain(value: Any) -> Any:
+        if isinstance(value, Parameter):
+            return value.name
+        return str(value) if isinstance(value, ParameterExpression) else float(value)
+
+    return [
+        (i.operation.name, tuple(circuit.find_bit(q).index for q in i.qubits), tuple(map(plain, i.operation.params)))
+        for i in circuit.data
+    ]
+
+
+def _read(path: Path) -> str | None:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return None
+
+
+def _check_writable(out: Path) -> None:
+    # before two minutes of work, not after
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out):
+            pass
+    except OSError as error:
+        raise _cannot_write(out, error) from error
+
+
+def _cannot_write(out: Path, error: OSError) -> InvalidInputError:
+    reason = os.strerror(error.errno) if error.errno else str(error)
+    return InvalidInputError(f"cannot write to {out}: {reason}; choose another folder with --out")
