@@ -124,7 +124,9 @@ class Device:
 
         Returns:
             The channel, or None if the instruction has no error (``rz`` and other virtual gates; everything on the
-            ideal device). Measurement is not a gate here: see `readout_error`.
+            ideal device). ``"reset"`` relaxes over its duration and has no other error, as in Aer's model: a little
+            of nothing after |0>. ``"delay"`` has None: see `relaxation`. Measurement is not a gate here: see
+            `readout_error`.
 
         Raises:
             UnknownNameError: the device has no such instruction.
@@ -159,6 +161,34 @@ class Device:
             InvalidInputError: the calibration has no errors and durations for these gates.
         """
         return Device(with_fractional_gates(self.snapshot))
+
+    def relaxation(self, qubit: int, seconds: float) -> SuperOp | None:
+        """What happens to a physical `qubit` while it waits: thermal relaxation to |0> with its T1 and T2.
+
+        This is the channel Aer's device model puts on a delay: no excited state at equilibrium (temperature 0), T2 cut
+        to 2·T1 where the calibration says more (see docs/calibration.md).
+
+        Args:
+            qubit: physical qubit.
+            seconds: length of the wait, ≥ 0.
+
+        Returns:
+            The single-qubit channel; None if nothing happens: no time passes, the qubit has neither T1 nor T2 in its
+            calibration, or the device is ideal.
+
+        Raises:
+            InvalidInputError: no such qubit; a negative or infinite time.
+        """
+        if not (math.isfinite(seconds) and seconds >= 0):
+            raise InvalidInputError(f"idle time must be finite and ≥ 0 seconds, not {seconds!r}")
+        target = self.target
+        if target is None:
+            return None
+        self._check_qubits([qubit])
+        properties = target.qubit_properties
+        if properties is None or properties[qubit] is None:
+            return None
+        return noise.relaxation_superop(properties[qubit].t1, properties[qubit].t2, seconds)
 
     def readout_error(self, qubit: int) -> tuple[float, float]:
         """``(p10, p01)``: p10 = P(read 1 | prepared 0) and p01 = P(read 0 | prepared 1) of a physical qubit.

@@ -8,11 +8,13 @@ is applied here to a target cut down to the qubits in question, which gives iden
 Readout differs on purpose: `from_backend` takes the mean of the two readout errors, while the device reads 0 wrongly
 and 1 wrongly with different probabilities, and so does `FakeBackendV2.run`. The properties have both.
 
-Idle time carries no error: relaxation while waiting exists only in scheduled circuits (explicit delays).
+Idle time carries no error by itself: relaxation while waiting exists only in scheduled circuits (explicit delays), see
+`relaxation_superop`.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -61,6 +63,21 @@ def gate_superop(target: Target, name: str, qubits: tuple[int, ...]) -> SuperOp 
         if place == wanted:
             return SuperOp(error)
     return None
+
+
+def relaxation_superop(t1: float | None, t2: float | None, seconds: float) -> SuperOp | None:
+    """Thermal relaxation to |0> over `seconds`: exp(-t/T1) of the population and exp(-t/T2) of the coherence remain.
+
+    As in Aer's device model: T2 is cut to 2·T1, a missing T2 means 2·T1, a missing T1 means no decay of the population.
+    None if nothing is left to happen. T1 and T2 in seconds.
+    """
+    from qiskit_aer.noise import thermal_relaxation_error
+
+    if seconds == 0 or (t1 is None and t2 is None):
+        return None
+    t1 = math.inf if t1 is None else t1
+    t2 = 2 * t1 if t2 is None else min(t2, 2 * t1)
+    return SuperOp(thermal_relaxation_error(t1, t2, seconds))
 
 
 def readout_probabilities(records: QubitRecords) -> tuple[float, float]:
