@@ -56,7 +56,7 @@ def published_circuits() -> dict[str, PublishedCircuit]:
     found[name] = _published(name, policy, policy.circuit)
     for n, depth in DENOISER_BLOCKS:
         block = denoiser_circuit(n, depth)
-        found[block.circuit.name] = _published(block.circuit.name, block, denoiser_circuit(n, 2).circuit)
+        found[block.circuit.name] = _published(block.circuit.name, block, _beginning(block, layers=2))
     return found
 
 
@@ -70,3 +70,11 @@ def published_circuit(name: str) -> PublishedCircuit:
 
 def _published(name: str, built: PolicyCircuit | DenoiserCircuit, drawn: QuantumCircuit) -> PublishedCircuit:
     return PublishedCircuit(name, built.circuit, built.inputs, built.weights, built.observables, drawn)
+
+
+def _beginning(block: DenoiserCircuit, layers: int) -> QuantumCircuit:
+    gates = 4 * block.n_qubits - 1  # of one layer: three rotations a qubit, n − 1 CNOTs
+    circuit = QuantumCircuit(block.n_qubits, name=block.circuit.name)
+    for instruction in block.circuit.data[: layers * gates]:
+        circuit.append(instruction)
+    return circuit

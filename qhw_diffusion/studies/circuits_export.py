@@ -8,6 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import jinja2
 from qiskit import qasm3
 from qiskit.circuit import Parameter, ParameterExpression, QuantumCircuit
 
@@ -17,12 +18,12 @@ from qhw_diffusion.devices import Device
 from qhw_diffusion.errors import DamagedFileError, InvalidInputError, MissingDataError, QhwError
 from qhw_diffusion.runs import atomic_write_json, atomic_write_text, progress, read_json
 from qhw_diffusion.studies.circuits_table import (
-    DEVICES,
     best_cost,
     compile_published,
     cost_of,
     measure,
     readme,
+    reference_devices,
     row_of,
     table_of,
     versions,
@@ -46,7 +47,7 @@ def export_circuits(out: str | Path) -> list[Path]:
     out = Path(out)
     _check_writable(out)
     circuits = published_circuits()
-    devices = {name: Device.load(name) for name in DEVICES}
+    devices = reference_devices()
     rows: dict[str, dict[str, Any]] = {}
     drawings: dict[str, str] = {}
     with progress(total=len(circuits) * (len(devices) + 2), desc="circuits", unit="step") as bar:
@@ -69,9 +70,7 @@ def export_circuits(out: str | Path) -> list[Path]:
         written.append(atomic_write_json(out / TABLE, table))
         written.append(atomic_write_text(out / README, readme(table)))
     except OSError as error:
-        raise InvalidInputError(
-            f"cannot write to {out}: {error.strerror or error}; choose another with --out"
-        ) from error
+        raise _cannot_write(out, error) from error
     return written
 
 
@@ -94,6 +93,7 @@ def check_circuits(out: str | Path) -> list[str]:
     table = read_table(out)
     circuits = published_circuits()
     made = table["made_with"]
+    devices = reference_devices()
     found = _check_texts(out, table)
     with progress(total=len(circuits), desc="circuits", unit="circuit") as bar:
         for name, published in circuits.items():
@@ -101,7 +101,7 @@ def check_circuits(out: str | Path) -> list[str]:
             found += check_files(out, published, same_versions=made == versions())
             row = table["circuits"].get(name)
             if row is not None:
-                found += check_row(published, row, made)
+                found += check_row(published, row, made, devices)
             bar.update()
     return found
 
@@ -119,6 +119,9 @@ def read_table(out: Path) -> dict[str, Any]:
     table = read_json(path)
     if table.get("format") != "qhw-published-circuits" or table.get("version") != 1:
         raise DamagedFileError(f"{path} is not a table of published circuits; write it again with qhw circuits export")
+    for key in ("made_with", "circuits"):
+        if not isinstance(table.get(key), dict):
+            raise DamagedFileError(f"{path}: {key!r} is missing or damaged; write it again with qhw circuits export")
     return table
 
 
@@ -146,12 +149,14 @@ def check_files(out: Path, published: PublishedCircuit, *, same_versions: bool) 
     return found
 
 
-def check_row(published: PublishedCircuit, row: dict[str, Any], made_with: dict[str, str]) -> list[str]:
+def check_row(
+    published: PublishedCircuit, row: dict[str, Any], made_with: dict[str, str], devices: dict[str, Device]
+) -> list[str]:
     """Differences between one circuit's row of the table and its numbers now; see `check_circuits`."""
     try:
         costs = {
-            name: cost_of(compile_published(published, Device.load(name), int(row["devices"][name]["seed"])))
-            for name in DEVICES
+            name: cost_of(compile_published(published, device, int(row["devices"][name]["seed"])))
+            for name, device in devices.items()
         }
         fresh = row_of(published, costs, measure(published))
         if not same_compiler(made_with):
@@ -160,7 +165,7 @@ def check_row(published: PublishedCircuit, row: dict[str, Any], made_with: dict[
                 stated = row["devices"][name]["two_qubit_gates"]
                 if not costs["ideal"].two_qubit_gates <= cost.two_qubit_gates <= 1.5 * stated:
                     found.append(f"{TABLE}: {published.name} on {name}: {stated} stated, {cost.two_qubit_gates} now")
-            fresh["devices"] = row["devices"]
+            fresh["devices"] = row["devices"]  # what remains to be compared
             return found + _differences(f"{TABLE}: {published.name}", row, fresh)
         return _differences(f"{TABLE}: {published.name}", row, fresh)
     except (KeyError, TypeError, ValueError) as error:
@@ -189,7 +194,7 @@ def _check_texts(out: Path, table: dict[str, Any]) -> list[str]:
     try:
         if _read(out / README) != readme(table):
             found.append(f"{README}: not what {TABLE} gives")
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (jinja2.TemplateError, KeyError, TypeError, ValueError, AttributeError) as error:
         found.append(f"{TABLE}: not a table that {README} can be made from ({error!r})")
     wanted = {f"{name}{ending}" for name in names for ending in _ENDINGS}
     found += [

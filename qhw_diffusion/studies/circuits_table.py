@@ -49,6 +49,11 @@ class DeviceCost:
     duration_us: float | None
 
 
+def reference_devices() -> dict[str, Device]:
+    """The devices of the table, by name."""
+    return {name: Device.load(name) for name in DEVICES}
+
+
 def cost_of(compiled: CompiledCircuit) -> DeviceCost:
     """What a compiled circuit costs."""
     return DeviceCost(
@@ -114,7 +119,7 @@ def table_of(rows: dict[str, dict[str, Any]]) -> dict[str, Any]:
         "transpiler_seeds": SEEDS,
         "optimization_level": 3,
         "measures": {"pairs": PAIRS, "bins": BINS, "seed": MEASURE_SEED, "parameters": "uniform in [0, 2π)"},
-        "calibrations": {name: Device.load(name).provenance.get("date") for name in DEVICES},
+        "calibrations": {name: device.provenance.get("date") for name, device in reference_devices().items()},
         "circuits": rows,
     }
 
