@@ -58,7 +58,7 @@ def test_chunks_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     ("gates", "published"),
-    # Fig. 1 of arXiv 1905.10876, 5,000 pairs and 75 bins; A is ln 75 exactly.
+    # circuits A, B, C of arXiv 1905.10876, 5,000 pairs and 75 bins; A is ln 75 exactly
     [(("rz",), 4.30), (("h", "rz"), 0.22), (("h", "rz", "rx"), 0.02)],
 )
 def test_single_qubit_circuits_of_the_paper(gates: tuple[str, ...], published: float) -> None:
