@@ -80,7 +80,8 @@ def policy_circuit(
     inputs = named_parameters("policy", "x", n_features)
     weights = named_parameters("policy", "w", 3 * n_qubits * depth)
     pairs = _pairs(n_qubits, entanglement)
-    circuit = QuantumCircuit(n_qubits, name=f"policy_{n_qubits}q_{depth}l_{entanglement}")
+    kind = f"{entanglement}_reuploading" if reuploading else entanglement
+    circuit = QuantumCircuit(n_qubits, name=f"policy_{n_qubits}q_{depth}l_{kind}")
     for layer in range(depth):
         if layer == 0 or reuploading:
             _encode(circuit, inputs)

@@ -23,7 +23,7 @@ class PublishedCircuit:
     """One circuit with its parameters in two groups and its observables.
 
     Attributes:
-        name: file name without ending, e.g. ``policy_4q_2l_ring``.
+        name: the circuit's name and its files' without ending, e.g. ``policy_4q_2l_ring``.
         circuit, inputs, weights, observables: as `PolicyCircuit` and `DenoiserCircuit` have them.
         drawn: what the drawing shows: the circuit itself, or, of a denoiser block, its first two layers (the others
             repeat them with other weights).
@@ -44,20 +44,18 @@ def published_circuits() -> dict[str, PublishedCircuit]:
     qubits the ring is the chain, and four state entries are encoded instead of six), and the 4-qubit ring with data
     re-uploading. Denoiser blocks of 4, 6, 8 and 10 qubits with about 200 weights, which act on a state handed to them.
     """
-    found: dict[str, PublishedCircuit] = {}
+    circuits = []
     for n in POLICY_QUBITS:
         for entanglement in ENTANGLEMENTS:
-            if n == 2 and entanglement == "ring":
-                continue
-            policy = policy_circuit(n, POLICY_DEPTH, min(STATE_ENTRIES, 2 * n), entanglement)
-            found[policy.circuit.name] = _published(policy.circuit.name, policy, policy.circuit)
-    name = f"policy_4q_{POLICY_DEPTH}l_ring_reuploading"
+            if n > 2 or entanglement != "ring":
+                policy = policy_circuit(n, POLICY_DEPTH, min(STATE_ENTRIES, 2 * n), entanglement)
+                circuits.append(_published(policy, policy.circuit))
     policy = policy_circuit(4, POLICY_DEPTH, STATE_ENTRIES, "ring", reuploading=True)
-    found[name] = _published(name, policy, policy.circuit)
+    circuits.append(_published(policy, policy.circuit))
     for n, depth in DENOISER_BLOCKS:
         block = denoiser_circuit(n, depth)
-        found[block.circuit.name] = _published(block.circuit.name, block, _beginning(block, layers=2))
-    return found
+        circuits.append(_published(block, _beginning(block, layers=2)))
+    return {circuit.name: circuit for circuit in circuits}
 
 
 def published_circuit(name: str) -> PublishedCircuit:
@@ -68,8 +66,8 @@ def published_circuit(name: str) -> PublishedCircuit:
     return circuits[name]
 
 
-def _published(name: str, built: PolicyCircuit | DenoiserCircuit, drawn: QuantumCircuit) -> PublishedCircuit:
-    return PublishedCircuit(name, built.circuit, built.inputs, built.weights, built.observables, drawn)
+def _published(built: PolicyCircuit | DenoiserCircuit, drawn: QuantumCircuit) -> PublishedCircuit:
+    return PublishedCircuit(built.circuit.name, built.circuit, built.inputs, built.weights, built.observables, drawn)
 
 
 def _beginning(block: DenoiserCircuit, layers: int) -> QuantumCircuit:

@@ -116,7 +116,10 @@ def read_table(out: Path) -> dict[str, Any]:
     path = out / TABLE
     if not path.is_file():
         raise MissingDataError(f"{path} does not exist; `qhw circuits export --out {out}` writes it")
-    table = read_json(path)
+    try:
+        table = read_json(path)
+    except DamagedFileError as error:
+        raise DamagedFileError(f"{path} is not readable as JSON; write it again with qhw circuits export") from error
     if table.get("format") != "qhw-published-circuits" or table.get("version") != 1:
         raise DamagedFileError(f"{path} is not a table of published circuits; write it again with qhw circuits export")
     for key in ("made_with", "circuits"):

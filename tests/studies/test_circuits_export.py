@@ -50,6 +50,7 @@ def test_a_published_file_is_the_identical_unitary(name: str) -> None:
     ours = published_circuit(name).circuit
     from_qpy = load_circuit(FOLDER / f"{name}.qpy")
     assert from_qpy == ours
+    assert from_qpy.name == name
     with open(FOLDER / f"{name}.qpy", "rb") as file:  # as Qiskit alone reads it, the checksum at its end ignored
         assert file.read(7)[6] == 13
         file.seek(0)
