@@ -251,6 +251,74 @@ def circuits_export(arguments: argparse.Namespace) -> int:
     return FAILED if differences else 0
 
 
+# -- calibration -----------------------------------------------------------------------------------------------------
+
+
+def _flags_calibration_snapshot(parser: Parser) -> None:
+    parser.add_argument("device", metavar="DEVICE", help="fake device (`qhw devices`), or a live one (ibm_…)")
+    text = "file to write, *.json.gz or *.json [DEVICE-DATE.json.gz in this folder, with the calibration's date]"
+    parser.add_argument("--out", type=Path, metavar="FILE", help=text)
+    parser.add_argument("--overwrite", action="store_true", help="replace the file if it exists")
+
+
+def calibration_snapshot(arguments: argparse.Namespace) -> int:
+    """`qhw calibration snapshot DEVICE`."""
+    from qhw_diffusion.devices import take_snapshot
+
+    print(take_snapshot(arguments.device, arguments.out, overwrite=arguments.overwrite))
+    return 0
+
+
+def _flags_calibration_show(parser: Parser) -> None:
+    parser.add_argument("device", metavar="FILE|DEVICE", help="snapshot file, or name of a fake device")
+    parser.add_argument("--qubits", metavar="LIST", help="these qubits only, such as 0-20 or 3,7-9 [all]")
+    text = "also draw the coupling map, coloured by error, into a .png, .svg or .pdf file"
+    parser.add_argument("--picture", type=Path, metavar="FILE", help=text)
+
+
+def calibration_show(arguments: argparse.Namespace) -> int:
+    """`qhw calibration show FILE|DEVICE`."""
+    from qhw_diffusion.devices import Calibration, Device, calibration_text, draw_calibration, parse_qubits
+
+    calibration = Calibration.of(Device.load(arguments.device))
+    qubits = None if arguments.qubits is None else parse_qubits(arguments.qubits, calibration.device)
+    if arguments.picture is not None:
+        draw_calibration(calibration, arguments.picture, qubits)
+    print(calibration_text(calibration, qubits))
+    return 0
+
+
+def _flags_calibration_diff(parser: Parser) -> None:
+    parser.add_argument("before", metavar="A", help="snapshot file, or name of a fake device")
+    parser.add_argument("after", metavar="B", help="the same device later")
+    parser.add_argument("--top", type=int, default=10, metavar="N", help="how many of the largest changes [10]")
+
+
+def calibration_diff(arguments: argparse.Namespace) -> int:
+    """`qhw calibration diff A B`."""
+    from qhw_diffusion.devices import Device, Drift, drift_text
+
+    print(drift_text(Drift.between(Device.load(arguments.before), Device.load(arguments.after)), arguments.top))
+    return 0
+
+
+def _flags_calibration_best_qubits(parser: Parser) -> None:
+    parser.add_argument("device", metavar="DEVICE", help="snapshot file, or name of a fake device")
+    parser.add_argument("--circuit", required=True, metavar="FILE", help="logical circuit, a .qpy file (see circuits/)")
+    parser.add_argument("--top", type=int, default=5, metavar="N", help="how many placements to print [5]")
+    parser.add_argument("--seeds", type=int, default=5, metavar="N", help="transpilations to start from [5]")
+
+
+def calibration_best_qubits(arguments: argparse.Namespace) -> int:
+    """`qhw calibration best-qubits DEVICE --circuit FILE`."""
+    from qhw_diffusion.circuits import load_circuit
+    from qhw_diffusion.devices import Device, layouts_text, rank_layouts
+
+    device, circuit = Device.load(arguments.device), load_circuit(arguments.circuit)
+    print(layouts_text(rank_layouts(device, circuit, top=arguments.top, seeds=arguments.seeds)))
+    return 0
+
+
 # -- small ones ------------------------------------------------------------------------------------------------------
 
 
@@ -295,6 +363,7 @@ GROUPS = {
     "evaluate": "evaluate a trained controller",
     "study": "run an experiment with statistics and a report",
     "circuits": "publish the circuits as files",
+    "calibration": "look at devices: snapshots, tables, drift, good qubits",
 }
 COMMANDS: dict[tuple[str, ...], tuple[str, Callable[[Parser], None] | None, Command]] = {
     ("demo",): ("the main job in minutes: train under device noise, compare, report", _flags_demo, demo),
@@ -315,6 +384,18 @@ COMMANDS: dict[tuple[str, ...], tuple[str, Callable[[Parser], None] | None, Comm
         "write every circuit the package trains, with drawings and the table of its costs",
         _flags_circuits_export,
         circuits_export,
+    ),
+    ("calibration", "snapshot"): (
+        "save a device's calibration of today as a file",
+        _flags_calibration_snapshot,
+        calibration_snapshot,
+    ),
+    ("calibration", "show"): ("print a calibration, and draw it", _flags_calibration_show, calibration_show),
+    ("calibration", "diff"): ("how a device changed between two dates", _flags_calibration_diff, calibration_diff),
+    ("calibration", "best-qubits"): (
+        "rank the places for a circuit on a device by predicted error",
+        _flags_calibration_best_qubits,
+        calibration_best_qubits,
     ),
     ("devices",): ("list the devices circuits can be compiled for", None, devices),
     ("version",): ("versions of the package and what results depend on", None, version),

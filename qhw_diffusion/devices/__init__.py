@@ -2,8 +2,31 @@
 
 from __future__ import annotations
 
+from qhw_diffusion.devices.calibration import Calibration
 from qhw_diffusion.devices.device import Device
+from qhw_diffusion.devices.drift import Drift
 from qhw_diffusion.devices.fake import fake_backend_names
+from qhw_diffusion.devices.layouts import predicted_error, rank_layouts
+from qhw_diffusion.devices.live import backend_snapshot, live_snapshot, take_snapshot
+from qhw_diffusion.devices.pictures import draw_calibration
 from qhw_diffusion.devices.snapshot import Snapshot
+from qhw_diffusion.devices.tables import calibration_text, drift_text, layouts_text, overview_markdown, parse_qubits
 
-__all__ = ["Device", "Snapshot", "fake_backend_names"]
+__all__ = [
+    "Calibration",
+    "Device",
+    "Drift",
+    "Snapshot",
+    "backend_snapshot",
+    "calibration_text",
+    "draw_calibration",
+    "drift_text",
+    "fake_backend_names",
+    "layouts_text",
+    "live_snapshot",
+    "overview_markdown",
+    "parse_qubits",
+    "predicted_error",
+    "rank_layouts",
+    "take_snapshot",
+]

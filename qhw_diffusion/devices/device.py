@@ -18,7 +18,8 @@ from qhw_diffusion.devices import noise
 from qhw_diffusion.devices.fake import canonical_name, fake_snapshot
 from qhw_diffusion.devices.fractional import with_fractional_gates
 from qhw_diffusion.devices.snapshot import Snapshot
-from qhw_diffusion.errors import DamagedFileError, InvalidInputError, UnknownNameError
+from qhw_diffusion.devices.validate import in_seconds
+from qhw_diffusion.errors import InvalidInputError, UnknownNameError
 
 _IDEAL = Snapshot("ideal", "null", "null", {"source": "ideal: no target, no noise"})
 
@@ -47,30 +48,17 @@ class Device:
         Raises:
             UnknownNameError: no such device; the message lists near matches.
             MissingDataError: the snapshot file does not exist.
-            DamagedFileError: the file is not a (whole, unchanged) snapshot.
+            DamagedFileError: the file is not a (whole, unchanged) snapshot, or holds values no device can have.
         """
         if isinstance(name, Path) or (
             isinstance(name, str) and (os.sep in name or name.endswith((".json", ".json.gz")))
         ):
-            return cls._from_file(Path(name))
+            return cls(Snapshot.load(name))
         if not isinstance(name, str):
             raise InvalidInputError(f"device must be a name or a path, not {name!r}")
         if canonical_name(name) == "ideal":
             return cls(_IDEAL)
         return cls(fake_snapshot(name))
-
-    @classmethod
-    def _from_file(cls, path: Path) -> Device:
-        device = cls(Snapshot.load(path))
-        try:
-            # Cheap: tells a snapshot of a device from a well-formed file about something else.
-            n_qubits = device.n_qubits
-            records = device._qubit_records
-        except (KeyError, TypeError, ValueError) as error:
-            raise DamagedFileError(f"{path} does not describe a device: {error!r}") from error
-        if n_qubits is not None and len(records) != n_qubits:
-            raise DamagedFileError(f"{path}: {n_qubits} qubits are configured but {len(records)} are calibrated")
-        return device
 
     def save(self, path: str | Path) -> Path:
         """Write the snapshot to ``*.json.gz`` or ``*.json``, atomically; `Device.load(path)` gives an equal device."""
@@ -88,8 +76,9 @@ class Device:
 
     @property
     def provenance(self) -> dict[str, str]:
-        """Where the data is from: ``source``, ``package``, ``backend_version``, and the calibration's ``date`` as its
-        provider gives it. The ideal device has a ``source`` only.
+        """Where the data is from: ``source``, ``package``, ``backend_version``, the calibration's ``date`` as its
+        provider gives it and, if there are any, the oddities published with it (``as_published``). The ideal device has
+        a ``source`` only.
         """
         return dict(self.snapshot.provenance)
 
@@ -97,6 +86,47 @@ class Device:
     def n_qubits(self) -> int | None:
         """Number of physical qubits; None for the ideal device, which has as many as the circuit needs."""
         return None if self._configuration is None else int(self._configuration["n_qubits"])
+
+    @property
+    def date(self) -> str | None:
+        """Date of the calibration as its provider gives it (ISO 8601); None for the ideal device."""
+        return self.provenance.get("date")
+
+    @property
+    def basis_gates(self) -> list[str]:
+        """Names of the basis gates, e.g. ``["cz", "id", "rz", "sx", "x"]``; empty for the ideal device."""
+        return [] if self._configuration is None else list(self._configuration["basis_gates"])
+
+    @property
+    def coupling_map(self) -> list[tuple[int, int]]:
+        """Directed pairs of connected physical qubits, sorted; empty for the ideal device."""
+        edges = None if self._configuration is None else self._configuration.get("coupling_map")
+        return sorted((int(a), int(b)) for a, b in edges or [])
+
+    @property
+    def processor_type(self) -> dict[str, str]:
+        """``{"family": "Heron", "revision": "2"}``; empty where the provider does not say."""
+        kind = None if self._configuration is None else self._configuration.get("processor_type")
+        return {key: str(value) for key, value in kind.items()} if isinstance(kind, dict) else {}
+
+    @property
+    def coordinates(self) -> list[tuple[int, int]] | None:
+        """(column, row) of every qubit on the chip, where the provider says so."""
+        places = None if self._configuration is None else self._configuration.get("coords")
+        # older devices have none
+        return None if not places else [(int(x), int(y)) for x, y in places]
+
+    def relaxation_times(self, qubit: int) -> tuple[float | None, float | None]:
+        """``(T1, T2)`` of a physical qubit in seconds, as calibrated; None where the calibration has none.
+
+        Raises:
+            InvalidInputError: the device has no such qubit.
+        """
+        if self.n_qubits is None:
+            return None, None
+        self._check_qubits([qubit])
+        seconds = {r["name"]: in_seconds(r) for r in self._qubit_records[qubit] if r["name"] in ("T1", "T2")}
+        return seconds.get("T1"), seconds.get("T2")
 
     @cached_property
     def target(self) -> Target | None:
@@ -181,14 +211,7 @@ class Device:
         """
         if not (math.isfinite(seconds) and seconds >= 0):
             raise InvalidInputError(f"idle time must be finite and ≥ 0 seconds, not {seconds!r}")
-        target = self.target
-        if target is None:
-            return None
-        self._check_qubits([qubit])
-        properties = target.qubit_properties
-        if properties is None or properties[qubit] is None:
-            return None
-        return noise.relaxation_superop(properties[qubit].t1, properties[qubit].t2, seconds)
+        return noise.relaxation_superop(*self.relaxation_times(qubit), seconds)
 
     def readout_error(self, qubit: int) -> tuple[float, float]:
         """``(p10, p01)``: p10 = P(read 1 | prepared 0) and p01 = P(read 0 | prepared 1) of a physical qubit.

@@ -10,11 +10,10 @@ import inspect
 import json
 import re
 from functools import cache
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from qhw_diffusion.devices.snapshot import Snapshot, canonical_json
+from qhw_diffusion.devices.snapshot import Snapshot
 from qhw_diffusion.errors import UnknownNameError
 
 
@@ -60,14 +59,5 @@ def fake_snapshot(name: str) -> Snapshot:
     # The file carries the real device's name; the fake provider renames it, and so do we.
     configuration["backend_name"] = cls.backend_name
     properties = json.loads((folder / cls.props_filename).read_text())
-    return Snapshot(
-        name=cls.backend_name,
-        configuration=canonical_json(configuration),
-        properties=canonical_json(properties),
-        provenance={
-            "source": f"qiskit_ibm_runtime.fake_provider.{cls.__name__}",
-            "package": f"qiskit-ibm-runtime {metadata.version('qiskit-ibm-runtime')}",
-            "backend_version": str(configuration["backend_version"]),
-            "date": str(properties["last_update_date"]),
-        },
-    )
+    source = f"qiskit_ibm_runtime.fake_provider.{cls.__name__}"
+    return Snapshot.from_provider(configuration, properties, source)

@@ -20,7 +20,7 @@ def with_fractional_gates(snapshot: Snapshot) -> Snapshot:
         InvalidInputError: the calibration does not have both.
     """
     configuration, properties = json.loads(snapshot.configuration), json.loads(snapshot.properties)
-    calibrated = {name: [] for name in FRACTIONAL_GATES}
+    calibrated: dict[str, list[list[int]]] = {name: [] for name in FRACTIONAL_GATES}
     for gate in (properties or {}).get("gates", []):
         if gate["gate"] in calibrated:
             calibrated[gate["gate"]].append(gate["qubits"])

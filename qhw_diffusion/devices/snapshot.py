@@ -13,10 +13,13 @@ import json
 import os
 import tempfile
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from qhw_diffusion.devices.validate import AS_PUBLISHED, check_snapshot, published_oddities
 from qhw_diffusion.errors import DamagedFileError, InvalidInputError, MissingDataError
 
 FORMAT = "qhw-device-snapshot"
@@ -45,6 +48,35 @@ class Snapshot:
     configuration: str
     properties: str
     provenance: dict[str, str] = field(compare=False)
+
+    @classmethod
+    def from_provider(cls, configuration: Mapping[str, Any], properties: Mapping[str, Any], source: str) -> Snapshot:
+        """Take a snapshot of what a provider says now; values that no device can have are refused.
+
+        Oddities that providers publish all the same (see `qhw_diffusion.devices.validate`) are kept as they are and
+        listed in the provenance.
+
+        Args:
+            configuration, properties: the service's documents, as JSON content.
+            source: where they are from, e.g. ``"qiskit_ibm_runtime.fake_provider.FakeMarrakesh"``.
+
+        Raises:
+            InvalidInputError: a missing or impossible value; the message names the field.
+        """
+        name = str(configuration.get("backend_name"))
+        provenance = {
+            "source": source,
+            "package": f"qiskit-ibm-runtime {metadata.version('qiskit-ibm-runtime')}",
+            "backend_version": str(configuration.get("backend_version")),
+            "date": str(properties.get("last_update_date")),
+        }
+        try:
+            check_snapshot(configuration, properties, provenance, taken=True)
+        except InvalidInputError as error:
+            raise InvalidInputError(f"calibration of {name}: {error}") from None
+        if oddities := published_oddities(properties):
+            provenance[AS_PUBLISHED] = "; ".join(oddities)
+        return cls(name, canonical_json(configuration), canonical_json(properties), provenance)
 
     @property
     def fingerprint(self) -> str:
@@ -95,9 +127,12 @@ class Snapshot:
 
         Raises:
             MissingDataError: no such file.
-            DamagedFileError: truncated, edited, not a snapshot, or of another format version.
+            DamagedFileError: truncated, edited, not a snapshot, of another format version, or with missing or
+                impossible values (the message names the field).
         """
         path = Path(path)
+        if path.is_dir():
+            raise MissingDataError(f"device snapshot {str(path)!r} is a folder; name a .json or .json.gz file in it")
         if not path.is_file():
             raise MissingDataError(f"device snapshot {str(path)!r} does not exist")
         document = _read_document(path)
@@ -122,6 +157,10 @@ class Snapshot:
             raise DamagedFileError(f"{path} is a damaged device snapshot: {error!r}") from error
         if fingerprint != snapshot.fingerprint:
             raise DamagedFileError(f"{path} was changed after it was written (its fingerprint does not match)")
+        try:
+            check_snapshot(document["configuration"], document["properties"], snapshot.provenance)
+        except InvalidInputError as error:
+            raise DamagedFileError(f"{path}: {error}") from error
         return snapshot
 
 

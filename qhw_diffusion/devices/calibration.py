@@ -1,0 +1,112 @@
+"""A device's calibration as numbers to look at: one row per qubit, one per coupling, and the medians."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from statistics import median
+
+from qhw_diffusion.devices.device import Device
+from qhw_diffusion.errors import InvalidInputError
+
+# IBM publishes an error of 1 for a gate that is out of use
+OUT_OF_USE = 1.0
+# the single-qubit gate that is a physical pulse; the second is that of the oldest devices
+_PULSES = ("sx", "u2")
+
+
+@dataclass(frozen=True)
+class QubitRow:
+    """One qubit. Times in seconds, None where the calibration has none; errors are probabilities.
+
+    Attributes:
+        p10, p01: P(read 1 | prepared 0), P(read 0 | prepared 1).
+        gate_error: average infidelity of sx (u2 on the oldest devices).
+    """
+
+    qubit: int
+    t1: float | None
+    t2: float | None
+    p10: float
+    p01: float
+    gate_error: float
+
+    @property
+    def readout_error(self) -> float:
+        """Mean of both readout errors."""
+        return (self.p10 + self.p01) / 2
+
+
+@dataclass(frozen=True)
+class CouplingRow:
+    """One two-qubit gate on one pair of qubits (`pair` in ascending order, whichever direction is calibrated).
+
+    Where both directions are calibrated, the better one. Duration in seconds; error is an average infidelity, 1 for a
+    gate that is out of use.
+    """
+
+    pair: tuple[int, int]
+    gate: str
+    error: float
+    duration: float
+
+    @property
+    def in_use(self) -> bool:
+        """False for a gate that its provider gave up on."""
+        return self.error < OUT_OF_USE
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What `qhw calibration show` prints. Make one with `Calibration.of`."""
+
+    device: Device
+    qubits: tuple[QubitRow, ...]
+    couplings: tuple[CouplingRow, ...]
+
+    @classmethod
+    def of(cls, device: Device) -> Calibration:
+        """The rows of `device`.
+
+        Raises:
+            InvalidInputError: the ideal device, which has no calibration.
+        """
+        target = device.target
+        if target is None or device.n_qubits is None:
+            raise InvalidInputError("the ideal device has no calibration; name a fake device or a snapshot file")
+        pulse = next(name for name in (*_PULSES, *target.operation_names) if name in target.operation_names)
+        qubits = []
+        for qubit in range(device.n_qubits):
+            entry = target[pulse].get((qubit,))
+            error = math.nan if entry is None or entry.error is None else float(entry.error)
+            qubits.append(QubitRow(qubit, *device.relaxation_times(qubit), *device.readout_error(qubit), error))
+        rows: dict[tuple[str, tuple[int, int]], CouplingRow] = {}
+        for name in target.operation_names:
+            for place, entry in (target[name] or {}).items():
+                if place is None or len(place) != 2 or entry is None or entry.error is None:
+                    continue
+                pair = (min(place), max(place))
+                row = CouplingRow(pair, name, float(entry.error), float(entry.duration or 0.0))
+                if (name, pair) not in rows or row.error < rows[name, pair].error:
+                    rows[name, pair] = row
+        return cls(device, tuple(qubits), tuple(sorted(rows.values(), key=lambda row: (row.pair, row.gate))))
+
+    @property
+    def processor(self) -> str:
+        """``"Heron r2"``; empty where the provider does not say."""
+        kind = self.device.processor_type
+        return f"{kind.get('family', '')} r{kind.get('revision', '?')}".strip() if kind else ""
+
+    def medians(self) -> dict[str, float]:
+        """``t1``, ``t2`` (seconds), ``readout``, ``gate_1q``, ``gate_2q``: medians over what is calibrated and in use.
+
+        A quantity nobody calibrated is left out.
+        """
+        values = {
+            "t1": [row.t1 for row in self.qubits if row.t1 is not None],
+            "t2": [row.t2 for row in self.qubits if row.t2 is not None],
+            "readout": [row.readout_error for row in self.qubits],
+            "gate_1q": [row.gate_error for row in self.qubits if row.gate_error < OUT_OF_USE],
+            "gate_2q": [row.error for row in self.couplings if row.in_use],
+        }
+        return {name: float(median(given)) for name, given in values.items() if given}

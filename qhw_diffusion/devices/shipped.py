@@ -1,0 +1,44 @@
+"""The snapshots in `calibration/`: which devices, and the folder's table. ``python -m qhw_diffusion.devices.shipped
+calibration`` writes both anew.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from qhw_diffusion.devices.calibration import Calibration
+from qhw_diffusion.devices.device import Device
+from qhw_diffusion.devices.live import take_snapshot
+from qhw_diffusion.devices.tables import overview_markdown
+
+# two Heron processors (revisions 2 and 1) and an Eagle
+SHIPPED = ("fake_marrakesh", "fake_torino", "fake_brisbane")
+_BEGIN, _END = "<!-- table: begin -->", "<!-- table: end -->"
+
+
+def shipped_files(folder: Path) -> list[Path]:
+    """The snapshot files of `folder`, in the order of `SHIPPED`."""
+    return [next(iter(sorted(folder.glob(f"{name}-*.json.gz"))), folder / f"{name}-missing") for name in SHIPPED]
+
+
+def with_table(readme: str, folder: Path) -> str:
+    """The README's text with the table of the snapshots in `folder` between its two marks."""
+    rows = [(path.name, Calibration.of(Device.load(path))) for path in shipped_files(folder)]
+    head, rest = readme.split(_BEGIN)
+    tail = rest.split(_END)[1]
+    return f"{head}{_BEGIN}\n{overview_markdown(rows)}\n{_END}{tail}"
+
+
+def write_shipped(folder: Path) -> list[Path]:
+    """Take the snapshots anew and refresh the table in ``README.md``."""
+    for name in SHIPPED:
+        date = str(Device.load(name).date)[:10]
+        take_snapshot(name, folder / f"{name}-{date}.json.gz", overwrite=True)
+    readme = folder / "README.md"
+    readme.write_text(with_table(readme.read_text(), folder))
+    return [*shipped_files(folder), readme]
+
+
+if __name__ == "__main__":
+    print("\n".join(map(str, write_shipped(Path(sys.argv[1])))))
