@@ -3,7 +3,30 @@
 from __future__ import annotations
 
 from qhw_diffusion.execution.compile import CompiledCircuit, compile_circuit
+from qhw_diffusion.execution.distribution import all_z_strings, outcome_distribution
+from qhw_diffusion.execution.engine import Engine, Estimate, Usage
+from qhw_diffusion.execution.exact import Ideal, Noisy
 from qhw_diffusion.execution.layer import ENGINES, QuantumLayer
-from qhw_diffusion.execution.program import FixedMap, Program, Rotation
+from qhw_diffusion.execution.program import FixedMap, Measurement, Program, Rotation
+from qhw_diffusion.execution.shots import Shots
+from qhw_diffusion.execution.trajectories import Trajectories
 
-__all__ = ["ENGINES", "CompiledCircuit", "FixedMap", "Program", "QuantumLayer", "Rotation", "compile_circuit"]
+__all__ = [
+    "ENGINES",
+    "CompiledCircuit",
+    "Engine",
+    "Estimate",
+    "FixedMap",
+    "Ideal",
+    "Measurement",
+    "Noisy",
+    "Program",
+    "QuantumLayer",
+    "Rotation",
+    "Shots",
+    "Trajectories",
+    "Usage",
+    "all_z_strings",
+    "compile_circuit",
+    "outcome_distribution",
+]

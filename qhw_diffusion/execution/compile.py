@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 from qiskit import QuantumCircuit
 from qiskit.circuit import Parameter, ParameterExpression
@@ -30,6 +31,8 @@ class CompiledCircuit:
         weights: trainable circuit parameters, in order.
         observables: Pauli sums laid out on the ISA circuit's qubits.
         physical_qubits: device qubits in use, ascending (every other qubit stays in |0⟩ and is dropped).
+        scheduled: whether the ISA circuit has delays wherever a qubit waits.
+        postselect: (classical bit, outcome) of the measurements in mid-circuit whose other outcomes are discarded.
     """
 
     isa: QuantumCircuit
@@ -40,6 +43,8 @@ class CompiledCircuit:
     physical_qubits: tuple[int, ...]
     seed: int = 0
     optimization_level: int = 3
+    scheduled: bool = False
+    postselect: tuple[tuple[int, int], ...] = ()
     logical: QuantumCircuit = field(repr=False, default_factory=QuantumCircuit)
     logical_observables: tuple[SparsePauliOp, ...] = field(repr=False, default=())
 
@@ -76,7 +81,20 @@ class CompiledCircuit:
     @cached_property
     def program(self) -> Program:
         """The circuit as pure data for the simulating engines (lowered on first use)."""
-        return lower(self.isa, self.device, self.physical_qubits, self.inputs, self.weights, self.observables)
+        return lower(
+            self.isa,
+            self.device,
+            self.physical_qubits,
+            self.inputs,
+            self.weights,
+            self.observables,
+            dict(self.postselect),
+        )
+
+    @cached_property
+    def simulators(self) -> dict[Any, Any]:
+        """Simulators made for this circuit so far (see `exact.simulator_of`)."""
+        return {}
 
     def compile_for(self, device: Device) -> CompiledCircuit:
         """The same logical circuit, parameters and observables compiled for another device."""
@@ -88,6 +106,8 @@ class CompiledCircuit:
             observables=self.logical_observables,
             seed=self.seed,
             optimization_level=self.optimization_level,
+            scheduled=self.scheduled and device.target is not None,
+            postselect=dict(self.postselect),
         )
 
     def __repr__(self) -> str:
@@ -107,38 +127,54 @@ def compile_circuit(
     observables: Sequence[SparsePauliOp],
     seed: int = 0,
     optimization_level: int = 3,
+    scheduled: bool = False,
+    postselect: Mapping[int, int] | None = None,
 ) -> CompiledCircuit:
     """Transpile `circuit` to `device` once, reproducibly, and lay the observables out on the result.
 
     Any Qiskit circuit of rotations and fixed gates is taken as long as every gate angle is affine in the parameters.
+    Resets and measurements in mid-circuit are taken as channels: an outcome is forgotten, unless it is post-selected
+    on (`postselect`) or the layer is asked to sample (`QuantumLayer.sample`).
 
     Args:
-        circuit: logical circuit without measurements.
+        circuit: logical circuit; the observables are not measured in it.
         device: `Device.load(...)`; on the ideal device nothing is routed.
         inputs: parameters fed from data, in the order of the layer's input columns.
         weights: trainable parameters, in the order of the layer's flat `weight`.
         observables: Pauli sums on the logical qubits.
         seed: transpiler seed.
         optimization_level: Qiskit's preset level, 0 to 3.
+        scheduled: schedule as late as possible and fill every wait with a delay; the noisy engine then lets waiting
+            qubits relax (without delays it does not, as in Aer).
+        postselect: {index of a classical bit: outcome kept}; expectation values are then those of the runs that read
+            these outcomes.
 
     Raises:
         InvalidInputError: parameters that do not match the circuit's, observables of another width or with complex
-            coefficients, a level outside 0–3, a circuit wider than the device.
+            coefficients, a level outside 0–3, a circuit wider than the device, scheduling on the ideal device, or a
+            classical bit that is not measured exactly once.
         UnsupportedCircuitError: a non-affine angle or an operation that is not a gate (named in the message).
     """
     inputs, weights, observables = tuple(inputs), tuple(weights), tuple(observables)
     _check(circuit, device, inputs, weights, observables, optimization_level)
+    kept = _check_postselect(circuit, postselect or {})
+    if scheduled and device.target is None:
+        raise InvalidInputError("scheduled=True needs gate durations, which the ideal device has not: load a real one")
     if device.target is None:
         manager = generate_preset_pass_manager(
             optimization_level=optimization_level, basis_gates=IDEAL_BASIS, seed_transpiler=seed
         )
     else:
         manager = generate_preset_pass_manager(
-            optimization_level=optimization_level, target=device.target, seed_transpiler=seed
+            optimization_level=optimization_level,
+            target=device.target,
+            seed_transpiler=seed,
+            scheduling_method="alap" if scheduled else None,
         )
     isa = manager.run(circuit)
     laid_out = tuple(o.apply_layout(isa.layout) if isa.layout is not None else o for o in observables)
-    used = {isa.find_bit(q).index for instruction in isa.data for q in instruction.qubits}
+    # A scheduled circuit has delays on every qubit of the device; one that only waits stays in |0⟩.
+    used = {isa.find_bit(q).index for i in isa.data if i.operation.name not in ("delay", "barrier") for q in i.qubits}
     for observable in laid_out:
         used.update(int(q) for q in (observable.paulis.x | observable.paulis.z).any(axis=0).nonzero()[0])
     if not used:
@@ -152,6 +188,8 @@ def compile_circuit(
         physical_qubits=tuple(sorted(used)),
         seed=seed,
         optimization_level=optimization_level,
+        scheduled=scheduled,
+        postselect=kept,
         logical=circuit.copy(),
         logical_observables=observables,
     )
@@ -201,12 +239,23 @@ def _check(
             raise InvalidInputError(f"observable {i} has complex coefficients; an expectation value needs real ones")
     for instruction in circuit.data:
         operation = instruction.operation
-        # Anything with classical bits or blocks is a measurement or control flow; the rest is caught after translation.
-        if instruction.clbits or operation.name in ("reset", "delay", "initialize") or hasattr(operation, "blocks"):
+        # Control flow and state preparation; the rest is caught after translation.
+        if operation.name == "initialize" or hasattr(operation, "blocks") or getattr(operation, "condition", None):
             raise UnsupportedCircuitError(
-                f"operation {operation.name!r} is not supported: only rotations and fixed gates are "
-                "(remove measurements; expectation values are taken of the observables)"
+                f"operation {operation.name!r} is not supported: only rotations, fixed gates, delays, resets and "
+                "measurements are"
             )
         for value in operation.params:
             if isinstance(value, ParameterExpression):
                 affine_coefficients(value, operation.name)
+
+
+def _check_postselect(circuit: QuantumCircuit, postselect: Mapping[int, int]) -> tuple[tuple[int, int], ...]:
+    measured = [circuit.find_bit(i.clbits[0]).index for i in circuit.data if i.operation.name == "measure"]
+    for clbit, outcome in postselect.items():
+        if measured.count(clbit) != 1 or outcome not in (0, 1):
+            raise InvalidInputError(
+                f"postselect={{{clbit}: {outcome}}}: give {{classical bit: 0 or 1}} for bits measured exactly once; "
+                f"this circuit measures {sorted(measured) or 'none'}"
+            )
+    return tuple(sorted((int(clbit), int(outcome)) for clbit, outcome in postselect.items()))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -51,8 +52,8 @@ class Engine(ABC):
         differentiable: whether `expectation` exists; otherwise a layer needs a gradient method (`gradients`).
     """
 
-    name: str
-    differentiable: bool = False
+    name: ClassVar[str]
+    differentiable: ClassVar[bool] = False
 
     @abstractmethod
     def estimate(self, compiled: CompiledCircuit, parameters: Tensor) -> Estimate:

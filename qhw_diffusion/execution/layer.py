@@ -2,56 +2,65 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from qhw_diffusion.errors import InvalidInputError, MemoryBudgetError, UnknownNameError
+from qhw_diffusion.errors import InvalidInputError, UnknownNameError
 from qhw_diffusion.execution.compile import CompiledCircuit
-from qhw_diffusion.execution.simulator import COMPLEX, Simulator
-from qhw_diffusion.execution.stages import LOCAL_DIMENSION, Basis
+from qhw_diffusion.execution.engine import Engine, Estimate, Usage, rows_of
+from qhw_diffusion.execution.exact import Ideal, Noisy, simulator_of
+from qhw_diffusion.execution.shots import Shots
+from qhw_diffusion.execution.simulator import NUMPY, MemoryPlan
+from qhw_diffusion.execution.trajectories import Trajectories, sample_trajectories
 
-ENGINES: dict[str, Basis] = {"ideal": "state", "noisy": "density"}
+ENGINES: dict[str, type[Engine]] = {"ideal": Ideal, "noisy": Noisy, "shots": Shots}
 
 
 class QuantumLayer(nn.Module):
     """Expectation values of a compiled circuit as a torch module: [B, inputs] → [B, observables].
 
-    Exact (no shots) and differentiable in inputs and weights. Fixed gates, noise and observables are constants; the
-    only parameter is `weight`, flat, in the order the circuit was compiled with.
+    The only parameter is `weight`, flat, in the order the circuit was compiled with. Simulation runs on the CPU,
+    whatever device the tensors are on; values come back to the inputs' device.
 
     Args:
         compiled: result of `compile_circuit`.
-        engine: ``"ideal"`` (no noise) or ``"noisy"`` (the device's gate noise and asymmetric readout error).
+        engine: ``"ideal"``, ``"noisy"`` (the device's noise, exact), ``"shots"``, or any `Engine`.
+        gradient: how gradients are had: None for the engine's own (exact) ones, or a method from `gradients`
+            (`ParameterShift`, `SPSA`, `Surrogate`), needed where the engine has none.
         dtype: torch.float32 or torch.float64; `layer.double()` and `layer.to(...)` work as for any module.
         seed: seed of the initial weights, uniform in [-π, π).
 
+    Attributes:
+        usage: circuits and shots of all evaluations so far (zero for exact engines).
+
     Raises:
         UnknownNameError: no such engine.
-        InvalidInputError: the noisy engine on a device without noise, or another dtype.
+        InvalidInputError: an engine that cannot evaluate this circuit (noise on the ideal device), or another dtype.
         MemoryBudgetError: one sample would not fit into memory (the message says what it would need).
     """
 
     def __init__(
-        self, compiled: CompiledCircuit, engine: str = "ideal", *, dtype: torch.dtype = torch.float32, seed: int = 0
+        self,
+        compiled: CompiledCircuit,
+        engine: str | Engine = "ideal",
+        *,
+        gradient: Any = None,
+        dtype: torch.dtype = torch.float32,
+        seed: int = 0,
     ) -> None:
         super().__init__()
         if not isinstance(compiled, CompiledCircuit):
             raise InvalidInputError(f"compiled must come from compile_circuit, not be a {type(compiled).__name__}")
-        if engine not in ENGINES:
-            raise UnknownNameError.of("engine", str(engine), ENGINES)
-        if dtype not in COMPLEX:
+        if dtype not in NUMPY:
             raise InvalidInputError(f"dtype is {dtype}; allowed: torch.float32, torch.float64")
-        if engine == "noisy" and compiled.device.target is None:
-            raise InvalidInputError(
-                f"device {compiled.device.name!r} has no noise: use engine='ideal', or compile for a fake device"
-            )
         self.compiled = compiled
-        self.engine = engine
-        self._simulators: dict[tuple[torch.dtype, torch.device], Simulator] = {}
-        _check_memory(len(compiled.physical_qubits), 1, 3, engine, dtype)
+        self.engine = engine_of(engine)
+        self.gradient = gradient
+        self.usage = Usage()
+        self.engine.check(compiled)
         generator = torch.Generator().manual_seed(seed)
         initial = (torch.rand(compiled.n_weights, generator=generator, dtype=torch.float64) * 2 - 1) * torch.pi
         self.weight = nn.Parameter(initial.to(dtype))
@@ -60,77 +69,103 @@ class QuantumLayer(nn.Module):
         """[B, inputs] (radians) → [B, observables].
 
         Raises:
-            InvalidInputError: another shape, or NaN or infinity among the inputs.
+            InvalidInputError: another shape, NaN or infinity among the inputs, or a gradient asked of an engine that
+                has none (outside `torch.no_grad()`, without a gradient method).
             MemoryBudgetError: the batch would not fit into memory.
         """
-        n = self.compiled.n_inputs
-        if not isinstance(inputs, Tensor) or inputs.ndim != 2 or inputs.shape[1] != n:
-            given = tuple(inputs.shape) if isinstance(inputs, Tensor) else type(inputs).__name__
-            raise InvalidInputError(f"inputs must be a tensor of shape [batch, {n}], given {given}")
-        if inputs.shape[0] == 0:
-            raise InvalidInputError("inputs has no rows; give at least one sample")
-        simulator = self._simulator(inputs.shape[0])
-        if not bool(torch.isfinite(inputs).all()):
-            raise InvalidInputError("inputs contain NaN or infinity; check what produced them")
-        return simulator(inputs.to(self.weight.dtype), self.weight)
+        inputs = self._checked(inputs)
+        if self.gradient is not None and torch.is_grad_enabled():
+            values: Tensor = self.gradient(self.engine, self.compiled, inputs, self.weight, self._record)
+            return values
+        if self.engine.differentiable and torch.is_grad_enabled():
+            return self.engine.expectation(self.compiled, inputs, self.weight)
+        if torch.is_grad_enabled() and (inputs.requires_grad or self.weight.requires_grad):
+            return self.engine.expectation(self.compiled, inputs, self.weight)  # refuses, with what to do
+        return self.estimate(inputs).values
 
-    def with_engine(self, engine: str) -> QuantumLayer:
+    def estimate(self, inputs: Tensor) -> Estimate:
+        """Values with standard errors and what they cost, without gradient."""
+        inputs = self._checked(inputs)
+        with torch.no_grad():
+            estimate = self.engine.estimate(self.compiled, rows_of(inputs, self.weight))
+        self._record(estimate.usage)
+        return estimate
+
+    def sample(self, inputs: Tensor, generator: torch.Generator) -> Trajectories:
+        """Evaluate with the outcomes of mid-circuit measurements drawn, each sample its own (`sample_trajectories`)."""
+        return sample_trajectories(self.compiled, self.engine, self._checked(inputs), self.weight, generator)
+
+    def probability(self, inputs: Tensor) -> Tensor:
+        """[B]: probability of the outcomes post-selected on (1 without post-selection); differentiable.
+
+        Raises:
+            InvalidInputError: the engine is not an exact one.
+        """
+        inputs = self._checked(inputs)
+        if not isinstance(self.engine, Ideal):
+            raise InvalidInputError(f"engine {self.engine.name!r} does not know probabilities; use 'ideal' or 'noisy'")
+        if not self.compiled.postselect:
+            return torch.ones(len(inputs), dtype=self.weight.dtype, device=inputs.device)
+        return simulator_of(self.compiled, self.engine.noisy, self.weight.dtype).raw(inputs, self.weight)[:, -1]
+
+    def memory_plan(self, batch: int, *, gradient: bool = True) -> MemoryPlan:
+        """How an exact engine will work through a batch: samples at a time, recomputation, bytes.
+
+        Raises:
+            MemoryBudgetError: it would not fit.
+            InvalidInputError: the engine is not an exact one.
+        """
+        if not isinstance(self.engine, Ideal):
+            raise InvalidInputError(f"engine {self.engine.name!r} plans no memory; use 'ideal' or 'noisy'")
+        return simulator_of(self.compiled, self.engine.noisy, self.weight.dtype).plan(batch, gradient)
+
+    def with_engine(self, engine: str | Engine, *, gradient: Any = None) -> QuantumLayer:
         """A copy of this layer (weights copied) on another engine."""
-        return self._copy(self.compiled, engine)
+        return self._copy(self.compiled, engine_of(engine), gradient)
 
-    def with_compiled(self, compiled: CompiledCircuit, engine: str | None = None) -> QuantumLayer:
+    def with_compiled(self, compiled: CompiledCircuit, engine: str | Engine | None = None) -> QuantumLayer:
         """A copy of this layer (weights copied) for another compilation of the same logical circuit."""
         if (compiled.n_inputs, compiled.n_weights) != (self.compiled.n_inputs, self.compiled.n_weights):
             raise InvalidInputError(
                 f"the other circuit has {compiled.n_inputs} inputs and {compiled.n_weights} weights, this one "
                 f"{self.compiled.n_inputs} and {self.compiled.n_weights}"
             )
-        return self._copy(compiled, engine or self.engine)
+        return self._copy(compiled, self.engine if engine is None else engine_of(engine), self.gradient)
 
-    def _copy(self, compiled: CompiledCircuit, engine: str) -> QuantumLayer:
-        copy = QuantumLayer(compiled, engine, dtype=self.weight.dtype).to(self.weight.device)
+    def _copy(self, compiled: CompiledCircuit, engine: Engine, gradient: Any) -> QuantumLayer:
+        copy = QuantumLayer(compiled, engine, gradient=gradient, dtype=self.weight.dtype).to(self.weight.device)
         copy.weight.data.copy_(self.weight.data)
         copy.weight.requires_grad_(self.weight.requires_grad)
         return copy
 
-    def _simulator(self, batch: int) -> Simulator:
-        key = (self.weight.dtype, self.weight.device)
-        if key[0] not in COMPLEX:
-            raise InvalidInputError(f"the layer is in {key[0]}; allowed: torch.float32, torch.float64")
-        if key not in self._simulators:
-            # Constants are kept apart from the module's buffers: built in full precision for each dtype and device,
-            # never rounded by a cast, never part of a checkpoint.
-            self._simulators = {key: Simulator(self.compiled.program, ENGINES[self.engine], *key)}
-        simulator = self._simulators[key]
-        stored = 2
-        if torch.is_grad_enabled():
-            body = simulator.stages.body
-            # per rotation layer the turned rows, phases, sines and cosines; per map its input, rearranged
-            stored += 4 * body.n_stages + 2 * sum(len(blocks) for blocks in body.blocks)
-        _check_memory(simulator.stages.n_qubits, batch, stored, self.engine, key[0])
-        return simulator
+    def _checked(self, inputs: Tensor) -> Tensor:
+        n = self.compiled.n_inputs
+        if not isinstance(inputs, Tensor) or inputs.ndim != 2 or inputs.shape[1] != n:
+            given = tuple(inputs.shape) if isinstance(inputs, Tensor) else type(inputs).__name__
+            raise InvalidInputError(f"inputs must be a tensor of shape [batch, {n}], given {given}")
+        if inputs.shape[0] == 0:
+            raise InvalidInputError("inputs has no rows; give at least one sample")
+        if isinstance(self.engine, Ideal):
+            self.memory_plan(len(inputs))  # before anything of the batch's size is made
+        if not np.isfinite(inputs.detach().cpu().numpy()).all():  # several times faster than torch on small tensors
+            raise InvalidInputError("inputs contain NaN or infinity; check what produced them")
+        return inputs.to(self.weight.dtype)
+
+    def _record(self, usage: Usage) -> None:
+        self.usage = self.usage + usage
 
     def extra_repr(self) -> str:
         c = self.compiled
         return (
             f"{c.n_inputs} inputs, {c.n_weights} weights, {c.n_observables} observables, "
-            f"engine={self.engine}, device={c.device.name}"
+            f"engine={self.engine.name}, device={c.device.name}"
         )
 
-    def _apply(self, fn: Callable, recurse: bool = True) -> QuantumLayer:
-        module = super()._apply(fn, recurse)
-        self._simulators = {}
-        return module
 
-
-def _check_memory(n_qubits: int, batch: int, arrays: int, engine: str, dtype: torch.dtype) -> None:
-    """Refuse before allocating what the machine cannot hold: `arrays` complex arrays of [batch, dimension]."""
-    dimension = LOCAL_DIMENSION[ENGINES[engine]] ** n_qubits
-    needed = arrays * batch * dimension * (16 if dtype == torch.float64 else 8)
-    available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if needed > available:
-        raise MemoryBudgetError(
-            f"engine {engine!r} with {n_qubits} active qubits and batch {batch} needs about {needed / 2**30:.1f} GiB; "
-            f"this machine has {available / 2**30:.1f} GiB. Use fewer qubits, a smaller batch"
-            + (", or engine='ideal'" if engine == "noisy" else "")
-        )
+def engine_of(engine: str | Engine) -> Engine:
+    """The engine of that name with its defaults, or the engine given."""
+    if isinstance(engine, Engine):
+        return engine
+    if engine not in ENGINES:
+        raise UnknownNameError.of("engine", str(engine), ENGINES)
+    return ENGINES[engine]()

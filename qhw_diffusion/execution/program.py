@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from qiskit import QuantumCircuit
-from qiskit.circuit import Parameter, ParameterExpression
+from qiskit.circuit import CircuitInstruction, Delay, Parameter, ParameterExpression
 from qiskit.circuit.library import get_standard_gate_name_mapping
 from qiskit.quantum_info import SparsePauliOp
+from qiskit.utils import apply_prefix
 
 from qhw_diffusion.devices import Device
-from qhw_diffusion.errors import UnsupportedCircuitError
+from qhw_diffusion.errors import InvalidInputError, UnsupportedCircuitError
 
 _H = np.array([[1, 1], [1, -1]], dtype=complex) / np.sqrt(2)
 _SX = np.array([[1 + 1j, 1 - 1j], [1 - 1j, 1 + 1j]]) / 2
@@ -54,15 +55,44 @@ class Rotation:
 
 @dataclass(frozen=True, eq=False)
 class FixedMap:
-    """A parameter-free map on one or two qubits: a unitary, and the noise channel that follows it (or None).
+    """A parameter-free map on one or two qubits, without noise and with it; little-endian in `qubits`.
 
-    `unitary` is [2^k, 2^k]; `superop` is [4^k, 4^k] on vec(ρ) stacked by columns (Qiskit's convention), the unitary
-    included. Both little-endian in `qubits`.
+    Attributes:
+        matrix: [2^k, 2^k], a unitary or a projector; None where states do not stay pure (reset, discarded outcome).
+        noisy: [4^k, 4^k] the whole map with the device's noise; None if the device adds none.
+        pure: [4^k, 4^k] the map without noise; only where `matrix` is None.
+
+    Channels act on vec(ρ) stacked by columns (Qiskit's `SuperOp`).
     """
 
     qubits: tuple[int, ...]
-    unitary: np.ndarray
-    superop: np.ndarray | None = None
+    matrix: np.ndarray | None
+    noisy: np.ndarray | None = None
+    pure: np.ndarray | None = None
+
+    def channel(self, noisy: bool) -> np.ndarray:
+        """[4^k, 4^k], with the device's noise if asked."""
+        if noisy and self.noisy is not None:
+            return self.noisy
+        if self.matrix is None:
+            assert self.pure is not None
+            return self.pure
+        return np.kron(self.matrix.conj(), self.matrix)
+
+
+@dataclass(frozen=True, eq=False)
+class Measurement(FixedMap):
+    """A measurement in mid-circuit: as a map, either the outcome forgotten, or only the runs that read `keep`.
+
+    Attributes:
+        clbit: index of the classical bit.
+        readout: (p10, p01) of the qubit.
+        keep: the outcome post-selected on; None: forgotten.
+    """
+
+    clbit: int = 0
+    readout: tuple[float, float] = (0.0, 0.0)
+    keep: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,7 +105,7 @@ class Program:
         input_coefficients: [R, inputs], weight_coefficients: [R, weights], offsets: [R]; radians.
         observables: one tuple of (coefficient, Pauli label) per observable, label[q] is qubit q's factor.
         readout: one (p10, p01) per qubit: P(read 1 | prepared 0), P(read 0 | prepared 1).
-        noisy: whether the device has noise at all.
+        limits: (index of a rotation, gate, lowest, highest angle) where the device takes only a range.
     """
 
     n_qubits: int
@@ -85,10 +115,24 @@ class Program:
     offsets: np.ndarray
     observables: tuple[tuple[tuple[float, str], ...], ...]
     readout: tuple[tuple[float, float], ...]
-    noisy: bool
+    limits: tuple[tuple[int, str, float, float], ...] = ()
 
     def depends_on_input(self, rotation: Rotation) -> bool:
         return bool(np.any(self.input_coefficients[rotation.index]))
+
+    @property
+    def pure(self) -> bool:
+        """Whether a pure state stays one without noise."""
+        return all(not isinstance(o, FixedMap) or o.matrix is not None for o in self.operations)
+
+    @property
+    def postselected(self) -> bool:
+        return any(isinstance(o, Measurement) and o.keep is not None for o in self.operations)
+
+    def by_rows(self) -> Program:
+        """The same circuit with its weights as further inputs, so that every row may have weights of its own."""
+        coefficients = np.concatenate([self.input_coefficients, self.weight_coefficients], axis=1)
+        return replace(self, input_coefficients=coefficients, weight_coefficients=coefficients[:, :0])
 
 
 def affine_coefficients(expression: ParameterExpression, gate: str) -> tuple[dict[Parameter, float], float]:
@@ -119,24 +163,31 @@ def lower(
     inputs: Sequence[Parameter],
     weights: Sequence[Parameter],
     observables: Sequence[SparsePauliOp],
+    postselect: Mapping[int, int] | None = None,
 ) -> Program:
-    """Translate an ISA circuit into a Program; gate noise comes from `device.gate_error`, readout from `readout_error`.
+    """Translate an ISA circuit into a Program; noise comes from `device.gate_error`, `relaxation`, `readout_error`.
+
+    `postselect` maps the index of a classical bit to the outcome kept; other outcomes are forgotten.
 
     Raises:
-        UnsupportedCircuitError: an operation that is neither a rotation nor a fixed gate, or a non-affine angle.
+        UnsupportedCircuitError: an operation that is neither a rotation nor a fixed map, or a non-affine angle.
     """
     position = {q: i for i, q in enumerate(physical_qubits)}
     column = {p: ("input", i) for i, p in enumerate(inputs)} | {p: ("weight", i) for i, p in enumerate(weights)}
     operations: list[Rotation | FixedMap] = []
     rows: list[tuple[np.ndarray, np.ndarray, float]] = []
+    limits: list[tuple[int, str, float, float]] = []
     unitaries: dict[tuple, np.ndarray] = {}
 
     for instruction in isa.data:
         gate = instruction.operation
-        if gate.name in _IGNORED:
-            continue
         physical = tuple(isa.find_bit(q).index for q in instruction.qubits)
+        if gate.name in _IGNORED or (gate.name == "delay" and physical[0] not in position):
+            continue
         qubits = tuple(position[q] for q in physical)
+        if gate.name in ("measure", "reset", "delay"):
+            operations.append(_incoherent(isa, instruction, device, qubits, physical[0], postselect or {}))
+            continue
         angles = [p for p in gate.params if isinstance(p, ParameterExpression) and p.parameters]
         if angles:
             if gate.name not in ROTATIONS:
@@ -155,6 +206,9 @@ def lower(
             operations.append(Rotation(qubits[-1], len(rows)))
             if not trivial:
                 operations.append(FixedMap(qubits, basis.conj().T))
+            limit = device.angle_limits(gate.name)
+            if limit is not None:
+                limits.append((len(rows), gate.name, *limit))
             rows.append((input_row, weight_row, offset))
             unitary = None
         else:
@@ -167,8 +221,8 @@ def lower(
             if unitary is not None:
                 operations.append(FixedMap(qubits, unitary))
             continue
-        ideal = np.eye(2 ** len(qubits), dtype=complex) if unitary is None else unitary
-        operations.append(FixedMap(qubits, ideal, np.asarray(error.data) @ np.kron(ideal.conj(), ideal)))
+        matrix = np.eye(2 ** len(qubits), dtype=complex) if unitary is None else unitary
+        operations.append(FixedMap(qubits, matrix, np.asarray(error.data) @ np.kron(matrix.conj(), matrix)))
 
     return Program(
         n_qubits=len(physical_qubits),
@@ -178,17 +232,70 @@ def lower(
         offsets=np.array([r[2] for r in rows]),
         observables=tuple(_reduced_terms(o, physical_qubits) for o in observables),
         readout=tuple(device.readout_error(q) for q in physical_qubits),
-        noisy=device.target is not None,
+        limits=tuple(limits),
     )
+
+
+_P0, _P1 = np.diag([1.0, 0.0]), np.diag([0.0, 1.0])
+
+
+def _incoherent(
+    isa: QuantumCircuit,
+    instruction: CircuitInstruction,
+    device: Device,
+    qubits: tuple[int, ...],
+    physical: int,
+    postselect: Mapping[int, int],
+) -> FixedMap:
+    """Delay, reset and measurement in mid-circuit as maps."""
+    operation = instruction.operation
+    if operation.name == "delay":
+        error = device.relaxation(physical, delay_seconds(operation, device)) if device.target is not None else None
+        return FixedMap(qubits, np.eye(2), None if error is None else np.asarray(error.data))
+    if operation.name == "reset":
+        to_zero = np.array([[0, 1], [0, 0]])
+        pure = np.kron(_P0, _P0) + np.kron(to_zero, to_zero)
+        error = device.gate_error("reset", (physical,))
+        return FixedMap(qubits, None, None if error is None else np.asarray(error.data) @ pure, pure)
+    clbit = isa.find_bit(instruction.clbits[0]).index
+    readout, keep = device.readout_error(physical), postselect.get(clbit)
+    populations = np.kron(_P0, _P0), np.kron(_P1, _P1)
+    if keep is None:
+        return Measurement(qubits, None, None, populations[0] + populations[1], clbit, readout)
+    read = (1 - readout[0], readout[1]) if keep == 0 else (readout[0], 1 - readout[1])  # P(read keep | 0), P(… | 1)
+    noisy = read[0] * populations[0] + read[1] * populations[1]
+    return Measurement(qubits, (_P0, _P1)[keep], noisy, None, clbit, readout, keep)
+
+
+def delay_seconds(delay: Delay, device: Device) -> float:
+    """Length of a delay instruction."""
+    if delay.unit == "dt":
+        dt = None if device.target is None else device.target.dt
+        if dt is None:
+            raise UnsupportedCircuitError(
+                f"a delay of {delay.duration} dt on {device.name}, which states no dt; give delays in seconds"
+            )
+        return float(delay.duration * dt)
+    return float(delay.duration if delay.unit == "s" else apply_prefix(delay.duration, delay.unit))
+
+
+def check_limits(program: Program, angles: np.ndarray) -> None:
+    """Raise InvalidInputError where an angle [R, B] is outside the range the device takes for its gate."""
+    for index, gate, low, high in program.limits:
+        smallest, largest = float(angles[index].min()), float(angles[index].max())
+        if smallest < low - 1e-9 or largest > high + 1e-9:
+            raise InvalidInputError(
+                f"{gate} number {index + 1} of the compiled circuit has angles from {smallest:.4f} to {largest:.4f}; "
+                f"the device takes {low:.4f} to {high:.4f}. Keep the parameter in this range, or use the device "
+                "without fractional gates"
+            )
 
 
 def _unitary(gate: object) -> np.ndarray:
     known = set(get_standard_gate_name_mapping()) | {"unitary"}
     name = getattr(gate, "name", type(gate).__name__)
     if name not in known or name in ("measure", "reset", "delay") or not hasattr(gate, "to_matrix"):
-        raise UnsupportedCircuitError(
-            f"operation {name!r} is not supported: only rotations and fixed gates are (no measurement, reset or delay)"
-        )
+        raise UnsupportedCircuitError(f"operation {name!r} is not supported: only rotations and fixed gates are")
     return np.asarray(gate.to_matrix())
 
 

@@ -1,38 +1,51 @@
-"""Evaluate a Program exactly in torch: batched, differentiable, on states (ideal) or density matrices (noisy).
+"""Evaluate a Program exactly: expectation values with gradients, outcome distributions, sampled trajectories.
 
-Both are the same walk over `stages.Stages`, in a basis where a layer of RZ rotations is one elementwise product of
-complex numbers; what differs is the fixed maps (unitaries or channels) and how expectation values are read off.
+Without noise a pure state per sample is carried through the circuit; with noise, or where states do not stay pure, a
+density matrix. There the part of the circuit after the last rotation by an input is the same for every sample, so the M
+observables are taken backwards through it instead of B density matrices forwards.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-from qhw_diffusion.execution.evolve import DenseChain, LocalChain
-from qhw_diffusion.execution.program import Program
-from qhw_diffusion.execution.stages import (
-    LOCAL_DIMENSION,
-    PHASE,
-    REAL_LOCAL,
-    Basis,
-    Part,
-    Stages,
-    arrange,
-    full_phase,
-    paired_basis,
-)
+from qhw_diffusion.errors import MemoryBudgetError
+from qhw_diffusion.execution.arrange import Basis, Precision, dimension
+from qhw_diffusion.execution.chain import Chain, Trace
+from qhw_diffusion.execution.program import FixedMap, Program, Rotation, check_limits
+from qhw_diffusion.execution.readoff import DensityObservables, StateObservables, confuse, outcome_probabilities
 
-_PAULI = {
-    "I": np.eye(2),
-    "X": np.array([[0, 1], [1, 0]]),
-    "Y": np.array([[0, -1j], [1j, 0]]),
-    "Z": np.diag([1, -1]),
-}
-COMPLEX = {torch.float32: torch.complex64, torch.float64: torch.complex128}
+NUMPY: dict[torch.dtype, Precision] = {torch.float32: np.float32, torch.float64: np.float64}
+# Bytes of rows worked on at a time: about half a core's second-level cache. Fewer columns than this vectorise badly.
+BLOCK_BYTES, BLOCK_COLUMNS = 2**19, 32
+# Copies of the rows are kept from the forward pass up to this size; beyond, the backward pass makes them again.
+KEEP_BYTES = 2**26
+# What the backward pass may hold at a time before it takes fewer samples at once.
+COPIES_BYTES = 2**30
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """How a batch will be worked through.
+
+    Attributes:
+        columns: samples at a time.
+        recompute: whether the backward pass evolves the rows again instead of keeping copies from the forward pass.
+        bytes: the most that rows and copies take up at a time.
+    """
+
+    columns: int
+    recompute: bool
+    bytes: int
 
 
 class Simulator:
@@ -40,206 +53,199 @@ class Simulator:
 
     Args:
         program: what to evaluate.
-        basis: ``"state"`` (no noise) or ``"density"`` (gate noise and readout error).
+        noisy: with the device's gate, idle and readout errors.
         dtype: torch.float32 or torch.float64.
-        device: torch device.
     """
 
-    def __init__(self, program: Program, basis: Basis, dtype: torch.dtype, device: torch.device) -> None:
-        self.stages: Stages = arrange(program, basis)
-        self.dtype, self.device = dtype, device
-        n, density, paired = self.stages.n_qubits, basis == "density", self.stages.paired
-        transform, phase = paired_basis(n) if paired else (None, full_phase(basis, n))
-        self._constant = self._real if paired else self._complex
-        self._prefix = self._prefix_chain()
-        self._body = self._part_chain(self.stages.body, self._real(phase))
-        self._tail = self._part_chain(self.stages.tail, self._real(phase))
-        self._tail_backwards = self._tail.transposed() if density else None
-        self._prefix_angles = _Angles(self.stages.prefix_rotations, program, self._real)
-        self._body_angles = _Angles(self.stages.body.rotations, program, self._real)
-        self._tail_angles = _Angles(self.stages.tail.rotations, program, self._real)
-        # Every qubit starts in |0⟩, the first element of each local basis: [n, 1, b].
-        start = np.eye(1, LOCAL_DIMENSION[basis])[None].repeat(n, axis=0)
-        self._start = self._real(start) if density else self._complex(start)
-        self._to_entries = self._complex(REAL_LOCAL.conj()) if density and not paired else None
-        self._observables: Tensor | list[tuple[Tensor | None, Tensor]]
-        if density:
-            observables = _density_observables(program)
-            self._observables = self._constant(
-                observables if transform is None else (observables @ transform.conj().T).real
-            )
+    def __init__(self, program: Program, *, noisy: bool, dtype: torch.dtype) -> None:
+        self.program, self.noisy, self.dtype = program, noisy, NUMPY[dtype]
+        self.basis: Basis = "density" if noisy or not program.pure else "state"
+        self.n_rows = dimension(self.basis, program.n_qubits)
+        refuse_if_too_large(program.n_qubits, self.basis, self.dtype)
+        observables = program.observables
+        if program.postselected:  # the probability of what was kept: the norm of what is left
+            observables = (*observables, ((1.0, "I" * program.n_qubits),))
+        readout = program.readout if noisy else ((0.0, 0.0),) * program.n_qubits
+        self.observables: StateObservables | DensityObservables
+        if self.basis == "state":
+            self.observables = StateObservables(observables, program.n_qubits, self.dtype)
         else:
-            self._observables = [
-                # no flip: real and imaginary part of each amplitude, squared, have the same sign
-                (None, self._real(matrix.real.repeat(2, axis=0)))
-                if mask == 0
-                else (self._permutation(mask), self._complex(matrix))
-                for mask, matrix in _state_observables(program).items()
-            ]
+            self.observables = DensityObservables(observables, readout, self.dtype)
+        self._body, self._tail = _split(program)
 
-    def __call__(self, inputs: Tensor, weights: Tensor) -> Tensor:
-        """[B, inputs], [weights] → [B, observables]."""
+    @cached_property
+    def whole(self) -> Chain:
+        return self._chain(self.program.operations)
+
+    @cached_property
+    def body(self) -> Chain:
+        return self._chain(self._body)
+
+    @cached_property
+    def tail(self) -> Chain:
+        """The weights-only end of the circuit, transposed: it moves observables backwards in time."""
+        return self._chain(self._tail, transposed=True)
+
+    def expectation(self, inputs: Tensor, weights: Tensor) -> Tensor:
+        """[B, inputs], [weights] → [B, M], differentiable; given the outcomes post-selected on, if any."""
+        values = self.raw(inputs, weights)
+        return values[:, :-1] / values[:, -1:] if self.program.postselected else values
+
+    def raw(self, inputs: Tensor, weights: Tensor) -> Tensor:
+        """As `expectation`, before division by the probability of the outcomes kept, which comes last: [B, M (+ 1)]."""
+        values: Tensor = _Evaluate.apply(inputs, weights, self)
+        return values
+
+    def final_rows(self, inputs: np.ndarray, weights: np.ndarray) -> np.ndarray:
+        """[B, inputs], [weights] → rows [D, B] at the end of the circuit."""
+        rows, _ = self.whole.forward(self._start(len(inputs)), self.angles(inputs, weights), keep=False)
+        return rows
+
+    def distribution(self, rows: np.ndarray, basis: str) -> np.ndarray:
+        """rows [D, B] → [B, 2^n] probabilities of the outcomes with qubit q measured in basis[q] (I is read as Z).
+
+        With noise, readout errors are in them. float64, normalised.
+        """
+        probabilities = outcome_probabilities(rows, basis, self.basis)
+        if self.noisy:
+            probabilities = confuse(probabilities, self.program.readout)
+        return probabilities / probabilities.sum(1, keepdims=True)
+
+    def angles(self, inputs: np.ndarray, weights: np.ndarray) -> np.ndarray:
+        """[R, B]: angles of all rotations for every sample; column 0 alone serves those that no input enters."""
+        p = self.program
+        shared = p.offsets + p.weight_coefficients @ weights.astype(np.float64)
+        angles = shared[:, None] + p.input_coefficients @ inputs.astype(np.float64).T
+        if self.noisy:
+            check_limits(p, angles)
+        return angles.astype(self.dtype)
+
+    def plan(self, batch: int, gradient: bool) -> MemoryPlan:
+        """How a batch of this size is worked through.
+
+        Raises:
+            MemoryBudgetError: not even one sample at a time would fit into this machine's memory.
+        """
+        row_bytes = self.n_rows * np.dtype(self.dtype).itemsize
+        chain = self._main(batch)
+        split = chain is not self.whole
+        tail_bytes = (2 + gradient * self.tail.n_kept) * len(self.observables) * row_bytes if split else 0
+        copies = chain.n_kept if gradient else 0
+        columns = min(batch, max(BLOCK_COLUMNS, BLOCK_BYTES // row_bytes))
+        while columns > 1 and copies * row_bytes * columns > COPIES_BYTES:
+            columns = (columns + 1) // 2
+        recompute = not chain.orthogonal and copies * row_bytes * batch > KEEP_BYTES
+        kept = copies * row_bytes * (columns if recompute else batch)
+        angles = len(self.program.offsets) * batch * 24
+        needed = kept + 4 * row_bytes * columns + tail_bytes + self.observables.bytes + angles
+        _refuse(needed, self.program.n_qubits, self.basis, f"a batch of {batch}, {columns} samples at a time,")
+        return MemoryPlan(columns, recompute, needed)
+
+    def _main(self, batch: int) -> Chain:
+        """What every sample goes through: all of the circuit, unless it pays to take the observables half-way."""
+        split = self.basis == "density" and self._tail and len(self.observables) < batch
+        return self.body if split else self.whole
+
+    def _start(self, columns: int) -> np.ndarray:
+        """Every qubit in |0⟩."""
+        rows = np.zeros((self.n_rows, columns), self.dtype)
+        rows[0] = 1
+        return rows
+
+    def _chain(self, operations: Sequence[Rotation | FixedMap], transposed: bool = False) -> Chain:
+        return Chain(operations, self.program, self.basis, noisy=self.noisy, dtype=self.dtype, transposed=transposed)
+
+
+def refuse_if_too_large(n_qubits: int, basis: Basis, dtype: Precision = np.float32) -> None:
+    """Raise MemoryBudgetError where not even one sample fits; nothing is allocated."""
+    _refuse(8 * dimension(basis, n_qubits) * np.dtype(dtype).itemsize, n_qubits, basis, "one sample")
+
+
+def _refuse(needed: int, n_qubits: int, basis: Basis, what: str) -> None:
+    available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > available:
+        raise MemoryBudgetError(
+            f"{n_qubits} active qubits as a {basis}{' matrix' if basis == 'density' else ''}: {what} would need about "
+            f"{needed / 2**30:.1f} GiB; this machine has {available / 2**30:.1f} GiB. Use fewer qubits or layers, or a "
+            "smaller batch" + (", or engine='ideal'" if basis == "density" else "")
+        )
+
+
+class _Evaluate(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, inputs: Tensor, weights: Tensor, simulator: Simulator) -> Tensor:
         batch = len(inputs)
-        local = self._local_states(inputs, weights)
-        tail = self.stages.tail
-        if self.stages.basis == "density":
-            observables = self._observables
-            assert isinstance(observables, Tensor)
-            if len(observables) >= batch or tail.empty:
-                state = self._tail(self._enter(local, inputs, weights), self._tail_angles.shared(weights))
-                return _real_part(state @ observables.T)
-            assert self._tail_backwards is not None
-            observables = self._tail_backwards(observables, self._tail_angles.shared(weights).flip(0))
-            if self.stages.body.empty:
-                return _contract_product(local, observables)
-            return _real_part(self._enter(local, inputs, weights) @ observables.T)
-        state = self._enter(local, inputs, weights)
-        if not tail.empty:
-            angles = self._tail_angles.shared(weights)
-            if self.stages.dimension < batch:
-                state = state @ self._tail(
-                    torch.eye(self.stages.dimension, dtype=state.dtype, device=state.device), angles
-                )
-            else:
-                state = self._tail(state, angles)
-        return self._state_expectations(state)
+        gradient = any(ctx.needs_input_grad[:2])
+        plan = simulator.plan(batch, gradient)
+        main, observables = simulator._main(batch), simulator.observables
+        angles = simulator.angles(inputs.detach().cpu().numpy(), weights.detach().cpu().numpy())
+        measured, tail_trace = observables.rows, None
+        if main is not simulator.whole:
+            measured, tail_trace = simulator.tail.forward(measured.copy(), angles[:, :1], gradient)
+        values = np.empty((batch, len(observables)), simulator.dtype)
+        kept: list[tuple[np.ndarray, Trace | None] | None] = []
+        for block in _blocks(batch, plan.columns):
+            start = simulator._start(block.stop - block.start)
+            rows, trace = main.forward(start, _columns(angles, block), gradient and not plan.recompute)
+            values[block] = observables.values(rows, measured)
+            kept.append(None if plan.recompute or not gradient else (rows, trace))
+        ctx.simulator, ctx.plan, ctx.angles, ctx.measured = simulator, plan, angles, measured
+        ctx.kept, ctx.tail_trace, ctx.devices = kept, tail_trace, (inputs.device, weights.device)
+        return torch.from_numpy(values).to(inputs.device)
 
-    def _local_states(self, inputs: Tensor, weights: Tensor) -> Tensor:
-        """[n, B, b]: one small vector a qubit, as long as the qubits have not met."""
-        angles = self._prefix_angles.per_sample(inputs, weights)  # [S, B, n]
-        local = self._prefix(self._start.expand(-1, len(inputs), -1), angles.mT.unsqueeze(-1))
-        return local if self._to_entries is None else local.to(self._to_entries.dtype) @ self._to_entries
-
-    def _enter(self, local: Tensor, inputs: Tensor, weights: Tensor) -> Tensor:
-        """The product state, taken through the body: [B, D]."""
-        state = _product(local)
-        return state if self.stages.body.empty else self._body(state, self._body_angles.per_sample(inputs, weights))
-
-    def _prefix_chain(self) -> DenseChain:
-        density = self.stages.basis == "density"
-        constant = self._real if density else self._complex
-        # densities in the real local basis: the pair of populations does not turn, that of coherences does
-        phase = np.array([[0.0, -1.0]]) if density else PHASE["state"][None]
-        return DenseChain(constant(self.stages.prefix_maps.swapaxes(-1, -2)), self._real(phase))
-
-    def _part_chain(self, part: Part, phase: Tensor) -> DenseChain | LocalChain:
-        n, b = self.stages.n_qubits, LOCAL_DIMENSION[self.stages.basis]
-        if self.stages.dense:
-            return DenseChain(self._constant(np.stack([blocks[0].matrix.T for blocks in part.blocks])), phase)
-        maps = [
-            # axes of [N, q_n-1, …, q_0], the most significant of the block first
-            [(tuple(n - q for q in reversed(block.qubits)), self._complex(block.matrix.T)) for block in blocks]
-            for blocks in part.blocks
-        ]
-        return LocalChain(maps, phase, n, b)
-
-    def _state_expectations(self, state: Tensor) -> Tensor:
-        total: Tensor | float = 0.0
-        assert isinstance(self._observables, list)
-        for permutation, matrix in self._observables:
-            if permutation is None:
-                parts = torch.view_as_real(state).flatten(1)
-                total = total + (parts * parts) @ matrix
-            else:
-                total = total + ((state.conj() * state[:, permutation]) @ matrix).real
-        assert isinstance(total, Tensor)
-        return total
-
-    def _permutation(self, mask: int) -> Tensor:
-        return torch.arange(2**self.stages.n_qubits, device=self.device) ^ mask
-
-    def _real(self, array: np.ndarray) -> Tensor:
-        return torch.tensor(np.ascontiguousarray(array), dtype=self.dtype, device=self.device)
-
-    def _complex(self, array: np.ndarray) -> Tensor:
-        return torch.tensor(np.ascontiguousarray(array), dtype=COMPLEX[self.dtype], device=self.device)
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        simulator: Simulator = ctx.simulator
+        program, observables, angles = simulator.program, simulator.observables, ctx.angles
+        main = simulator._main(angles.shape[1])
+        cotangent = grad.detach().cpu().numpy().astype(simulator.dtype)
+        shared = np.zeros((len(angles), 1), simulator.dtype)
+        per_column = np.zeros(angles.shape, simulator.dtype)
+        into_tail = np.zeros_like(ctx.measured)
+        for block, kept in zip(_blocks(angles.shape[1], ctx.plan.columns), ctx.kept, strict=True):
+            if kept is None:
+                kept = main.forward(simulator._start(block.stop - block.start), _columns(angles, block), keep=True)
+            rows, trace = kept
+            adjoint = observables.adjoint(rows, cotangent[block], ctx.measured)
+            if ctx.tail_trace is not None:
+                into_tail += rows @ cotangent[block]
+            slopes = np.zeros((len(angles), block.stop - block.start), simulator.dtype)
+            main.backward(adjoint, trace, shared, slopes)
+            per_column[:, block] = slopes
+        if ctx.tail_trace is not None:
+            simulator.tail.backward(into_tail, ctx.tail_trace, shared, np.zeros_like(shared))
+        by_inputs = by_weights = None
+        if ctx.needs_input_grad[0]:
+            by_inputs = _tensor(per_column.T @ program.input_coefficients, simulator.dtype).to(ctx.devices[0])
+        if ctx.needs_input_grad[1]:
+            total = shared[:, 0].astype(np.float64) + per_column.sum(1, dtype=np.float64)
+            by_weights = _tensor(total @ program.weight_coefficients, simulator.dtype).to(ctx.devices[1])
+        return by_inputs, by_weights, None
 
 
-class _Angles:
-    """θ of one part, affine in inputs and weights; 0 where a stage does not turn a qubit."""
-
-    def __init__(self, rotations: np.ndarray, program: Program, real: Callable[[np.ndarray], Tensor]) -> None:
-        self.shape = rotations.shape
-        used = rotations.reshape(-1) >= 0
-
-        def rows_of(array: np.ndarray) -> np.ndarray:
-            rows = np.zeros((len(used), *array.shape[1:]))
-            rows[used] = array[rotations.reshape(-1)[used]]
-            return rows
-
-        self.inputs = real(rows_of(program.input_coefficients).T)
-        self.weights = real(rows_of(program.weight_coefficients).T)
-        self.offsets = real(rows_of(program.offsets))
-
-    def shared(self, weights: Tensor) -> Tensor:
-        """[S, 1, n]: the same for every sample."""
-        return (self.offsets + weights @ self.weights).reshape(self.shape[0], 1, self.shape[1])
-
-    def per_sample(self, inputs: Tensor, weights: Tensor) -> Tensor:
-        """[S, B, n]."""
-        angles = (self.offsets + weights @ self.weights) + inputs @ self.inputs
-        return angles.reshape(len(inputs), *self.shape).transpose(0, 1)
+def _tensor(array: np.ndarray, dtype: Precision) -> Tensor:
+    return torch.from_numpy(array.astype(dtype))
 
 
-def _product(local: Tensor) -> Tensor:
-    """[n, B, b] → [B, b^n], qubit n-1 most significant."""
-    state = local[-1]
-    for q in range(len(local) - 2, -1, -1):
-        state = (state.unsqueeze(-1) * local[q].unsqueeze(1)).flatten(1)
-    return state
+def _blocks(batch: int, columns: int) -> list[slice]:
+    return [slice(start, min(start + columns, batch)) for start in range(0, batch, columns)]
 
 
-def _contract_product(local: Tensor, observables: Tensor) -> Tensor:
-    """Σ observables[m, d] · product(local)[b, d] without forming the product: two halves of the qubits at a time."""
-    half = len(local) // 2
-    if half == 0:
-        return _real_part(_product(local) @ observables.T)
-    low, high = _product(local[:half]), _product(local[half:])
-    m = len(observables)
-    folded = high @ observables.reshape(m, high.shape[1], low.shape[1]).permute(1, 0, 2).flatten(1)
-    return _real_part((folded.unflatten(1, (m, -1)) * low.unsqueeze(1)).sum(-1))
+def _columns(angles: np.ndarray, block: slice) -> np.ndarray:
+    return np.ascontiguousarray(angles[:, block])
 
 
-def _real_part(values: Tensor) -> Tensor:
-    return values.real if values.is_complex() else values
-
-
-def _density_observables(program: Program) -> np.ndarray:
-    """[M, 4^n] with ⟨O⟩ = Σ o·ρ, each measured qubit's factor P replaced by (1−p10−p01)·P + (p01−p10)·I.
-
-    That is what independent readout errors do to the ±1 outcomes of a Pauli string measured in its own basis.
-    """
-    rows = []
-    for terms in program.observables:
-        row = np.zeros(4**program.n_qubits, dtype=complex)
-        for coefficient, label in terms:
-            vector = np.array([coefficient], dtype=complex)
-            for q in reversed(range(program.n_qubits)):
-                factor = _PAULI[label[q]]
-                if label[q] != "I":
-                    p10, p01 = program.readout[q]
-                    factor = (1 - p10 - p01) * factor + (p01 - p10) * np.eye(2)
-                vector = np.kron(vector, factor.T.reshape(-1))  # tr(Pρ) = Σ P[c, r] ρ[r, c]
-            row += vector
-        rows.append(row)
-    return np.array(rows)
-
-
-def _state_observables(program: Program) -> dict[int, np.ndarray]:
-    """{flip mask: [2^n, M]}: ⟨O_m⟩ = Σ_masks Σ_i conj(ψ_i) ψ_{i⊕mask} matrix[i, m]."""
-    n, m = program.n_qubits, len(program.observables)
-    index = np.arange(2**n)
-    matrices: dict[int, np.ndarray] = {}
-    for column, terms in enumerate(program.observables):
-        for coefficient, label in terms:
-            mask, value = 0, np.full(2**n, coefficient, dtype=complex)
-            for q, factor in enumerate(label):
-                bit = (index >> q) & 1
-                if factor in "XY":
-                    mask |= 1 << q
-                if factor == "Z":
-                    value = value * (1 - 2 * bit)
-                elif factor == "Y":  # ⟨i|Y|i⊕1⟩: -i in row 0, +i in row 1
-                    value = value * np.where(bit == 0, -1j, 1j)
-            matrices.setdefault(mask, np.zeros((2**n, m), dtype=complex))[:, column] += value
-    return matrices
+def _split(program: Program) -> tuple[list[Rotation | FixedMap], list[Rotation | FixedMap]]:
+    """Operations up to the last rotation by an input on its light cone, and the rest, which depends on weights only."""
+    body: list[Rotation | FixedMap] = []
+    tail: list[Rotation | FixedMap] = []
+    wanted: set[int] = set()
+    for operation in reversed(program.operations):
+        reads = isinstance(operation, Rotation) and program.depends_on_input(operation)
+        if reads or wanted & set(operation.qubits):
+            wanted |= set(operation.qubits)
+            body.append(operation)
+        else:
+            tail.append(operation)
+    return body[::-1], tail[::-1]

@@ -123,4 +123,4 @@ class QuantumActor(Actor):
         }
 
     def config(self) -> dict[str, Any]:
-        return {"kind": self.kind, "n_features": self.n_features, "engine": self.layer.engine, **self._settings()}
+        return {"kind": self.kind, "n_features": self.n_features, "engine": self.layer.engine.name, **self._settings()}

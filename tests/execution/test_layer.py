@@ -224,12 +224,9 @@ def test_refused_circuits_name_the_culprit() -> None:
     qc = QuantumCircuit(1, 1)
     qc.ry(W[0], 0)
     qc.measure(0, 0)
-    with pytest.raises(UnsupportedCircuitError, match="'measure'"):
-        compile_with(qc)
-    qc = QuantumCircuit(1)
-    qc.ry(W[0], 0)
-    qc.reset(0)
-    with pytest.raises(UnsupportedCircuitError, match="'reset'"):
+    with qc.if_test((0, 1)):
+        qc.x(0)
+    with pytest.raises(UnsupportedCircuitError, match="'if_else'"):
         compile_with(qc)
 
 

@@ -1,0 +1,263 @@
+"""Operations compiled to steps on real rows [D, B] (`arrange`): forwards, and the adjoint backwards."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from qhw_diffusion.execution import kernel
+from qhw_diffusion.execution.arrange import (
+    RATE,
+    SIGN,
+    Basis,
+    Map,
+    Precision,
+    Run,
+    collect,
+    dimension,
+    is_monomial,
+    schedule,
+)
+from qhw_diffusion.execution.program import FixedMap, Program, Rotation
+
+
+@dataclass(frozen=True, eq=False)
+class _Runs:
+    """Runs of one moment: the rows `select` of the chain's table of runs, on `places` (qubits)."""
+
+    per_column: bool
+    select: slice
+    places: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class _Move:
+    """y[i] = sign[i] · x[source[i]], and the same backwards."""
+
+    source: np.ndarray
+    sign: np.ndarray
+    source_back: np.ndarray
+    sign_back: np.ndarray
+
+
+class _Table:
+    """Runs with the same kind of angles (shared by all columns, or one a column), and their matrices."""
+
+    def __init__(self, runs: Sequence[Run], dtype: Precision) -> None:
+        self.first = np.cumsum([0, *(len(run.rotations) for run in runs)]).astype(np.int64)
+        self.rotation = np.array([r for run in runs for r in run.rotations], dtype=np.int64)
+        self.fixed = np.array([f for run in runs for f in run.fixed], dtype=dtype).reshape(-1, 4, 4)
+        self.last = self.first[1:] + np.arange(1, len(runs) + 1) - 1  # where the finished matrix of each run stands
+        self.n_runs = len(runs)
+
+
+@dataclass(frozen=True, eq=False)
+class _Built:
+    """Matrices [runs, 4, 4(, B)] of a table's runs, and what the derivatives by their angles need."""
+
+    matrices: np.ndarray
+    cos: np.ndarray
+    sin: np.ndarray
+    steps: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class Trace:
+    """What a forward pass leaves for the backward pass.
+
+    Attributes:
+        copies: the rows before each moment of runs; of an orthogonal chain only the result, which is run backwards.
+        built: matrices of the runs whose angles the columns share (False), or have one each (True).
+    """
+
+    copies: list[np.ndarray]
+    built: dict[bool, _Built]
+
+
+class Chain:
+    """Operations on rows [D, B] that depend on angles [R, B] (or [R, 1] where all columns share them).
+
+    Args:
+        operations: rotations and fixed maps in time order.
+        program: says which rotations depend on an input.
+        basis: of the rows.
+        noisy: take the maps with the device's noise (density only).
+        dtype: np.float32 or np.float64.
+        transposed: the transposed chain, which moves observables backwards in time.
+    """
+
+    def __init__(
+        self,
+        operations: Sequence[Rotation | FixedMap],
+        program: Program,
+        basis: Basis,
+        *,
+        noisy: bool,
+        dtype: Precision,
+        transposed: bool = False,
+    ) -> None:
+        self.basis, self.dtype, self.n_qubits = basis, dtype, program.n_qubits
+        self.n_rows = dimension(basis, program.n_qubits)
+        nodes: list[Run | Map] = collect(operations, basis, noisy)
+        if transposed:
+            nodes = [node.transposed() for node in reversed(nodes)]
+        self._rate = RATE[basis]
+        self._sign = (-SIGN[basis] if transposed else SIGN[basis]).astype(dtype)  # transposed, a turn turns back
+        self._places: dict[tuple[int, ...], tuple[np.ndarray, np.ndarray]] = {}
+        singles = [self._place((q,)) for q in range(self.n_qubits)]
+        self._bases = np.stack([bases for bases, _ in singles])
+        self._offsets = np.stack([offsets for _, offsets in singles])
+        depends = np.asarray(program.input_coefficients.any(axis=1))
+        self.steps: list[_Runs | _Move | tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+        tables: dict[bool, list[Run]] = {False: [], True: []}
+        for moment in schedule(nodes, self.n_qubits):
+            runs = [node for node in moment if isinstance(node, Run)]
+            maps = [node for node in moment if isinstance(node, Map)]
+            for per_column, table in tables.items():
+                chosen = [run for run in runs if bool(depends[list(run.rotations)].any()) == per_column]
+                if chosen:
+                    select = slice(len(table), len(table) + len(chosen))
+                    self.steps.append(_Runs(per_column, select, np.array([run.qubits[0] for run in chosen])))
+                    table.extend(chosen)
+            if maps and is_monomial(maps[0].matrix):
+                self.steps.append(self._move(maps))
+            else:
+                self.steps += [(*self._place(m.qubits), np.ascontiguousarray(m.matrix, dtype)) for m in maps]
+        self.tables = {kind: _Table(runs, dtype) for kind, runs in tables.items()}
+        self.orthogonal = basis == "state" and all(
+            np.allclose(m @ m.T, np.eye(len(m)), atol=1e-9)
+            for node in nodes
+            for m in (node.fixed if isinstance(node, Run) else (node.matrix,))
+        )
+
+    @property
+    def n_kept(self) -> int:
+        """Copies of the rows that the backward pass needs: one a moment of runs and one a run of the moment in work."""
+        moments = [len(step.places) for step in self.steps if isinstance(step, _Runs)]
+        return 1 if self.orthogonal else len(moments) + max(moments, default=0)
+
+    def forward(self, x: np.ndarray, angles: np.ndarray, keep: bool) -> tuple[np.ndarray, Trace | None]:
+        """Rows [D, B] (overwritten) and angles [R, B or 1] → rows [D, B], and what `backward` needs (if `keep`)."""
+        built = {kind: self._build(table, angles, kind) for kind, table in self.tables.items()}
+        copies: list[np.ndarray] = []
+        spare, scratch = np.empty_like(x), np.empty((16, x.shape[1]), self.dtype)
+        for step in self.steps:
+            if isinstance(step, _Runs):
+                if keep and not self.orthogonal:
+                    copies.append(x.copy())
+                apply = kernel.apply_rows if step.per_column else kernel.apply_shared
+                apply(x, self._bases, self._offsets, step.places, built[step.per_column].matrices[step.select])
+            elif isinstance(step, _Move):
+                kernel.move_rows(x, spare, step.source, step.sign)
+                x, spare = spare, x
+            else:
+                kernel.apply_map(x, *step, scratch)
+        if keep and self.orthogonal:
+            copies.append(x)
+        return x, Trace(copies, built) if keep else None
+
+    def backward(self, adjoint: np.ndarray, trace: Trace, shared: np.ndarray, slopes: np.ndarray) -> np.ndarray:
+        """Derivatives [D, B] by the result (overwritten) → by the start.
+
+        Derivatives by angles are added to `slopes` [R, B], or to `shared` [R, 1] (summed over the columns) where all
+        columns share the angle.
+        """
+        built, copies = trace.built, list(trace.copies)
+        back = {kind: np.ascontiguousarray(b.matrices.swapaxes(1, 2)) for kind, b in built.items()}
+        outer = {kind: np.empty_like(b.matrices) for kind, b in built.items()}
+        spare, scratch = np.empty_like(adjoint), np.empty((16, adjoint.shape[1]), self.dtype)
+        x = copies.pop().copy() if self.orthogonal else adjoint
+        for step in reversed(self.steps):
+            if isinstance(step, _Runs):
+                kind = step.per_column
+                before = x if self.orthogonal else copies.pop()
+                self._pull(step, adjoint, before, built[kind].matrices, back[kind], outer[kind])
+            elif isinstance(step, _Move):
+                kernel.move_rows(adjoint, spare, step.source_back, step.sign_back)
+                adjoint, spare = spare, adjoint
+                if self.orthogonal:
+                    kernel.move_rows(x, spare, step.source_back, step.sign_back)
+                    x, spare = spare, x
+            else:
+                bases, offsets, matrix = step
+                turned = np.ascontiguousarray(matrix.T)
+                kernel.apply_map(adjoint, bases, offsets, turned, scratch)
+                if self.orthogonal:
+                    kernel.apply_map(x, bases, offsets, turned, scratch)
+        for kind, b in built.items():
+            table, slope = self.tables[kind], slopes if kind else shared
+            if len(table.rotation):
+                by_turn = np.zeros_like(slope)
+                s = outer[kind] if kind else outer[kind][..., None]
+                kernel.run_slopes(
+                    table.first, table.rotation, table.fixed, b.cos, b.sin, self._sign, b.steps, s, by_turn
+                )
+                slope += self._rate * by_turn
+        return adjoint
+
+    def _pull(
+        self, step: _Runs, adjoint: np.ndarray, x: np.ndarray, g: np.ndarray, back: np.ndarray, outer: np.ndarray
+    ) -> None:
+        """Take the runs of a moment back one by one: the derivative by each one's matrix needs the rows just before it.
+
+        x is from after the moment if the chain is orthogonal, and taken back too; else from before, and done again.
+        """
+        apply = kernel.apply_rows if step.per_column else kernel.apply_shared
+        collect = kernel.outer_rows if step.per_column else kernel.outer_shared
+        bases, offsets = self._bases, self._offsets
+        g, back, outer = g[step.select], back[step.select], outer[step.select]
+        runs = [(step.places[r : r + 1], slice(r, r + 1)) for r in range(len(step.places))]
+        befores = [x]
+        if not self.orthogonal:
+            for place, r in runs[:-1]:
+                befores.append(befores[-1].copy())
+                apply(befores[-1], bases, offsets, place, g[r])
+        for place, r in reversed(runs):
+            if self.orthogonal:
+                apply(x, bases, offsets, place, back[r])
+            else:
+                x = befores.pop()
+            collect(adjoint, x, bases, offsets, place, outer[r])
+            apply(adjoint, bases, offsets, place, back[r])
+
+    def _build(self, table: _Table, angles: np.ndarray, per_column: bool) -> _Built:
+        turns = self._rate * (angles if per_column else angles[:, :1])
+        cos, sin = np.cos(turns), np.sin(turns)
+        steps = np.empty((*table.fixed.shape, cos.shape[1]), self.dtype)
+        kernel.build_runs(table.first, table.rotation, table.fixed, cos, sin, self._sign, steps)
+        matrices = steps[table.last]
+        return _Built(matrices if per_column else matrices[..., 0], cos, sin, steps)
+
+    def _place(self, qubits: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+        """Rows a map on `qubits` (little-endian) acts on: bases [groups] + offsets [d]."""
+        if qubits not in self._places:
+            n = self.n_qubits
+            if self.basis == "state":
+                axes = [(2, 2**q) for q in qubits] + [(2, 2**n)]
+            else:
+                axes = [(4, 4**q) for q in qubits]
+            offsets = np.zeros(1, dtype=np.int64)
+            for size, stride in axes:  # least significant first
+                offsets = (offsets[None, :] + stride * np.arange(size)[:, None]).reshape(-1)
+            index = np.arange(self.n_rows)
+            free = np.ones(self.n_rows, dtype=bool)
+            for size, stride in axes:
+                free &= (index // stride) % size == 0
+            self._places[qubits] = (index[free], offsets)
+        return self._places[qubits]
+
+    def _move(self, nodes: Sequence[Map]) -> _Move:
+        source, sign = np.arange(self.n_rows), np.ones(self.n_rows)
+        for node in nodes:
+            bases, offsets = self._place(node.qubits)
+            columns = np.abs(node.matrix).argmax(axis=1)
+            signs = node.matrix[np.arange(len(columns)), columns]
+            local, local_sign = np.arange(self.n_rows), np.ones(self.n_rows)
+            for i, j in enumerate(columns):
+                local[bases + offsets[i]] = bases + offsets[j]
+                local_sign[bases + offsets[i]] = np.sign(signs[i])
+            source, sign = source[local], local_sign * sign[local]
+        back = np.argsort(source)
+        return _Move(source, sign.astype(self.dtype), back, sign[back].astype(self.dtype))

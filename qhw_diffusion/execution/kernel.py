@@ -1,0 +1,247 @@
+"""The compiled inner loops: small real matrices applied to rows of an array [D, B], and their adjoints.
+
+A state is kept as D = 2·2^n real rows (real parts, then imaginary parts), a density matrix as D = 4^n real rows in a
+product basis of Hermitian matrices (`chain`); the B columns are samples, or observables. A gate on one qubit is then in
+both cases a real 4×4 matrix on groups of four rows, so that one set of loops serves both. Columns are contiguous: the
+inner loops run over samples and are vectorised.
+
+Numba compiles each function at its first call (seconds in all) and keeps the result on disk; a later process loads it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import njit
+
+# Reassociation lets sums be vectorised; NaN and infinity keep their meaning.
+_compiled: Any = njit(cache=True, nogil=True, error_model="numpy", fastmath={"reassoc", "contract", "nsz"})
+
+Array = np.ndarray
+
+
+@_compiled
+def apply_shared(x: Array, bases: Array, offsets: Array, places: Array, g: Array) -> None:
+    """x ← g[r] x on the four rows of each place: g [r, 4, 4] acts on rows bases[places[r], :] + offsets[places[r]]."""
+    for r in range(len(places)):
+        p = places[r]
+        g00, g01, g02, g03 = g[r, 0, 0], g[r, 0, 1], g[r, 0, 2], g[r, 0, 3]
+        g10, g11, g12, g13 = g[r, 1, 0], g[r, 1, 1], g[r, 1, 2], g[r, 1, 3]
+        g20, g21, g22, g23 = g[r, 2, 0], g[r, 2, 1], g[r, 2, 2], g[r, 2, 3]
+        g30, g31, g32, g33 = g[r, 3, 0], g[r, 3, 1], g[r, 3, 2], g[r, 3, 3]
+        for k in range(bases.shape[1]):
+            base = bases[p, k]
+            x0, x1, x2, x3 = (
+                x[base + offsets[p, 0]],
+                x[base + offsets[p, 1]],
+                x[base + offsets[p, 2]],
+                x[base + offsets[p, 3]],
+            )
+            for b in range(x.shape[1]):
+                a0, a1, a2, a3 = x0[b], x1[b], x2[b], x3[b]
+                x0[b] = g00 * a0 + g01 * a1 + g02 * a2 + g03 * a3
+                x1[b] = g10 * a0 + g11 * a1 + g12 * a2 + g13 * a3
+                x2[b] = g20 * a0 + g21 * a1 + g22 * a2 + g23 * a3
+                x3[b] = g30 * a0 + g31 * a1 + g32 * a2 + g33 * a3
+
+
+@_compiled
+def apply_rows(x: Array, bases: Array, offsets: Array, places: Array, g: Array) -> None:
+    """As `apply_shared` with a matrix of its own for every column: g [r, 4, 4, B]."""
+    for r in range(len(places)):
+        p = places[r]
+        m = g[r]
+        for k in range(bases.shape[1]):
+            base = bases[p, k]
+            x0, x1, x2, x3 = (
+                x[base + offsets[p, 0]],
+                x[base + offsets[p, 1]],
+                x[base + offsets[p, 2]],
+                x[base + offsets[p, 3]],
+            )
+            for b in range(x.shape[1]):
+                a0, a1, a2, a3 = x0[b], x1[b], x2[b], x3[b]
+                x0[b] = m[0, 0, b] * a0 + m[0, 1, b] * a1 + m[0, 2, b] * a2 + m[0, 3, b] * a3
+                x1[b] = m[1, 0, b] * a0 + m[1, 1, b] * a1 + m[1, 2, b] * a2 + m[1, 3, b] * a3
+                x2[b] = m[2, 0, b] * a0 + m[2, 1, b] * a1 + m[2, 2, b] * a2 + m[2, 3, b] * a3
+                x3[b] = m[3, 0, b] * a0 + m[3, 1, b] * a1 + m[3, 2, b] * a2 + m[3, 3, b] * a3
+
+
+@_compiled
+def apply_map(x: Array, bases: Array, offsets: Array, g: Array, rows: Array) -> None:
+    """x ← g x on each group of d rows: g [d, d], d a multiple of 4; bases [k], offsets [d]; `rows` [d, B] is scratch.
+
+    Blocks of 4×4, so that sixteen coefficients stay in registers while a block of columns passes.
+    """
+    d = len(offsets)
+    for k in range(len(bases)):
+        base = bases[k]
+        for j in range(d):
+            from_row, to_row = x[base + offsets[j]], rows[j]
+            for b in range(x.shape[1]):
+                to_row[b] = from_row[b]
+        for i in range(0, d, 4):
+            x0, x1, x2, x3 = (
+                x[base + offsets[i]],
+                x[base + offsets[i + 1]],
+                x[base + offsets[i + 2]],
+                x[base + offsets[i + 3]],
+            )
+            for j in range(0, d, 4):
+                a0, a1, a2, a3 = rows[j], rows[j + 1], rows[j + 2], rows[j + 3]
+                g00, g01, g02, g03 = g[i, j], g[i, j + 1], g[i, j + 2], g[i, j + 3]
+                g10, g11, g12, g13 = g[i + 1, j], g[i + 1, j + 1], g[i + 1, j + 2], g[i + 1, j + 3]
+                g20, g21, g22, g23 = g[i + 2, j], g[i + 2, j + 1], g[i + 2, j + 2], g[i + 2, j + 3]
+                g30, g31, g32, g33 = g[i + 3, j], g[i + 3, j + 1], g[i + 3, j + 2], g[i + 3, j + 3]
+                kept = x.dtype.type(min(j, 1))  # 0 in the first block of columns: overwrite; then 1: add
+                for b in range(x.shape[1]):
+                    c0, c1, c2, c3 = a0[b], a1[b], a2[b], a3[b]
+                    x0[b] = kept * x0[b] + (g00 * c0 + g01 * c1 + g02 * c2 + g03 * c3)
+                    x1[b] = kept * x1[b] + (g10 * c0 + g11 * c1 + g12 * c2 + g13 * c3)
+                    x2[b] = kept * x2[b] + (g20 * c0 + g21 * c1 + g22 * c2 + g23 * c3)
+                    x3[b] = kept * x3[b] + (g30 * c0 + g31 * c1 + g32 * c2 + g33 * c3)
+
+
+@_compiled
+def move_rows(x: Array, y: Array, source: Array, sign: Array) -> None:
+    """y[i] = sign[i] · x[source[i]]: a signed permutation of all rows."""
+    for i in range(len(source)):
+        s = sign[i]
+        from_row, to_row = x[source[i]], y[i]
+        for b in range(x.shape[1]):
+            to_row[b] = s * from_row[b]
+
+
+@_compiled
+def outer_shared(adjoint: Array, x: Array, bases: Array, offsets: Array, places: Array, s: Array) -> None:
+    """s[r, i, j] = Σ over groups and columns of adjoint[row i] · x[row j]: the derivative by g[r] of `apply_shared`."""
+    for r in range(len(places)):
+        p = places[r]
+        zero = x.dtype.type(0)
+        s00 = s01 = s02 = s03 = s10 = s11 = s12 = s13 = zero
+        s20 = s21 = s22 = s23 = s30 = s31 = s32 = s33 = zero
+        for k in range(bases.shape[1]):
+            o0, o1, o2, o3 = (
+                bases[p, k] + offsets[p, 0],
+                bases[p, k] + offsets[p, 1],
+                bases[p, k] + offsets[p, 2],
+                bases[p, k] + offsets[p, 3],
+            )
+            x0, x1, x2, x3 = x[o0], x[o1], x[o2], x[o3]
+            l0, l1, l2, l3 = adjoint[o0], adjoint[o1], adjoint[o2], adjoint[o3]
+            for b in range(x.shape[1]):
+                a0, a1, a2, a3 = x0[b], x1[b], x2[b], x3[b]
+                c0, c1, c2, c3 = l0[b], l1[b], l2[b], l3[b]
+                s00 += c0 * a0
+                s01 += c0 * a1
+                s02 += c0 * a2
+                s03 += c0 * a3
+                s10 += c1 * a0
+                s11 += c1 * a1
+                s12 += c1 * a2
+                s13 += c1 * a3
+                s20 += c2 * a0
+                s21 += c2 * a1
+                s22 += c2 * a2
+                s23 += c2 * a3
+                s30 += c3 * a0
+                s31 += c3 * a1
+                s32 += c3 * a2
+                s33 += c3 * a3
+        s[r, 0, 0], s[r, 0, 1], s[r, 0, 2], s[r, 0, 3] = s00, s01, s02, s03
+        s[r, 1, 0], s[r, 1, 1], s[r, 1, 2], s[r, 1, 3] = s10, s11, s12, s13
+        s[r, 2, 0], s[r, 2, 1], s[r, 2, 2], s[r, 2, 3] = s20, s21, s22, s23
+        s[r, 3, 0], s[r, 3, 1], s[r, 3, 2], s[r, 3, 3] = s30, s31, s32, s33
+
+
+@_compiled
+def outer_rows(adjoint: Array, x: Array, bases: Array, offsets: Array, places: Array, s: Array) -> None:
+    """As `outer_shared`, column by column: s [r, 4, 4, B]."""
+    s[:] = 0
+    for r in range(len(places)):
+        p = places[r]
+        for i in range(4):
+            s0, s1, s2, s3 = s[r, i, 0], s[r, i, 1], s[r, i, 2], s[r, i, 3]
+            for k in range(bases.shape[1]):
+                base = bases[p, k]
+                x0, x1, x2, x3 = (
+                    x[base + offsets[p, 0]],
+                    x[base + offsets[p, 1]],
+                    x[base + offsets[p, 2]],
+                    x[base + offsets[p, 3]],
+                )
+                row = adjoint[base + offsets[p, i]]
+                for b in range(x.shape[1]):
+                    c = row[b]
+                    s0[b] += c * x0[b]
+                    s1[b] += c * x1[b]
+                    s2[b] += c * x2[b]
+                    s3[b] += c * x3[b]
+
+
+@_compiled
+def build_runs(first: Array, rotation: Array, fixed: Array, cos: Array, sin: Array, sign: Array, steps: Array) -> None:
+    """The matrices of runs F_K · R(θ_K) · F_K−1 · … · R(θ_1) · F_0, and of all their beginnings.
+
+    Args:
+        first: [runs + 1]; run r has the rotations rotation[first[r] : first[r + 1]] (rows of `cos` and `sin`) and the
+            fixed matrices fixed[first[r] + r : first[r + 1] + r + 1], [4, 4] each.
+        cos, sin: [rotations, columns] of the angle by which R turns.
+        sign: [2]: R turns the coordinates (0, 2) by sign[0] times the angle, (1, 3) by sign[1] times; ±1, or 0 for not.
+        steps: [len(fixed), 4, 4, columns], filled: steps[first[r] + r + k] = F_k · R(θ_k) · … · F_0.
+    """
+    columns = cos.shape[1]
+    one = cos.dtype.type(1)
+    g, h = sign[0], sign[1]
+    for r in range(len(first) - 1):
+        for k in range(4):
+            for i in range(4):
+                for b in range(columns):
+                    steps[first[r] + r, i, k, b] = fixed[first[r] + r, i, k]
+            for t in range(first[r], first[r + 1]):
+                c, s, f = cos[rotation[t]], sin[rotation[t]], fixed[t + r + 1]
+                x0, x1, x2, x3 = steps[t + r, 0, k], steps[t + r, 1, k], steps[t + r, 2, k], steps[t + r, 3, k]
+                for i in range(4):
+                    y, f0, f1, f2, f3 = steps[t + r + 1, i, k], f[i, 0], f[i, 1], f[i, 2], f[i, 3]
+                    for b in range(columns):
+                        c0, s0 = one + g * g * (c[b] - one), g * s[b]
+                        c1, s1 = one + h * h * (c[b] - one), h * s[b]
+                        y[b] = (
+                            f0 * (c0 * x0[b] + s0 * x2[b])
+                            + f2 * (c0 * x2[b] - s0 * x0[b])
+                            + f1 * (c1 * x1[b] + s1 * x3[b])
+                            + f3 * (c1 * x3[b] - s1 * x1[b])
+                        )
+
+
+@_compiled
+def run_slopes(
+    first: Array, rotation: Array, fixed: Array, cos: Array, sin: Array, sign: Array, steps: Array, s: Array,
+    slopes: Array,
+) -> None:  # fmt: skip
+    """Derivatives by the angles of runs: s [runs, 4, 4, columns] by the runs' matrices → slopes [rotations, columns].
+
+    By the angle of which `cos` and `sin` are; the rest as in `build_runs`. `s` is used up, `slopes` is added to.
+    """
+    columns = cos.shape[1]
+    one = cos.dtype.type(1)
+    g, h = sign[0], sign[1]
+    for r in range(len(first) - 1):
+        for t in range(first[r + 1] - 1, first[r] - 1, -1):
+            c, d, f, slope = cos[rotation[t]], sin[rotation[t]], fixed[t + r + 1], slopes[rotation[t]]
+            for k in range(4):
+                x0, x1, x2, x3 = steps[t + r, 0, k], steps[t + r, 1, k], steps[t + r, 2, k], steps[t + r, 3, k]
+                l0, l1, l2, l3 = s[r, 0, k], s[r, 1, k], s[r, 2, k], s[r, 3, k]
+                for b in range(columns):
+                    a0, a1, a2, a3 = l0[b], l1[b], l2[b], l3[b]
+                    e0 = f[0, 0] * a0 + f[1, 0] * a1 + f[2, 0] * a2 + f[3, 0] * a3
+                    e1 = f[0, 1] * a0 + f[1, 1] * a1 + f[2, 1] * a2 + f[3, 1] * a3
+                    e2 = f[0, 2] * a0 + f[1, 2] * a1 + f[2, 2] * a2 + f[3, 2] * a3
+                    e3 = f[0, 3] * a0 + f[1, 3] * a1 + f[2, 3] * a2 + f[3, 3] * a3
+                    c0, s0 = one + g * g * (c[b] - one), g * d[b]
+                    c1, s1 = one + h * h * (c[b] - one), h * d[b]
+                    slope[b] += g * (e0 * (c0 * x2[b] - s0 * x0[b]) - e2 * (c0 * x0[b] + s0 * x2[b]))
+                    slope[b] += h * (e1 * (c1 * x3[b] - s1 * x1[b]) - e3 * (c1 * x1[b] + s1 * x3[b]))
+                    l0[b], l2[b] = c0 * e0 - s0 * e2, c0 * e2 + s0 * e0
+                    l1[b], l3[b] = c1 * e1 - s1 * e3, c1 * e3 + s1 * e1

@@ -1,0 +1,124 @@
+"""Finite shots: outcomes drawn from the exact joint distribution, readout errors included."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from qhw_diffusion.errors import InvalidInputError
+from qhw_diffusion.execution.compile import CompiledCircuit
+from qhw_diffusion.execution.engine import Engine, Estimate, Usage, check_parameters, rows_of
+from qhw_diffusion.execution.exact import simulator_of, split_rows
+from qhw_diffusion.execution.readoff import Terms
+
+
+@dataclass(frozen=True)
+class Shots(Engine):
+    """Expectation values from a finite number of shots, as a device would give them.
+
+    The observables' Pauli strings are measured in groups that agree qubit by qubit; for each row of parameters and each
+    group, `shots` outcomes of all qubits are drawn from their exact joint distribution. Under autograd the value is the
+    sampled one and the gradient that of the exact expectation value; with ``gradient=ParameterShift()`` the gradient
+    carries shot noise too, as on a device.
+
+    Args:
+        shots: repetitions of each circuit, ≥ 1.
+        seed: of the outcomes. One engine object draws on from call to call; a new one with this seed repeats them.
+        noisy: with the device's noise and readout errors (not available on the ideal device).
+
+    Raises:
+        InvalidInputError: shots below 1.
+    """
+
+    shots: int = 1024
+    seed: int = 0
+    noisy: bool = True
+    generator: np.random.Generator = field(init=False, repr=False, compare=False)
+    name: ClassVar[str] = "shots"
+    differentiable: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if isinstance(self.shots, bool) or not isinstance(self.shots, int) or self.shots < 1:
+            raise InvalidInputError(f"shots is {self.shots!r}; allowed: whole numbers from 1")
+        object.__setattr__(self, "generator", np.random.default_rng(self.seed))
+
+    def check(self, compiled: CompiledCircuit) -> None:
+        if self.noisy and compiled.device.target is None:
+            raise InvalidInputError(
+                f"device {compiled.device.name!r} has no noise: use Shots(noisy=False), or compile for a fake device"
+            )
+        if compiled.postselect:
+            raise InvalidInputError(
+                "engine 'shots' does not post-select; use QuantumLayer.sample, which draws the outcomes in mid-circuit"
+            )
+
+    def estimate(self, compiled: CompiledCircuit, parameters: Tensor) -> Estimate:
+        check_parameters(compiled, parameters)
+        self.check(compiled)
+        simulator, inputs, weights = split_rows(compiled, parameters.detach(), self.noisy)
+        rows = simulator.final_rows(inputs.cpu().numpy(), weights.cpu().numpy())
+        observables = compiled.program.observables
+        values = np.zeros((len(parameters), len(observables)))
+        variances = np.zeros_like(values)
+        groups = measurement_groups(observables)
+        for basis, members in groups:
+            distribution = simulator.distribution(rows, basis)
+            counts = self.generator.multinomial(self.shots, distribution)
+            outcome = outcome_values(observables, members, distribution.shape[1])  # [2^n, M]
+            mean = counts @ outcome / self.shots
+            square = counts @ (outcome * outcome) / self.shots
+            values += mean
+            # A single shot says nothing of its spread: the bound by the largest outcome then
+            spread = (square - mean**2).clip(0) / (self.shots - 1) if self.shots > 1 else (outcome**2).max(0)
+            variances += spread
+        values += [sum(c for c, label in terms if not label.strip("I")) for terms in observables]
+        circuits = len(parameters) * len(groups)
+        return Estimate(
+            torch.from_numpy(values).to(parameters),
+            torch.from_numpy(np.sqrt(variances)).to(parameters),
+            Usage(circuits, circuits * self.shots),
+        )
+
+    def expectation(self, compiled: CompiledCircuit, inputs: Tensor, weights: Tensor) -> Tensor:
+        exact = simulator_of(compiled, self.noisy, weights.dtype).expectation(inputs, weights)
+        sampled = self.estimate(compiled, rows_of(inputs.detach(), weights.detach())).values
+        return exact + (sampled - exact).detach()
+
+
+def measurement_groups(observables: tuple[Terms, ...]) -> list[tuple[str, list[tuple[int, float, str]]]]:
+    """Pauli strings that can be measured together, qubit by qubit in one basis.
+
+    Returns:
+        (basis, members) a group: basis[q] is I, X, Y or Z; members are (observable, coefficient, Pauli label).
+        Constant terms are in no group. Greedy, in the order given: strings of Z only always make one group.
+    """
+    groups: list[tuple[str, list[tuple[int, float, str]]]] = []
+    for index, terms in enumerate(observables):
+        for coefficient, label in terms:
+            if not label.strip("I"):
+                continue
+            for at, (basis, members) in enumerate(groups):
+                if all("I" in pair or pair[0] == pair[1] for pair in zip(basis, label, strict=True)):
+                    merged = "".join(b if p == "I" else p for b, p in zip(basis, label, strict=True))
+                    groups[at] = (merged, [*members, (index, coefficient, label)])
+                    break
+            else:
+                groups.append((label, [(index, coefficient, label)]))
+    return groups
+
+
+def outcome_values(observables: tuple[Terms, ...], members: list[tuple[int, float, str]], n: int) -> np.ndarray:
+    """[n outcomes, M]: what each joint outcome adds to each observable."""
+    result = np.zeros((n, len(observables)))
+    index = np.arange(n)
+    for observable, coefficient, label in members:
+        sign = np.ones(n)
+        for q, factor in enumerate(label):
+            if factor != "I":
+                sign *= 1 - 2 * ((index >> q) & 1)
+        result[:, observable] += coefficient * sign
+    return result
