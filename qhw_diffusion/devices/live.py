@@ -11,7 +11,7 @@ from datetime import date, datetime
 from pathlib import Path
 from typing import Any
 
-from qhw_diffusion.devices.fake import fake_snapshot
+from qhw_diffusion.devices.fake import canonical_name, fake_snapshot
 from qhw_diffusion.devices.snapshot import Snapshot
 from qhw_diffusion.errors import InvalidInputError, MissingDataError, QhwError
 
@@ -32,6 +32,8 @@ def take_snapshot(name: str, path: str | Path | None = None, *, overwrite: bool 
         InvalidInputError: the file exists; another file ending; impossible values.
         UnknownNameError, MissingDataError: no such device, or it cannot be reached.
     """
+    if canonical_name(name) == "ideal":
+        raise InvalidInputError("the ideal device has no calibration to take a snapshot of; name a fake or live device")
     snapshot = live_snapshot(name) if name.startswith("ibm_") else fake_snapshot(name)
     path = Path(f"{snapshot.name}-{snapshot.provenance['date'][:10]}.json.gz" if path is None else path)
     if path.exists() and not overwrite:

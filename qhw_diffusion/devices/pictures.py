@@ -23,7 +23,7 @@ def draw_calibration(calibration: Calibration, path: str | Path, qubits: Collect
     """Draw the device (or only `qubits`) into a PNG, SVG or PDF file; log colour scales, gates out of use dashed grey.
 
     Raises:
-        InvalidInputError: another file ending.
+        InvalidInputError: another file ending, or a folder that cannot be written to.
     """
     path = Path(path)
     if path.suffix not in ENDINGS:
@@ -93,6 +93,13 @@ def qubit_places(device: Device) -> NDArray[np.float64]:
     lengths = np.sqrt(np.maximum(values[-2:][::-1], 0.0))
     places = np.zeros((n, 2))
     places[:, : lengths.size] = vectors[:, -2:][:, ::-1] * lengths
+    # The projection may fold two qubits onto each other; stress majorization (SMACOF) draws them apart.
+    for _ in range(300 if n > 1 else 0):
+        apart = np.linalg.norm(places[:, None] - places[None], axis=-1)
+        pull = -distances / np.maximum(apart, 1e-6)
+        np.fill_diagonal(pull, 0.0)
+        np.fill_diagonal(pull, -pull.sum(axis=1))
+        places = pull @ places / n
     return places
 
 
@@ -105,8 +112,11 @@ def _scale(errors: list[float]) -> Any:
 
 
 def _save(figure: Any, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=path.suffix)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=path.suffix)
+    except OSError as error:
+        raise InvalidInputError(f"picture {str(path)!r} cannot be written: {error}") from error
     os.close(handle)
     try:
         figure.savefig(temporary, dpi=130, bbox_inches="tight")

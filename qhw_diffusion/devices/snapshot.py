@@ -101,7 +101,7 @@ class Snapshot:
         """Write to `path` atomically: gzip-compressed for ``*.json.gz``, plain for ``*.json``.
 
         Raises:
-            InvalidInputError: another file ending.
+            InvalidInputError: another file ending, or a folder that cannot be written to.
         """
         path = Path(path)
         data = self.to_json().encode()
@@ -109,8 +109,11 @@ class Snapshot:
             data = gzip.compress(data, mtime=0)  # no time stamp: same content, same bytes
         elif path.suffix != ".json":
             raise InvalidInputError(f"device snapshot {str(path)!r}: the name must end in .json.gz or .json")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        except OSError as error:
+            raise InvalidInputError(f"device snapshot {str(path)!r} cannot be written: {error}") from error
         try:
             with os.fdopen(handle, "wb") as file:
                 file.write(data)

@@ -1,0 +1,75 @@
+"""`calibration/`: the files are what the fake provider says, and the README's table is theirs."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from qiskit.quantum_info import SuperOp
+from qiskit_ibm_runtime.fake_provider import FakeBrisbane, FakeMarrakesh, FakeTorino
+
+from qhw_diffusion.devices import Device
+from qhw_diffusion.devices.shipped import SHIPPED, shipped_files, with_table, write_shipped
+
+FOLDER = Path(__file__).parents[2] / "calibration"
+BACKENDS = {"fake_marrakesh": FakeMarrakesh, "fake_torino": FakeTorino, "fake_brisbane": FakeBrisbane}
+
+
+@pytest.mark.parametrize("path", shipped_files(FOLDER), ids=lambda path: path.name)
+def test_files_hold_the_providers_calibration_under_its_date(path: Path) -> None:
+    device = Device.load(path)
+    assert device == Device.load(device.name)
+    properties = BACKENDS[device.name]().properties()
+    assert path.name == f"{device.name}-{properties.last_update_date:%Y-%m-%d}.json.gz"
+
+
+def test_two_herons_and_an_eagle_and_nothing_else() -> None:
+    devices = [Device.load(path) for path in shipped_files(FOLDER)]
+    assert [device.processor_type["family"] for device in devices] == ["Heron", "Heron", "Eagle"]
+    assert {path.name for path in FOLDER.iterdir()} == {path.name for path in shipped_files(FOLDER)} | {"README.md"}
+
+
+def test_the_table_is_that_of_the_files() -> None:
+    readme = (FOLDER / "README.md").read_text()
+    assert with_table(readme, FOLDER) == readme
+    assert readme.count("| `fake_") == len(SHIPPED)
+
+
+def test_the_folder_can_be_written_anew(tmp_path: Path) -> None:
+    shutil.copy(FOLDER / "README.md", tmp_path)
+    written = write_shipped(tmp_path)
+    assert {path.name for path in written} == {path.name for path in FOLDER.iterdir()}
+    for path in shipped_files(tmp_path):
+        assert Device.load(path).snapshot == Device.load(FOLDER / path.name).snapshot
+    assert (tmp_path / "README.md").read_text() == (FOLDER / "README.md").read_text()
+
+
+@pytest.mark.parametrize("path", shipped_files(FOLDER), ids=lambda path: path.name)
+def test_noise_from_a_file_is_that_of_the_backend(path: Path) -> None:
+    """Every gate error on every 24th qubit and coupling against Aer's model of the backend's own target; every readout
+    error against the backend's properties.
+    """
+    from qiskit_aer.noise.device.models import basic_device_gate_errors
+
+    device = Device.load(path)
+    backend = BACKENDS[device.name]()
+    for name in backend.target.operation_names:
+        places = backend.target[name] if name not in ("delay", "measure") else None
+        for index, place in enumerate(places or []):
+            if place is not None and index % 24:
+                backend.target.update_instruction_properties(name, place, None)
+    compared = 0
+    for name, place, error in basic_device_gate_errors(target=backend.target):
+        ours = device.gate_error(name, place)
+        assert ours is not None
+        np.testing.assert_allclose(ours.data, SuperOp(error).data, atol=1e-13, rtol=0)
+        compared += 1
+    assert compared > 4 * (device.n_qubits or 0) // 24
+    properties = backend.properties()
+    for qubit in range(device.n_qubits or 0):
+        assert device.readout_error(qubit) == (
+            properties.qubit_property(qubit, "prob_meas1_prep0")[0],
+            properties.qubit_property(qubit, "prob_meas0_prep1")[0],
+        )
