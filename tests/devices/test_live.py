@@ -82,7 +82,7 @@ def test_impossible_values_of_a_live_device_are_refused() -> None:
         configuration=backend.configuration,
         properties=lambda: SimpleNamespace(to_dict=lambda: properties),
     )
-    with pytest.raises(InvalidInputError, match="calibration of fake_manila: qubit 2: T1 must be positive, not -1.0"):
+    with pytest.raises(InvalidInputError, match=r"calibration of fake_manila: qubit 2: T1 must be positive, not -1\.0"):
         backend_snapshot(broken)
 
 
