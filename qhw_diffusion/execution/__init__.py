@@ -6,7 +6,7 @@ from qhw_diffusion.execution.compile import CompiledCircuit, compile_circuit
 from qhw_diffusion.execution.distribution import all_z_strings, outcome_distribution
 from qhw_diffusion.execution.engine import Engine, Estimate, Usage
 from qhw_diffusion.execution.exact import Ideal, Noisy
-from qhw_diffusion.execution.layer import ENGINES, QuantumLayer
+from qhw_diffusion.execution.layer import ENGINES, QuantumLayer, engine_of
 from qhw_diffusion.execution.program import FixedMap, Measurement, Program, Rotation
 from qhw_diffusion.execution.shots import Shots
 from qhw_diffusion.execution.trajectories import Trajectories
@@ -28,5 +28,6 @@ __all__ = [
     "Usage",
     "all_z_strings",
     "compile_circuit",
+    "engine_of",
     "outcome_distribution",
 ]

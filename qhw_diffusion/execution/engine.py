@@ -55,6 +55,11 @@ class Engine(ABC):
     name: ClassVar[str]
     differentiable: ClassVar[bool] = False
 
+    @property
+    def spec(self) -> str:
+        """Text that makes the engine again (`engine_of`), for configuration files; the name if none can."""
+        return self.name
+
     @abstractmethod
     def estimate(self, compiled: CompiledCircuit, parameters: Tensor) -> Estimate:
         """Evaluate B rows of parameters.

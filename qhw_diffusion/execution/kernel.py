@@ -10,15 +10,22 @@ Numba compiles each function at its first call (seconds in all) and keeps the re
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numba import njit
 
-# Reassociation lets sums be vectorised; NaN and infinity keep their meaning.
-_compiled: Any = njit(cache=True, nogil=True, error_model="numpy", fastmath={"reassoc", "contract", "nsz"})
-
 Array = np.ndarray
+
+
+def _compiled(function: Callable) -> Any:
+    # Reassociation lets sums be vectorised; NaN and infinity keep their meaning.
+    settings = {"nogil": True, "error_model": "numpy", "fastmath": {"reassoc", "contract", "nsz"}}
+    try:
+        return njit(function, cache=True, **settings)
+    except RuntimeError:  # neither the package's folder nor the user's cache folder can be written to
+        return njit(function, **settings)
 
 
 @_compiled

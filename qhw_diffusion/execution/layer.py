@@ -27,7 +27,8 @@ class QuantumLayer(nn.Module):
 
     Args:
         compiled: result of `compile_circuit`.
-        engine: ``"ideal"``, ``"noisy"`` (the device's noise, exact), ``"shots"``, or any `Engine`.
+        engine: ``"ideal"``, ``"noisy"`` (the device's noise, exact), ``"shots"`` or ``"shots:4096"``, or
+            any `Engine`.
         gradient: how gradients are had: None for the engine's own (exact) ones, or a method from `gradients`
             (`ParameterShift`, `SPSA`, `Surrogate`), needed where the engine has none.
         dtype: torch.float32 or torch.float64; `layer.double()` and `layer.to(...)` work as for any module.
@@ -163,9 +164,17 @@ class QuantumLayer(nn.Module):
 
 
 def engine_of(engine: str | Engine) -> Engine:
-    """The engine of that name with its defaults, or the engine given."""
+    """The engine of that name with its defaults (``"shots:4096"`` gives their number), or the engine given.
+
+    Raises:
+        UnknownNameError: no such name.
+        InvalidInputError: what follows ``shots:`` is not a whole number from 1.
+    """
     if isinstance(engine, Engine):
         return engine
-    if engine not in ENGINES:
-        raise UnknownNameError.of("engine", str(engine), ENGINES)
-    return ENGINES[engine]()
+    name, _, number = str(engine).partition(":")
+    if name not in ENGINES or (number and name != Shots.name):
+        raise UnknownNameError.of("engine", str(engine), [*ENGINES, "shots:4096"])
+    if number:
+        return Shots(int(number) if number.isdecimal() else number)  # type: ignore[arg-type]  # Shots refuses it
+    return ENGINES[name]()

@@ -46,6 +46,10 @@ class Shots(Engine):
             raise InvalidInputError(f"shots is {self.shots!r}; allowed: whole numbers from 1")
         object.__setattr__(self, "generator", np.random.default_rng(self.seed))
 
+    @property
+    def spec(self) -> str:
+        return f"{self.name}:{self.shots}"
+
     def check(self, compiled: CompiledCircuit) -> None:
         if self.noisy and compiled.device.target is None:
             raise InvalidInputError(

@@ -270,7 +270,7 @@ class ActorConfig(_JsonConfig):
     device: str = "fake_marrakesh"
     """Device name or path of a snapshot the circuit is compiled for."""
     engine: str = "noisy"
-    """Engine the circuit is trained on: "ideal" or "noisy"."""
+    """Engine the circuit is trained on: "ideal", "noisy", "shots" or "shots:4096" (sampled values, exact gradients)."""
     n_qubits: int = 4
     """Qubits of the policy circuit."""
     depth: int = 2

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from qhw_diffusion.circuits import PolicyCircuit
 from qhw_diffusion.devices import Device
 from qhw_diffusion.errors import InvalidInputError
-from qhw_diffusion.execution import CompiledCircuit, QuantumLayer, compile_circuit
+from qhw_diffusion.execution import CompiledCircuit, Engine, QuantumLayer, compile_circuit
 from qhw_diffusion.guidance.actors import Actor, GaussianHead
 
 
@@ -102,7 +102,7 @@ class QuantumActor(Actor):
         circuit = [p for p in self._quantum() if p.requires_grad]
         return {"circuit": circuit, "head": list(self.head.parameters())}
 
-    def on(self, device: Device | None = None, engine: str | None = None) -> QuantumActor:
+    def on(self, device: Device | None = None, engine: str | Engine | None = None) -> QuantumActor:
         """The same policy, weights copied, on another device (compiled anew) or engine; None keeps the present one."""
         compiled = self.layer.compiled
         if device is not None:
@@ -123,4 +123,4 @@ class QuantumActor(Actor):
         }
 
     def config(self) -> dict[str, Any]:
-        return {"kind": self.kind, "n_features": self.n_features, "engine": self.layer.engine.name, **self._settings()}
+        return {"kind": self.kind, "n_features": self.n_features, "engine": self.layer.engine.spec, **self._settings()}

@@ -8,7 +8,7 @@ from typing import Any
 from qhw_diffusion.circuits import PolicyCircuit, load_circuit, policy_circuit, save_circuit
 from qhw_diffusion.devices import Device
 from qhw_diffusion.errors import DamagedFileError, InvalidInputError, QhwError
-from qhw_diffusion.execution import CompiledCircuit, QuantumLayer
+from qhw_diffusion.execution import CompiledCircuit, Engine, QuantumLayer
 from qhw_diffusion.guidance.actors import Actor, AnnealingActor, MLPActor
 from qhw_diffusion.guidance.quantum_actor import QuantumActor, compile_policy
 from qhw_diffusion.runs import atomic_write_json, load_module_state, save_module
@@ -49,10 +49,13 @@ def device_summary(compiled: CompiledCircuit) -> dict[str, Any]:
     }
 
 
-def load_actor(folder: str | Path, *, device: str | Path | Device | None = None, engine: str | None = None) -> Actor:
+def load_actor(
+    folder: str | Path, *, device: str | Path | Device | None = None, engine: str | Engine | None = None
+) -> Actor:
     """Read an actor; a quantum one may be put, weights unchanged, on another device (compiled anew) or engine.
 
-    device: name, path of a snapshot or Device; None: the saved snapshot. engine: "ideal" or "noisy"; None: as trained.
+    device: name, path of a snapshot or Device; None: the saved snapshot. engine: an Engine, or a name such as "ideal",
+    "noisy" or "shots:4096"; None: as trained.
     Raises DamagedFileError when the folder does not hold a whole actor, InvalidInputError for a device or engine with a
     classical actor.
     """
@@ -69,7 +72,9 @@ def load_actor(folder: str | Path, *, device: str | Path | Device | None = None,
     return actor
 
 
-def _build(folder: Path, config: dict[str, Any], device: str | Path | Device | None, engine: str | None) -> Actor:
+def _build(
+    folder: Path, config: dict[str, Any], device: str | Path | Device | None, engine: str | Engine | None
+) -> Actor:
     kind = config.pop("kind")
     if kind in CLASSICAL:
         if device is not None or engine is not None:

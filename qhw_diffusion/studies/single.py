@@ -193,7 +193,7 @@ def evaluate_run(
     if elsewhere:
         assert isinstance(trained.actor, QuantumActor)
         moved = trained.actor.on(Device.load(device) if device is not None else None, engine)
-        players[f"on {moved.layer.compiled.device.name}, {moved.layer.engine.name}"] = moved
+        players[f"on {moved.layer.compiled.device.name}, {moved.layer.engine.spec}"] = moved
     values: dict[str, dict[str, list[float]]] = {name: {} for name in players}
     with progress(total=seeds * len(players), desc="evaluation", unit="run") as bar:
         for seed in range(seeds):
@@ -225,7 +225,7 @@ def _where(trained: TrainedController) -> str:
     if not isinstance(trained.actor, QuantumActor):
         return f" ({trained.actor_config.kind})"
     layer = trained.actor.layer
-    return f" ({layer.compiled.device.name}, {layer.engine.name})"
+    return f" ({layer.compiled.device.name}, {layer.engine.spec})"
 
 
 def _evaluation_text(

@@ -13,6 +13,7 @@ from qiskit.quantum_info import SparsePauliOp, Statevector
 
 import qhw_diffusion as qhw
 from qhw_diffusion.errors import InvalidInputError, MemoryBudgetError, UnknownNameError, UnsupportedCircuitError
+from qhw_diffusion.execution import Noisy, Shots, Usage, engine_of
 
 X = [Parameter(f"x{i}") for i in range(3)]
 W = [Parameter(f"w{i}") for i in range(4)]
@@ -263,3 +264,30 @@ def test_cuda_gives_the_same_values_and_gradients(engine: str) -> None:
     here(x).square().sum().backward()
     there(x.cuda()).square().sum().backward()
     torch.testing.assert_close(there.weight.grad.cpu(), here.weight.grad)
+
+
+def test_engines_by_name_and_by_object() -> None:
+    assert engine_of("shots:77") == Shots(77)
+    assert engine_of("shots:77").spec == "shots:77"
+    assert engine_of(Shots(5, seed=3)) == Shots(5, seed=3)
+    assert isinstance(engine_of("noisy"), Noisy)
+    for wrong in ("noisey", "ideal:3", "shots4096", ""):
+        with pytest.raises(UnknownNameError, match="unknown engine"):
+            engine_of(wrong)
+    for wrong in ("shots:0", "shots:many", "shots:-4"):
+        with pytest.raises(InvalidInputError, match="whole numbers from 1"):
+            engine_of(wrong)
+
+
+def test_usage_is_counted() -> None:
+    layer = qhw.QuantumLayer(compiled(), "shots:100")
+    x = torch.zeros(4, 3)
+    with torch.no_grad():
+        layer(x)
+    layer.estimate(x)
+    assert layer.usage.shots == 100 * layer.usage.circuits
+    assert layer.usage.circuits % 8 == 0, "two calls of four rows"
+    assert layer.usage.circuits > 0
+    exact = qhw.QuantumLayer(compiled(), "noisy")
+    exact(x)
+    assert exact.usage == Usage()
