@@ -82,7 +82,7 @@ def rank_layouts(device: Device, circuit: QuantumCircuit, *, top: int = 5, seeds
         ends = isa.layout.final_index_layout(filter_ancillas=True)
         reads = _reads(isa, ends)
         active = sorted({*starts, *ends, *(q for places in _gates(isa) for q in places[1])})
-        places, more = _placements(target, isa, active)
+        places, more = _placements(device, target, isa, active)
         n_examined, stopped = n_examined + len(places), stopped or more
         order = np.argsort(_quick_scores(device, target, isa, active, reads, places), kind="stable")
         # A gate in the other direction costs a few more gates, which the quick score leaves out: look a little deeper.
@@ -165,24 +165,30 @@ def _seconds(instruction: CircuitInstruction, target: Target) -> float:
     return float(operation.duration) * {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9, "ps": 1e-12}[operation.unit]
 
 
-def _placements(target: Target, isa: QuantumCircuit, active: list[int]) -> tuple[NDArray[np.int64], bool]:
+def _placements(
+    device: Device, target: Target, isa: QuantumCircuit, active: list[int]
+) -> tuple[NDArray[np.int64], bool]:
     """``[P, len(active)]``: where each active qubit may go, its own place first; and whether there are more."""
     import rustworkx
 
+    # Good qubits first: VF2 tries them first, which matters where there are too many placements to try them all.
+    best_first = np.argsort([sum(device.readout_error(q)) for q in range(target.num_qubits)], kind="stable").tolist()
+    node = {qubit: index for index, qubit in enumerate(best_first)}
     device_graph = rustworkx.PyGraph(multigraph=False)
-    device_graph.add_nodes_from(range(target.num_qubits))
-    device_graph.add_edges_from_no_data(sorted({(min(e), max(e)) for e in target.build_coupling_map().get_edges()}))
+    device_graph.add_nodes_from(best_first)
+    edges = {(min(node[a], node[b]), max(node[a], node[b])) for a, b in device.coupling_map}
+    device_graph.add_edges_from_no_data(sorted(edges))
     number = {qubit: index for index, qubit in enumerate(active)}
     wanted = rustworkx.PyGraph(multigraph=False)
     wanted.add_nodes_from(active)
     pairs = {(min(p), max(p)) for p in ([number[q] for q in place] for _, place, _ in _gates(isa)) if len(p) == 2}
     wanted.add_edges_from_no_data(sorted(pairs))
-    found = rustworkx.vf2_mapping(device_graph, wanted, subgraph=True, induced=False, id_order=False)
+    found = rustworkx.vf2_mapping(device_graph, wanted, subgraph=True, induced=False, id_order=True)
     rows = [active]
     for mapping in islice(found, MAX_PLACEMENTS):
         row = [0] * len(active)
-        for physical, index in mapping.items():
-            row[index] = physical
+        for place, index in mapping.items():
+            row[index] = best_first[place]
         rows.append(row)
     stopped = len(rows) > MAX_PLACEMENTS and next(found, None) is not None
     return np.unique(np.array(rows, dtype=np.int64), axis=0), stopped

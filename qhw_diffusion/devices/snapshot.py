@@ -23,7 +23,10 @@ from qhw_diffusion.devices.validate import AS_PUBLISHED, check_snapshot, publish
 from qhw_diffusion.errors import DamagedFileError, InvalidInputError, MissingDataError
 
 FORMAT = "qhw-device-snapshot"
-FORMAT_VERSION = 1
+# Version 1 did not list what providers publish against physics; all its files were taken from the fake provider.
+FORMAT_VERSION = 2
+_READABLE = (1, FORMAT_VERSION)
+_FAKE_PROVIDER = "qiskit_ibm_runtime.fake_provider."
 # The largest IBM devices come to about 2 MB; anything far above is not a snapshot.
 _MAX_BYTES = 64 * 2**20
 
@@ -143,10 +146,10 @@ class Snapshot:
             raise DamagedFileError(
                 f"{path} is not a device snapshot (no format {FORMAT!r}); write one with Device.save"
             )
-        if document.get("version") != FORMAT_VERSION:
+        if document.get("version") not in _READABLE:
             raise DamagedFileError(
                 f"{path} is a device snapshot of format version {document.get('version')!r}; this package reads "
-                f"version {FORMAT_VERSION}: save it again with the matching package"
+                f"{' and '.join(map(str, _READABLE))}: save it again with the matching package"
             )
         try:
             snapshot = cls(
@@ -161,7 +164,10 @@ class Snapshot:
         if fingerprint != snapshot.fingerprint:
             raise DamagedFileError(f"{path} was changed after it was written (its fingerprint does not match)")
         try:
-            check_snapshot(document["configuration"], document["properties"], snapshot.provenance)
+            old = document["version"] == 1 and snapshot.provenance.get("source", "").startswith(_FAKE_PROVIDER)
+            check_snapshot(document["configuration"], document["properties"], snapshot.provenance, taken=old)
+            if old and (oddities := published_oddities(document["properties"])):
+                snapshot.provenance[AS_PUBLISHED] = "; ".join(oddities)
         except InvalidInputError as error:
             raise DamagedFileError(f"{path}: {error}") from error
         return snapshot

@@ -64,7 +64,7 @@ def parse_qubits(text: str, device: Device) -> list[int]:
     Raises:
         InvalidInputError: not such a list, or a qubit that `device` does not have.
     """
-    found = set()
+    found: set[int] = set()
     for part in text.split(","):
         match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)
         if match is None:

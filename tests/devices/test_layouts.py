@@ -13,7 +13,7 @@ from qiskit_aer import AerSimulator
 from qiskit_ibm_runtime.fake_provider import FakeLagosV2
 from scipy.stats import spearmanr
 
-from qhw_diffusion.devices import Device, layouts_text, predicted_error, rank_layouts
+from qhw_diffusion.devices import Device, layouts, layouts_text, predicted_error, rank_layouts
 from qhw_diffusion.errors import InvalidInputError
 
 READOUT = ("prob_meas1_prep0", "prob_meas0_prep1")
@@ -162,6 +162,20 @@ def test_a_circuit_that_needs_routing_and_one_that_needs_nothing() -> None:
     best = rank_layouts(device, single, top=1, seeds=1).layouts[0]
     assert best.qubits == (min(range(5), key=lambda q: sum(device.readout_error(q))),)
     assert "placements examined" in layouts_text(ranked)
+
+
+def test_too_many_placements_are_said_and_good_qubits_come_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Five unconnected qubits have 6·10⁷ placements on fake_torino; the first thousand already hold the good ones."""
+    monkeypatch.setattr(layouts, "MAX_PLACEMENTS", 1000)
+    device = Device.load("fake_torino")
+    circuit = QuantumCircuit(5)
+    circuit.sx(range(5))
+    ranked = rank_layouts(device, circuit, top=3, seeds=1)
+    assert ranked.stopped
+    assert ranked.n_examined <= 1002
+    assert "the best one may not be among them" in layouts_text(ranked)
+    readout = [sum(device.readout_error(q)) / 2 for q in range(133)]
+    assert all(1 - layout.error > (1 - sorted(readout)[12]) ** 5 * 0.99 for layout in ranked.layouts)
 
 
 @pytest.mark.parametrize(

@@ -133,6 +133,20 @@ def test_what_providers_publish_against_physics_passes_only_as_they_published_it
         Device.load(by_hand)
 
 
+def test_files_of_the_first_version_are_read_if_the_fake_provider_is_their_source(tmp_path: Path) -> None:
+    """They hold oddities without a list; saved again, they have one."""
+    device = Device.load("fake_marrakesh")
+    document = json.loads(device.snapshot.to_json())
+    del document["provenance"][AS_PUBLISHED]
+    (tmp_path / "old.json").write_text(json.dumps({**document, "version": 1}))
+    old = Device.load(tmp_path / "old.json")
+    assert old == device
+    assert Device.load(old.save(tmp_path / "new.json")).provenance == device.provenance
+    (tmp_path / "hand.json").write_text(json.dumps({**document, "version": 1, "provenance": {"source": "me"}}))
+    with pytest.raises(DamagedFileError, match="qubit 100"):
+        Device.load(tmp_path / "hand.json")
+
+
 def test_an_excuse_covers_its_own_value_only(tmp_path: Path) -> None:
     device = Device.load("fake_marrakesh")
     assert "qubit 100: T2 = 243.0" in device.provenance[AS_PUBLISHED]
