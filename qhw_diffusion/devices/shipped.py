@@ -1,5 +1,6 @@
-"""The snapshots in `calibration/`: which devices, and the folder's table. ``python -m qhw_diffusion.devices.shipped
-calibration`` writes both anew.
+"""The snapshots in `calibration/`: which devices, their pictures, and the folder's table.
+
+``python -m qhw_diffusion.devices.shipped calibration`` writes all of it anew.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from pathlib import Path
 from qhw_diffusion.devices.calibration import Calibration
 from qhw_diffusion.devices.device import Device
 from qhw_diffusion.devices.live import take_snapshot
+from qhw_diffusion.devices.pictures import draw_calibration
 from qhw_diffusion.devices.tables import overview_markdown
 
 # two Heron processors (revisions 2 and 1) and an Eagle
@@ -31,13 +33,15 @@ def with_table(readme: str, folder: Path) -> str:
 
 
 def write_shipped(folder: Path) -> list[Path]:
-    """Take the snapshots anew and refresh the table in ``README.md``."""
+    """Take the snapshots anew, draw them, and refresh the table in ``README.md``."""
     for name in SHIPPED:
-        date = str(Device.load(name).date)[:10]
-        take_snapshot(name, folder / f"{name}-{date}.json.gz", overwrite=True)
+        device = Device.load(name)
+        stem = f"{name}-{str(device.date)[:10]}"
+        take_snapshot(name, folder / f"{stem}.json.gz", overwrite=True)
+        draw_calibration(Calibration.of(device), folder / f"{stem}.png")
     readme = folder / "README.md"
     readme.write_text(with_table(readme.read_text(), folder))
-    return [*shipped_files(folder), readme]
+    return [*shipped_files(folder), *sorted(folder.glob("*.png")), readme]
 
 
 if __name__ == "__main__":

@@ -28,7 +28,10 @@ def test_files_hold_the_providers_calibration_under_its_date(path: Path) -> None
 def test_two_herons_and_an_eagle_and_nothing_else() -> None:
     devices = [Device.load(path) for path in shipped_files(FOLDER)]
     assert [device.processor_type["family"] for device in devices] == ["Heron", "Heron", "Eagle"]
-    assert {path.name for path in FOLDER.iterdir()} == {path.name for path in shipped_files(FOLDER)} | {"README.md"}
+    files = {path.name for path in shipped_files(FOLDER)}
+    pictures = {name.replace(".json.gz", ".png") for name in files}
+    assert {path.name for path in FOLDER.iterdir()} == files | pictures | {"README.md"}
+    assert all(f"]({name})" in (FOLDER / "README.md").read_text() for name in pictures)
 
 
 def test_the_table_is_that_of_the_files() -> None:
