@@ -1,0 +1,253 @@
+"""Gradients of engines that have none of their own: parameter-shift, simultaneous perturbation, a simulated surrogate.
+
+A method evaluates a compiled circuit and connects the values to autograd. Backward passes ask the engine for all rows
+they need in one call, so an engine on a primitive sends one PUB. Every evaluation is reported, in the order made.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from qhw_diffusion.errors import InvalidInputError
+from qhw_diffusion.execution.compile import CompiledCircuit
+from qhw_diffusion.execution.engine import Engine, Record, rows_of
+from qhw_diffusion.execution.unroll import unrolled
+
+
+class GradientMethod(ABC):
+    """How a layer gets gradients from an engine that gives values only."""
+
+    @abstractmethod
+    def __call__(
+        self, engine: Engine, compiled: CompiledCircuit, inputs: Tensor, weights: Tensor, record: Record
+    ) -> Tensor:
+        """Values [B, M], connected to autograd in `inputs` and `weights`.
+
+        Args:
+            engine: evaluates the circuit.
+            compiled: the circuit with its M observables.
+            inputs: [B, inputs] radians.
+            weights: [weights] radians.
+            record: is told what each evaluation cost, in the forward pass and, if a gradient is asked, in the backward
+                pass.
+
+        Raises:
+            InvalidInputError: a circuit or engine this method cannot differentiate.
+        """
+
+
+# A step of a backward pass: (which gradients are asked, inputs, weights, cotangent) → gradients of inputs and weights.
+_Slope = Callable[[tuple[bool, bool], Tensor, Tensor, Tensor], tuple[Tensor | None, ...]]
+
+
+class _Evaluate(torch.autograd.Function):
+    """Values from the engine; the backward pass is whatever `slope` makes of the cotangent."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any,
+        inputs: Tensor,
+        weights: Tensor,
+        engine: Engine,
+        compiled: CompiledCircuit,
+        record: Record,
+        slope: _Slope,
+    ) -> Tensor:
+        ctx.save_for_backward(inputs, weights)
+        ctx.slope = slope
+        estimate = engine.estimate(compiled, rows_of(inputs, weights))
+        record(estimate.usage)
+        return estimate.values
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        inputs, weights = ctx.saved_tensors
+        asked = (ctx.needs_input_grad[0], ctx.needs_input_grad[1])
+        return *ctx.slope(asked, inputs, weights, cotangent), None, None, None, None
+
+
+@dataclass(frozen=True)
+class ParameterShift(GradientMethod):
+    """Exact gradients by shifts of ±π/2: of expectation values without noise, with the device's noise, or sampled.
+
+    Each rotation gate of the ISA circuit is shifted by itself, ∂f/∂θ = [f(θ + π/2) − f(θ − π/2)] / 2 (Mitarai et al.,
+    arXiv:1803.00745; Schuld et al., arXiv:1811.11184), and the affine map from inputs and weights to the angles gives
+    the rest by the chain rule. So a parameter may occur in any number of gates and with any coefficients. Noise does
+    not harm the rule: channels that do not depend on the angles leave f a sinusoid in each of them.
+
+    The equidistant rule for a parameter in K gates (Wierichs et al., arXiv:2107.12390) needs the same 2K circuits, but
+    integer frequencies, and its variance is no lower; here N shots a circuit give at most 1/(2N) for each gate.
+
+    Cost of a backward pass: 2·R·B rows in one call, with R the gates whose angle depends on something a gradient is
+    asked of, and B samples. The forward pass costs B rows.
+    """
+
+    def __call__(
+        self, engine: Engine, compiled: CompiledCircuit, inputs: Tensor, weights: Tensor, record: Record
+    ) -> Tensor:
+        if compiled.postselect:
+            raise InvalidInputError(
+                "parameter-shift does not hold for post-selected expectation values, which are ratios of sinusoids; "
+                "use SPSA(), or the engine 'noisy' with its own gradient"
+            )
+        if compiled.program.limits:
+            raise InvalidInputError(
+                f"parameter-shift moves angles by π/2, out of the range the device takes for "
+                f"{compiled.program.limits[0][1]}; compile for the device without fractional gates, or use SPSA()"
+            )
+
+        def slope(asked: tuple[bool, bool], x: Tensor, w: Tensor, cotangent: Tensor) -> tuple[Tensor | None, ...]:
+            free = unrolled(compiled)
+            by_input = torch.as_tensor(free.input_coefficients, device=x.device)
+            by_weight = torch.as_tensor(free.weight_coefficients, device=x.device)
+            used = np.zeros(len(free.offsets), dtype=bool)
+            for wanted, coefficients in zip(asked, (free.input_coefficients, free.weight_coefficients), strict=True):
+                used |= wanted & (coefficients != 0).any(axis=1)
+            shifted = torch.as_tensor(np.flatnonzero(used), device=x.device)
+            offsets = torch.as_tensor(free.offsets, device=x.device)
+            angles = x.double() @ by_input.T + w.double() @ by_weight.T + offsets  # [B, R]
+            slopes = torch.zeros_like(angles)
+            if len(shifted):
+                slopes[:, shifted] = self._slopes(engine, free.compiled, angles, shifted, cotangent.double(), record)
+            return (
+                (slopes @ by_input).to(x) if asked[0] else None,
+                (slopes @ by_weight).sum(0).to(w) if asked[1] else None,
+            )
+
+        return _apply(inputs, weights, engine, compiled, record, slope)
+
+    @staticmethod
+    def _slopes(
+        engine: Engine, free: CompiledCircuit, angles: Tensor, shifted: Tensor, cotangent: Tensor, record: Record
+    ) -> Tensor:
+        """[B, shifted]: derivatives of Σ cotangent · values by the shifted angles."""
+        moves = torch.zeros(len(shifted), angles.shape[1], dtype=angles.dtype, device=angles.device)
+        moves[torch.arange(len(shifted)), shifted] = math.pi / 2
+        rows = angles[None, :, None, :] + torch.stack([moves, -moves])[:, None]  # [2, B, shifted, R]
+        estimate = engine.estimate(free, rows.flatten(0, 2))
+        record(estimate.usage)
+        plus, minus = estimate.values.reshape(2, len(angles), len(shifted), -1)
+        return torch.einsum("bm,brm->br", cotangent, (plus - minus) / 2)
+
+
+@dataclass(frozen=True)
+class SPSA(GradientMethod):
+    """Simultaneous perturbation (Spall 1992, doi:10.1109/9.119632): a cheap, noisy estimate of the gradient.
+
+    Each sample and repetition draws directions δ of ±1, moves every input and weight by ± size · δ at once, and takes
+    [f(+) − f(−)] / (2·size) · δ. Its mean is the gradient up to terms in size²; its variance grows with the number of
+    parameters, and with finite shots as 1/size². Only what a gradient is asked of is moved.
+
+    Cost of a backward pass: 2·repetitions·B rows in one call, whatever the number of parameters.
+
+    Args:
+        seed: of the directions. One object draws on from call to call; a new one with this seed repeats them.
+        repetitions: directions averaged over, ≥ 1.
+        size: of the perturbation, radians, > 0.
+
+    Raises:
+        InvalidInputError: repetitions or size outside their range.
+    """
+
+    seed: int = 0
+    repetitions: int = 1
+    size: float = 0.1
+    generator: np.random.Generator = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.repetitions, bool) or not isinstance(self.repetitions, int) or self.repetitions < 1:
+            raise InvalidInputError(f"repetitions is {self.repetitions!r}; allowed: whole numbers from 1")
+        if not (math.isfinite(self.size) and self.size > 0):
+            raise InvalidInputError(f"size is {self.size!r}; allowed: positive numbers, for example 0.1")
+        object.__setattr__(self, "generator", np.random.default_rng(self.seed))
+
+    def __call__(
+        self, engine: Engine, compiled: CompiledCircuit, inputs: Tensor, weights: Tensor, record: Record
+    ) -> Tensor:
+        def slope(asked: tuple[bool, bool], x: Tensor, w: Tensor, cotangent: Tensor) -> tuple[Tensor | None, ...]:
+            shape = (self.repetitions, len(x), x.shape[1] + len(w))
+            signs = torch.as_tensor(self.generator.choice([-1.0, 1.0], shape)).to(x.device)
+            moved = torch.tensor([asked[0]] * x.shape[1] + [asked[1]] * len(w), device=x.device)
+            directions = signs * moved
+            base = rows_of(x, w).double()
+            rows = torch.stack([base + self.size * directions, base - self.size * directions])
+            estimate = engine.estimate(compiled, rows.flatten(0, 2))
+            record(estimate.usage)
+            plus, minus = estimate.values.reshape(2, *shape[:2], -1)
+            along = torch.einsum("bm,kbm->kb", cotangent.double(), plus - minus) / (2 * self.size)
+            slopes = (along[..., None] * directions).mean(0)  # 1/δ = δ
+            return (
+                slopes[:, : x.shape[1]].to(x) if asked[0] else None,
+                slopes[:, x.shape[1] :].sum(0).to(w) if asked[1] else None,
+            )
+
+        return _apply(inputs, weights, engine, compiled, record, slope)
+
+
+@dataclass(frozen=True)
+class Surrogate(GradientMethod):
+    """Values from the engine, gradients from an exact simulation: with ``"noisy"``, of the device's calibration.
+
+    The gradient is that of the model of the device, not of the device: free of shot noise, biased by what the
+    calibration does not know. The backward pass costs no circuit.
+
+    Args:
+        engine: name of an engine with a gradient of its own, or such an engine.
+
+    Raises:
+        UnknownNameError: no such engine.
+        InvalidInputError: an engine without gradient.
+    """
+
+    engine: str | Engine = "noisy"
+
+    def __post_init__(self) -> None:
+        from qhw_diffusion.execution.layer import engine_of  # the layer knows this module
+
+        simulator = engine_of(self.engine)
+        if not simulator.differentiable:
+            raise InvalidInputError(
+                f"engine {simulator.name!r} gives no gradient and cannot be a surrogate; use 'noisy' or 'ideal'"
+            )
+        object.__setattr__(self, "engine", simulator)
+
+    def __call__(
+        self, engine: Engine, compiled: CompiledCircuit, inputs: Tensor, weights: Tensor, record: Record
+    ) -> Tensor:
+        assert isinstance(self.engine, Engine)
+        self.engine.check(compiled)
+        simulated = self.engine.expectation(compiled, inputs, weights)
+        with torch.no_grad():
+            estimate = engine.estimate(compiled, rows_of(inputs, weights))
+        record(estimate.usage)
+        values: Tensor = _Replace.apply(simulated, estimate.values)
+        return values
+
+
+class _Replace(torch.autograd.Function):
+    """Other values in place of the simulated ones; the gradient passes to the simulation."""
+
+    @staticmethod
+    def forward(ctx: Any, simulated: Tensor, values: Tensor) -> Tensor:  # type: ignore[override]
+        return values.clone()
+
+    @staticmethod
+    def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        return cotangent, None
+
+
+def _apply(
+    inputs: Tensor, weights: Tensor, engine: Engine, compiled: CompiledCircuit, record: Record, slope: _Slope
+) -> Tensor:
+    values: Tensor = _Evaluate.apply(inputs, weights, engine, compiled, record, slope)
+    return values
