@@ -34,6 +34,10 @@ class UnsupportedCircuitError(QhwError, ValueError):
     """A circuit with an operation or a parameter expression the package cannot evaluate (the message names it)."""
 
 
+class EngineError(QhwError, RuntimeError):
+    """An engine that failed to evaluate a circuit, or answered with something that is no result."""
+
+
 class MemoryBudgetError(QhwError, MemoryError):
     """A computation that would not fit in memory; raised before anything is allocated."""
 

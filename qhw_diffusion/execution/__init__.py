@@ -6,28 +6,37 @@ from qhw_diffusion.execution.compile import CompiledCircuit, compile_circuit
 from qhw_diffusion.execution.distribution import all_z_strings, outcome_distribution
 from qhw_diffusion.execution.engine import Engine, Estimate, Usage
 from qhw_diffusion.execution.exact import Ideal, Noisy
+from qhw_diffusion.execution.gradients import SPSA, GradientMethod, ParameterShift, Surrogate
 from qhw_diffusion.execution.layer import ENGINES, QuantumLayer, engine_of
+from qhw_diffusion.execution.primitive import Primitive, aer_estimator, runtime_estimator
 from qhw_diffusion.execution.program import FixedMap, Measurement, Program, Rotation
 from qhw_diffusion.execution.shots import Shots
 from qhw_diffusion.execution.trajectories import Trajectories
 
 __all__ = [
     "ENGINES",
+    "SPSA",
     "CompiledCircuit",
     "Engine",
     "Estimate",
     "FixedMap",
+    "GradientMethod",
     "Ideal",
     "Measurement",
     "Noisy",
+    "ParameterShift",
+    "Primitive",
     "Program",
     "QuantumLayer",
     "Rotation",
     "Shots",
+    "Surrogate",
     "Trajectories",
     "Usage",
+    "aer_estimator",
     "all_z_strings",
     "compile_circuit",
     "engine_of",
     "outcome_distribution",
+    "runtime_estimator",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -27,6 +28,9 @@ class Usage:
 
     def __add__(self, other: Usage) -> Usage:
         return Usage(self.circuits + other.circuits, self.shots + other.shots)
+
+
+Record = Callable[[Usage], None]
 
 
 @dataclass(frozen=True)
@@ -75,8 +79,10 @@ class Engine(ABC):
             InvalidInputError: parameters of another shape, or not finite.
         """
 
-    def expectation(self, compiled: CompiledCircuit, inputs: Tensor, weights: Tensor) -> Tensor:
-        """[B, inputs], [weights] → [B, M], differentiable in both.
+    def expectation(
+        self, compiled: CompiledCircuit, inputs: Tensor, weights: Tensor, record: Record = lambda usage: None
+    ) -> Tensor:
+        """[B, inputs], [weights] → [B, M], differentiable in both; `record` is told what it cost.
 
         Raises:
             InvalidInputError: this engine has no gradient of its own.

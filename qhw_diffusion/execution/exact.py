@@ -10,7 +10,7 @@ from torch import Tensor
 
 from qhw_diffusion.errors import InvalidInputError
 from qhw_diffusion.execution.compile import CompiledCircuit
-from qhw_diffusion.execution.engine import Engine, Estimate, check_parameters
+from qhw_diffusion.execution.engine import Engine, Estimate, Record, check_parameters
 from qhw_diffusion.execution.simulator import NUMPY, Simulator, refuse_if_too_large
 
 
@@ -32,7 +32,9 @@ class Ideal(Engine):
             values = simulator.expectation(inputs, weights).to(parameters)
         return Estimate(values, torch.zeros_like(values))
 
-    def expectation(self, compiled: CompiledCircuit, inputs: Tensor, weights: Tensor) -> Tensor:
+    def expectation(
+        self, compiled: CompiledCircuit, inputs: Tensor, weights: Tensor, record: Record = lambda usage: None
+    ) -> Tensor:
         return simulator_of(compiled, self.noisy, weights.dtype).expectation(inputs, weights)
 
 

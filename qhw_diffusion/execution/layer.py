@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -12,9 +12,13 @@ from qhw_diffusion.errors import InvalidInputError, UnknownNameError
 from qhw_diffusion.execution.compile import CompiledCircuit
 from qhw_diffusion.execution.engine import Engine, Estimate, Usage, rows_of
 from qhw_diffusion.execution.exact import Ideal, Noisy, simulator_of
+from qhw_diffusion.execution.gradients import GradientMethod
 from qhw_diffusion.execution.shots import Shots
 from qhw_diffusion.execution.simulator import NUMPY, MemoryPlan
 from qhw_diffusion.execution.trajectories import Trajectories, sample_trajectories
+
+if TYPE_CHECKING:
+    from qiskit_machine_learning.neural_networks import NeuralNetwork
 
 ENGINES: dict[str, type[Engine]] = {"ideal": Ideal, "noisy": Noisy, "shots": Shots}
 
@@ -48,7 +52,7 @@ class QuantumLayer(nn.Module):
         compiled: CompiledCircuit,
         engine: str | Engine = "ideal",
         *,
-        gradient: Any = None,
+        gradient: GradientMethod | None = None,
         dtype: torch.dtype = torch.float32,
         seed: int = 0,
     ) -> None:
@@ -59,6 +63,8 @@ class QuantumLayer(nn.Module):
             raise InvalidInputError(f"dtype is {dtype}; allowed: torch.float32, torch.float64")
         self.compiled = compiled
         self.engine = engine_of(engine)
+        if gradient is not None and not isinstance(gradient, GradientMethod):
+            raise InvalidInputError(f"gradient is {gradient!r}; give ParameterShift(), SPSA(), Surrogate() or None")
         self.gradient = gradient
         self.usage = Usage()
         self.engine.check(compiled)
@@ -76,12 +82,10 @@ class QuantumLayer(nn.Module):
         """
         inputs = self._checked(inputs)
         if self.gradient is not None and torch.is_grad_enabled():
-            values: Tensor = self.gradient(self.engine, self.compiled, inputs, self.weight, self._record)
-            return values
-        if self.engine.differentiable and torch.is_grad_enabled():
-            return self.engine.expectation(self.compiled, inputs, self.weight)
-        if torch.is_grad_enabled() and (inputs.requires_grad or self.weight.requires_grad):
-            return self.engine.expectation(self.compiled, inputs, self.weight)  # refuses, with what to do
+            return self.gradient(self.engine, self.compiled, inputs, self.weight, self._record)
+        wanted = torch.is_grad_enabled() and (inputs.requires_grad or self.weight.requires_grad)
+        if wanted:  # an engine without gradients refuses, and says what to do
+            return self.engine.expectation(self.compiled, inputs, self.weight, self._record)
         return self.estimate(inputs).values
 
     def estimate(self, inputs: Tensor) -> Estimate:
@@ -91,6 +95,16 @@ class QuantumLayer(nn.Module):
             estimate = self.engine.estimate(self.compiled, rows_of(inputs, self.weight))
         self._record(estimate.usage)
         return estimate
+
+    def as_neural_network(self) -> NeuralNetwork:
+        """This layer as qiskit-machine-learning's `NeuralNetwork`, which `TorchConnector` takes (`connector`).
+
+        Raises:
+            MissingDependencyError: qiskit-machine-learning is not installed.
+        """
+        from qhw_diffusion.execution.connector import as_neural_network
+
+        return as_neural_network(self)
 
     def sample(self, inputs: Tensor, generator: torch.Generator) -> Trajectories:
         """Evaluate with the outcomes of mid-circuit measurements drawn, each sample its own (`sample_trajectories`)."""
@@ -120,7 +134,7 @@ class QuantumLayer(nn.Module):
             raise InvalidInputError(f"engine {self.engine.name!r} plans no memory; use 'ideal' or 'noisy'")
         return simulator_of(self.compiled, self.engine.noisy, self.weight.dtype).plan(batch, gradient)
 
-    def with_engine(self, engine: str | Engine, *, gradient: Any = None) -> QuantumLayer:
+    def with_engine(self, engine: str | Engine, *, gradient: GradientMethod | None = None) -> QuantumLayer:
         """A copy of this layer (weights copied) on another engine."""
         return self._copy(self.compiled, engine_of(engine), gradient)
 
@@ -133,7 +147,7 @@ class QuantumLayer(nn.Module):
             )
         return self._copy(compiled, self.engine if engine is None else engine_of(engine), self.gradient)
 
-    def _copy(self, compiled: CompiledCircuit, engine: Engine, gradient: Any) -> QuantumLayer:
+    def _copy(self, compiled: CompiledCircuit, engine: Engine, gradient: GradientMethod | None) -> QuantumLayer:
         copy = QuantumLayer(compiled, engine, gradient=gradient, dtype=self.weight.dtype).to(self.weight.device)
         copy.weight.data.copy_(self.weight.data)
         copy.weight.requires_grad_(self.weight.requires_grad)

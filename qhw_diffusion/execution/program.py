@@ -279,6 +279,13 @@ def delay_seconds(delay: Delay, device: Device) -> float:
     return float(delay.duration if delay.unit == "s" else apply_prefix(delay.duration, delay.unit))
 
 
+def angles_of(program: Program, inputs: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """[B, inputs], [weights] → [R, B] float64: the angles of all rotations for every sample."""
+    shared = program.offsets + program.weight_coefficients @ weights.astype(np.float64)
+    result: np.ndarray = shared[:, None] + program.input_coefficients @ inputs.astype(np.float64).T
+    return result
+
+
 def check_limits(program: Program, angles: np.ndarray) -> None:
     """Raise InvalidInputError where an angle [R, B] is outside the range the device takes for its gate."""
     for index, gate, low, high in program.limits:

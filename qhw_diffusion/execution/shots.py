@@ -11,7 +11,7 @@ from torch import Tensor
 
 from qhw_diffusion.errors import InvalidInputError
 from qhw_diffusion.execution.compile import CompiledCircuit
-from qhw_diffusion.execution.engine import Engine, Estimate, Usage, check_parameters, rows_of
+from qhw_diffusion.execution.engine import Engine, Estimate, Record, Usage, check_parameters, rows_of
 from qhw_diffusion.execution.exact import simulator_of, split_rows
 from qhw_diffusion.execution.readoff import Terms
 
@@ -87,10 +87,13 @@ class Shots(Engine):
             Usage(circuits, circuits * self.shots),
         )
 
-    def expectation(self, compiled: CompiledCircuit, inputs: Tensor, weights: Tensor) -> Tensor:
+    def expectation(
+        self, compiled: CompiledCircuit, inputs: Tensor, weights: Tensor, record: Record = lambda usage: None
+    ) -> Tensor:
         exact = simulator_of(compiled, self.noisy, weights.dtype).expectation(inputs, weights)
-        sampled = self.estimate(compiled, rows_of(inputs.detach(), weights.detach())).values
-        return exact + (sampled - exact).detach()
+        estimate = self.estimate(compiled, rows_of(inputs.detach(), weights.detach()))
+        record(estimate.usage)
+        return exact + (estimate.values - exact).detach()
 
 
 def measurement_groups(observables: tuple[Terms, ...]) -> list[tuple[str, list[tuple[int, float, str]]]]:

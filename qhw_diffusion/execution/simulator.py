@@ -21,7 +21,7 @@ from torch.autograd.function import once_differentiable
 from qhw_diffusion.errors import MemoryBudgetError
 from qhw_diffusion.execution.arrange import Basis, Precision, dimension
 from qhw_diffusion.execution.chain import Chain, Trace
-from qhw_diffusion.execution.program import FixedMap, Program, Rotation, check_limits
+from qhw_diffusion.execution.program import FixedMap, Program, Rotation, angles_of, check_limits
 from qhw_diffusion.execution.readoff import DensityObservables, StateObservables, confuse, outcome_probabilities
 
 NUMPY: dict[torch.dtype, Precision] = {torch.float32: np.float32, torch.float64: np.float64}
@@ -113,11 +113,9 @@ class Simulator:
 
     def angles(self, inputs: np.ndarray, weights: np.ndarray) -> np.ndarray:
         """[R, B]: angles of all rotations for every sample; column 0 alone serves those that no input enters."""
-        p = self.program
-        shared = p.offsets + p.weight_coefficients @ weights.astype(np.float64)
-        angles = shared[:, None] + p.input_coefficients @ inputs.astype(np.float64).T
+        angles = angles_of(self.program, inputs, weights)
         if self.noisy:
-            check_limits(p, angles)
+            check_limits(self.program, angles)
         return angles.astype(self.dtype)
 
     def plan(self, batch: int, gradient: bool) -> MemoryPlan:
