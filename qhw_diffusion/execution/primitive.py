@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from qiskit import QuantumCircuit
-from qiskit.primitives import BackendEstimatorV2, BaseEstimatorV2
+from qiskit.primitives import BackendEstimatorV2, BaseEstimatorV2, StatevectorEstimator
 from qiskit.quantum_info import SparsePauliOp
 from torch import Tensor
 
@@ -28,6 +29,11 @@ class Primitive(Engine):
     The precision is part of every PUB, so that no primitive's default is relied upon. No gradients of its own: give the
     layer a gradient method (`ParameterShift`, `SPSA`, `Surrogate`).
 
+    Usage is what the precision means to the primitives: ceil(1/precision²) shots for each row and each group of
+    observables that are measured together. What an estimator adds for error mitigation is not in it.
+
+    Beware of estimators with a seed of their own: most repeat the same draws in every call (`aer_estimator` does not).
+
     Args:
         estimator: for example ``StatevectorEstimator()``, `aer_estimator(compiled)`, `runtime_estimator(backend)`.
         precision: target standard error of each expectation value, > 0.
@@ -35,7 +41,8 @@ class Primitive(Engine):
             False sends it at the device's width, as hardware and fake backends need it.
 
     Raises:
-        InvalidInputError: something that is no Estimator primitive, or a precision that is not positive and finite.
+        InvalidInputError: something that is no Estimator primitive, a precision that is not positive and finite, or
+            Aer's own EstimatorV2 with readout errors, which it would leave out.
     """
 
     estimator: Any
@@ -53,8 +60,20 @@ class Primitive(Engine):
                 f"precision is {self.precision!r}; it must be positive: at 0 primitives switch to exact values, which "
                 "leave readout errors out. For exact values use engine='ideal' or 'noisy'"
             )
+        if type(self.estimator).__module__.startswith("qiskit_aer"):
+            model = getattr(self.estimator._backend.options, "noise_model", None)
+            if model is not None and "measure" in model.noise_instructions:
+                raise InvalidInputError(
+                    "Aer's EstimatorV2 leaves the readout errors of its noise model out, at every precision; use "
+                    "Primitive(aer_estimator(compiled), reduced=True), or a noise model without readout errors"
+                )
 
     def check(self, compiled: CompiledCircuit) -> None:
+        if isinstance(self.estimator, StatevectorEstimator) and not self.reduced and compiled.isa.num_qubits > 30:
+            raise InvalidInputError(
+                f"StatevectorEstimator cannot hold the {compiled.isa.num_qubits} qubits of {compiled.device.name}; "
+                f"Primitive(…, reduced=True) sends it the {len(compiled.physical_qubits)} in use"
+            )
         if any(instruction.operation.name == "measure" for instruction in compiled.isa.data):
             raise UnsupportedCircuitError(
                 "Estimator primitives do not take circuits that measure in mid-circuit: use engine 'ideal' or 'noisy'"
@@ -96,8 +115,10 @@ class Primitive(Engine):
             raise EngineError(f"{who} answered with shape {values.shape} to {asked}; {shape} was expected")
         if not np.isfinite(values).all():
             raise EngineError(
-                f"{who} answered with {int((~np.isfinite(values)).sum())} values that are NaN or infinite"
+                f"{who} answered with {int((~np.isfinite(values)).sum())} values that are NaN or infinite to {asked}"
             )
+        if errors.shape != shape or not (np.isfinite(errors) & (errors >= 0)).all():
+            raise EngineError(f"{who} answered with standard errors that are none to {asked}")
         # StatevectorEstimator draws with this spread but states none
         return values, errors if errors.any() else np.full(shape, self.precision)
 
@@ -117,16 +138,29 @@ def on_used_qubits(compiled: CompiledCircuit) -> tuple[QuantumCircuit, tuple[Spa
     return circuit, observables
 
 
-def aer_estimator(compiled: CompiledCircuit, *, seed: int | None = None) -> BackendEstimatorV2:
+class AerEstimator(BackendEstimatorV2):
+    """`BackendEstimatorV2` on Aer that draws on from call to call; with a fixed seed it would repeat the outcomes."""
+
+    def __init__(self, backend: Any, seed: int | None) -> None:
+        super().__init__(backend=backend)
+        self._generator = np.random.default_rng(seed)
+
+    def run(self, pubs: Iterable[Any], *, precision: float | None = None) -> Any:
+        self.options.seed_simulator = int(self._generator.integers(2**31))
+        return super().run(pubs, precision=precision)
+
+
+def aer_estimator(compiled: CompiledCircuit, *, seed: int | None = None) -> AerEstimator:
     """A sampling estimator on Aer with the device's noise and readout errors, for ``Primitive(…, reduced=True)``.
 
     The noise model holds the qubits in use only: with the whole device's, Aer spends seconds a call. Aer's own
-    EstimatorV2 is not used, since it never applies readout errors.
+    EstimatorV2 is not used, since it never applies readout errors. Calls draw on from `seed`; a new estimator with this
+    seed repeats them.
     """
     from qiskit_aer import AerSimulator
 
     simulator = AerSimulator(noise_model=compiled.device.noise_model(compiled.physical_qubits), max_parallel_threads=1)
-    return BackendEstimatorV2(backend=simulator, options={"seed_simulator": seed})
+    return AerEstimator(simulator, seed)
 
 
 def runtime_estimator(mode: Any, *, options: Any = None, legacy: bool = False) -> BaseEstimatorV2:
