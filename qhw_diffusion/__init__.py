@@ -16,6 +16,13 @@ _PUBLIC: dict[str, tuple[str, str | None]] = {
     "compile_circuit": ("qhw_diffusion.execution", "compile_circuit"),
     "CompiledCircuit": ("qhw_diffusion.execution", "CompiledCircuit"),
     "QuantumLayer": ("qhw_diffusion.execution", "QuantumLayer"),
+    "Ideal": ("qhw_diffusion.execution", "Ideal"),
+    "Noisy": ("qhw_diffusion.execution", "Noisy"),
+    "Shots": ("qhw_diffusion.execution", "Shots"),
+    "Primitive": ("qhw_diffusion.execution", "Primitive"),
+    "ParameterShift": ("qhw_diffusion.execution", "ParameterShift"),
+    "SPSA": ("qhw_diffusion.execution", "SPSA"),
+    "Surrogate": ("qhw_diffusion.execution", "Surrogate"),
     "QhwError": ("qhw_diffusion.errors", "QhwError"),
     "circuits": ("qhw_diffusion.circuits", None),
     "guidance": ("qhw_diffusion.guidance", None),
@@ -24,10 +31,17 @@ _PUBLIC: dict[str, tuple[str, str | None]] = {
 }
 
 __all__ = [
+    "SPSA",
     "CompiledCircuit",
     "Device",
+    "Ideal",
+    "Noisy",
+    "ParameterShift",
+    "Primitive",
     "QhwError",
     "QuantumLayer",
+    "Shots",
+    "Surrogate",
     "__version__",
     "circuits",
     "compile_circuit",
@@ -40,7 +54,18 @@ if TYPE_CHECKING:
     from qhw_diffusion import circuits, guidance, images, studies
     from qhw_diffusion.devices import Device
     from qhw_diffusion.errors import QhwError
-    from qhw_diffusion.execution import CompiledCircuit, QuantumLayer, compile_circuit
+    from qhw_diffusion.execution import (
+        SPSA,
+        CompiledCircuit,
+        Ideal,
+        Noisy,
+        ParameterShift,
+        Primitive,
+        QuantumLayer,
+        Shots,
+        Surrogate,
+        compile_circuit,
+    )
 
 
 def __getattr__(name: str) -> Any:

@@ -288,6 +288,8 @@ class ActorConfig(_JsonConfig):
     any gradient reaches the circuit at first."""
     optimization_level: int = 3
     """Qiskit's preset level for compiling."""
+    scheduled: bool = False
+    """Schedule the circuit with delays, so that waiting qubits relax under the noisy engine."""
     transpile_seed: int = 0
     """Seed of the transpiler; part of the circuit's definition, so the same for every training seed."""
 

@@ -17,7 +17,7 @@ from qhw_diffusion.guidance.actors import Actor, GaussianHead
 
 
 def compile_policy(
-    circuit: PolicyCircuit, device: Device, *, seed: int = 0, optimization_level: int = 3
+    circuit: PolicyCircuit, device: Device, *, seed: int = 0, optimization_level: int = 3, scheduled: bool = False
 ) -> CompiledCircuit:
     """The policy circuit compiled for a device (see `compile_circuit`)."""
     return compile_circuit(
@@ -28,6 +28,7 @@ def compile_policy(
         observables=circuit.observables,
         seed=seed,
         optimization_level=optimization_level,
+        scheduled=scheduled,
     )
 
 

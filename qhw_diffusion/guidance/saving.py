@@ -32,6 +32,7 @@ def save_actor(actor: Actor, folder: str | Path) -> Path:
         atomic_write_json(folder / "device.json", device_summary(compiled))
         config |= {"circuit": _circuit_settings(circuit), "device": compiled.device.name}
         config |= {"transpile_seed": compiled.seed, "optimization_level": compiled.optimization_level}
+        config |= {"scheduled": compiled.scheduled}
     save_module(folder, actor, config)
     return folder
 
@@ -88,7 +89,8 @@ def _build(
     if not isinstance(device, Device):
         device = Device.load(folder / SNAPSHOT if device is None else device)
     seed, level = config.pop("transpile_seed"), config.pop("optimization_level")
-    compiled = compile_policy(circuit, device, seed=seed, optimization_level=level)
+    scheduled = config.pop("scheduled", False) and not device.is_ideal
+    compiled = compile_policy(circuit, device, seed=seed, optimization_level=level, scheduled=scheduled)
     trained_on = config.pop("engine")
     config.pop("device")
     config.pop("n_features")

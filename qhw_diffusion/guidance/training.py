@@ -70,6 +70,7 @@ def build_actor(config: ActorConfig, *, n_features: int = 6, seed: int = 0, devi
         circuit,
         device if device is not None else Device.load(config.device),
         seed=config.transpile_seed,
+        scheduled=config.scheduled,
         optimization_level=config.optimization_level,
     )
     return QuantumActor(

@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from qiskit_ibm_runtime.fake_provider import FakeManilaV2
 
 from qhw_diffusion import guidance
 from qhw_diffusion.devices import Device
 from qhw_diffusion.errors import DamagedFileError, InvalidInputError, UnknownNameError
-from qhw_diffusion.execution import QuantumLayer
+from qhw_diffusion.execution import Primitive, QuantumLayer, Shots, runtime_estimator
 from qhw_diffusion.guidance import ActorConfig, MLPActor, QuantumActor, build_actor, load_actor, quantum_parameters
 from qhw_diffusion.guidance.actors import GaussianHead, mlp_parameters
 
@@ -209,3 +210,43 @@ def test_a_layer_of_another_circuit_is_refused(quantum: QuantumActor, manila: De
     assert isinstance(other, QuantumActor)
     with pytest.raises(InvalidInputError, match="compile this circuit"):
         QuantumActor(QuantumLayer(other.layer.compiled, "ideal"), quantum.circuit)
+
+
+def test_the_same_policy_with_shots_and_on_a_fake_backends_primitive(quantum: QuantumActor, tmp_path: Path) -> None:
+    """One argument moves a trained policy from the exact simulation to finite shots and to an Estimator primitive.
+
+    The layer's values are compared in units of their standard errors: at most 5 of them (false alarms below 1e-4 for
+    the 2·64 values).
+    """
+    obs = states()
+    exact = quantum.layer.estimate(obs).values
+    estimator = runtime_estimator(FakeManilaV2(), options={"simulator": {"seed_simulator": 3}}, legacy=True)
+    for engine in (Shots(4096, seed=2), Primitive(estimator, precision=1 / 64)):
+        moved = quantum.on(engine=engine)
+        estimate = moved.layer.estimate(obs)
+        assert ((estimate.values - exact).abs() <= 5 * estimate.std_errors + 1e-6).all()
+        with torch.no_grad():
+            assert (moved(obs)[0] - quantum(obs)[0]).abs().max() < 0.5
+        assert moved.layer.usage.shots > 0
+    quantum.on(engine="shots:256").save_pretrained(tmp_path / "shots")
+    again = load_actor(tmp_path / "shots")
+    assert isinstance(again, QuantumActor)
+    assert again.layer.engine == Shots(256)
+    quantum.on(engine=Primitive(estimator)).save_pretrained(tmp_path / "primitive")
+    with pytest.raises(UnknownNameError, match="unknown engine 'primitive'"):
+        load_actor(tmp_path / "primitive")
+    assert load_actor(tmp_path / "primitive", engine="noisy")
+
+
+def test_a_scheduled_policy_keeps_its_delays(tmp_path: Path) -> None:
+    actor = build_actor(ActorConfig(device="fake_manila", scheduled=True))
+    actor.save_pretrained(tmp_path)
+    again = load_actor(tmp_path)
+    assert isinstance(actor, QuantumActor)
+    assert isinstance(again, QuantumActor)
+    assert again.layer.compiled.isa.count_ops()["delay"] > 0
+    obs = states()
+    assert torch.equal(actor(obs)[0], again(obs)[0])
+    plain = build_actor(ActorConfig(device="fake_manila"))
+    assert (actor(obs)[0] - plain(obs)[0]).abs().max() > 1e-6, "waiting qubits relax"
+    assert load_actor(tmp_path, device="ideal", engine="ideal")
