@@ -72,12 +72,12 @@ def as_neural_network(layer: QuantumLayer, *, input_gradients: bool = True) -> N
         ) -> tuple[np.ndarray | None, np.ndarray | None]:
             rows = _rows(layer, input_data, weights).requires_grad_()
             none = rows.new_zeros(0)
-            with torch.enable_grad():
+            with torch.enable_grad():  # TorchConnector calls from within a backward pass
                 if layer.gradient is None:
                     values = layer.engine.expectation(by_rows, rows, none, layer._record)
                 else:
                     values = layer.gradient(layer.engine, by_rows, rows, none, layer._record)
-            slopes = [torch.autograd.grad(column.sum(), rows, retain_graph=True)[0] for column in values.T]
+                slopes = [torch.autograd.grad(column.sum(), rows, retain_graph=True)[0] for column in values.T]
             jacobian = torch.stack(slopes, dim=1).numpy()  # [B, M, inputs + weights]
             by_inputs = jacobian[:, :, : compiled.n_inputs] if self.input_gradients else None
             return by_inputs, jacobian[:, :, compiled.n_inputs :]
