@@ -8,7 +8,7 @@ from qhw_diffusion.execution.engine import Engine, Estimate, Usage
 from qhw_diffusion.execution.exact import Ideal, Noisy
 from qhw_diffusion.execution.gradients import SPSA, GradientMethod, ParameterShift, Surrogate
 from qhw_diffusion.execution.layer import ENGINES, QuantumLayer, engine_of
-from qhw_diffusion.execution.primitive import Primitive, aer_estimator, runtime_estimator
+from qhw_diffusion.execution.primitive import Primitive, aer_backend, aer_estimator, runtime_estimator
 from qhw_diffusion.execution.program import FixedMap, Measurement, Program, Rotation
 from qhw_diffusion.execution.shots import Shots
 from qhw_diffusion.execution.trajectories import Trajectories
@@ -33,6 +33,7 @@ __all__ = [
     "Surrogate",
     "Trajectories",
     "Usage",
+    "aer_backend",
     "aer_estimator",
     "all_z_strings",
     "compile_circuit",

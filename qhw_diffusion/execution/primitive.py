@@ -6,7 +6,7 @@ import math
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -20,6 +20,12 @@ from qhw_diffusion.execution.compile import CompiledCircuit
 from qhw_diffusion.execution.engine import Engine, Estimate, Usage, check_parameters
 from qhw_diffusion.execution.program import angles_of, check_limits
 from qhw_diffusion.execution.shots import measurement_groups
+
+if TYPE_CHECKING:
+    from qiskit_aer import AerSimulator
+
+# Wider than any state a simulator holds
+_TOO_WIDE = 30
 
 
 @dataclass(frozen=True)
@@ -69,11 +75,18 @@ class Primitive(Engine):
                 )
 
     def check(self, compiled: CompiledCircuit) -> None:
-        if isinstance(self.estimator, StatevectorEstimator) and not self.reduced and compiled.isa.num_qubits > 30:
-            raise InvalidInputError(
-                f"StatevectorEstimator cannot hold the {compiled.isa.num_qubits} qubits of {compiled.device.name}; "
-                f"Primitive(…, reduced=True) sends it the {len(compiled.physical_qubits)} in use"
-            )
+        width = compiled.isa.num_qubits
+        if width > _TOO_WIDE and not self.reduced:
+            if isinstance(self.estimator, StatevectorEstimator):
+                raise InvalidInputError(
+                    f"StatevectorEstimator cannot hold the {width} qubits of {compiled.device.name}; "
+                    f"Primitive(…, reduced=True) sends it the {len(compiled.physical_qubits)} in use"
+                )
+            if _simulates_every_qubit(self.estimator):
+                raise InvalidInputError(
+                    f"in local mode the client's Estimator simulates all {width} qubits of {compiled.device.name}; use "
+                    "Primitive(runtime_estimator(aer_backend(compiled), …), reduced=True), or legacy=True"
+                )
         if any(instruction.operation.name == "measure" for instruction in compiled.isa.data):
             raise UnsupportedCircuitError(
                 "Estimator primitives do not take circuits that measure in mid-circuit: use engine 'ideal' or 'noisy'"
@@ -138,6 +151,15 @@ def on_used_qubits(compiled: CompiledCircuit) -> tuple[QuantumCircuit, tuple[Spa
     return circuit, observables
 
 
+def _simulates_every_qubit(estimator: BaseEstimatorV2) -> bool:
+    """Whether this is the client-side estimator on a fake backend: it measures qubits that are not in use as well."""
+    if not type(estimator).__module__.startswith("qiskit_ibm_runtime.executor_estimator"):
+        return False
+    from qiskit_ibm_runtime.fake_provider.fake_backend import FakeBackendV2
+
+    return isinstance(estimator.backend(), FakeBackendV2)  # type: ignore[attr-defined]
+
+
 class AerEstimator(BackendEstimatorV2):
     """`BackendEstimatorV2` on Aer that draws on from call to call; with a fixed seed it would repeat the outcomes."""
 
@@ -150,24 +172,30 @@ class AerEstimator(BackendEstimatorV2):
         return super().run(pubs, precision=precision)
 
 
-def aer_estimator(compiled: CompiledCircuit, *, seed: int | None = None) -> AerEstimator:
-    """A sampling estimator on Aer with the device's noise and readout errors, for ``Primitive(…, reduced=True)``.
+def aer_backend(compiled: CompiledCircuit) -> AerSimulator:
+    """Aer with the device's noise and asymmetric readout errors on the qubits in use, for ``Primitive(…, reduced=True)``.
 
-    The noise model holds the qubits in use only: with the whole device's, Aer spends seconds a call. Aer's own
-    EstimatorV2 is not used, since it never applies readout errors. Calls draw on from `seed`; a new estimator with this
-    seed repeats them.
+    With the noise model of the whole device Aer spends seconds a call. `aer_estimator` and `runtime_estimator` take it.
     """
     from qiskit_aer import AerSimulator
 
-    simulator = AerSimulator(noise_model=compiled.device.noise_model(compiled.physical_qubits), max_parallel_threads=1)
-    return AerEstimator(simulator, seed)
+    return AerSimulator(noise_model=compiled.device.noise_model(compiled.physical_qubits), max_parallel_threads=1)
+
+
+def aer_estimator(compiled: CompiledCircuit, *, seed: int | None = None) -> AerEstimator:
+    """A sampling estimator on `aer_backend`, for ``Primitive(…, reduced=True)``.
+
+    Aer's own EstimatorV2 is not used, since it never applies readout errors. Calls draw on from `seed`; a new estimator
+    with this seed repeats them.
+    """
+    return AerEstimator(aer_backend(compiled), seed)
 
 
 def runtime_estimator(mode: Any, *, options: Any = None, legacy: bool = False) -> BaseEstimatorV2:
     """The runtime client's estimator for a backend, session or batch; with a fake backend it runs locally.
 
     Args:
-        mode: backend (fake or real), ``Session`` or ``Batch``.
+        mode: backend (fake or real), `aer_backend(compiled)`, ``Session`` or ``Batch``.
         options: the estimator's options, as a dictionary or the client's own object.
         legacy: the deprecated ``qiskit_ibm_runtime.EstimatorV2``. In local mode it ignores resilience options and has
             the device's asymmetric readout errors; the new one (``qiskit_ibm_runtime.executor_estimator``) applies the

@@ -98,7 +98,7 @@ class Simulator:
 
     def final_rows(self, inputs: np.ndarray, weights: np.ndarray) -> np.ndarray:
         """[B, inputs], [weights] → rows [D, B] at the end of the circuit."""
-        rows, _ = self.whole.forward(self._start(len(inputs)), self.angles(inputs, weights), keep=False)
+        rows, _ = self.whole.forward(self.start(len(inputs)), self.angles(inputs, weights), keep=False)
         return rows
 
     def distribution(self, rows: np.ndarray, basis: str) -> np.ndarray:
@@ -144,7 +144,7 @@ class Simulator:
         split = self.basis == "density" and self._tail and len(self.observables) < batch
         return self.body if split else self.whole
 
-    def _start(self, columns: int) -> np.ndarray:
+    def start(self, columns: int) -> np.ndarray:
         """Every qubit in |0⟩."""
         rows = np.zeros((self.n_rows, columns), self.dtype)
         rows[0] = 1
@@ -183,7 +183,7 @@ class _Evaluate(torch.autograd.Function):
         values = np.empty((batch, len(observables)), simulator.dtype)
         kept: list[tuple[np.ndarray, Trace | None] | None] = []
         for block in _blocks(batch, plan.columns):
-            start = simulator._start(block.stop - block.start)
+            start = simulator.start(block.stop - block.start)
             rows, trace = main.forward(start, _columns(angles, block), gradient and not plan.recompute)
             values[block] = observables.values(rows, measured)
             kept.append(None if plan.recompute or not gradient else (rows, trace))
@@ -203,7 +203,7 @@ class _Evaluate(torch.autograd.Function):
         into_tail = np.zeros_like(ctx.measured)
         for block, kept in zip(_blocks(angles.shape[1], ctx.plan.columns), ctx.kept, strict=True):
             if kept is None:
-                kept = main.forward(simulator._start(block.stop - block.start), _columns(angles, block), keep=True)
+                kept = main.forward(simulator.start(block.stop - block.start), _columns(angles, block), keep=True)
             rows, trace = kept
             adjoint = observables.adjoint(rows, cotangent[block], ctx.measured)
             if ctx.tail_trace is not None:

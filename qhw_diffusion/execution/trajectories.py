@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -67,9 +67,9 @@ def sample_trajectories(
     pure = not engine.noisy and all(o.matrix is not None for s in segments for o in s if isinstance(o, FixedMap))
     if pure and simulator.basis != "state":
         coherent = tuple(operation for segment in segments for operation in segment)
-        simulator = _pure(simulator, coherent, weights.dtype)
+        simulator = Simulator(replace(program, operations=coherent), noisy=False, dtype=weights.dtype)
     angles = simulator.angles(inputs.detach().cpu().numpy(), weights.detach().cpu().numpy())
-    rows = simulator._start(len(inputs))
+    rows = simulator.start(len(inputs))
     outcomes = np.zeros((len(inputs), len(drawn)), dtype=np.int64)
     for k, segment in enumerate(segments):
         chain = Chain(segment, program, simulator.basis, noisy=engine.noisy, dtype=simulator.dtype)
@@ -91,12 +91,6 @@ def sample_trajectories(
         torch.from_numpy(outcomes).to(inputs.device),
         tuple(m.clbit for m in drawn),
     )
-
-
-def _pure(simulator: Simulator, operations: tuple[Rotation | FixedMap, ...], dtype: torch.dtype) -> Simulator:
-    from dataclasses import replace
-
-    return Simulator(replace(simulator.program, operations=operations), noisy=False, dtype=dtype)
 
 
 def _collapse(rows: np.ndarray, q: int, ones: np.ndarray, simulator: Simulator) -> None:
