@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import torch
 from qiskit import QuantumCircuit
+from qiskit.circuit import Delay
 from qiskit.primitives import BackendEstimatorV2, BaseEstimatorV2, StatevectorEstimator
 from qiskit.quantum_info import SparsePauliOp
 from torch import Tensor
@@ -173,13 +174,23 @@ class AerEstimator(BackendEstimatorV2):
 
 
 def aer_backend(compiled: CompiledCircuit) -> AerSimulator:
-    """Aer with the device's noise and asymmetric readout errors on the qubits in use, for ``Primitive(…, reduced=True)``.
+    """Aer with the device's noise and asymmetric readout on the qubits in use, for ``Primitive(…, reduced=True)``.
 
-    With the noise model of the whole device Aer spends seconds a call. `aer_estimator` and `runtime_estimator` take it.
+    Waiting qubits relax where the circuit is scheduled. With the noise model of the whole device Aer would spend
+    seconds a call. `aer_estimator` and `runtime_estimator` take it.
     """
     from qiskit_aer import AerSimulator
+    from qiskit_aer.noise import RelaxationNoisePass
 
-    return AerSimulator(noise_model=compiled.device.noise_model(compiled.physical_qubits), max_parallel_threads=1)
+    device, qubits = compiled.device, compiled.physical_qubits
+    model = device.noise_model(qubits)
+    if device.target is not None and "delay" in compiled.isa.count_ops():
+        times = [device.relaxation_times(qubit) for qubit in qubits]
+        t1s = [math.inf if t1 is None else t1 for t1, _ in times]
+        t2s = [2 * t1 if t2 is None else min(t2, 2 * t1) for t1, (_, t2) in zip(t1s, times, strict=True)]
+        # Where NoiseModel.from_backend puts it: a noise model has no public place for the errors of delays
+        model._custom_noise_passes.append(RelaxationNoisePass(t1s, t2s, dt=device.target.dt, op_types=Delay))
+    return AerSimulator(noise_model=model, max_parallel_threads=1)
 
 
 def aer_estimator(compiled: CompiledCircuit, *, seed: int | None = None) -> AerEstimator:
