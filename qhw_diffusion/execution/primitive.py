@@ -36,8 +36,9 @@ class Primitive(Engine):
     The precision is part of every PUB, so that no primitive's default is relied upon. No gradients of its own: give the
     layer a gradient method (`ParameterShift`, `SPSA`, `Surrogate`).
 
-    Usage is what the precision means to the primitives: ceil(1/precision²) shots for each row and each group of
-    observables that are measured together. What an estimator adds for error mitigation is not in it.
+    Usage: for each row and each group of observables that are measured together, the shots the primitive states, or
+    else what the precision means to all of them, ceil(1/precision²). What an estimator adds for error mitigation is not
+    in it.
 
     Beware of estimators with a seed of their own: most repeat the same draws in every call (`aer_estimator` does not).
 
@@ -103,25 +104,26 @@ class Primitive(Engine):
         order = (*compiled.inputs, *compiled.weights)
         # observables [M, 1] against rows [B]: values [M, B]; values are bound by parameter, never by position
         pub = (circuit, [[o] for o in observables], {order: rows} if order else None, self.precision)
-        values, errors = self._run(pub, len(observables), len(rows) if order else 1)
+        values, errors, shots = self._run(pub, len(observables), len(rows) if order else 1)
         groups = len(measurement_groups(compiled.program.observables))
         circuits = values.shape[1] * groups
-        shots = circuits * math.ceil(1 / self.precision**2)
         return Estimate(
             torch.from_numpy(values.T.copy()).to(parameters).expand(len(rows), -1),
             torch.from_numpy(errors.T.copy()).to(parameters).expand(len(rows), -1),
-            Usage(circuits, shots),
+            Usage(circuits, circuits * shots),
         )
 
-    def _run(self, pub: tuple, observables: int, rows: int) -> tuple[np.ndarray, np.ndarray]:
-        """[M, B] values and standard errors; EngineError for anything else."""
+    def _run(self, pub: tuple, observables: int, rows: int) -> tuple[np.ndarray, np.ndarray, int]:
+        """[M, B] values and standard errors, and the shots of each circuit; EngineError for anything else."""
         asked = f"{observables} observables at {rows} rows of parameters, precision {self.precision:g}"
         who = f"{type(self.estimator).__module__.split('.')[0]}'s {type(self.estimator).__name__}"
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", DeprecationWarning)  # of the legacy runtime estimator
-                data = self.estimator.run([pub]).result()[0].data
+                result = self.estimator.run([pub]).result()
+            data = result[0].data
             values, errors = np.asarray(data.evs, dtype=float), np.asarray(data.stds, dtype=float)
+            stated = result[0].metadata.get("shots", result.metadata.get("shots"))
         except Exception as error:
             raise EngineError(f"{who} failed on {asked}: {type(error).__name__}: {error}") from error
         shape = (observables, rows)
@@ -133,8 +135,9 @@ class Primitive(Engine):
             )
         if errors.shape != shape or not (np.isfinite(errors) & (errors >= 0)).all():
             raise EngineError(f"{who} answered with standard errors that are none to {asked}")
+        shots = int(stated) if stated else math.ceil(1 / self.precision**2)
         # StatevectorEstimator draws with this spread but states none
-        return values, errors if errors.any() else np.full(shape, self.precision)
+        return values, errors if errors.any() else np.full(shape, self.precision), shots
 
 
 def on_used_qubits(compiled: CompiledCircuit) -> tuple[QuantumCircuit, tuple[SparsePauliOp, ...]]:
