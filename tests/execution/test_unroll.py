@@ -40,7 +40,7 @@ def circuit() -> QuantumCircuit:
     qc.cx(1, 2)
     for q in range(3):
         qc.rx(WEIGHTS[2] * (q + 1), q)
-        qc.rz(INPUTS[1], q)
+        qc.p(INPUTS[1], q)  # leaves a parametrised global phase
         qc.ry(WEIGHTS[1], q)
     qc.cx(2, 1)
     return qc
