@@ -6,10 +6,11 @@ import gc
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
-from benchmarks.problem import Problem
+from benchmarks.problem import Posed
 
 # One step, forward and backward: values [B, M] and the gradients of their sum by inputs [B, 6] and weights [24].
 Step = Callable[[], tuple[np.ndarray, np.ndarray, np.ndarray]]
@@ -29,7 +30,7 @@ class Contender:
 
     name: str
     kind: str
-    build: Callable[[Problem], Step]
+    build: Callable[[Any], Step]
     exact: bool = True
     note: str = ""
 
@@ -57,7 +58,7 @@ class Result:
 
 
 def measure(
-    contenders: list[Contender], problem: Problem, rounds: int, slot: float, say: Callable[[str], None]
+    contenders: list[Contender], problem: Posed, rounds: int, slot: float, say: Callable[[str], None]
 ) -> list[Result]:
     """Build and warm up all contenders, then time them in turn, `rounds` times about `slot` seconds each.
 

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 from benchmarks.measure import Contender, Step
-from benchmarks.problem import Problem
-from qhw_diffusion.execution import QuantumLayer
+from benchmarks.problem import Posed, Problem
+from qhw_diffusion.execution import CompiledCircuit, QuantumLayer
 
 
 def contenders() -> list[Contender]:
@@ -22,8 +22,12 @@ def contenders() -> list[Contender]:
 
 
 def _step(problem: Problem, engine: str) -> Step:
+    return step_of(problem.ideal if engine == "ideal" else problem.noisy, engine, problem)
+
+
+def step_of(compiled: CompiledCircuit, engine: str, problem: Posed) -> Step:
     # A copy without what the reference values left cached: lowering the circuit is part of the first gradient.
-    layer = QuantumLayer(replace(problem.ideal if engine == "ideal" else problem.noisy), engine)
+    layer = QuantumLayer(replace(compiled), engine)
     with torch.no_grad():
         layer.weight.copy_(torch.as_tensor(problem.weights))
     inputs = torch.as_tensor(problem.inputs).requires_grad_()

@@ -66,6 +66,20 @@ def _policy(x: torch.Tensor, w: torch.Tensor, after_gate: Callable[[list[int]], 
             gate(qml.CNOT, None, [q, (q + 1) % 4])
 
 
+def policy_gates(x: Any, w: Any) -> None:
+    """The policy circuit of one sample, x [6], w [24]."""
+    for j in range(6):
+        (qml.RY if j < 4 else qml.RZ)(x[j], wires=j % 4)
+    for layer in range(2):
+        for q in range(4):
+            first = 3 * (4 * layer + q)
+            qml.RX(w[first], wires=q)
+            qml.RZ(w[first + 1], wires=q)
+            qml.RY(w[first + 2], wires=q)
+        for q in range(4):
+            qml.CNOT(wires=[q, (q + 1) % 4])
+
+
 def _ideal(problem: Problem) -> Step:
     @qml.qnode(qml.device("default.qubit", wires=4), interface="torch", diff_method="backprop")
     def node(x: torch.Tensor, w: torch.Tensor) -> list:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -42,6 +43,19 @@ class FixedGate:
         return [np.asarray(k) for k in Kraus(SuperOp(self.superop)).data]
 
 
+class Posed(Protocol):
+    """What is timed: seeded inputs [B, I] and weights [W], and the exact values {kind: [B, M]}."""
+
+    @property
+    def inputs(self) -> np.ndarray: ...
+
+    @property
+    def weights(self) -> np.ndarray: ...
+
+    @property
+    def expected(self) -> dict[str, np.ndarray]: ...
+
+
 @dataclass(frozen=True)
 class Problem:
     """Batch of inputs and one set of weights, the circuit in all forms the contenders need, and the exact answer.
@@ -71,9 +85,9 @@ class Problem:
         return sum(isinstance(gate, FixedGate) and gate.noisy for gate in self.gates)
 
 
-def make_problem(batch: int, device_name: str) -> Problem:
+def make_problem(batch: int, device_name: str, *, reuploading: bool = False) -> Problem:
     """The 4-qubit, depth-2 ring policy circuit on `device_name`, seeded inputs and weights."""
-    policy = policy_circuit(n_qubits=4, depth=2, n_features=6, entanglement="ring")
+    policy = policy_circuit(n_qubits=4, depth=2, n_features=6, entanglement="ring", reuploading=reuploading)
     parameters = {"inputs": policy.inputs, "weights": policy.weights, "observables": policy.observables}
     ideal = compile_circuit(policy.circuit, Device.load("ideal"), **parameters)
     device = Device.load(device_name)

@@ -20,8 +20,9 @@ import jax.numpy as jnp
 import numpy as np
 import tensorcircuit as tc
 
+from benchmarks.denoiser import DenoiserProblem
 from benchmarks.measure import Contender, Step
-from benchmarks.problem import AffineRZ, FixedGate, Problem
+from benchmarks.problem import AffineRZ, FixedGate, Posed, Problem
 
 Gates = Sequence[AffineRZ | FixedGate]
 
@@ -39,8 +40,8 @@ def contenders() -> list[Contender]:
     ]
 
 
-def _step(problem: Problem, evaluate: Callable[[Any, Any], Any]) -> Step:
-    """evaluate: [6], [24] → [4] for one sample."""
+def _step(problem: Posed, evaluate: Callable[[Any, Any], Any]) -> Step:
+    """evaluate: [inputs], [weights] → [M] for one sample."""
 
     def total(x: Any, w: Any) -> tuple[Any, Any]:
         values = jax.vmap(evaluate, in_axes=(0, None))(x, w)
@@ -73,9 +74,10 @@ def _ideal(problem: Problem) -> Step:
 
     def evaluate(x: Any, w: Any) -> Any:
         circuit = tc.Circuit(4)
-        for j in range(6):
-            (circuit.ry if j < 4 else circuit.rz)(j % 4, theta=x[j])
         for layer in range(2):
+            if layer == 0 or problem.policy.reuploading:
+                for j in range(6):
+                    (circuit.ry if j < 4 else circuit.rz)(j % 4, theta=x[j])
             for q in range(4):
                 first = 3 * (4 * layer + q)
                 circuit.rx(q, theta=w[first])
@@ -84,6 +86,38 @@ def _ideal(problem: Problem) -> Step:
             for q in range(4):
                 circuit.cnot(q, (q + 1) % 4)
         return signs @ jnp.abs(circuit.state()) ** 2
+
+    return _step(problem, evaluate)
+
+
+def denoiser(problem: DenoiserProblem) -> Step:
+    """`denoiser_circuit`, two layers (chain, inverse chain) a step of `lax.scan`; an odd layer stands after it."""
+    _prepare()
+    n, depth = problem.block.n_qubits, problem.block.depth
+    signs = np.array([[1 - 2 * (s >> (n - 1 - q) & 1) for s in range(2**n)] for q in range(n)], dtype=np.float32)
+
+    def layer(state: Any, w: Any, inverse: bool) -> Any:
+        circuit = tc.Circuit(n, inputs=state)
+        for q in range(n):
+            circuit.rx(q, theta=w[q, 0])
+            circuit.rz(q, theta=w[q, 1])
+            circuit.ry(q, theta=w[q, 2])
+        for q in reversed(range(n - 1)) if inverse else range(n - 1):
+            circuit.cnot(q, q + 1)
+        return circuit.state()
+
+    def evaluate(x: Any, w: Any) -> Any:
+        circuit = tc.Circuit(n)
+        for q in range(n):
+            circuit.ry(q, theta=x[q])
+        w = w.reshape(depth, n, 3)
+        pairs = w[: depth // 2 * 2].reshape(depth // 2, 2, n, 3)
+        state, _ = jax.lax.scan(
+            lambda s, two: (layer(layer(s, two[0], False), two[1], True), None), circuit.state(), pairs
+        )
+        if depth % 2:
+            state = layer(state, w[-1], False)
+        return signs @ jnp.abs(state) ** 2
 
     return _step(problem, evaluate)
 

@@ -1,0 +1,170 @@
+"""Peers that are far from ours: one or two steps each, on as many samples as a few seconds allow, extrapolated to 256.
+
+A step is as everywhere: values of the four observables and their gradients by all inputs and weights.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from benchmarks.problem import Problem
+
+
+@dataclass(frozen=True)
+class Row:
+    """One peer: milliseconds for `batch` samples, extrapolated from `samples`."""
+
+    name: str
+    kind: str
+    ms: float
+    samples: int
+    note: str
+
+
+def run(problem: Problem, batch: int, say: Callable[[str], None]) -> list[Row]:
+    rows = []
+    for name, kind, samples, make, note in PEERS:
+        step = make(problem, samples)
+        step()  # compile, warm up
+        start = time.process_time()
+        step()
+        seconds = time.process_time() - start
+        rows.append(Row(name, kind, 1e3 * seconds * batch / samples, samples, note))
+        say(f"{kind:5s} {name}: {rows[-1].ms:,.0f} ms, from {samples} samples")
+    return rows
+
+
+def _tensorcircuit_torch(problem: Problem, samples: int) -> Callable[[], object]:
+    import tensorcircuit as tc
+
+    tc.set_backend("pytorch")
+    tc.set_dtype("complex64")
+    tc.set_contractor("greedy")
+    signs = torch.tensor([[1.0 - 2 * (s >> (3 - q) & 1) for s in range(16)] for q in range(4)])
+
+    def evaluate(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+        circuit = tc.Circuit(4)
+        for j in range(6):
+            (circuit.ry if j < 4 else circuit.rz)(j % 4, theta=x[j])
+        for layer in range(2):
+            for q in range(4):
+                first = 3 * (4 * layer + q)
+                circuit.rx(q, theta=w[first])
+                circuit.rz(q, theta=w[first + 1])
+                circuit.ry(q, theta=w[first + 2])
+            for q in range(4):
+                circuit.cnot(q, (q + 1) % 4)
+        return signs @ circuit.state().abs() ** 2
+
+    values = torch.vmap(evaluate, in_dims=(0, None))
+    x = torch.tensor(problem.inputs[:samples], requires_grad=True)
+    w = torch.tensor(problem.weights, requires_grad=True)
+    return lambda: torch.autograd.grad(values(x, w).sum(), (x, w))
+
+
+def _lightning(problem: Problem, samples: int) -> Callable[[], object]:
+    import pennylane as qml
+    from pennylane import numpy as pnp
+
+    from benchmarks.pennylane_peer import policy_gates
+
+    @qml.qnode(qml.device("lightning.qubit", wires=4), diff_method="adjoint")
+    def node(x: np.ndarray, w: np.ndarray) -> list:
+        policy_gates(x, w)
+        return [qml.expval(qml.PauliZ(q)) for q in range(4)]
+
+    jacobian = qml.jacobian(lambda x, w: pnp.stack(node(x, w)))
+    w = pnp.array(problem.weights, requires_grad=True)
+    xs = [pnp.array(x, requires_grad=True) for x in problem.inputs[:samples]]
+    return lambda: [jacobian(x, w) for x in xs]
+
+
+def _qulacs(problem: Problem, samples: int) -> Callable[[], object]:
+    from qulacs import Observable, ParametricQuantumCircuit
+
+    circuit = ParametricQuantumCircuit(4)
+    order: list[tuple[str, int]] = []
+
+    def turn(gate: str, qubit: int, source: tuple[str, int]) -> None:
+        getattr(circuit, f"add_parametric_{gate}_gate")(qubit, 0.0)
+        order.append(source)
+
+    for j in range(6):
+        turn("RY" if j < 4 else "RZ", j % 4, ("x", j))
+    for layer in range(2):
+        for q in range(4):
+            for k, gate in enumerate(("RX", "RZ", "RY")):
+                turn(gate, q, ("w", 3 * (4 * layer + q) + k))
+        for q in range(4):
+            circuit.add_CNOT_gate(q, (q + 1) % 4)
+    total = Observable(4)  # the gradient of the sum of the four, as for everybody
+    for q in range(4):
+        total.add_operator(1.0, f"Z {q}")
+
+    def step() -> list:
+        gradients = []
+        for x in problem.inputs[:samples]:
+            for i, (source, index) in enumerate(order):  # its rotations turn the other way
+                circuit.set_parameter(i, -float(x[index] if source == "x" else problem.weights[index]))
+            gradients.append(circuit.backprop(total))
+        return gradients
+
+    return step
+
+
+def _aer_pub(problem: Problem, samples: int) -> Callable[[], object]:
+    from qiskit_aer.primitives import EstimatorV2
+
+    from qhw_diffusion.execution import ParameterShift, Primitive, QuantumLayer
+
+    model = problem.noisy.device.noise_model(problem.noisy.physical_qubits)
+    model._local_readout_errors.clear()  # Aer's estimator would leave them out without a word
+    model._noise_instructions.discard("measure")
+    options = {"backend_options": {"noise_model": model, "method": "density_matrix", "max_parallel_threads": 1}}
+    engine = Primitive(EstimatorV2(options=options), precision=0.01, reduced=True)
+    layer = QuantumLayer(problem.noisy, engine, gradient=ParameterShift())
+    x = torch.tensor(problem.inputs[:samples], requires_grad=True)
+    return lambda: layer(x).sum().backward()
+
+
+def _estimator_qnn(problem: Problem, samples: int) -> Callable[[], object]:
+    from qiskit.primitives import StatevectorEstimator
+    from qiskit_machine_learning.gradients import ParamShiftEstimatorGradient
+    from qiskit_machine_learning.neural_networks import EstimatorQNN
+
+    estimator = StatevectorEstimator()
+    network = EstimatorQNN(
+        circuit=problem.policy.circuit,
+        estimator=estimator,
+        gradient=ParamShiftEstimatorGradient(estimator),
+        observables=list(problem.policy.observables),
+        input_params=list(problem.policy.inputs),
+        weight_params=list(problem.policy.weights),
+        input_gradients=True,
+    )
+
+    def step() -> None:
+        network.forward(problem.inputs[:samples], problem.weights)
+        network.backward(problem.inputs[:samples], problem.weights)
+
+    return step
+
+
+PEERS: tuple[tuple[str, str, int, Callable[[Problem, int], Callable[[], object]], str], ...] = (
+    ("TensorCircuit-NG, torch", "ideal", 256, _tensorcircuit_torch, "Circuit, vmap"),
+    ("PennyLane lightning.qubit", "ideal", 8, _lightning, "adjoint, full Jacobian, a loop over samples"),
+    ("Qulacs", "ideal", 256, _qulacs, "backprop of the sum of the observables, a loop over samples"),
+    ("EstimatorQNN", "ideal", 1, _estimator_qnn, "ParamShift, StatevectorEstimator"),
+    (
+        "Aer, one broadcast PUB",
+        "noisy",
+        1,
+        _aer_pub,
+        "EstimatorV2, density matrix, parameter-shift, reduced noise model",
+    ),
+)
