@@ -7,10 +7,13 @@ import logging
 import os
 import sys
 import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[1]
 CONTENDERS = ("ours", "pennylane", "tensorcircuit")
+PARTS = ("policy", "re-uploading", "denoiser", "first", "wide", "others", "scaling")
 
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -23,6 +26,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--device", default="fake_marrakesh", help="device of the noisy contenders")
     parser.add_argument("--core", type=int, default=None, help="processor core to run on (default: the last allowed)")
     parser.add_argument("--only", nargs="+", choices=CONTENDERS, default=list(CONTENDERS), help="contenders to run")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="what to measure")
     parser.add_argument(
         "--json", type=Path, default=ROOT / "benchmarks/results/latest.json", help="where to put the data"
     )
@@ -50,36 +54,102 @@ def main(argv: list[str] | None = None) -> int:
     import torch
 
     torch.set_num_threads(1)
-    from benchmarks import ours, report
+    from benchmarks import report, scaling
     from benchmarks.measure import measure
-    from benchmarks.problem import make_problem
 
-    contenders = ours.contenders()
+    def say(line: str) -> None:
+        print(line, flush=True)
+
     try:
-        if "pennylane" in options.only:
-            from benchmarks import pennylane_peer
-
-            contenders += pennylane_peer.contenders()
-        if "tensorcircuit" in options.only:
-            from benchmarks import tensorcircuit_peer
-
-            contenders += tensorcircuit_peer.contenders()
+        posed = list(problems(options))
+        sections = [
+            report.Section(group, title, text, measure(contenders, problem, options.rounds, options.slot, say))
+            for group, title, text, problem, contenders in posed
+        ]
+        extra = extras(options, posed, sections, say)
     except ImportError as error:
         print(f"{error}\nThe peers are not installed: pip install -e '.[bench]'", file=sys.stderr)
         return 1
-    problem = make_problem(options.batch, options.device)
-    results = measure(contenders, problem, options.rounds, options.slot, lambda line: print(line, flush=True))
-    data = report.as_dict(results, problem, options.batch, options.rounds)
-    print("\n" + report.markdown(results, data))
-    print("\n" + "\n".join(report.goals(results)))
-    exact = [r for r in results if r.deviation is not None and r.gradient_deviation is not None]
+    data = report.as_dict(sections, options.rounds, extra)
+    print("\n" + report.markdown(sections, data))
+    print("\n" + "\n".join(report.goals(sections, data)))
+    if options.write and "scaling" in extra:
+        scaling.plot(extra["scaling"], ROOT / "docs/figures/scaling.svg")
+    report.write(sections, data, options.json, ROOT / "docs/performance.md" if options.write else None)
+    exact = [r for s in sections for r in s.results if r.deviation is not None and r.gradient_deviation is not None]
+    if not exact:
+        return 0
     values, gradients = max(r.deviation for r in exact), max(r.gradient_deviation for r in exact)
     print(f"largest deviation between contenders that compute the same: values {values:.1e}, gradients {gradients:.1e}")
-    report.write(results, data, options.json, ROOT / "docs/performance.md" if options.write else None)
     if values > 1e-4 or gradients > 1e-3:
         print("the contenders do not compute the same: the times above mean nothing", file=sys.stderr)
         return 1
     return 0
+
+
+def problems(options: argparse.Namespace) -> Iterator[tuple[str, str, str, Any, list[Any]]]:
+    """(group, title, text, problem, contenders) of every side-by-side measurement asked for."""
+    from benchmarks import denoiser, ours
+    from benchmarks.measure import Contender
+    from benchmarks.problem import make_problem
+
+    peers = {}
+    if "pennylane" in options.only:
+        from benchmarks import pennylane_peer
+
+        peers["pennylane"] = pennylane_peer.contenders()
+    if "tensorcircuit" in options.only:
+        from benchmarks import tensorcircuit_peer
+
+        peers["tensorcircuit"] = tensorcircuit_peer.contenders()
+    for part, reuploading in (("policy", False), ("re-uploading", True)):
+        if part in options.parts or (part == "policy" and "others" in options.parts):
+            problem = make_problem(options.batch, options.device, reuploading=reuploading)
+            circuit = problem.noisy
+            text = (
+                f"4 qubits, depth 2, ring{', data re-uploading' * reuploading}; batch {options.batch}; "
+                f"expectation values of 4 "
+                f"observables and the gradients by all inputs and weights. Noisy: compiled for `{circuit.device.name}` "
+                f"({circuit.two_qubit_gates} two-qubit gates, depth {circuit.depth}, {problem.n_channels} noise "
+                f"channels; "
+                f"transpiling took {problem.transpile_seconds:.2f} s)."
+            )
+            contenders = ours.contenders()
+            for name, theirs in peers.items():  # PennyLane's circuit is written out without re-uploading
+                contenders += [] if reuploading and name == "pennylane" else theirs
+            yield part, "Policy circuit" + " with data re-uploading" * reuploading, text, problem, contenders
+    for n, depth in denoiser.SIZES if "denoiser" in options.parts else ():
+        block = denoiser.make_block(n, depth)
+        contenders = [
+            Contender("qhw_diffusion", "ideal", lambda p: ours.step_of(p.compiled, "ideal", p), note="float32")
+        ]
+        if "tensorcircuit" in options.only:
+            note = "Circuit, vmap, layers in lax.scan, for denoiser blocks"
+            contenders.append(Contender("TensorCircuit-NG, JAX jit", "ideal", tensorcircuit_peer.denoiser, note=note))
+        text = f"Angle encoding and {depth} layers of RX, RZ, RY and a CNOT chain; batch {denoiser.BATCH}, no noise."
+        yield "denoiser", f"Denoiser block, {n} qubits, {3 * n * depth:,} weights", text, block, contenders
+
+
+def extras(
+    options: argparse.Namespace, posed: list[Any], sections: list[Any], say: Callable[[str], None]
+) -> dict[str, Any]:
+    """What is not timed side by side in rounds."""
+    from benchmarks import first_gradient, other_peers, scaling, wide_noise
+
+    found: dict[str, Any] = {}
+    if "first" in options.parts:
+        found["first_gradient"] = first_gradient.run()
+    if "wide" in options.parts:
+        found["wide_noise"] = wide_noise.run(say)
+    if "others" in options.parts and posed:
+        ours = {r.contender.kind: r for r in sections[0].results if r.contender.name == "qhw_diffusion"}
+        rows = other_peers.run(posed[0][3], options.batch, say)
+        found["other_peers"] = [
+            {**vars(row), "times_ours": row.ms / (1e3 * ours[row.kind].median_cpu())} for row in rows
+        ]
+    if "scaling" in options.parts:
+        found["scaling"] = scaling.run(say, peer="tensorcircuit" in options.only)
+    return found
 
 
 if __name__ == "__main__":

@@ -165,6 +165,6 @@ PEERS: tuple[tuple[str, str, int, Callable[[Problem, int], Callable[[], object]]
         "noisy",
         1,
         _aer_pub,
-        "EstimatorV2, density matrix, parameter-shift, reduced noise model",
+        "density matrix, parameter-shift, reduced noise model",
     ),
 )

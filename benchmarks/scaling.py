@@ -25,11 +25,8 @@ def run(say: Callable[[str], None], *, peer: bool) -> dict[str, Points]:
     settings = [("batch", line, (4, 2, batch)) for line in (OURS_IDEAL, OURS_NOISY) for batch in BATCHES]
     settings += [("batch", PEER_IDEAL, (4, 2, batch)) for batch in (1, 256, 4096)]
     settings += [("qubits", line, (n, 2, 32)) for line, values in QUBITS.items() for n in values]
-    settings += [
-        ("depth", line, (6 if line != OURS_NOISY else 4, depth, 32))
-        for line, values in DEPTHS.items()
-        for depth in values
-    ]
+    for line, values in DEPTHS.items():
+        settings += [("depth", line, (4 if line == OURS_NOISY else 6, depth, 32)) for depth in values]
     for axis, line, (n, depth, batch) in settings:
         if line == PEER_IDEAL and not peer:
             continue

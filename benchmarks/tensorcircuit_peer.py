@@ -112,9 +112,11 @@ def denoiser(problem: DenoiserProblem) -> Step:
             circuit.ry(q, theta=x[q])
         w = w.reshape(depth, n, 3)
         pairs = w[: depth // 2 * 2].reshape(depth // 2, 2, n, 3)
-        state, _ = jax.lax.scan(
-            lambda s, two: (layer(layer(s, two[0], False), two[1], True), None), circuit.state(), pairs
-        )
+
+        def two_layers(state: Any, w: Any) -> tuple[Any, None]:
+            return layer(layer(state, w[0], False), w[1], True), None
+
+        state, _ = jax.lax.scan(two_layers, circuit.state(), pairs)
         if depth % 2:
             state = layer(state, w[-1], False)
         return signs @ jnp.abs(state) ** 2
