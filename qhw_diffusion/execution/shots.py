@@ -64,21 +64,22 @@ class Shots(Engine):
         check_parameters(compiled, parameters)
         self.check(compiled)
         simulator, inputs, weights = split_rows(compiled, parameters.detach(), self.noisy)
-        rows = simulator.final_rows(inputs.cpu().numpy(), weights.cpu().numpy())
         observables = compiled.program.observables
         values = np.zeros((len(parameters), len(observables)))
         variances = np.zeros_like(values)
         groups = measurement_groups(observables)
-        for basis, members in groups:
-            distribution = simulator.distribution(rows, basis)
-            counts = self.generator.multinomial(self.shots, distribution)
-            outcome = outcome_values(observables, members, distribution.shape[1])  # [2^n, M]
-            mean = counts @ outcome / self.shots
-            square = counts @ (outcome * outcome) / self.shots
-            values += mean
-            # A single shot says nothing of its spread: the bound by the largest outcome then
-            spread = (square - mean**2).clip(0) / (self.shots - 1) if self.shots > 1 else (outcome**2).max(0)
-            variances += spread
+        for block in simulator.blocks(len(parameters)):
+            rows = simulator.final_rows(inputs[block].cpu().numpy(), weights.cpu().numpy())
+            for basis, members in groups:
+                distribution = simulator.distribution(rows, basis)
+                counts = self.generator.multinomial(self.shots, distribution)
+                outcome = outcome_values(observables, members, distribution.shape[1])  # [2^n, M]
+                mean = counts @ outcome / self.shots
+                square = counts @ (outcome * outcome) / self.shots
+                values[block] += mean
+                # A single shot says nothing of its spread: the bound by the largest outcome then
+                spread = (square - mean**2).clip(0) / (self.shots - 1) if self.shots > 1 else (outcome**2).max(0)
+                variances[block] += spread
         values += [sum(c for c, label in terms if not label.strip("I")) for terms in observables]
         circuits = len(parameters) * len(groups)
         return Estimate(

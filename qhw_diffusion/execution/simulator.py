@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from qhw_diffusion.errors import MemoryBudgetError
+from qhw_diffusion.errors import InvalidInputError, MemoryBudgetError
 from qhw_diffusion.execution.arrange import Basis, Precision, dimension
 from qhw_diffusion.execution.chain import Chain, Trace
 from qhw_diffusion.execution.program import FixedMap, Program, Rotation, angles_of, check_limits
@@ -31,6 +31,8 @@ BLOCK_BYTES, BLOCK_COLUMNS = 2**19, 32
 KEEP_BYTES = 2**26
 # What the backward pass may hold at a time before it takes fewer samples at once.
 COPIES_BYTES = 2**30
+# Post-selection probabilities below this are rounding errors in single precision.
+RAREST = 1e-6
 
 
 @dataclass(frozen=True)
@@ -87,14 +89,31 @@ class Simulator:
         return self._chain(self._tail, transposed=True)
 
     def expectation(self, inputs: Tensor, weights: Tensor) -> Tensor:
-        """[B, inputs], [weights] → [B, M], differentiable; given the outcomes post-selected on, if any."""
+        """[B, inputs], [weights] → [B, M], differentiable; given the outcomes post-selected on, if any.
+
+        Raises:
+            InvalidInputError: these outcomes (next to) never occur.
+        """
         values = self.raw(inputs, weights)
-        return values[:, :-1] / values[:, -1:] if self.program.postselected else values
+        if not self.program.postselected:
+            return values
+        probability = values[:, -1:]
+        rare = int((probability < RAREST).sum())
+        if rare:
+            raise InvalidInputError(
+                f"the outcomes post-selected on have a probability below {RAREST:g} for {rare} of {len(values)} "
+                "samples: no expectation value can be given; keep other outcomes, or sample them (QuantumLayer.sample)"
+            )
+        return values[:, :-1] / probability
 
     def raw(self, inputs: Tensor, weights: Tensor) -> Tensor:
         """As `expectation`, before division by the probability of the outcomes kept, which comes last: [B, M (+ 1)]."""
         values: Tensor = _Evaluate.apply(inputs, weights, self)
         return values
+
+    def blocks(self, batch: int) -> list[slice]:
+        """Samples to be worked on at a time when no gradient is needed."""
+        return _blocks(batch, self.plan(batch, gradient=False).columns)
 
     def final_rows(self, inputs: np.ndarray, weights: np.ndarray) -> np.ndarray:
         """[B, inputs], [weights] → rows [D, B] at the end of the circuit."""

@@ -68,22 +68,19 @@ def sample_trajectories(
     if pure and simulator.basis != "state":
         coherent = tuple(operation for segment in segments for operation in segment)
         simulator = Simulator(replace(program, operations=coherent), noisy=False, dtype=weights.dtype)
-    angles = simulator.angles(inputs.detach().cpu().numpy(), weights.detach().cpu().numpy())
-    rows = simulator.start(len(inputs))
+    chains = [
+        Chain(segment, program, simulator.basis, noisy=engine.noisy, dtype=simulator.dtype) for segment in segments
+    ]
     outcomes = np.zeros((len(inputs), len(drawn)), dtype=np.int64)
-    for k, segment in enumerate(segments):
-        chain = Chain(segment, program, simulator.basis, noisy=engine.noisy, dtype=simulator.dtype)
-        rows, _ = chain.forward(rows, angles, keep=False)
-        if k < len(drawn):
-            q = drawn[k].qubits[0]
-            probabilities = outcome_probabilities(rows, "Z" * program.n_qubits, simulator.basis)
-            ones = probabilities[:, (np.arange(2**program.n_qubits) >> q) & 1 == 1].sum(1) / probabilities.sum(1)
-            chance = torch.rand((2, len(inputs)), generator=generator, dtype=torch.float64).numpy()
-            true = chance[0] < ones
-            _collapse(rows, q, true, simulator)
-            p10, p01 = drawn[k].readout if engine.noisy else (0.0, 0.0)
-            outcomes[:, k] = true ^ (chance[1] < np.where(true, p01, p10))
-    values = simulator.observables.values(rows, simulator.observables.rows)
+    values = np.zeros((len(inputs), len(simulator.observables)), simulator.dtype)
+    for block in simulator.blocks(len(inputs)):
+        angles = simulator.angles(inputs[block].detach().cpu().numpy(), weights.detach().cpu().numpy())
+        rows = simulator.start(block.stop - block.start)
+        for k, chain in enumerate(chains):
+            rows, _ = chain.forward(rows, angles, keep=False)
+            if k < len(drawn):
+                outcomes[block, k] = _measure(rows, drawn[k], simulator, engine.noisy, generator)
+        values[block] = simulator.observables.values(rows, simulator.observables.rows)
     if program.postselected:
         values = values[:, :-1] / values[:, -1:]
     return Trajectories(
@@ -91,6 +88,21 @@ def sample_trajectories(
         torch.from_numpy(outcomes).to(inputs.device),
         tuple(m.clbit for m in drawn),
     )
+
+
+def _measure(
+    rows: np.ndarray, measurement: Measurement, simulator: Simulator, noisy: bool, generator: torch.Generator
+) -> np.ndarray:
+    """Draw the outcome of every column, collapse the rows in place, and return what is read, [B]."""
+    (q,), n = measurement.qubits, simulator.program.n_qubits
+    probabilities = outcome_probabilities(rows, "Z" * n, simulator.basis)
+    ones = probabilities[:, (np.arange(2**n) >> q) & 1 == 1].sum(1) / probabilities.sum(1)
+    chance = torch.rand((2, rows.shape[1]), generator=generator, dtype=torch.float64).numpy()
+    true = chance[0] < ones
+    _collapse(rows, q, true, simulator)
+    p10, p01 = measurement.readout if noisy else (0.0, 0.0)
+    read: np.ndarray = true ^ (chance[1] < np.where(true, p01, p10))
+    return read
 
 
 def _collapse(rows: np.ndarray, q: int, ones: np.ndarray, simulator: Simulator) -> None:

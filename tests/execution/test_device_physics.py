@@ -340,3 +340,14 @@ def test_refused_requests_for_outcomes() -> None:
         layer_of(made, "noisy").sample(inputs_of(made), torch.Generator())
     with pytest.raises(InvalidInputError, match="does not post-select"):
         layer_of(compiled(ancilla_circuit(), device(), postselect={0: 0}), "shots")
+
+
+def test_an_outcome_that_never_occurs_is_refused() -> None:
+    circuit = QuantumCircuit(2, 1)
+    circuit.ry(W, 0)
+    circuit.measure(1, 0)
+    circuit.cx(1, 0)
+    made = compiled(circuit, Device.load("ideal"), postselect={0: 1})
+    with pytest.raises(InvalidInputError, match=r"probability below 1e-06 for 1 of 1 samples"):
+        values(made, "ideal")
+    assert float(layer_of(made, "ideal").probability(inputs_of(made))[0].detach()) == 0

@@ -17,8 +17,9 @@ from scipy import stats
 import qhw_diffusion as qhw
 from qhw_diffusion.devices import Device
 from qhw_diffusion.errors import InvalidInputError
-from qhw_diffusion.execution import Shots, all_z_strings, outcome_distribution
+from qhw_diffusion.execution import Shots, all_z_strings, outcome_distribution, simulator
 from qhw_diffusion.execution.exact import simulator_of
+from qhw_diffusion.execution.readoff import confuse, outcome_probabilities
 
 X, W = Parameter("x"), Parameter("w")
 OBSERVABLES = [
@@ -73,8 +74,8 @@ def test_the_distribution_has_asymmetric_readout_errors_and_matches_aers_counts(
     """χ² of Aer's counts, with the device's noise model and asymmetric readout, against our distribution; p > 1e-4."""
     made, row = compiled(), np.array([[1.1]])
     qubits = list(made.physical_qubits)
-    simulator = simulator_of(made, True)
-    distribution = simulator.distribution(simulator.final_rows(row, np.array([0.9])), "ZZ")[0]
+    exact = simulator_of(made, True)
+    distribution = exact.distribution(exact.final_rows(row, np.array([0.9])), "ZZ")[0]
     bound = made.isa.assign_parameters({X: 1.1, W: 0.9})
     small = QuantumCircuit(2)
     for instruction in bound.data:
@@ -87,9 +88,7 @@ def test_the_distribution_has_asymmetric_readout_errors_and_matches_aers_counts(
     readout = [made.device.readout_error(q) for q in qubits]
     assert all(p10 != p01 for p10, p01 in readout)
     symmetric = [((p10 + p01) / 2,) * 2 for p10, p01 in readout]
-    from qhw_diffusion.execution.readoff import confuse, outcome_probabilities
-
-    rows = simulator.final_rows(row, np.array([0.9]))
+    rows = exact.final_rows(row, np.array([0.9]))
     wrong = confuse(outcome_probabilities(rows, "ZZ", "density"), symmetric)[0]
     assert stats.chisquare(observed, wrong / wrong.sum() * observed.sum()).pvalue < 1e-6, "a mean of the two would show"
 
@@ -154,3 +153,16 @@ def test_refused_values_of_strings(values: np.ndarray) -> None:
         outcome_distribution(values)
     with pytest.raises(InvalidInputError, match="1 to 12"):
         all_z_strings(13)
+
+
+def test_rows_are_drawn_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many rows of wide circuits fit into memory block by block; with one group the draws are the same."""
+    many = torch.linspace(-2, 2, 40, dtype=torch.float64)[:, None]
+    one_group = qhw.compile_circuit(
+        circuit(), Device.load("fake_manila"), inputs=[X], weights=[W], observables=[SparsePauliOp("IZ")]
+    )
+    whole = qhw.QuantumLayer(one_group, Shots(100, seed=1), dtype=torch.float64).estimate(many).values
+    monkeypatch.setattr(simulator, "BLOCK_COLUMNS", 7)
+    monkeypatch.setattr(simulator, "BLOCK_BYTES", 1)
+    blocks = qhw.QuantumLayer(one_group, Shots(100, seed=1), dtype=torch.float64).estimate(many).values
+    assert torch.equal(whole, blocks)
