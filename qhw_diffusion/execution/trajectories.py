@@ -81,10 +81,9 @@ def sample_trajectories(
             if k < len(drawn):
                 outcomes[block, k] = _measure(rows, drawn[k], simulator, engine.noisy, generator)
         values[block] = simulator.observables.values(rows, simulator.observables.rows)
-    if program.postselected:
-        values = values[:, :-1] / values[:, -1:]
+    given = values[:, :-1] / values[:, -1:] if program.postselected else values
     return Trajectories(
-        torch.from_numpy(np.ascontiguousarray(values)).to(inputs),
+        torch.from_numpy(np.ascontiguousarray(given)).to(inputs),
         torch.from_numpy(outcomes).to(inputs.device),
         tuple(m.clbit for m in drawn),
     )
