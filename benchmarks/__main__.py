@@ -121,10 +121,10 @@ def problems(options: argparse.Namespace) -> Iterator[tuple[str, str, str, Any, 
     for n, depth in denoiser.SIZES if "denoiser" in options.parts else ():
         block = denoiser.make_block(n, depth)
         contenders = [
-            Contender("qhw_diffusion", "ideal", lambda p: ours.step_of(p.compiled, "ideal", p), note="float32")
+            Contender("qhw_diffusion", "ideal", lambda p: ours.step_of(p.compiled, "ideal", p), note="torch, float32")
         ]
         if "tensorcircuit" in options.only:
-            note = "Circuit, vmap, layers in lax.scan, for denoiser blocks"
+            note = "denoiser blocks: Circuit, vmap, layers in lax.scan"
             contenders.append(Contender("TensorCircuit-NG, JAX jit", "ideal", tensorcircuit_peer.denoiser, note=note))
         text = f"Angle encoding and {depth} layers of RX, RZ, RY and a CNOT chain; batch {denoiser.BATCH}, no noise."
         yield "denoiser", f"Denoiser block, {n} qubits, {3 * n * depth:,} weights", text, block, contenders

@@ -257,8 +257,8 @@ def write(sections: list[Section], data: dict[str, Any], json_path: Path, page: 
         "alone is worth under JAX's compiler, whose price is the time to the first gradient. PennyLane's "
         "*depolarizing* row has "
         "simpler noise than the device's. "
-        "For the smallest problems (batch 1, or two qubits) jitted JAX is the faster one: a step of ours has a fixed cost "
-        "of about 0.6 ms.\n"
+        "For the smallest problems (batch 1, or two qubits) jitted JAX is the faster one: a step of ours has a fixed "
+        "cost of about 0.6 ms.\n"
     )
     page.parent.mkdir(parents=True, exist_ok=True)
     page.write_text(text)
