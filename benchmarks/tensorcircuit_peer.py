@@ -40,7 +40,7 @@ def contenders() -> list[Contender]:
     ]
 
 
-def _step(problem: Posed, evaluate: Callable[[Any, Any], Any]) -> Step:
+def step_of(problem: Posed, evaluate: Callable[[Any, Any], Any]) -> Step:
     """evaluate: [inputs], [weights] → [M] for one sample."""
 
     def total(x: Any, w: Any) -> tuple[Any, Any]:
@@ -57,20 +57,20 @@ def _step(problem: Posed, evaluate: Callable[[Any, Any], Any]) -> Step:
     return step
 
 
-def _prepare() -> None:
+def prepare() -> None:
     tc.set_backend("jax")
     tc.set_dtype("complex64")
     tc.set_contractor("greedy")
 
 
-def _signs(measured: Sequence[int]) -> np.ndarray:
-    """[M, 16]: eigenvalue of each Z in the computational basis, qubit 0 first (TensorCircuit's order)."""
-    return np.array([[1 - 2 * (s >> (3 - q) & 1) for s in range(16)] for q in measured], dtype=np.float32)
+def signs(n: int, measured: Sequence[int]) -> np.ndarray:
+    """[M, 2^n]: eigenvalue of each Z in the computational basis, qubit 0 first (TensorCircuit's order)."""
+    return np.array([[1 - 2 * (s >> (n - 1 - q) & 1) for s in range(2**n)] for q in measured], dtype=np.float32)
 
 
 def _ideal(problem: Problem) -> Step:
-    _prepare()
-    signs = _signs(range(4))
+    prepare()
+    z = signs(4, range(4))
 
     def evaluate(x: Any, w: Any) -> Any:
         circuit = tc.Circuit(4)
@@ -85,16 +85,16 @@ def _ideal(problem: Problem) -> Step:
                 circuit.ry(q, theta=w[first + 2])
             for q in range(4):
                 circuit.cnot(q, (q + 1) % 4)
-        return signs @ jnp.abs(circuit.state()) ** 2
+        return z @ jnp.abs(circuit.state()) ** 2
 
-    return _step(problem, evaluate)
+    return step_of(problem, evaluate)
 
 
 def denoiser(problem: DenoiserProblem) -> Step:
     """`denoiser_circuit`, two layers (chain, inverse chain) a step of `lax.scan`; an odd layer stands after it."""
-    _prepare()
+    prepare()
     n, depth = problem.block.n_qubits, problem.block.depth
-    signs = np.array([[1 - 2 * (s >> (n - 1 - q) & 1) for s in range(2**n)] for q in range(n)], dtype=np.float32)
+    z = signs(n, range(n))
 
     def layer(state: Any, w: Any, inverse: bool) -> Any:
         circuit = tc.Circuit(n, inputs=state)
@@ -119,13 +119,13 @@ def denoiser(problem: DenoiserProblem) -> Step:
         state, _ = jax.lax.scan(two_layers, circuit.state(), pairs)
         if depth % 2:
             state = layer(state, w[-1], False)
-        return signs @ jnp.abs(state) ** 2
+        return z @ jnp.abs(state) ** 2
 
-    return _step(problem, evaluate)
+    return step_of(problem, evaluate)
 
 
 def _noisy(problem: Problem) -> Step:
-    _prepare()
+    prepare()
     scale, signs = _readout(problem)
     angles, nodes = _angles(problem.gates), _nodes(problem.gates)
 
@@ -133,11 +133,11 @@ def _noisy(problem: Problem) -> Step:
         circuit = _run(tc.DMCircuit2(4), nodes, angles(x, w))
         return scale[0] * (signs @ jnp.real(jnp.diag(circuit.densitymatrix()))) + scale[1]
 
-    return _step(problem, evaluate)
+    return step_of(problem, evaluate)
 
 
 def _backwards(problem: Problem) -> Step:
-    _prepare()
+    prepare()
     scale, signs = _readout(problem)
     head, tail = _split(problem.gates)
     head_angles, head_nodes = _angles(head), _nodes(head)
@@ -152,7 +152,7 @@ def _backwards(problem: Problem) -> Step:
         state = _run(tc.DMCircuit2(4), head_nodes, head_angles(x, w)).densitymatrix()
         return jnp.real(jnp.einsum("mij,ij->m", evolved, state))
 
-    return _step(problem, evaluate)
+    return step_of(problem, evaluate)
 
 
 def _readout(problem: Problem) -> tuple[tuple[np.ndarray, np.ndarray], np.ndarray]:

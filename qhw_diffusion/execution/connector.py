@@ -10,12 +10,11 @@ import torch
 from torch import Tensor
 
 from qhw_diffusion.errors import InvalidInputError, MissingDependencyError
-from qhw_diffusion.execution.engine import rows_of
+from qhw_diffusion.execution.engine import check_parameters, rows_of
+from qhw_diffusion.execution.layer import QuantumLayer
 
 if TYPE_CHECKING:
     from qiskit_machine_learning.neural_networks import NeuralNetwork
-
-    from qhw_diffusion.execution.layer import QuantumLayer
 
 
 def as_neural_network(layer: QuantumLayer, *, input_gradients: bool = True) -> NeuralNetwork:
@@ -31,9 +30,12 @@ def as_neural_network(layer: QuantumLayer, *, input_gradients: bool = True) -> N
             something is trained ahead of the circuit; None otherwise.
 
     Raises:
-        InvalidInputError: a layer without gradients.
+        InvalidInputError: no `QuantumLayer`, or one without gradients. The network raises it for NaN, infinity, no rows,
+            and inputs or weights left out; qiskit-machine-learning itself refuses other shapes.
         MissingDependencyError: qiskit-machine-learning is not installed.
     """
+    if not isinstance(layer, QuantumLayer):
+        raise InvalidInputError(f"layer is a {type(layer).__name__}; give a QuantumLayer")
     try:
         from qiskit_machine_learning.neural_networks import NeuralNetwork
     except ImportError as error:
@@ -86,7 +88,9 @@ def as_neural_network(layer: QuantumLayer, *, input_gradients: bool = True) -> N
 
 
 def _rows(layer: QuantumLayer, input_data: np.ndarray | None, weights: np.ndarray | None) -> Tensor:
-    """[B, inputs + weights] on the CPU in the layer's dtype; None stands for no columns."""
+    """[B, inputs + weights] on the CPU in the layer's dtype, checked; None stands for no columns."""
     x = torch.zeros(1, 0) if input_data is None else torch.as_tensor(input_data)
     w = torch.zeros(0) if weights is None else torch.as_tensor(weights)
-    return rows_of(x, w).to(device="cpu", dtype=layer.weight.dtype)
+    rows = rows_of(x, w).to(device="cpu", dtype=layer.weight.dtype)
+    check_parameters(layer.compiled, rows)  # here, since a backward pass would otherwise answer NaN with NaN
+    return rows

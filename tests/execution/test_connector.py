@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import subprocess
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +14,9 @@ from qiskit import QuantumCircuit
 from qiskit.circuit import Parameter
 from qiskit.primitives import StatevectorEstimator
 from qiskit.quantum_info import SparsePauliOp
+from qiskit_aer.primitives import EstimatorV2 as AerEstimatorV2
 from qiskit_machine_learning.connectors import TorchConnector
+from qiskit_machine_learning.exceptions import QiskitMachineLearningError
 from qiskit_machine_learning.gradients import ParamShiftEstimatorGradient
 from qiskit_machine_learning.neural_networks import EstimatorQNN, NeuralNetwork
 from torch import Tensor, nn
@@ -22,6 +26,7 @@ from qhw_diffusion.devices import Device
 from qhw_diffusion.errors import InvalidInputError, MissingDependencyError
 from qhw_diffusion.execution import ParameterShift, Primitive
 from qhw_diffusion.execution.connector import as_neural_network
+from qhw_diffusion.execution.primitive import on_used_qubits
 
 # Names that sort against the order in which they are given
 INPUTS = [Parameter("z"), Parameter("b")]
@@ -91,6 +96,22 @@ def test_jacobians_are_the_slopes_of_the_values(engine: str) -> None:
         np.testing.assert_allclose(by_weights[:, :, j], differences(0.01 * np.eye(3)[j], True), atol=1e-7)
 
 
+@pytest.mark.parametrize("engine", ["ideal", "noisy"])
+def test_jacobians_are_autograds_of_the_layer(engine: str) -> None:
+    """One sample and one observable at a time, on the path of shared weights, which the network does not take."""
+    made = layer(engine)
+    by_inputs, by_weights = made.as_neural_network().backward(X, W)
+    with torch.no_grad():
+        made.weight.copy_(torch.from_numpy(W))
+    for b, row in enumerate(X):
+        for m in range(len(OBSERVABLES)):
+            x = torch.from_numpy(row[None].copy()).requires_grad_()
+            of_x, of_w = torch.autograd.grad(made(x)[0, m], (x, made.weight))
+            np.testing.assert_allclose(by_inputs[b, m], of_x[0].numpy(), rtol=0, atol=1e-9)
+            np.testing.assert_allclose(by_weights[b, m], of_w.numpy(), rtol=0, atol=1e-9)
+    assert np.abs(by_weights[0] - by_weights[1]).max() > 0.1, "each sample has a Jacobian of its own"
+
+
 def test_float64_stays_float64() -> None:
     """`TorchConnector` works in float32; the network beneath it keeps the layer's precision."""
     made = layer()
@@ -152,6 +173,56 @@ def test_estimator_qnn_gives_the_same_values_and_gradients() -> None:
         np.testing.assert_allclose(ours, theirs, atol=1e-10)
 
 
+def read_out(observable: SparsePauliOp, device: Device, qubits: tuple[int, ...]) -> SparsePauliOp:
+    """What a device with readout errors measures in place of an observable on `qubits`, in closed form.
+
+    With p10 = p(read 1 | 0) and p01 = p(read 0 | 1), each Pauli P of a string becomes (1 − p10 − p01)·P + (p01 − p10).
+    """
+    measured = []
+    for label, coefficient in observable.to_list():
+        terms = [("", coefficient)]
+        for letter, qubit in zip(label, reversed(qubits), strict=True):
+            p10, p01 = device.readout_error(qubit)
+            if letter == "I":
+                terms = [(string + "I", k) for string, k in terms]
+            else:
+                terms = [(string + letter, k * (1 - p10 - p01)) for string, k in terms] + [
+                    (string + "I", k * (p01 - p10)) for string, k in terms
+                ]
+        measured += terms
+    return SparsePauliOp.from_list(measured).simplify()
+
+
+def test_estimator_qnn_on_aer_gives_the_same_noisy_values_and_gradients() -> None:
+    """The slow witness under noise: parameter-shift on Aer's density matrices of the ISA circuit, exact.
+
+    Aer's estimator at precision 0 leaves readout errors out; they are put into the observables instead.
+    """
+    made = compiled()
+    isa, observables = on_used_qubits(made)
+    backend = {"noise_model": made.device.noise_model(made.physical_qubits), "method": "density_matrix"}
+    estimator = AerEstimatorV2(options={"default_precision": 0.0, "backend_options": backend})
+    witness = EstimatorQNN(
+        circuit=isa,
+        observables=[read_out(o, made.device, made.physical_qubits) for o in observables],
+        input_params=INPUTS,
+        weight_params=WEIGHTS,
+        estimator=estimator,
+        gradient=ParamShiftEstimatorGradient(estimator),
+        input_gradients=True,
+        default_precision=0.0,
+    )
+    x = X[:2]
+    network, without_noise = layer("noisy").as_neural_network(), layer("ideal").as_neural_network()
+    wanted = witness.forward(x, W)
+    np.testing.assert_allclose(network.forward(x, W), wanted, rtol=0, atol=1e-9)
+    assert np.abs(without_noise.forward(x, W) - wanted).max() > 0.01
+    gradients = zip(network.backward(x, W), witness.backward(x, W), without_noise.backward(x, W), strict=True)
+    for ours, theirs, ideal in gradients:
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-9)
+        assert np.abs(ideal - theirs).max() > 0.01
+
+
 def test_a_primitive_needs_a_gradient_method_and_its_usage_counts() -> None:
     """Precision 1e-9: exact for this purpose. Three samples; a backward pass for each of two observables."""
     engine = Primitive(StatevectorEstimator(seed=1), precision=1e-9, reduced=True)
@@ -189,3 +260,41 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "qiskit_machine_learning.neural_networks", None)
     with pytest.raises(MissingDependencyError, match=r"pip install 'qhw-diffusion\[qml\]'"):
         layer().as_neural_network()
+
+
+def test_importing_the_room_does_not_import_the_package() -> None:
+    code = "import sys, qhw_diffusion.execution; print('qiskit_machine_learning' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize("given", ["noisy", None, nn.Linear(2, 2)], ids=["text", "none", "module"])
+def test_something_that_is_no_layer_is_refused(given: Any) -> None:
+    with pytest.raises(InvalidInputError, match="give a QuantumLayer"):
+        as_neural_network(given)
+
+
+@pytest.mark.parametrize("call", ["forward", "backward"])
+@pytest.mark.parametrize(
+    ("x", "w", "message"),
+    [
+        (np.where(X > 1, np.nan, X), W, "NaN or infinity"),
+        (X, np.array([0.1, np.inf, 0.2]), "NaN or infinity"),
+        (None, W, r"\[rows, 5\]"),
+        (X, None, r"\[rows, 5\]"),
+        (np.zeros((0, 2)), W, "no rows"),
+    ],
+    ids=["nan input", "infinite weight", "no inputs", "no weights", "no rows"],
+)
+def test_bad_values_are_refused_forwards_and_backwards(call: str, x: Any, w: Any, message: str) -> None:
+    with pytest.raises(InvalidInputError, match=message):
+        getattr(layer().as_neural_network(), call)(x, w)
+
+
+@pytest.mark.parametrize("call", ["forward", "backward"])
+def test_other_shapes_are_refused(call: str) -> None:
+    network = layer().as_neural_network()
+    with pytest.raises(QiskitMachineLearningError, match="number of inputs: 2, but got: 3"):
+        getattr(network, call)(np.zeros((2, 3)), W)
+    with pytest.raises(ValueError, match="cannot reshape"):
+        getattr(network, call)(X, W[:2])
