@@ -30,8 +30,8 @@ def as_neural_network(layer: QuantumLayer, *, input_gradients: bool = True) -> N
             something is trained ahead of the circuit; None otherwise.
 
     Raises:
-        InvalidInputError: no `QuantumLayer`, or one without gradients. The network raises it for NaN, infinity, no rows,
-            and inputs or weights left out; qiskit-machine-learning itself refuses other shapes.
+        InvalidInputError: no `QuantumLayer`, or one without gradients. The network raises it for NaN, infinity, no
+            rows, and inputs or weights left out; qiskit-machine-learning itself refuses other shapes.
         MissingDependencyError: qiskit-machine-learning is not installed.
     """
     if not isinstance(layer, QuantumLayer):
