@@ -99,9 +99,9 @@ def problems(options: argparse.Namespace) -> Iterator[tuple[str, str, str, Any, 
 
         peers["pennylane"] = pennylane_peer.contenders()
     if "tensorcircuit" in options.only:
-        from benchmarks import tensorcircuit_peer
+        from benchmarks import tensorcircuit_merged, tensorcircuit_peer
 
-        peers["tensorcircuit"] = tensorcircuit_peer.contenders()
+        peers["tensorcircuit"] = tensorcircuit_peer.contenders() + tensorcircuit_merged.contenders()
     for part, reuploading in (("policy", False), ("re-uploading", True)):
         if part in options.parts or (part == "policy" and "others" in options.parts):
             problem = make_problem(options.batch, options.device, reuploading=reuploading)
@@ -110,7 +110,7 @@ def problems(options: argparse.Namespace) -> Iterator[tuple[str, str, str, Any, 
                 f"4 qubits, depth 2, ring{', data re-uploading' * reuploading}; batch {options.batch}; "
                 f"expectation values of 4 "
                 f"observables and the gradients by all inputs and weights. Noisy: compiled for `{circuit.device.name}` "
-                f"({circuit.two_qubit_gates} two-qubit gates, depth {circuit.depth}, {problem.n_channels} noise "
+                f"({circuit.two_qubit_gates} two-qubit gates, depth {circuit.depth}, {problem.isa.n_channels} noise "
                 f"channels; "
                 f"transpiling took {problem.transpile_seconds:.2f} s)."
             )
@@ -126,6 +126,9 @@ def problems(options: argparse.Namespace) -> Iterator[tuple[str, str, str, Any, 
         if "tensorcircuit" in options.only:
             note = "denoiser blocks: Circuit, vmap, layers in lax.scan"
             contenders.append(Contender("TensorCircuit-NG, JAX jit", "ideal", tensorcircuit_peer.denoiser, note=note))
+            note = "denoiser blocks: Circuit.any on the rotations of each half, chain as a permutation, lax.scan"
+            name = tensorcircuit_merged.NAME
+            contenders.append(Contender(name, "ideal", tensorcircuit_merged.denoiser, note=note))
         text = f"Angle encoding and {depth} layers of RX, RZ, RY and a CNOT chain; batch {denoiser.BATCH}, no noise."
         yield "denoiser", f"Denoiser block, {n} qubits, {3 * n * depth:,} weights", text, block, contenders
 

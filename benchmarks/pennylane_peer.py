@@ -97,35 +97,35 @@ def _simple(problem: Problem) -> Step:
         def noise(wires: list[int]) -> None:
             nonlocal gates, placed
             gates += 1
-            for k in range(problem.n_channels * gates // 38 - placed):  # spread evenly over the 38 gates
+            for k in range(problem.isa.n_channels * gates // 38 - placed):  # spread evenly over the 38 gates
                 qml.DepolarizingChannel(1e-3, wires=wires[k % len(wires)])
                 placed += 1
 
         _policy(x, w, noise)
-        assert placed == problem.n_channels
+        assert placed == problem.isa.n_channels
         return [qml.expval(qml.PauliZ(q)) for q in range(4)]
 
     return _step(problem, node, lambda values: values)
 
 
 def _exact(problem: Problem) -> Step:
-    channels = {i: gate.kraus for i, gate in enumerate(problem.gates) if not isinstance(gate, AffineRZ)}
+    channels = {i: gate.kraus for i, gate in enumerate(problem.isa.gates) if not isinstance(gate, AffineRZ)}
     rows = {
         i: (torch.tensor(gate.inputs, dtype=torch.float32), torch.tensor(gate.weights, dtype=torch.float32))
-        for i, gate in enumerate(problem.gates)
+        for i, gate in enumerate(problem.isa.gates)
         if isinstance(gate, AffineRZ)
     }
 
     @qml.qnode(qml.device("default.mixed", wires=4), interface="torch", diff_method="backprop")
     def node(x: torch.Tensor, w: torch.Tensor) -> list:
-        for i, gate in enumerate(problem.gates):
+        for i, gate in enumerate(problem.isa.gates):
             if isinstance(gate, AffineRZ):
                 angle = w @ rows[i][1] + gate.offset  # batched only where an input enters
                 qml.RZ(x @ rows[i][0] + angle if gate.inputs.any() else angle, wires=gate.qubit)
             else:
                 qml.QubitChannel(channels[i], wires=gate.qubits[::-1])
-        return [qml.expval(qml.PauliZ(q)) for q in problem.measured]
+        return [qml.expval(qml.PauliZ(q)) for q in problem.isa.measured]
 
-    scale = torch.tensor([1 - p10 - p01 for p10, p01 in problem.readout])
-    shift = torch.tensor([p01 - p10 for p10, p01 in problem.readout])
+    scale = torch.tensor([1 - p10 - p01 for p10, p01 in problem.isa.readout])
+    shift = torch.tensor([p01 - p10 for p10, p01 in problem.isa.readout])
     return _step(problem, node, lambda values: values * scale + shift)

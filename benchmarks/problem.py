@@ -57,14 +57,31 @@ class Posed(Protocol):
 
 
 @dataclass(frozen=True)
+class DeviceCircuit:
+    """The ISA circuit on the qubits in use (relabelled 0…n−1) with the device's noise, read from Qiskit's circuit.
+
+    Attributes:
+        measured: qubit (0…n−1) that each observable ⟨Z⟩ was laid out on.
+        readout: (p10, p01) of these qubits.
+    """
+
+    n_qubits: int
+    gates: tuple[AffineRZ | FixedGate, ...]
+    measured: tuple[int, ...]
+    readout: tuple[tuple[float, float], ...]
+
+    @property
+    def n_channels(self) -> int:
+        return sum(isinstance(gate, FixedGate) and gate.noisy for gate in self.gates)
+
+
+@dataclass(frozen=True)
 class Problem:
     """Batch of inputs and one set of weights, the circuit in all forms the contenders need, and the exact answer.
 
     Attributes:
         inputs: [B, 6] float32; weights: [24] float32.
-        gates: the ISA circuit on the qubits in use (relabelled 0…3), read from Qiskit's circuit and the device.
-        measured: qubit (0…3) that each observable ⟨Z⟩ was laid out on.
-        readout: (p10, p01) of these qubits.
+        isa: the circuit as the device runs it, for peers that cannot read Qiskit's.
         expected: {"ideal", "noisy"} → [B, 4], float64, from our engines (which the tests check against Aer).
         transpile_seconds: time Qiskit took to compile the circuit for the device; the same for all noisy contenders.
     """
@@ -74,15 +91,9 @@ class Problem:
     noisy: CompiledCircuit
     inputs: np.ndarray
     weights: np.ndarray
-    gates: tuple[AffineRZ | FixedGate, ...]
-    measured: tuple[int, ...]
-    readout: tuple[tuple[float, float], ...]
+    isa: DeviceCircuit
     expected: dict[str, np.ndarray]
     transpile_seconds: float
-
-    @property
-    def n_channels(self) -> int:
-        return sum(isinstance(gate, FixedGate) and gate.noisy for gate in self.gates)
 
 
 def make_problem(batch: int, device_name: str, *, reuploading: bool = False) -> Problem:
@@ -105,20 +116,15 @@ def make_problem(batch: int, device_name: str, *, reuploading: bool = False) -> 
         with torch.no_grad():
             layer.weight.copy_(torch.as_tensor(weights))
             expected[engine] = layer(torch.as_tensor(inputs).double()).numpy()
-    qubits = list(noisy.physical_qubits)
-    measured = tuple(qubits.index(int(np.flatnonzero(o.paulis.z.any(0))[0])) for o in noisy.observables)
-    return Problem(
-        policy,
-        ideal,
-        noisy,
-        inputs,
-        weights,
-        _gates(noisy),
-        measured,
-        tuple(device.readout_error(qubits[q]) for q in measured),
-        expected,
-        seconds,
-    )
+    return Problem(policy, ideal, noisy, inputs, weights, device_circuit(noisy), expected, seconds)
+
+
+def device_circuit(compiled: CompiledCircuit) -> DeviceCircuit:
+    """For a circuit whose parametrised gates are all RZ and whose observables are all Z on one qubit."""
+    qubits = list(compiled.physical_qubits)
+    measured = tuple(qubits.index(int(np.flatnonzero(o.paulis.z.any(0))[0])) for o in compiled.observables)
+    readout = tuple(compiled.device.readout_error(qubits[q]) for q in measured)
+    return DeviceCircuit(len(qubits), _gates(compiled), measured, readout)
 
 
 def _gates(compiled: CompiledCircuit) -> tuple[AffineRZ | FixedGate, ...]:

@@ -22,7 +22,7 @@ import tensorcircuit as tc
 
 from benchmarks.denoiser import DenoiserProblem
 from benchmarks.measure import Contender, Step
-from benchmarks.problem import AffineRZ, FixedGate, Posed, Problem
+from benchmarks.problem import AffineRZ, DeviceCircuit, FixedGate, Posed, Problem
 
 Gates = Sequence[AffineRZ | FixedGate]
 
@@ -30,7 +30,12 @@ Gates = Sequence[AffineRZ | FixedGate]
 def contenders() -> list[Contender]:
     return [
         Contender("TensorCircuit-NG, JAX jit", "ideal", _ideal, note="Circuit, vmap, state contracted once"),
-        Contender("TensorCircuit-NG, JAX jit", "noisy", _noisy, note="DMCircuit2, ISA circuit, device noise, vmap"),
+        Contender(
+            "TensorCircuit-NG, JAX jit",
+            "noisy",
+            lambda p: noisy(p.isa, p),
+            note="DMCircuit2, ISA circuit, device noise, vmap",
+        ),
         Contender(
             "TensorCircuit-NG, JAX jit, rewritten backwards",
             "noisy",
@@ -124,25 +129,26 @@ def denoiser(problem: DenoiserProblem) -> Step:
     return step_of(problem, evaluate)
 
 
-def _noisy(problem: Problem) -> Step:
+def noisy(circuit: DeviceCircuit, problem: Posed) -> Step:
     prepare()
-    scale, signs = _readout(problem)
-    angles, nodes = _angles(problem.gates), _nodes(problem.gates)
+    (scale, shift), z = _readout(circuit)
+    angles, nodes, n = _angles(circuit.gates), _nodes(circuit.gates), circuit.n_qubits
 
     def evaluate(x: Any, w: Any) -> Any:
-        circuit = _run(tc.DMCircuit2(4), nodes, angles(x, w))
-        return scale[0] * (signs @ jnp.real(jnp.diag(circuit.densitymatrix()))) + scale[1]
+        state = _run(tc.DMCircuit2(n), nodes, angles(x, w)).densitymatrix()
+        return scale * (z @ jnp.real(jnp.diag(state))) + shift
 
     return step_of(problem, evaluate)
 
 
 def _backwards(problem: Problem) -> Step:
     prepare()
-    scale, signs = _readout(problem)
-    head, tail = _split(problem.gates)
+    (scale, shift), z = _readout(problem.isa)
+    head, tail = _split(problem.isa.gates)
     head_angles, head_nodes = _angles(head), _nodes(head)
     tail_angles, tail_nodes = _angles(tail), _nodes(tail, backwards=True)
-    observables = jnp.asarray([np.diag(a * s + b) for a, b, s in zip(*scale, signs, strict=True)], jnp.complex64)
+    as_read = scale[:, None] * z + shift[:, None]
+    observables = jnp.asarray([np.diag(row) for row in as_read], jnp.complex64)
 
     def evaluate(x: Any, w: Any) -> Any:
         turned = tail_angles(x, w)
@@ -155,11 +161,11 @@ def _backwards(problem: Problem) -> Step:
     return step_of(problem, evaluate)
 
 
-def _readout(problem: Problem) -> tuple[tuple[np.ndarray, np.ndarray], np.ndarray]:
+def _readout(circuit: DeviceCircuit) -> tuple[tuple[np.ndarray, np.ndarray], np.ndarray]:
     """⟨Z⟩ as read: (1 − p10 − p01)·⟨Z⟩ + (p01 − p10)."""
-    scale = np.array([1 - p10 - p01 for p10, p01 in problem.readout], dtype=np.float32)
-    shift = np.array([p01 - p10 for p10, p01 in problem.readout], dtype=np.float32)
-    return (scale, shift), _signs(problem.measured)
+    scale = np.array([1 - p10 - p01 for p10, p01 in circuit.readout], dtype=np.float32)
+    shift = np.array([p01 - p10 for p10, p01 in circuit.readout], dtype=np.float32)
+    return (scale, shift), signs(circuit.n_qubits, circuit.measured)
 
 
 def _angles(gates: Gates) -> Callable[[Any, Any], Any]:
