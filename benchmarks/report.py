@@ -258,7 +258,8 @@ def write(sections: list[Section], data: dict[str, Any], json_path: Path, page: 
         "*depolarizing* row has "
         "simpler noise than the device's. "
         "For the smallest problems (batch 1, or two qubits) jitted JAX is the faster one: a step of ours has a fixed "
-        "cost of about 0.6 ms. Without noise, the peer with its layers merged by hand is faster than ours at six qubits.\n"
+        "cost of about 0.6 ms. Without noise, the peer with its layers merged by hand is faster than ours at six "
+        "qubits.\n"
     )
     page.parent.mkdir(parents=True, exist_ok=True)
     page.write_text(text)
