@@ -1,0 +1,1 @@
+"""Quantum diffusion models: forward processes, reverse circuits, losses, training, sampling, reading images out."""
