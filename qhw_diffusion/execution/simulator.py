@@ -113,7 +113,7 @@ class Simulator:
 
     def blocks(self, batch: int) -> list[slice]:
         """Samples to be worked on at a time when no gradient is needed."""
-        return _blocks(batch, self.plan(batch, gradient=False).columns)
+        return blocks_of(batch, self.plan(batch, gradient=False).columns)
 
     def final_rows(self, inputs: np.ndarray, weights: np.ndarray) -> np.ndarray:
         """[B, inputs], [weights] → rows [D, B] at the end of the circuit."""
@@ -201,9 +201,9 @@ class _Evaluate(torch.autograd.Function):
             measured, tail_trace = simulator.tail.forward(measured.copy(), angles[:, :1], gradient)
         values = np.empty((batch, len(observables)), simulator.dtype)
         kept: list[tuple[np.ndarray, Trace | None] | None] = []
-        for block in _blocks(batch, plan.columns):
+        for block in blocks_of(batch, plan.columns):
             start = simulator.start(block.stop - block.start)
-            rows, trace = main.forward(start, _columns(angles, block), gradient and not plan.recompute)
+            rows, trace = main.forward(start, columns_of(angles, block), gradient and not plan.recompute)
             values[block] = observables.values(rows, measured)
             kept.append(None if plan.recompute or not gradient else (rows, trace))
         ctx.simulator, ctx.plan, ctx.angles, ctx.measured = simulator, plan, angles, measured
@@ -220,9 +220,9 @@ class _Evaluate(torch.autograd.Function):
         shared = np.zeros((len(angles), 1), simulator.dtype)
         per_column = np.zeros(angles.shape, simulator.dtype)
         into_tail = np.zeros_like(ctx.measured)
-        for block, kept in zip(_blocks(angles.shape[1], ctx.plan.columns), ctx.kept, strict=True):
+        for block, kept in zip(blocks_of(angles.shape[1], ctx.plan.columns), ctx.kept, strict=True):
             if kept is None:
-                kept = main.forward(simulator.start(block.stop - block.start), _columns(angles, block), keep=True)
+                kept = main.forward(simulator.start(block.stop - block.start), columns_of(angles, block), keep=True)
             rows, trace = kept
             adjoint = observables.adjoint(rows, cotangent[block], ctx.measured)
             if ctx.tail_trace is not None:
@@ -245,11 +245,11 @@ def _tensor(array: np.ndarray, dtype: Precision) -> Tensor:
     return torch.from_numpy(array.astype(dtype))
 
 
-def _blocks(batch: int, columns: int) -> list[slice]:
+def blocks_of(batch: int, columns: int) -> list[slice]:
     return [slice(start, min(start + columns, batch)) for start in range(0, batch, columns)]
 
 
-def _columns(angles: np.ndarray, block: slice) -> np.ndarray:
+def columns_of(angles: np.ndarray, block: slice) -> np.ndarray:
     return np.ascontiguousarray(angles[:, block])
 
 

@@ -1,0 +1,313 @@
+"""A compiled circuit as a map on states: a state goes in on the data qubits, and comes out once per outcome of the others.
+
+What a denoiser's step needs: ancillas start in |0⟩, are measured at the end, and the state left on the data qubits
+goes into the next step. The outcome is enumerated, not drawn: every branch comes with its probability, both
+differentiable in the incoming state, the inputs and the weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from qhw_diffusion.errors import InvalidInputError
+from qhw_diffusion.execution.arrange import REAL_LOCAL, Basis
+from qhw_diffusion.execution.chain import Chain
+from qhw_diffusion.execution.compile import CompiledCircuit
+from qhw_diffusion.execution.engine import Engine
+from qhw_diffusion.execution.exact import Ideal
+from qhw_diffusion.execution.layer import engine_of
+from qhw_diffusion.execution.program import angles_of, check_limits
+from qhw_diffusion.execution.simulator import (
+    BLOCK_BYTES,
+    BLOCK_COLUMNS,
+    COPIES_BYTES,
+    KEEP_BYTES,
+    NUMPY,
+    blocks_of,
+    columns_of,
+    refuse_if_too_large,
+)
+
+REAL = {torch.complex64: torch.float32, torch.complex128: torch.float64}
+TINY = 1e-12  # a branch less probable than this is left unnormalised instead of divided by zero
+
+
+@dataclass(frozen=True)
+class Branches:
+    """What a circuit leaves on the data qubits, for each outcome of the measured ones.
+
+    Attributes:
+        states: [K, B, d] normalised pure states, or [K, B, d, d] density matrices; outcome k has bit j of k on the
+            j-th measured qubit.
+        probabilities: [K, B] of the outcomes as read (readout errors included, if the engine has them).
+    """
+
+    states: Tensor
+    probabilities: Tensor
+
+    def select(self, outcomes: Tensor) -> tuple[Tensor, Tensor]:
+        """States [B, …] and probabilities [B] of the outcomes [B] (int64)."""
+        index = torch.arange(len(outcomes), device=outcomes.device)
+        return self.states[outcomes, index], self.probabilities[outcomes, index]
+
+    def sample(self, generator: torch.Generator) -> Tensor:
+        """[B] int64: an outcome drawn for every sample."""
+        weights = self.probabilities.detach().clamp_min(0).T
+        return torch.multinomial(weights, 1, generator=generator)[:, 0]
+
+    def average(self) -> Tensor:
+        """[B, d, d]: the density matrix with the outcomes forgotten."""
+        states = self.states
+        if states.ndim == 3:
+            states = states.unsqueeze(-1) * states.unsqueeze(-2).conj()
+        return (states * self.probabilities[..., None, None]).sum(0)
+
+
+class Evolution:
+    """A compiled circuit as a map from states on `data` to states on `data`.
+
+    Pure states stay pure where the engine is ideal and every other qubit is measured; else density matrices come out.
+    Logical qubits that are neither data nor measured start in |0⟩ and are traced out (an ancilla that is reset).
+
+    Args:
+        compiled: from `compile_circuit`, without measurements of its own on the data qubits.
+        data: logical qubits the state is on; the first is the least significant bit of the amplitudes' index.
+        measured: logical qubits read at the end, in the computational basis.
+        engine: ``"ideal"``, ``"noisy"`` or such an `Engine`.
+
+    Raises:
+        InvalidInputError: qubits that are not the circuit's or listed twice, or an engine that simulates no states.
+        MemoryBudgetError: one sample would not fit into memory.
+    """
+
+    def __init__(
+        self,
+        compiled: CompiledCircuit,
+        *,
+        data: Sequence[int],
+        measured: Sequence[int] = (),
+        engine: str | Engine = "ideal",
+    ) -> None:
+        self.compiled, self.data, self.measured = compiled, tuple(data), tuple(measured)
+        given, width = [*self.data, *self.measured], compiled.logical.num_qubits
+        if not self.data or len(set(given)) != len(given) or not set(given) <= set(range(width)):
+            raise InvalidInputError(
+                f"data={list(self.data)}, measured={list(self.measured)}: give distinct qubits of 0 to {width - 1}, "
+                "and at least one data qubit"
+            )
+        chosen = engine_of(engine)
+        if not isinstance(chosen, Ideal):
+            raise InvalidInputError(f"engine {chosen.name!r} holds no states; use 'ideal' or 'noisy'")
+        chosen.check(compiled)
+        self.engine, self.noisy = chosen, chosen.noisy
+        self.dim, self.n_outcomes = 2 ** len(self.data), 2 ** len(self.measured)
+        program = compiled.program
+        self.pure = not self.noisy and program.pure and len(given) == width
+        refuse_if_too_large(program.n_qubits, "state" if self.pure else "density")
+        position = {physical: i for i, physical in enumerate(compiled.physical_qubits)}
+        layout = compiled.isa.layout
+        start = range(width) if layout is None else layout.initial_index_layout(filter_ancillas=True)
+        end = range(width) if layout is None else layout.final_index_layout(filter_ancillas=True)
+        unused = [q for q in given if start[q] not in position or end[q] not in position]
+        if unused:
+            raise InvalidInputError(f"qubits {unused} have no gate and no observable in the compiled circuit: drop them")
+        self._start = [position[start[q]] for q in self.data]
+        self._end = [position[end[q]] for q in self.data]
+        self._read = [position[end[q]] for q in self.measured]
+        self._traced = [q for q in range(program.n_qubits) if q not in {*self._end, *self._read}]
+        self._chains: dict[tuple[Basis, torch.dtype], Chain] = {}
+
+    def __call__(self, states: Tensor, weights: Tensor, inputs: Tensor | None = None) -> Branches:
+        """Run every state through the circuit.
+
+        Args:
+            states: [B, d] complex pure states or [B, d, d] density matrices.
+            weights: [W] angles.
+            inputs: [B, I] angles; may be left out if the circuit has none.
+
+        Raises:
+            InvalidInputError: shapes or types that do not fit.
+        """
+        inputs = self._check(states, weights, inputs)
+        if states.ndim == 2 and self.pure:
+            return self._pure(states, weights, inputs)
+        if states.ndim == 2:
+            states = states.unsqueeze(-1) * states.unsqueeze(-2).conj()
+        return self._density(states, weights, inputs)
+
+    def kraus(self, weights: Tensor, inputs: Tensor | None = None) -> Tensor:
+        """[K, d, d]: the operator of each outcome (Σ K†K = 1), for one row of inputs [1, I]; only where states stay pure.
+
+        Raises:
+            InvalidInputError: with noise, or where a qubit is traced out.
+        """
+        if not self.pure:
+            raise InvalidInputError("there is one operator per outcome only without noise and with all ancillas measured")
+        dtype = torch.complex64 if weights.dtype == torch.float32 else torch.complex128
+        columns = torch.eye(self.dim, dtype=dtype)
+        expanded = inputs if inputs is None else inputs.expand(self.dim, -1)
+        rows = self._pure_rows(columns, weights, self._check(columns, weights, expanded))
+        return rows.transpose(1, 2)
+
+    def _pure_rows(self, states: Tensor, weights: Tensor, inputs: Tensor) -> Tensor:
+        """[B, d] → [K, B, d], not normalised."""
+        n = self.compiled.program.n_qubits
+        index = torch.from_numpy(_combine([(2, q) for q in self._start]))
+        rows = torch.zeros(2 ** (n + 1), len(states), dtype=REAL[states.dtype])
+        rows = rows.index_copy(0, torch.cat([index, index + 2**n]), torch.cat([states.real.T, states.imag.T]))
+        rows = self._evolve("state", rows, weights, inputs)
+        out = torch.from_numpy(_combine([(2, q) for q in [*self._end, *self._read]]))
+        real, imaginary = rows[out], rows[out + 2**n]
+        return torch.complex(real, imaginary).reshape(self.n_outcomes, self.dim, -1).transpose(1, 2)
+
+    def _pure(self, states: Tensor, weights: Tensor, inputs: Tensor) -> Branches:
+        branches = self._pure_rows(states, weights, inputs)
+        probabilities = branches.real.square().sum(-1) + branches.imag.square().sum(-1)
+        return Branches(branches / probabilities.clamp_min(TINY).sqrt().unsqueeze(-1), probabilities)
+
+    def _density(self, states: Tensor, weights: Tensor, inputs: Tensor) -> Branches:
+        program = self.compiled.program
+        index = torch.from_numpy(_combine([(4, q) for q in self._start]))
+        rows = torch.zeros(4**program.n_qubits, len(states), dtype=REAL[states.dtype])
+        rows = rows.index_copy(0, index, real_rows(states))
+        rows = self._evolve("density", rows, weights, inputs)
+        kept = torch.from_numpy(_combine([(4, q) for q in self._end]))
+        # populations of what is read (row 0 or 2 of its four), the trace over what is not
+        read = torch.from_numpy(2 * _combine([(2, q, 4) for q in self._read]))
+        traced = torch.from_numpy(2 * _combine([(2, q, 4) for q in self._traced]))
+        parts = torch.zeros(self.n_outcomes, len(kept), rows.shape[1], dtype=rows.dtype)
+        for offset in traced:
+            parts = parts + rows[read[:, None] + kept[None, :] + offset]
+        if self.noisy and self._read:
+            confusion = np.ones((1, 1))
+            for q in self._read:
+                p10, p01 = program.readout[q]
+                confusion = np.kron(np.array([[1 - p10, p01], [p10, 1 - p01]]), confusion)
+            parts = torch.einsum("kj,jdb->kdb", torch.from_numpy(confusion).to(parts), parts)
+        matrices = torch.stack([density_matrices(part) for part in parts])
+        probabilities = torch.diagonal(matrices, dim1=-2, dim2=-1).real.sum(-1)
+        return Branches(matrices / probabilities.clamp_min(TINY)[..., None, None], probabilities)
+
+    def _evolve(self, basis: Basis, rows: Tensor, weights: Tensor, inputs: Tensor) -> Tensor:
+        key = (basis, rows.dtype)
+        if key not in self._chains:
+            program = self.compiled.program
+            self._chains[key] = Chain(
+                program.operations, program, basis, noisy=self.noisy, dtype=NUMPY[rows.dtype]
+            )
+        result: Tensor = _Evolve.apply(rows, inputs, weights, self, self._chains[key])
+        return result
+
+    def _check(self, states: Tensor, weights: Tensor, inputs: Tensor | None) -> Tensor:
+        if states.dtype not in REAL or states.ndim not in (2, 3) or any(s != self.dim for s in states.shape[1:]):
+            raise InvalidInputError(
+                f"states are {states.dtype} {tuple(states.shape)}; allowed: complex64 or complex128, "
+                f"[B, {self.dim}] or [B, {self.dim}, {self.dim}]"
+            )
+        if len(states) == 0:
+            raise InvalidInputError("states has no rows; give at least one")
+        c = self.compiled
+        if weights.shape != (c.n_weights,):
+            raise InvalidInputError(f"weights have shape {tuple(weights.shape)}; allowed: ({c.n_weights},)")
+        if inputs is None:
+            inputs = torch.zeros(len(states), 0, dtype=weights.dtype)
+        if inputs.shape != (len(states), c.n_inputs):
+            raise InvalidInputError(f"inputs have shape {tuple(inputs.shape)}; allowed: ({len(states)}, {c.n_inputs})")
+        return inputs
+
+
+class _Evolve(torch.autograd.Function):
+    """Rows [D, B], inputs [B, I], weights [W] → rows [D, B] at the end of the circuit."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, inputs: Tensor, weights: Tensor, owner: Evolution, chain: Chain) -> Tensor:
+        program = owner.compiled.program
+        angles = angles_of(program, inputs.detach().numpy(), weights.detach().numpy())
+        if owner.noisy:
+            check_limits(program, angles)
+        angles = angles.astype(chain.dtype)
+        batch, gradient = rows.shape[1], any(ctx.needs_input_grad[:3])
+        row_bytes = chain.n_rows * np.dtype(chain.dtype).itemsize
+        copies = chain.n_kept if gradient else 0
+        columns = min(batch, max(BLOCK_COLUMNS, BLOCK_BYTES // row_bytes))
+        while columns > 1 and copies * row_bytes * columns > COPIES_BYTES:
+            columns = (columns + 1) // 2
+        recompute = not chain.orthogonal and copies * row_bytes * batch > KEEP_BYTES
+        start, result = rows.detach().numpy(), np.empty(rows.shape, chain.dtype)
+        ctx.kept, ctx.blocks = [], blocks_of(batch, columns)
+        for block in ctx.blocks:
+            keep = gradient and not recompute
+            out, trace = chain.forward(start[:, block].copy(), columns_of(angles, block), keep)
+            result[:, block] = out
+            ctx.kept.append(trace)
+        ctx.start, ctx.angles, ctx.program, ctx.chain = start if recompute else None, angles, program, chain
+        return torch.from_numpy(result)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None]:
+        chain, angles, program = ctx.chain, ctx.angles, ctx.program
+        adjoint = grad.detach().numpy().astype(chain.dtype)
+        by_rows = np.empty_like(adjoint)
+        shared, per_column = np.zeros((len(angles), 1), chain.dtype), np.zeros(angles.shape, chain.dtype)
+        for block, trace in zip(ctx.blocks, ctx.kept, strict=True):
+            if trace is None:
+                _, trace = chain.forward(ctx.start[:, block].copy(), columns_of(angles, block), True)
+            slopes = np.zeros((len(angles), block.stop - block.start), chain.dtype)
+            by_rows[:, block] = chain.backward(adjoint[:, block].copy(), trace, shared, slopes)
+            per_column[:, block] = slopes
+        by_inputs = by_weights = None
+        if ctx.needs_input_grad[1]:
+            by_inputs = torch.from_numpy((per_column.T @ program.input_coefficients).astype(chain.dtype))
+        if ctx.needs_input_grad[2]:
+            total = shared[:, 0].astype(np.float64) + per_column.sum(1, dtype=np.float64)
+            by_weights = torch.from_numpy((total @ program.weight_coefficients).astype(chain.dtype))
+        return torch.from_numpy(by_rows) if ctx.needs_input_grad[0] else None, by_inputs, by_weights, None, None
+
+
+def _combine(places: Sequence[tuple[int, ...]]) -> np.ndarray:
+    """All indices with free digits at `places`: (size, position) in base `size`, or (size, position, base); the first
+    place varies fastest."""
+    index = np.zeros(1, dtype=np.int64)
+    for size, q, *base in places:
+        stride = (base[0] if base else size) ** q
+        index = (index[None, :] + stride * np.arange(size)[:, None]).reshape(-1)
+    return index
+
+
+@lru_cache
+def _local(dtype: torch.dtype) -> Tensor:
+    return torch.from_numpy(REAL_LOCAL).to(dtype)
+
+
+def real_rows(matrices: Tensor) -> Tensor:
+    """Density matrices [B, d, d] → their coefficients [d², B] in the real product basis of `arrange`."""
+    batch, dim = matrices.shape[:2]
+    n = dim.bit_length() - 1
+    order = [0, *(axis for q in range(n) for axis in (1 + q, 1 + n + q))]
+    rows = matrices.reshape(batch, *[2] * (2 * n)).permute(order).reshape(batch, *[4] * n)
+    for q in range(n):
+        rows = torch.tensordot(rows, _local(matrices.dtype), dims=([1], [1]))  # its result comes last: n turns restore
+    return rows.real.reshape(batch, -1).T
+
+
+def density_matrices(rows: Tensor) -> Tensor:
+    """Coefficients [d², B] in the real product basis → density matrices [B, d, d]."""
+    batch = rows.shape[1]
+    n = (rows.shape[0].bit_length() - 1) // 2
+    dtype = torch.complex64 if rows.dtype == torch.float32 else torch.complex128
+    matrices = rows.T.to(dtype).reshape(batch, *[4] * n)
+    for _ in range(n):
+        matrices = torch.tensordot(matrices, _local(dtype).conj(), dims=([1], [0]))
+    back = [0, *(1 + 2 * q for q in range(n)), *(2 + 2 * q for q in range(n))]
+    return matrices.reshape(batch, *[2] * (2 * n)).permute(back).reshape(batch, 2**n, 2**n)
+
+
