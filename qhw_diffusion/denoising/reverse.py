@@ -1,0 +1,247 @@
+"""The reverse process: T steps of a compiled circuit, its weights, and how states pass through it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from qhw_diffusion.circuits.reverse import reverse_circuit
+from qhw_diffusion.denoising.config import ReverseConfig
+from qhw_diffusion.devices import Device
+from qhw_diffusion.errors import InvalidInputError
+from qhw_diffusion.execution import compile_circuit
+from qhw_diffusion.execution.evolution import Branches, Evolution
+
+RAREST = 1e-6  # success probabilities below this are rounding errors in single precision
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Samples that went through the reverse process.
+
+    Attributes:
+        states: [B, d] or [B, d, d] at t = 0.
+        log_probability: [B] log of the product of all steps' outcome probabilities; differentiable if the weights are.
+            Post-selected: of the success. Measured: of the outcomes drawn.
+        outcomes: [B, T] outcome of each step, first column t = T.
+        path: states at t = T, T−1, …, 0, or empty.
+    """
+
+    states: Tensor
+    log_probability: Tensor
+    outcomes: Tensor
+    path: tuple[Tensor, ...] = ()
+
+
+class ReverseProcess(nn.Module):
+    """T reverse steps, each a Qiskit circuit compiled once, with one bank of weights.
+
+    Attributes:
+        config: what it was built from.
+        circuit: the `circuits.ReverseCircuit`.
+        compiled: the same compiled for the device.
+        weight: [steps, labels, outcomes, W] angles; an axis has size 1 where nothing depends on it.
+        step_angles: [T, C] ancilla angles of the steps (``sharing="angle"``).
+        label_angles: [steps, labels, C] ancilla angles of the labels (``labels_by="angles"``).
+
+    Raises:
+        UnknownNameError: no such device.
+        InvalidInputError: noise on the ideal device.
+        MemoryBudgetError: one sample would not fit into memory.
+    """
+
+    def __init__(self, config: ReverseConfig, *, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        self.config = config
+        self.circuit = reverse_circuit(
+            config.n_qubits,
+            config.ancillas,
+            config.depth,
+            outer=config.outer,
+            ansatz=config.ansatz,
+            label_qubits=config.label_qubits,
+            context=config.context,
+        )
+        self._compile(Device.load(config.device), config.engine)
+        generator = torch.Generator().manual_seed(config.seed)
+        separate = config.n_steps if config.sharing == "separate" else 1
+        labels = config.n_labels if config.labels_by == "weights" else 1
+        records = config.n_outcomes if config.feed_forward else 1
+        n_weights, n_context = len(self.circuit.weights), self.circuit.n_context
+
+        def table(*shape: int) -> nn.Parameter:
+            values = torch.randn(*shape, generator=generator, dtype=torch.float64) * config.init_scale
+            return nn.Parameter(values.to(dtype))
+
+        self.weight = table(separate, labels, records, n_weights)
+        self.step_angles = table(config.n_steps, n_context) if config.sharing == "angle" else None
+        self.label_angles = table(separate, config.n_labels, n_context) if config.labels_by == "angles" else None
+        self.map_in = table(4, config.map_width) if config.sharing == "map" else None
+        self.map_out = table(config.map_width, n_weights) if config.sharing == "map" else None
+
+    def _compile(self, device: Device, engine: str) -> None:
+        self.compiled = compile_circuit(
+            self.circuit.circuit,
+            device,
+            inputs=self.circuit.inputs,
+            weights=self.circuit.weights,
+            observables=self.circuit.observables,
+            seed=self.config.seed,
+        )
+        measured = () if self.config.kind == "reset" else self.circuit.measured
+        self.evolution = Evolution(self.compiled, data=self.circuit.data, measured=measured, engine=engine)
+
+    @property
+    def n_parameters(self) -> int:
+        """Trainable numbers, classical tables and maps included."""
+        return sum(p.numel() for p in self.parameters())
+
+    @property
+    def n_circuit_parameters(self) -> int:
+        """Trainable angles of the circuits' gates: the weights, without tables of context angles and maps."""
+        return self.weight.numel()
+
+    def on(self, *, device: str | None = None, engine: str | None = None) -> ReverseProcess:
+        """A copy with the same weights on another device or engine."""
+        config = replace(self.config, device=device or self.config.device, engine=engine or self.config.engine)
+        copy = ReverseProcess(config, dtype=self.weight.dtype)
+        copy.load_state_dict(self.state_dict())
+        return copy
+
+    def weights_of(self, t: int, label: int = 0, outcome: int = 0) -> Tensor:
+        """[W] angles of step t for a label and the outcome of the step before."""
+        c = self.config
+        weight = self.weight[
+            t - 1 if c.sharing == "separate" else 0,
+            label if c.labels_by == "weights" else 0,
+            outcome if c.feed_forward else 0,
+        ]
+        if self.map_in is None or self.map_out is None:
+            return weight
+        angle = math.pi * t / c.n_steps
+        features = torch.tensor([1.0, t / c.n_steps, math.sin(angle), math.cos(angle)], dtype=weight.dtype)
+        return weight + torch.tanh(features @ self.map_in) @ self.map_out
+
+    def inputs_of(self, t: int, labels: Tensor) -> Tensor:
+        """[B, I] inputs of step t for labels [B]: angles of the label qubits, then the context angles."""
+        parts = []
+        if self.config.label_qubits:
+            bits = labels[:, None] >> torch.arange(self.config.label_qubits) & 1
+            parts.append(torch.pi * bits.to(self.weight.dtype))
+        if self.config.context:
+            context = torch.zeros(len(labels), self.circuit.n_context, dtype=self.weight.dtype)
+            if self.step_angles is not None:
+                context = context + self.step_angles[t - 1]
+            if self.label_angles is not None:
+                context = context + self.label_angles[t - 1 if self.config.sharing == "separate" else 0][labels]
+            parts.append(context)
+        return torch.cat(parts, 1) if parts else torch.zeros(len(labels), 0, dtype=self.weight.dtype)
+
+    def step(self, states: Tensor, t: int, labels: Tensor | None = None, before: Tensor | None = None) -> Branches:
+        """States at t → every branch at t−1.
+
+        Args:
+            states: [B, d] or [B, d, d].
+            t: 1 … T.
+            labels: [B] int64; needed if the process has labels.
+            before: [B] int64, outcomes of step t+1 (zeros if not given); used with feed-forward.
+
+        Raises:
+            InvalidInputError: a step or labels out of range.
+        """
+        if not 1 <= t <= self.config.n_steps:
+            raise InvalidInputError(f"step {t}; allowed: 1 to {self.config.n_steps}")
+        labels = self._labels(labels, len(states))
+        before = torch.zeros_like(labels) if before is None else before
+        inputs = self.inputs_of(t, labels)
+        # samples that share their weights go through together, which is much faster than weights for every sample
+        group = torch.zeros_like(labels)
+        if self.config.labels_by == "weights":
+            group = labels * self.config.n_outcomes
+        if self.config.feed_forward:
+            group = group + before
+        keys = torch.unique(group)
+        if len(keys) == 1:
+            return self.evolution(states, self.weights_of(t, int(labels[0]), int(before[0])), inputs)
+        order, branches = [], []
+        for key in keys:
+            index = torch.nonzero(group == key)[:, 0]
+            weights = self.weights_of(t, int(labels[index[0]]), int(before[index[0]]))
+            branches.append(self.evolution(states[index], weights, inputs[index]))
+            order.append(index)
+        back = torch.argsort(torch.cat(order))
+        return Branches(
+            torch.cat([b.states for b in branches], 1)[:, back],
+            torch.cat([b.probabilities for b in branches], 1)[:, back],
+        )
+
+    def advance(
+        self,
+        states: Tensor,
+        t: int,
+        labels: Tensor | None = None,
+        before: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """One step as the process's kind has it: states at t → states at t−1, log-probabilities [B], outcomes [B].
+
+        Raises:
+            InvalidInputError: outcomes to be drawn without a generator, or a post-selection that (next to) never
+                succeeds.
+        """
+        branches = self.step(states, t, labels, before)
+        batch = len(states)
+        if self.config.kind in ("unitary", "reset"):
+            zeros = torch.zeros(batch)
+            return branches.states[0], zeros.to(branches.probabilities), zeros.long()
+        if self.config.kind == "postselected":
+            outcomes = torch.zeros(batch, dtype=torch.long)
+        elif generator is None:
+            raise InvalidInputError("outcomes are drawn: give a torch.Generator")
+        else:
+            outcomes = branches.sample(generator)
+        states, probabilities = branches.select(outcomes)
+        if self.config.kind == "postselected" and bool((probabilities < RAREST).any()):
+            raise InvalidInputError(
+                f"step {t} succeeds with probability {float(probabilities.min()):.1e} for some sample: about "
+                f"{1 / max(float(probabilities.min()), 1e-300):.0e} shots for one success. Train with a probability_weight, "
+                "or use kind='measured'"
+            )
+        return states, probabilities.log(), outcomes
+
+    def run(
+        self,
+        states: Tensor,
+        labels: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        *,
+        stop: int = 0,
+        keep_path: bool = False,
+    ) -> Chain:
+        """States at T through all steps down to t = `stop`."""
+        labels = self._labels(labels, len(states))
+        before, total = None, torch.zeros(len(states), dtype=self.weight.dtype)
+        path, outcomes = [states], []
+        for t in range(self.config.n_steps, stop, -1):
+            states, log_probability, before = self.advance(states, t, labels, before, generator)
+            total = total + log_probability
+            outcomes.append(before)
+            if keep_path:
+                path.append(states)
+        drawn = torch.stack(outcomes, 1) if outcomes else torch.zeros(len(states), 0, dtype=torch.long)
+        return Chain(states, total, drawn, tuple(path) if keep_path else ())
+
+    def _labels(self, labels: Tensor | None, batch: int) -> Tensor:
+        n = self.config.n_labels
+        if labels is None:
+            if n > 1:
+                raise InvalidInputError(f"this process is conditioned on {n} labels: give labels, [B] from 0 to {n - 1}")
+            return torch.zeros(batch, dtype=torch.long)
+        if labels.shape != (batch,) or labels.is_floating_point():
+            raise InvalidInputError(f"labels are {labels.dtype} {tuple(labels.shape)}; allowed: int64 ({batch},)")
+        if batch and not 0 <= int(labels.min()) <= int(labels.max()) < n:
+            raise InvalidInputError(f"labels run from {int(labels.min())} to {int(labels.max())}; allowed: 0 to {n - 1}")
+        return labels.long()
