@@ -348,8 +348,8 @@ def _flags_out(parser: Parser, default: str, *, resume: bool = False) -> None:
 
 
 def _flags_data(parser: Parser) -> None:
-    parser.add_argument("--data", default="digits", help="digits, mnist16 or mnist28 [digits]")
-    parser.add_argument("--data-root", metavar="DIR", help="folder that holds MNIST (torchvision's layout)")
+    parser.add_argument("--data", default="digits", help="digits, mnist16, mnist28, fashion16 or fashion28 [digits]")
+    parser.add_argument("--data-root", metavar="DIR", help="folder that holds MNIST/ or FashionMNIST/ (as torchvision)")
 
 
 def _flags_workers(parser: Parser) -> None:

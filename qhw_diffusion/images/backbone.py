@@ -131,6 +131,8 @@ _RECIPES: dict[str, dict[str, Any]] = {
         "log_every": 50,
     },
 }
+# MNIST's recipes, not tuned for Fashion-MNIST
+_RECIPES |= {f"fashion{side}": {**_RECIPES[f"mnist{side}"], "dataset": f"fashion{side}"} for side in (16, 28)}
 
 
 class Backbone(nn.Module):

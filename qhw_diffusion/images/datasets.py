@@ -1,4 +1,4 @@
-"""The data sets: scikit-learn's digits (embedded), MNIST at 16×16 and 28×28 (from disk, or downloaded)."""
+"""The data sets: scikit-learn's digits (embedded), MNIST and Fashion-MNIST at 16×16 and 28×28 (on disk or fetched)."""
 
 from __future__ import annotations
 
@@ -17,11 +17,19 @@ from torch import Tensor
 
 from ..errors import DamagedFileError, InvalidInputError, MissingDataError, UnknownNameError
 
-DATASETS = ("digits", "mnist16", "mnist28")
+# name: (class of torchvision.datasets that reads it, side of its square images)
+_SOURCES = {
+    "digits": ("", 8),
+    "mnist16": ("MNIST", 16),
+    "mnist28": ("MNIST", 28),
+    "fashion16": ("FashionMNIST", 16),
+    "fashion28": ("FashionMNIST", 28),
+}
+DATASETS = tuple(_SOURCES)
 SPLITS = ("train", "heldout")
 _DIGITS_HELDOUT = 597  # of 1,797: the other 1,200 train
 _DIGITS_SPLIT_SEED = 0
-_MNIST_FILES = (
+_RAW_FILES = (
     "train-images-idx3-ubyte",
     "train-labels-idx1-ubyte",
     "t10k-images-idx3-ubyte",
@@ -82,19 +90,20 @@ def load_dataset(
 
     `digits`: scikit-learn's 8×8 digits, 1,200 train / 597 held out, stratified by class with a fixed seed; needs no
     files. `mnist28`: MNIST as published (60,000 / 10,000). `mnist16`: the same, anti-aliased bilinear to 16×16.
+    `fashion28`, `fashion16`: the same two of Fashion-MNIST (arXiv 1708.07747), ten kinds of clothing.
 
     Args:
         name: one of `DATASETS`.
         split: "train" or "heldout".
-        data_root: folder of MNIST in torchvision's layout (`data_root/MNIST/raw/*`, decompressed or .gz; a read-only
-            folder of .gz files is decompressed into the cache folder). Default: $QHW_DATA_ROOT, else
-            ~/.cache/qhw_diffusion/data.
-        download: fetch MNIST through torchvision when it is not there and the folder is writable.
+        data_root: folder in torchvision's layout (`data_root/MNIST/raw/*`, `data_root/FashionMNIST/raw/*`, decompressed
+            or .gz; a read-only folder of .gz files is decompressed into the cache folder). Default: $QHW_DATA_ROOT,
+            else ~/.cache/qhw_diffusion/data.
+        download: fetch the files through torchvision when they are not there and the folder is writable.
 
     Raises:
         UnknownNameError: unknown name or split.
-        MissingDataError: MNIST is neither in `data_root` nor downloadable from here.
-        DamagedFileError: the files are there but are not MNIST.
+        MissingDataError: the files are neither in `data_root` nor downloadable from here.
+        DamagedFileError: the files are there but cannot be read as this data set.
     """
     if name not in DATASETS:
         raise UnknownNameError.of("data set", name, DATASETS)
@@ -102,10 +111,20 @@ def load_dataset(
         raise UnknownNameError.of("split", split, SPLITS)
     if name == "digits":
         return _digits(split)
-    images, labels = _mnist(split, Path(data_root) if data_root is not None else default_data_root(), download)
-    if name == "mnist16":
-        images = torch.nn.functional.interpolate(images, size=(16, 16), mode="bilinear", antialias=True)
+    source, side = _SOURCES[name]
+    root = Path(data_root) if data_root is not None else default_data_root()
+    images, labels = _mnist(source, split, root, download)
+    if side != images.shape[-1]:
+        images = torch.nn.functional.interpolate(images, size=(side, side), mode="bilinear", antialias=True)
     return ImageDataset(images * 2 - 1, labels, name, split)
+
+
+def image_shape_of(name: str) -> tuple[int, int, int]:
+    """(C, H, W) of a data set's images, without loading it. Raises UnknownNameError."""
+    if name not in DATASETS:
+        raise UnknownNameError.of("data set", name, DATASETS)
+    side = _SOURCES[name][1]
+    return 1, side, side
 
 
 def default_data_root() -> Path:
@@ -133,52 +152,54 @@ def _digits(split: str) -> ImageDataset:
     return ImageDataset(images, torch.from_numpy(raw.target[chosen].astype(np.int64)), "digits", split)
 
 
-def _mnist(split: str, root: Path, download: bool) -> tuple[Tensor, Tensor]:
-    """Images float32 [N, 1, 28, 28] in [0, 1], labels int64 [N]."""
-    from torchvision.datasets import MNIST
+def _mnist(source: str, split: str, root: Path, download: bool) -> tuple[Tensor, Tensor]:
+    """Images float32 [N, 1, 28, 28] in [0, 1], labels int64 [N]; source: "MNIST" or "FashionMNIST"."""
+    from torchvision import datasets
 
-    folder = _mnist_root(root, download)
+    folder = _mnist_root(source, root, download)
     try:
-        data = MNIST(str(folder), train=split == "train", download=False)
+        data = getattr(datasets, source)(str(folder), train=split == "train", download=False)
     except (RuntimeError, ValueError, AssertionError, EOFError) as error:
-        raise DamagedFileError(f"the files under {folder / 'MNIST' / 'raw'} are not MNIST: {error}") from error
+        raise DamagedFileError(f"the files under {folder / source / 'raw'} are not {source}: {error}") from error
     expected = 60_000 if split == "train" else 10_000
     if data.data.shape != (expected, 28, 28) or data.targets.shape != (expected,):
         raise DamagedFileError(
-            f"MNIST under {folder} has {tuple(data.data.shape)} images and {tuple(data.targets.shape)} labels; "
+            f"{source} under {folder} has {tuple(data.data.shape)} images and {tuple(data.targets.shape)} labels; "
             f"expected ({expected}, 28, 28) and ({expected},): delete the files and fetch them again"
         )
     return data.data.unsqueeze(1).float() / 255, data.targets.long()
 
 
-def _mnist_root(root: Path, download: bool) -> Path:
+def _mnist_root(source: str, root: Path, download: bool) -> Path:
     """A folder that torchvision can read: `root` itself, a decompressed copy, or a fresh download."""
-    raw = root / "MNIST" / "raw"
-    if all((raw / name).is_file() for name in _MNIST_FILES):
+    raw = root / source / "raw"
+    if all((raw / name).is_file() for name in _RAW_FILES):
         return root
-    if all((raw / f"{name}.gz").is_file() for name in _MNIST_FILES):
-        return _decompressed(raw)
-    from torchvision.datasets import MNIST
+    if all((raw / f"{name}.gz").is_file() for name in _RAW_FILES):
+        return _decompressed(source, raw)
+    from torchvision import datasets
 
-    advice = f"put MNIST's four files into {raw} (data_root/MNIST/raw, as torchvision lays them out)"
+    advice = f"put {source}'s four files into {raw} (data_root/{source}/raw, as torchvision lays them out)"
     if not download:
-        raise MissingDataError(f"no MNIST under {root} and download=False: {advice}")
+        raise MissingDataError(f"no {source} under {root} and download=False: {advice}")
     try:
         root.mkdir(parents=True, exist_ok=True)
-        MNIST(str(root), download=True)
+        getattr(datasets, source)(str(root), download=True)
     except (RuntimeError, URLError, OSError) as error:
-        raise MissingDataError(f"no MNIST under {root}, and it could not be downloaded ({error}): {advice}") from error
+        raise MissingDataError(
+            f"no {source} under {root}, and it could not be downloaded ({error}): {advice}"
+        ) from error
     return root
 
 
-def _decompressed(raw: Path) -> Path:
+def _decompressed(source: str, raw: Path) -> Path:
     """Decompress the .gz files into the cache folder, once per set of files (keyed by their path, size and date)."""
-    stats = [(raw / f"{name}.gz").stat() for name in _MNIST_FILES]
+    stats = [(raw / f"{name}.gz").stat() for name in _RAW_FILES]
     key = hashlib.sha256(repr([str(raw.resolve()), *((s.st_size, s.st_mtime_ns) for s in stats)]).encode()).hexdigest()
     target = cache_folder() / "decompressed" / key[:16]
-    folder = target / "MNIST" / "raw"
+    folder = target / source / "raw"
     folder.mkdir(parents=True, exist_ok=True)
-    for name in _MNIST_FILES:
+    for name in _RAW_FILES:
         if (folder / name).is_file():
             continue
         with tempfile.NamedTemporaryFile(dir=folder, delete=False) as out:

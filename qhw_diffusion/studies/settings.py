@@ -49,9 +49,9 @@ class ModelConfig(Settings):
     """Data set, backbone and the two classifiers. A shipped one is named by its data set, others by their folder."""
 
     data: str = "digits"
-    """Data set: digits, mnist16 or mnist28."""
+    """Data set: digits, mnist16, mnist28, fashion16 or fashion28."""
     data_root: str | None = None
-    """Folder that holds MNIST (torchvision's layout); digits need none."""
+    """Folder that holds MNIST or FashionMNIST (torchvision's layout); digits need none."""
     backbone: str | None = None
     """Folder of a trained backbone; without it the one shipped for the data set."""
     reward_classifier: str | None = None

@@ -128,6 +128,62 @@ def test_absent_mnist_says_what_to_do(tmp_path: Path, monkeypatch: pytest.Monkey
     assert datasets.default_data_root() == tmp_path / "elsewhere"
 
 
+def test_fashion_has_its_own_folder(
+    fake_mnist: tuple[Path, np.ndarray, np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, pixels, _ = fake_mnist
+    with pytest.raises(MissingDataError, match="data_root/FashionMNIST/raw"):
+        images.load_dataset("fashion28", "heldout", root, download=False)  # MNIST lies there, Fashion-MNIST does not
+
+    def no_network(self: object) -> None:
+        raise RuntimeError("Error downloading train-images-idx3-ubyte.gz")
+
+    monkeypatch.setattr("torchvision.datasets.FashionMNIST.download", no_network)
+    with pytest.raises(MissingDataError, match=r"no FashionMNIST .* could not be downloaded"):
+        images.load_dataset("fashion16", data_root=tmp_path / "new")
+
+    raw = root / "FashionMNIST" / "raw"
+    raw.mkdir(parents=True)
+    labels = (np.arange(10_000) % 10).astype(np.uint8)
+    contents = {
+        "t10k-images-idx3-ubyte": 255 - pixels,
+        "t10k-labels-idx1-ubyte": labels,
+        "train-images-idx3-ubyte": pixels[:10],
+        "train-labels-idx1-ubyte": labels[:10],
+    }
+    for name, array in contents.items():
+        (raw / f"{name}.gz").write_bytes(gzip.compress(idx_bytes(array), 1))
+    fashion = images.load_dataset("fashion28", "heldout", root, download=False)
+    mnist = images.load_dataset("mnist28", "heldout", root, download=False)
+    assert fashion.name == "fashion28"
+    torch.testing.assert_close(fashion.images, -mnist.images)  # neither is taken for the other
+    assert torch.equal(fashion.labels, torch.arange(10_000) % 10)
+    small = images.load_dataset("fashion16", "heldout", root, download=False)
+    pillow = np.asarray(Image.fromarray(255 - pixels[0]).resize((16, 16), Image.Resampling.BILINEAR), dtype=np.float32)
+    assert np.abs((small.images[0, 0].numpy() + 1) * 127.5 - pillow).max() < 1.0
+    with pytest.raises(DamagedFileError, match=r"FashionMNIST .* expected \(60000"):
+        images.load_dataset("fashion28", "train", root, download=False)
+
+
+def test_image_shapes_without_loading() -> None:
+    assert datasets.image_shape_of("digits") == images.load_dataset("digits").image_shape
+    assert datasets.image_shape_of("fashion16") == (1, 16, 16)
+    with pytest.raises(UnknownNameError, match="fashion28"):
+        datasets.image_shape_of("fashion")
+
+
+@pytest.mark.slow
+def test_real_fashion_mnist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = os.environ.get("QHW_DATA_ROOT")
+    if not root or not (Path(root) / "FashionMNIST").is_dir():
+        pytest.skip("QHW_DATA_ROOT does not name a folder with FashionMNIST")
+    monkeypatch.setenv("QHW_CACHE", str(tmp_path))
+    data = images.load_dataset("fashion28", "train", root, download=False)
+    # published: balanced classes, and the training set's mean grey value .2860
+    assert torch.bincount(data.labels).tolist() == [6000] * 10
+    assert float((data.images.mean() + 1) / 2) == pytest.approx(0.2860, abs=1e-4)
+
+
 @pytest.mark.slow
 def test_real_mnist() -> None:
     root = os.environ.get("QHW_DATA_ROOT")
