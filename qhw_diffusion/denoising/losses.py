@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..errors import InvalidInputError
+from .states import as_density
 
 
 def fidelity(a: Tensor, b: Tensor) -> Tensor:
@@ -56,7 +57,7 @@ def trace_distance(a: Tensor, b: Tensor) -> Tensor:
     check_pair(a, b)
     if a.ndim == 2 and b.ndim == 2:
         return torch.linalg.vector_norm(_orthogonal_part(a, b), dim=-1)
-    values = torch.linalg.eigvalsh(_hermitian(_as_matrix(a) - _as_matrix(b)))
+    values = torch.linalg.eigvalsh(_hermitian(as_density(a) - as_density(b)))
     kernel = values.detach().abs() <= _tolerance(values)
     return 0.5 * values.masked_fill(kernel, 0).abs().sum(-1)
 
@@ -69,7 +70,7 @@ def hilbert_schmidt(a: Tensor, b: Tensor) -> Tensor:
     check_pair(a, b)
     if a.ndim == 2 and b.ndim == 2:
         return 2 * _squared_modulus(_orthogonal_part(a, b)).sum(-1)
-    return _squared_modulus(_as_matrix(a) - _as_matrix(b)).sum((-2, -1))
+    return _squared_modulus(as_density(a) - as_density(b)).sum((-2, -1))
 
 
 def density_fidelity(rho: Tensor, sigma: Tensor) -> Tensor:
@@ -79,7 +80,7 @@ def density_fidelity(rho: Tensor, sigma: Tensor) -> Tensor:
 
 
 def check_pair(a: Tensor, b: Tensor, same_batch: bool = True) -> None:
-    """Raise `InvalidInputError` unless both are complex states of one dimension (and of batches that fit)."""
+    """Raise `InvalidInputError` unless both are complex states of one dtype and dimension (and of batches that fit)."""
     for name, states in (("first", a), ("second", b)):
         if not states.is_complex():
             raise InvalidInputError(f"the {name} states have dtype {states.dtype}; states are complex tensors")
@@ -88,6 +89,10 @@ def check_pair(a: Tensor, b: Tensor, same_batch: bool = True) -> None:
             raise InvalidInputError(
                 f"the {name} states have shape {tuple(states.shape)}; pass pure states [B, d] or densities [B, d, d]"
             )
+    if a.dtype != b.dtype:
+        raise InvalidInputError(
+            f"states of dtype {a.dtype} and {b.dtype} cannot be compared; convert one with .to(dtype)"
+        )
     if a.shape[-1] != b.shape[-1]:
         raise InvalidInputError(f"states of dimension {a.shape[-1]} and {b.shape[-1]} cannot be compared")
     if same_batch and len(a) != len(b) and 1 not in (len(a), len(b)):
@@ -146,10 +151,6 @@ def _tolerance(values: Tensor) -> Tensor:
 
 def _hermitian(matrix: Tensor) -> Tensor:
     return (matrix + matrix.mH) / 2
-
-
-def _as_matrix(states: Tensor) -> Tensor:
-    return states[:, :, None] * states[:, None, :].conj() if states.ndim == 2 else states
 
 
 def _squared_modulus(z: Tensor) -> Tensor:

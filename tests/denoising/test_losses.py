@@ -201,6 +201,8 @@ def test_bad_input(loss: Callable) -> None:
     good = pure(3, 4, 1)
     with pytest.raises(InvalidInputError, match="complex"):
         loss(good.real, good)
+    with pytest.raises(InvalidInputError, match="complex64"):
+        loss(good, good.to(torch.complex64))
     with pytest.raises(InvalidInputError, match="dimension 4 and 2"):
         loss(good, pure(3, 2, 1))
     with pytest.raises(InvalidInputError, match="3 states against 2"):

@@ -1,0 +1,235 @@
+"""Distances between sets of states (all-against-all): similarity matrices, MMD and Wasserstein.
+
+Members are pure [N, d] or densities [N, d, d]. Each may carry a weight; weights are normalised to sum 1 and
+differentiable, so importance weights p/p.detach() of value 1 give the (self-normalised) score-function gradient of the
+distance with respect to the probabilities p of sampled measurement outcomes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ..errors import InvalidInputError, UnknownNameError
+from .losses import check_pair, density_fidelity, fidelity
+from .transport import optimal_transport
+
+__all__ = [
+    "KERNELS",
+    "SIMILARITIES",
+    "fidelity_matrix",
+    "mean_fidelity",
+    "measured_fidelity_matrix",
+    "mmd",
+    "superfidelity_matrix",
+    "wasserstein",
+]
+
+KERNELS = ("fidelity", "gaussian")
+
+
+def fidelity_matrix(a: Tensor, b: Tensor) -> Tensor:
+    """Uhlmann fidelity of every pair, [N, M] (gradients as in `losses.fidelity`).
+
+    Two sets of densities cost one d×d singular value decomposition a pair, every other mix only products.
+
+    Args:
+        a, b: complex states, pure [N, d] or density [N, d, d], of one dimension d.
+
+    Raises:
+        InvalidInputError: real tensors, other shapes, or two dimensions.
+    """
+    check_pair(a, b, same_batch=False)
+    if a.ndim == 3 and b.ndim == 3:
+        return density_fidelity(a[:, None], b[None, :])
+    return _overlap_matrix(a, b)
+
+
+def superfidelity_matrix(a: Tensor, b: Tensor) -> Tensor:
+    """Superfidelity G = tr ρσ + √((1 − tr ρ²)(1 − tr σ²)) of every pair, [N, M].
+
+    Miszczak et al. 2009, arXiv 0805.2037. G ≥ F, with equality for one qubit and where one state is pure; only traces, no root of a matrix. As in
+    `losses.fidelity` a state that is pure up to rounding gets the gradient of tr ρσ alone. Args and errors as in
+    `fidelity_matrix`.
+    """
+    check_pair(a, b, same_batch=False)
+    overlap = _overlap_matrix(a, b)
+    if a.ndim == 2 or b.ndim == 2:
+        return overlap
+    return overlap + _root_linear_entropy(a)[:, None] * _root_linear_entropy(b)[None, :]
+
+
+def measured_fidelity_matrix(a: Tensor, b: Tensor) -> Tensor:
+    """Classical fidelity (Σ_x √(p_x q_x))² of the computational-basis outcomes of every pair, [N, M].
+
+    All that counts of Z measurements can tell: phases are not seen; never smaller than F. Args and errors as in
+    `fidelity_matrix`.
+    """
+    check_pair(a, b, same_batch=False)
+    return (_magnitudes(a) @ _magnitudes(b).T).square()
+
+
+SIMILARITIES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "fidelity": fidelity_matrix,
+    "superfidelity": superfidelity_matrix,
+    "measured": measured_fidelity_matrix,
+}
+
+
+def mean_fidelity(states: Tensor, target: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Weighted mean of the fidelity of all members to one state, a scalar.
+
+    Args:
+        states: [N, d] or [N, d, d].
+        target: [1, d] or [1, d, d].
+        weights: [N], not negative; None for equal ones.
+
+    Raises:
+        InvalidInputError: more than one target, or states and weights that do not fit.
+    """
+    if len(target) != 1:
+        raise InvalidInputError(f"the target has shape {tuple(target.shape)}; pass one state, [1, d] or [1, d, d]")
+    values = fidelity(states, target)
+    return (_normalised(weights, states, "weights") * values).sum()
+
+
+def mmd(
+    a: Tensor,
+    b: Tensor,
+    weights_a: Tensor | None = None,
+    weights_b: Tensor | None = None,
+    *,
+    kernel: str = "fidelity",
+    similarity: str = "fidelity",
+    width: float = 0.25,
+    unbiased: bool = False,
+) -> Tensor:
+    """Squared maximum mean discrepancy ⟨k(a, a)⟩ + ⟨k(b, b)⟩ − 2⟨k(a, b)⟩, a scalar.
+
+    kernel "fidelity", k = F, is the distance of QuDDPM (Zhang et al. 2024, arXiv 2310.05866). For pure states it is
+    exactly tr (ρ̄_a − ρ̄_b)² of the two *average* states: ensembles with one average are at distance 0 (a circle of
+    states and a pair of antipodes both average to I/2). With "superfidelity" it also sees the mean of √(1 − tr ρ²), and
+    no more. kernel "gaussian", k = exp(−(1 − F)/width), sees the ensemble itself: its power series holds every moment
+    of the overlaps. Both kernels are positive definite for pure states, for "superfidelity" and for "measured"; the
+    Uhlmann fidelity of mixed states of two or more qubits is not known to be, so prefer "superfidelity" there.
+
+    Args:
+        a, b: members, [N, d] or [N, d, d] and [M, d] or [M, d, d].
+        weights_a, weights_b: [N] and [M], not negative; None for equal ones.
+        kernel: "fidelity" or "gaussian".
+        similarity: which F: "fidelity", "superfidelity" or "measured" (|amplitude|² alone).
+        width: infidelity over which the Gaussian kernel falls by e; ignored by "fidelity".
+        unbiased: leave each member's kernel with itself out. Otherwise (as published) the value is ≥ 0 and does not
+            vanish between two draws of one distribution: compare it with that sampling floor at the same N and M.
+
+    Raises:
+        InvalidInputError: states or weights that do not fit, a width that is not positive, or `unbiased` with a set
+            whose whole weight is on one member.
+        UnknownNameError: a kernel or similarity that does not exist.
+    """
+    if kernel not in KERNELS:
+        raise UnknownNameError.of("kernel", kernel, KERNELS)
+    if not width > 0:
+        raise InvalidInputError(f"width is {width}; pass a positive number")
+    compare = _similarity(similarity)
+    share_a, share_b = _normalised(weights_a, a, "weights_a"), _normalised(weights_b, b, "weights_b")
+
+    def evaluated(x: Tensor, y: Tensor) -> Tensor:
+        values = compare(x, y)
+        return values if kernel == "fidelity" else ((values - 1) / width).exp()
+
+    within = _mean_within(evaluated(a, a), share_a, unbiased) + _mean_within(evaluated(b, b), share_b, unbiased)
+    return within - 2 * (share_a @ evaluated(a, b) @ share_b)
+
+
+def wasserstein(
+    a: Tensor,
+    b: Tensor,
+    weights_a: Tensor | None = None,
+    weights_b: Tensor | None = None,
+    *,
+    similarity: str = "fidelity",
+) -> Tensor:
+    """Least mean cost of transporting one ensemble into the other at cost 1 − F a unit of weight, a scalar.
+
+    min_P Σ_ij P_ij (1 − F_ij) over plans with the weights as marginals: the distance of QuDDPM (arXiv 2310.05866, with
+    the fidelity) and of MSQuDDPM (Kwun et al. 2025, arXiv 2411.17608, with the superfidelity). Neither takes a root.
+    1 − F of pure states is the square of their trace distance, so this is a W₂² and its root a metric.
+
+    Solved exactly; gradients by the envelope theorem: the plan for the cost, the dual potentials for the weights
+    (`transport.optimal_transport`). A finite sample of an ensemble is not at distance 0 from another: compare with that
+    floor at the same N and M.
+
+    Args:
+        a, b: members, [N, d] or [N, d, d] and [M, d] or [M, d, d].
+        weights_a, weights_b: [N] and [M], not negative; None for equal ones.
+        similarity: F in the cost: "fidelity", "superfidelity" or "measured".
+
+    Raises:
+        InvalidInputError: states or weights that do not fit.
+        UnknownNameError: a similarity that does not exist.
+        EngineError: the linear program failed.
+    """
+    compare = _similarity(similarity)
+    share_a, share_b = _normalised(weights_a, a, "weights_a"), _normalised(weights_b, b, "weights_b")
+    return optimal_transport(1 - compare(a, b), share_a, share_b)
+
+
+def _similarity(name: str) -> Callable[[Tensor, Tensor], Tensor]:
+    if name not in SIMILARITIES:
+        raise UnknownNameError.of("similarity", name, SIMILARITIES)
+    return SIMILARITIES[name]
+
+
+def _normalised(weights: Tensor | None, states: Tensor, what: str) -> Tensor:
+    count, dtype = len(states), states.real.dtype
+    if weights is None:
+        return torch.full((count,), 1 / count, dtype=dtype, device=states.device)
+    if weights.shape != (count,):
+        raise InvalidInputError(f"{what} has shape {tuple(weights.shape)}; pass one weight a member, [{count}]")
+    values = weights.detach()
+    if not bool((values.isfinite() & (values >= 0)).all()) or not values.sum() > 0:
+        raise InvalidInputError(f"{what} holds negative or non-finite numbers, or only zeros; pass weights ≥ 0")
+    return (weights / weights.sum()).to(dtype)
+
+
+def _mean_within(kernel: Tensor, share: Tensor, unbiased: bool) -> Tensor:
+    total = share @ kernel @ share
+    if not unbiased:
+        return total
+    distinct = 1 - share.square().sum()
+    if not distinct.detach() > 4 * torch.finfo(share.dtype).eps:
+        raise InvalidInputError("an unbiased mmd needs two or more members with weight in each set")
+    return (total - (share.square() * kernel.diagonal()).sum()) / distinct
+
+
+def _overlap_matrix(a: Tensor, b: Tensor) -> Tensor:
+    """tr ρ_n σ_m, [N, M]: |⟨a|b⟩|², ⟨a|σ|a⟩ or tr ρσ."""
+    if a.ndim == 2 and b.ndim == 2:
+        overlaps = a.conj() @ b.T
+        return overlaps.real.square() + overlaps.imag.square()
+    if a.ndim == 2:
+        return _overlap_matrix(b, a).T
+    if b.ndim == 2:
+        return torch.einsum("mi,nim->nm", b.conj(), a @ b.T).real
+    return (a.flatten(1) @ b.flatten(1).mH).real
+
+
+def _root_linear_entropy(rho: Tensor) -> Tensor:
+    """√(1 − tr ρ²), [N]; 0 with gradient 0 for a state that is pure up to rounding."""
+    entropy = 1 - (rho.real.square() + rho.imag.square()).sum((-2, -1))
+    return _safe_root(entropy, 4 * rho.shape[-1] * torch.finfo(rho.dtype).eps)
+
+
+def _magnitudes(states: Tensor) -> Tensor:
+    """√p of the outcomes, [N, d]; the gradient at p = 0 is 0."""
+    if states.ndim == 2:
+        return states.abs()
+    return _safe_root(states.diagonal(dim1=-2, dim2=-1).real, 0.0)
+
+
+def _safe_root(values: Tensor, noise: float) -> Tensor:
+    positive = values > noise
+    return torch.where(positive, values.where(positive, torch.ones_like(values)).sqrt(), 0)
