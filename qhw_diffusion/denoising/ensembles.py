@@ -50,9 +50,9 @@ def fidelity_matrix(a: Tensor, b: Tensor) -> Tensor:
 def superfidelity_matrix(a: Tensor, b: Tensor) -> Tensor:
     """Superfidelity G = tr ρσ + √((1 − tr ρ²)(1 − tr σ²)) of every pair, [N, M].
 
-    Miszczak et al. 2009, arXiv 0805.2037. G ≥ F, with equality for one qubit and where one state is pure; only traces, no root of a matrix. As in
-    `losses.fidelity` a state that is pure up to rounding gets the gradient of tr ρσ alone. Args and errors as in
-    `fidelity_matrix`.
+    Miszczak et al. 2009, arXiv 0805.2037. G ≥ F, with equality for one qubit and where one state is pure; only traces,
+    no root of a matrix. As in `losses.fidelity` a state that is pure up to rounding gets the gradient of tr ρσ alone.
+    Args and errors as in `fidelity_matrix`.
     """
     check_pair(a, b, same_batch=False)
     overlap = _overlap_matrix(a, b)
