@@ -1,8 +1,8 @@
 """What a quantum denoiser must beat: the best linear map, and a classical denoiser with as many parameters.
 
 A chain of circuits with post-selected ancillas, kept coherent between the steps, is one contraction M per label:
-x₀ ∝ M x_T, whatever its depth. So the M fitted to the data in closed form is the mark such a chain can reach at most
-in its first and second moments, and a model that claims more than linearity has to pass it.
+x₀ ∝ M x_T, whatever its depth. The M fitted to the data in closed form stands for all of them: a model that claims to
+be more than linear has to pass it.
 """
 
 from __future__ import annotations
