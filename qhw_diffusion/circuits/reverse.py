@@ -99,7 +99,9 @@ def reverse_circuit(
     inputs = named_parameters("reverse", "x", label_qubits + n_context) if label_qubits + n_context else ()
     weights = named_parameters("reverse", "w", per_qubit * sum(map(len, layers)))
     left, angles = iter(weights), iter(inputs)
-    circuit = QuantumCircuit(width, name=f"reverse_{n_qubits}d{label_qubits}l{n_ancillas}a_{outer}-{depth}-{outer}_{ansatz}")
+    circuit = QuantumCircuit(
+        width, name=f"reverse_{n_qubits}d{label_qubits}l{n_ancillas}a_{outer}-{depth}-{outer}_{ansatz}"
+    )
     for qubit in labels:
         circuit.rx(next(angles), qubit)
     for index, qubits in enumerate(layers):

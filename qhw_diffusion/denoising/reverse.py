@@ -35,6 +35,19 @@ class Chain:
     outcomes: Tensor
     path: tuple[Tensor, ...] = ()
 
+    @property
+    def probability(self) -> Tensor:
+        """[B]: cumulative probability of the outcomes."""
+        return self.log_probability.exp()
+
+    @property
+    def importance(self) -> Tensor:
+        """[B] of value 1, whose gradient is that of log_probability.
+
+        As weights of a loss over sampled outcomes they give its exact gradient in expectation (score function).
+        """
+        return (self.log_probability - self.log_probability.detach()).exp()
+
 
 class ReverseProcess(nn.Module):
     """T reverse steps, each a Qiskit circuit compiled once, with one bank of weights.
@@ -53,7 +66,9 @@ class ReverseProcess(nn.Module):
         MemoryBudgetError: one sample would not fit into memory.
     """
 
-    def __init__(self, config: ReverseConfig, *, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self, config: ReverseConfig, *, device: Device | None = None, dtype: torch.dtype = torch.float32
+    ) -> None:
         super().__init__()
         self.config = config
         self.circuit = reverse_circuit(
@@ -65,7 +80,7 @@ class ReverseProcess(nn.Module):
             label_qubits=config.label_qubits,
             context=config.context,
         )
-        self._compile(Device.load(config.device), config.engine)
+        self._compile(device or Device.load(config.device), config.engine)
         generator = torch.Generator().manual_seed(config.seed)
         separate = config.n_steps if config.sharing == "separate" else 1
         labels = config.n_labels if config.labels_by == "weights" else 1
@@ -104,12 +119,23 @@ class ReverseProcess(nn.Module):
         """Trainable angles of the circuits' gates: the weights, without tables of context angles and maps."""
         return self.weight.numel()
 
-    def on(self, *, device: str | None = None, engine: str | None = None) -> ReverseProcess:
+    def on(self, *, device: str | Device | None = None, engine: str | None = None) -> ReverseProcess:
         """A copy with the same weights on another device or engine."""
-        config = replace(self.config, device=device or self.config.device, engine=engine or self.config.engine)
-        copy = ReverseProcess(config, dtype=self.weight.dtype)
+        target = self.compiled.device if device is None else device
+        target = target if isinstance(target, Device) else Device.load(target)
+        config = replace(self.config, device=target.name, engine=engine or self.config.engine)
+        copy = ReverseProcess(config, device=target, dtype=self.weight.dtype)
         copy.load_state_dict(self.state_dict())
         return copy
+
+    def outcome_probabilities(self, states: Tensor) -> Tensor:
+        """[B, d]: what a measurement of the data qubits shows, with readout errors if the engine is noisy.
+
+        No gradient.
+        """
+        states = states.detach()
+        exact = states.abs().square() if states.ndim == 2 else torch.diagonal(states, dim1=1, dim2=2).real
+        return self.evolution.read_data(exact)
 
     def weights_of(self, t: int, label: int = 0, outcome: int = 0) -> Tensor:
         """[W] angles of step t for a label and the outcome of the step before."""
@@ -238,10 +264,14 @@ class ReverseProcess(nn.Module):
         n = self.config.n_labels
         if labels is None:
             if n > 1:
-                raise InvalidInputError(f"this process is conditioned on {n} labels: give labels, [B] from 0 to {n - 1}")
+                raise InvalidInputError(
+                    f"this process is conditioned on {n} labels: give labels, [B] from 0 to {n - 1}"
+                )
             return torch.zeros(batch, dtype=torch.long)
         if labels.shape != (batch,) or labels.is_floating_point():
             raise InvalidInputError(f"labels are {labels.dtype} {tuple(labels.shape)}; allowed: int64 ({batch},)")
         if batch and not 0 <= int(labels.min()) <= int(labels.max()) < n:
-            raise InvalidInputError(f"labels run from {int(labels.min())} to {int(labels.max())}; allowed: 0 to {n - 1}")
+            raise InvalidInputError(
+                f"labels run from {int(labels.min())} to {int(labels.max())}; allowed: 0 to {n - 1}"
+            )
         return labels.long()

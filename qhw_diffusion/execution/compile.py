@@ -110,6 +110,18 @@ class CompiledCircuit:
             postselect=dict(self.postselect),
         )
 
+    def summary(self, snapshot: str | None = None) -> dict[str, Any]:
+        """Device, layout and cost as JSON types; `snapshot` names the file the device was saved in."""
+        return {
+            "name": self.device.name,
+            "provenance": self.device.provenance,
+            "physical_qubits": list(self.physical_qubits),
+            "depth": self.depth,
+            "two_qubit_gates": self.two_qubit_gates,
+            "duration_seconds": self.duration,
+            "snapshot": snapshot,
+        }
+
     def __repr__(self) -> str:
         return (
             f"CompiledCircuit({self.device.name}, qubits {list(self.physical_qubits)}, depth {self.depth}, "

@@ -25,6 +25,7 @@ from qhw_diffusion.execution.engine import Engine
 from qhw_diffusion.execution.exact import Ideal
 from qhw_diffusion.execution.layer import engine_of
 from qhw_diffusion.execution.program import angles_of, check_limits
+from qhw_diffusion.execution.readoff import confuse
 from qhw_diffusion.execution.simulator import (
     BLOCK_BYTES,
     BLOCK_COLUMNS,
@@ -118,7 +119,9 @@ class Evolution:
         end = range(width) if layout is None else layout.final_index_layout(filter_ancillas=True)
         unused = [q for q in given if start[q] not in position or end[q] not in position]
         if unused:
-            raise InvalidInputError(f"qubits {unused} have no gate and no observable in the compiled circuit: drop them")
+            raise InvalidInputError(
+                f"qubits {unused} have no gate and no observable in the compiled circuit: drop them"
+            )
         self._start = [position[start[q]] for q in self.data]
         self._end = [position[end[q]] for q in self.data]
         self._read = [position[end[q]] for q in self.measured]
@@ -143,6 +146,14 @@ class Evolution:
             states = states.unsqueeze(-1) * states.unsqueeze(-2).conj()
         return self._density(states, weights, inputs)
 
+    def read_data(self, probabilities: Tensor) -> Tensor:
+        """[B, d] of true outcomes of the data qubits → of outcomes read (readout errors, if the engine has them)."""
+        if not self.noisy:
+            return probabilities
+        readout = [self.compiled.program.readout[q] for q in self._end]
+        read = confuse(probabilities.numpy().astype(np.float64), readout)
+        return torch.from_numpy(np.ascontiguousarray(read)).to(probabilities)
+
     def kraus(self, weights: Tensor, inputs: Tensor | None = None) -> Tensor:
         """[K, d, d]: the operator of each outcome (Σ K†K = 1), for one row of inputs [1, I]; only where states stay pure.
 
@@ -150,7 +161,9 @@ class Evolution:
             InvalidInputError: with noise, or where a qubit is traced out.
         """
         if not self.pure:
-            raise InvalidInputError("there is one operator per outcome only without noise and with all ancillas measured")
+            raise InvalidInputError(
+                "there is one operator per outcome only without noise and with all ancillas measured"
+            )
         dtype = torch.complex64 if weights.dtype == torch.float32 else torch.complex128
         columns = torch.eye(self.dim, dtype=dtype)
         expanded = inputs if inputs is None else inputs.expand(self.dim, -1)
@@ -200,9 +213,7 @@ class Evolution:
         key = (basis, rows.dtype)
         if key not in self._chains:
             program = self.compiled.program
-            self._chains[key] = Chain(
-                program.operations, program, basis, noisy=self.noisy, dtype=NUMPY[rows.dtype]
-            )
+            self._chains[key] = Chain(program.operations, program, basis, noisy=self.noisy, dtype=NUMPY[rows.dtype])
         result: Tensor = _Evolve.apply(rows, inputs, weights, self, self._chains[key])
         return result
 
@@ -309,5 +320,3 @@ def density_matrices(rows: Tensor) -> Tensor:
         matrices = torch.tensordot(matrices, _local(dtype).conj(), dims=([1], [0]))
     back = [0, *(1 + 2 * q for q in range(n)), *(2 + 2 * q for q in range(n))]
     return matrices.reshape(batch, *[2] * (2 * n)).permute(back).reshape(batch, 2**n, 2**n)
-
-

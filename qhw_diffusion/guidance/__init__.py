@@ -19,7 +19,7 @@ from qhw_diffusion.guidance.ppo import generalised_advantages, train_ppo
 from qhw_diffusion.guidance.quantum_actor import QuantumActor, compile_policy
 from qhw_diffusion.guidance.rewards import Reward
 from qhw_diffusion.guidance.rollout import Controller, Rollout, rollout
-from qhw_diffusion.guidance.saving import device_summary, load_actor, save_actor
+from qhw_diffusion.guidance.saving import load_actor, save_actor
 from qhw_diffusion.guidance.state import STATE_NAMES
 from qhw_diffusion.guidance.sweep import Sweep, SweepRow, sweep_constants
 from qhw_diffusion.guidance.tensor_env import TensorStep
@@ -60,7 +60,6 @@ __all__ = [
     "calibrate",
     "calibrate_state",
     "compile_policy",
-    "device_summary",
     "diagnose",
     "draw_episode",
     "generalised_advantages",

@@ -8,7 +8,7 @@ from typing import Any
 from qhw_diffusion.circuits import PolicyCircuit, load_circuit, policy_circuit, save_circuit
 from qhw_diffusion.devices import Device
 from qhw_diffusion.errors import DamagedFileError, InvalidInputError, QhwError
-from qhw_diffusion.execution import CompiledCircuit, Engine, QuantumLayer
+from qhw_diffusion.execution import Engine, QuantumLayer
 from qhw_diffusion.guidance.actors import Actor, AnnealingActor, MLPActor
 from qhw_diffusion.guidance.quantum_actor import QuantumActor, compile_policy
 from qhw_diffusion.runs import atomic_write_json, load_module_state, save_module
@@ -29,25 +29,12 @@ def save_actor(actor: Actor, folder: str | Path) -> Path:
         save_circuit(circuit.circuit, folder, "circuit")
         save_circuit(compiled.isa, folder, "isa")
         compiled.device.save(folder / SNAPSHOT)
-        atomic_write_json(folder / "device.json", device_summary(compiled))
+        atomic_write_json(folder / "device.json", compiled.summary(SNAPSHOT))
         config |= {"circuit": _circuit_settings(circuit), "device": compiled.device.name}
         config |= {"transpile_seed": compiled.seed, "optimization_level": compiled.optimization_level}
         config |= {"scheduled": compiled.scheduled}
     save_module(folder, actor, config)
     return folder
-
-
-def device_summary(compiled: CompiledCircuit) -> dict[str, Any]:
-    """Device, layout and cost of a compiled circuit, as JSON types."""
-    return {
-        "name": compiled.device.name,
-        "provenance": compiled.device.provenance,
-        "physical_qubits": list(compiled.physical_qubits),
-        "depth": compiled.depth,
-        "two_qubit_gates": compiled.two_qubit_gates,
-        "duration_seconds": compiled.duration,
-        "snapshot": SNAPSHOT,
-    }
 
 
 def load_actor(

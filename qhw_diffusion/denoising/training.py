@@ -1,0 +1,297 @@
+"""One training loop for all quantum diffusion models: step by step from t = T down, or all steps together."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qhw_diffusion.denoising.ensembles import KERNELS, SIMILARITIES, mmd, wasserstein
+from qhw_diffusion.denoising.losses import hilbert_schmidt, infidelity, trace_distance
+from qhw_diffusion.denoising.models import QDM
+from qhw_diffusion.denoising.states import as_density
+from qhw_diffusion.errors import DamagedFileError, InvalidInputError, UnknownNameError
+from qhw_diffusion.execution.evolution import Branches
+from qhw_diffusion.runs import (
+    RunFolder,
+    StopRequest,
+    interruptible,
+    pack_generator,
+    pack_optimizer,
+    progress,
+    unpack_generator,
+    unpack_optimizer,
+)
+
+PAIRED: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "infidelity": infidelity,
+    "trace_distance": trace_distance,
+    "hilbert_schmidt": hilbert_schmidt,
+}
+ENSEMBLE = ("mmd", "wasserstein")
+MODES = ("greedy", "joint")
+History = list[dict[str, float]]
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How a quantum diffusion model is trained.
+
+    Attributes:
+        loss: pairwise on (x_{t−1}, x_t) of one path: ``"infidelity"``, ``"trace_distance"``, ``"hilbert_schmidt"``; on
+            ensembles: ``"mmd"``, ``"wasserstein"``.
+        mode: ``"greedy"``: one step after the other from t = T down, each with `iterations` updates. ``"joint"``: all
+            steps together; an ensemble loss then compares what comes out at t = 0 with the data.
+        iterations: updates, a step (greedy) or in all (joint).
+        batch_size: samples an update; per label where an ensemble loss has labels.
+        targets: data an update that an ensemble loss compares with, per label.
+        kernels: of the MMD, added up: "fidelity", or a number for the Gaussian kernel of that width.
+        similarity: what the ensemble losses compare by: "fidelity", "superfidelity", or "measured" (|amplitudes| alone).
+        learning_rate: of Adam; falls to zero by a cosine (in every stage).
+        probability_weight: weight of −log(probability) of what is post-selected, which keeps success affordable.
+        max_norm: gradients are scaled down to this norm.
+        checkpoint_every: updates between checkpoints.
+        seed: of data order, noise and outcomes.
+    """
+
+    loss: str = "infidelity"
+    mode: str = "greedy"
+    iterations: int = 200
+    batch_size: int = 64
+    targets: int = 64
+    kernels: tuple[str | float, ...] = ("fidelity",)
+    similarity: str = "fidelity"
+    learning_rate: float = 0.02
+    probability_weight: float = 0.0
+    max_norm: float = 1.0
+    checkpoint_every: int = 200
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for kind, given, allowed in (
+            ("loss", self.loss, (*PAIRED, *ENSEMBLE)),
+            ("mode", self.mode, MODES),
+            ("similarity", self.similarity, tuple(SIMILARITIES)),
+        ):
+            if given not in allowed:
+                raise UnknownNameError.of(kind, str(given), allowed)
+        for kernel in self.kernels:
+            if isinstance(kernel, str) and kernel != KERNELS[0]:
+                raise UnknownNameError.of("kernel", kernel, [KERNELS[0], "or the width of a Gaussian kernel"])
+        if min(self.iterations, self.checkpoint_every) < 1 or min(self.batch_size, self.targets) < 2:
+            raise InvalidInputError("iterations and checkpoint_every are 1 or more, batch_size and targets 2 or more")
+        if self.learning_rate <= 0 or self.max_norm <= 0 or self.probability_weight < 0:
+            raise InvalidInputError("learning_rate and max_norm are positive, probability_weight is not negative")
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> TrainConfig:
+        """Reads what `dataclasses.asdict` wrote. Raises InvalidInputError on unknown entries."""
+        known = {f.name for f in fields(cls)}
+        if not isinstance(data, dict) or set(data) - known:
+            raise InvalidInputError(f"not training settings: allowed entries are {', '.join(sorted(known))}")
+        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in data.items()})
+
+
+def train_qdm(
+    model: QDM,
+    data: Tensor,
+    config: TrainConfig,
+    *,
+    labels: Tensor | None = None,
+    run: RunFolder | None = None,
+    resume: bool = False,
+    on_update: Callable[[int, dict[str, float]], None] | None = None,
+) -> History:
+    """Train `model` in place on states or images; returns the metrics of every update.
+
+    With a run folder: metrics to metrics.jsonl and TensorBoard, a checkpoint every `checkpoint_every` updates, and
+    after Ctrl-C, which ends the loop at the next update; `resume` goes on bit for bit.
+
+    Args:
+        model: with its forward process and its weights.
+        data: what the model's `encode` takes.
+        labels: [N] int64, for a conditioned model.
+
+    Raises:
+        InvalidInputError: data or labels that do not fit the model, or a greedy training of steps that share weights.
+        RunFolderError, DamagedFileError: no checkpoint to resume from, or one of another model.
+    """
+    task = _Task(model, data, labels, config)
+    stages = list(range(model.reverse.config.n_steps, 0, -1)) if config.mode == "greedy" else [0]
+    total = len(stages) * config.iterations
+    generator = torch.Generator().manual_seed(config.seed)
+    optimizer = torch.optim.Adam(model.reverse.parameters())
+    done: int = 0
+    history: History = []
+    if resume:
+        if run is None:
+            raise InvalidInputError("resume=True needs the run folder to resume from")
+        done = _restore(run, model, optimizer, generator)
+        history = [{k: v for k, v in row.items() if k != "step"} for row in run.metrics() if row["step"] < done]
+        run.truncate_metrics(done)
+    stopping = interruptible() if run is not None else nullcontext(StopRequest())
+    with progress(total=total, initial=done, desc="denoiser", unit="update") as bar, stopping as stop:
+        for update in range(done, total):
+            stage, within = stages[update // config.iterations], update % config.iterations
+            if within == 0 and update:  # a step of its own, with moments of its own
+                optimizer = torch.optim.Adam(model.reverse.parameters())
+            for group in optimizer.param_groups:
+                group["lr"] = config.learning_rate * (1 + math.cos(math.pi * within / config.iterations)) / 2
+            optimizer.zero_grad(set_to_none=False)
+            loss, probability = task.loss(stage, generator)
+            loss.backward()  # type: ignore[no-untyped-call]
+            norm = torch.nn.utils.clip_grad_norm_(model.reverse.parameters(), config.max_norm)
+            optimizer.step()
+            metrics = {
+                "losses/train": float(loss.detach()),
+                "losses/gradient_norm": float(norm),
+                "charts/step": float(stage),
+                "charts/probability": probability,
+            }
+            history.append(metrics)
+            if run is not None:
+                run.log(update, metrics)
+                if (update + 1) % config.checkpoint_every == 0 or update + 1 == total or stop.requested:
+                    _save(run, model, optimizer, generator, update + 1)
+            if on_update is not None:
+                on_update(update, metrics)
+            bar.update(1)
+            if stop.requested:
+                break
+    return history
+
+
+class _Task:
+    """Batches and losses of one training."""
+
+    def __init__(self, model: QDM, data: Tensor, labels: Tensor | None, config: TrainConfig) -> None:
+        reverse = model.reverse.config
+        self.model, self.config, self.states = model, config, model.encode(data)
+        self.conditioned = reverse.n_labels > 1
+        if self.conditioned != (labels is not None):
+            raise InvalidInputError(
+                "this model is conditioned: give labels" if self.conditioned else "this model takes no labels"
+            )
+        if labels is not None and labels.shape != (len(self.states),):
+            raise InvalidInputError(f"{len(self.states)} states and labels of shape {tuple(labels.shape)} do not fit")
+        if config.mode == "greedy" and reverse.sharing != "separate":
+            raise InvalidInputError(
+                f"mode='greedy' trains one step after the other, but sharing={reverse.sharing!r}: use mode='joint'"
+            )
+        if config.loss in ENSEMBLE and config.mode == "joint" and reverse.kind == "unitary":
+            raise InvalidInputError("a unitary process cannot change its ensemble's average: train it pairwise")
+        self.labels = model.reverse._labels(labels, len(self.states))
+        # data by label; one group if the model has none
+        self.groups = [torch.nonzero(self.labels == y)[:, 0] for y in range(reverse.n_labels)]
+        empty = [y for y, group in enumerate(self.groups) if len(group) == 0]
+        if empty:
+            raise InvalidInputError(f"no data for label {empty[0]}: every label of the model needs some")
+
+    def loss(self, stage: int, generator: torch.Generator) -> tuple[Tensor, float]:
+        """Loss of one update and the mean probability of what was kept; stage t, or 0 for all steps."""
+        if self.config.loss in PAIRED:
+            steps = [stage] if stage else range(self.model.reverse.config.n_steps, 0, -1)
+            parts = [self._paired(t, generator) for t in steps]
+            probability = 1.0
+            for _, p in parts:
+                probability *= p
+            return torch.stack([loss for loss, _ in parts]).mean(), probability
+        return self._ensemble(stage, generator)
+
+    def _paired(self, t: int, generator: torch.Generator) -> tuple[Tensor, float]:
+        """Mean over outcomes (as likely as they are) of the distance of x_{t−1} to what comes out of x_t."""
+        index = torch.randint(len(self.states), (self.config.batch_size,), generator=generator)
+        before, after = self.model.forward_process.pair(self.states[index], t, generator)
+        branches = self.model.reverse.step(after, t, self.labels[index] if self.conditioned else None)
+        kept, weights = _kept(self.model.reverse.config.kind, branches)
+        distance = PAIRED[self.config.loss]
+        values = torch.stack([distance(states, _like(before, states)) for states in kept.states])
+        loss = (weights * values).sum(0).mean()
+        return self._with_probability(loss, kept.probabilities)
+
+    def _ensemble(self, stage: int, generator: torch.Generator) -> tuple[Tensor, float]:
+        c, reverse = self.config, self.model.reverse
+        labels = torch.arange(len(self.groups)).repeat_interleave(c.batch_size)
+        given = labels if self.conditioned else None
+        start = self.model.forward_process.prior(len(labels), self.model.dim, generator)
+        if stage:  # the steps before are trained: their samples go in, every outcome of this step comes out
+            with torch.no_grad():
+                chain = reverse.run(start, given, generator, stop=stage)
+            before = chain.outcomes[:, -1] if chain.outcomes.shape[1] else None
+            branches, weights = _kept(reverse.config.kind, reverse.step(chain.states, stage, given, before))
+            states, probabilities = branches.states, branches.probabilities
+        else:  # outcomes are drawn; importance weights of value 1 carry the gradient of their probabilities
+            chain = reverse.run(start, given, generator)
+            states, probabilities = chain.states[None], chain.probability[None]
+            drawn = reverse.config.kind == "measured"
+            weights = chain.importance[None] if drawn else torch.ones_like(probabilities)
+        parts = []
+        for y, group in enumerate(self.groups):
+            index = group[torch.randint(len(group), (c.targets,), generator=generator)]
+            target = self.states[index]
+            if stage > 1:
+                target = self.model.forward_process.noised(target, stage - 1, generator)
+            members = slice(y * c.batch_size, (y + 1) * c.batch_size)
+            made = states[:, members].flatten(0, 1)
+            parts.append(self._distance(made, _like(target, made), weights[:, members].flatten()))
+        loss = torch.stack(parts).mean()
+        if reverse.config.kind == "measured":
+            return loss, float(probabilities.detach().mean())
+        return self._with_probability(loss, probabilities)
+
+    def _distance(self, made: Tensor, target: Tensor, weights: Tensor) -> Tensor:
+        c = self.config
+        if c.loss == "wasserstein":
+            return wasserstein(made, target, weights, similarity=c.similarity)
+        parts = []
+        for kernel in c.kernels:
+            name, width = ("fidelity", 1.0) if isinstance(kernel, str) else ("gaussian", float(kernel))
+            parts.append(mmd(made, target, weights, kernel=name, width=width, similarity=c.similarity))
+        return torch.stack(parts).sum()
+
+    def _with_probability(self, loss: Tensor, probabilities: Tensor) -> tuple[Tensor, float]:
+        if self.config.probability_weight and self.model.reverse.config.kind == "postselected":
+            loss = loss - self.config.probability_weight * probabilities.clamp_min(1e-12).log().mean()
+        return loss, float(probabilities.detach().mean())
+
+
+def _kept(kind: str, branches: Branches) -> tuple[Branches, Tensor]:
+    """The branches that go on, and their weights [K, B] in a loss."""
+    if kind == "postselected":
+        kept = Branches(branches.states[:1], branches.probabilities[:1])
+        return kept, torch.ones_like(kept.probabilities)
+    return branches, branches.probabilities
+
+
+def _like(target: Tensor, states: Tensor) -> Tensor:
+    """The target as density matrices where the states are."""
+    return as_density(target) if states.ndim == 3 and target.ndim == 2 else target
+
+
+def _save(
+    run: RunFolder, model: QDM, optimizer: torch.optim.Optimizer, generator: torch.Generator, updates: int
+) -> None:
+    tensors, meta = pack_optimizer(optimizer)
+    tensors |= {f"reverse.{name}": value for name, value in model.reverse.state_dict().items()}
+    tensors["generator"] = pack_generator(generator)
+    run.save_checkpoint(tensors, {"updates": updates, "optimizer": meta})
+
+
+def _restore(run: RunFolder, model: QDM, optimizer: torch.optim.Optimizer, generator: torch.Generator) -> int:
+    """Puts a checkpoint back; returns the number of updates done."""
+    tensors, meta = run.load_checkpoint()
+    try:
+        weights = {k.removeprefix("reverse."): v for k, v in tensors.items() if k.startswith("reverse.")}
+        model.reverse.load_state_dict(weights)
+        unpack_optimizer(optimizer, {k: v for k, v in tensors.items() if k.startswith("optimizer.")}, meta["optimizer"])
+        unpack_generator(generator, tensors["generator"])
+        return int(meta["updates"])
+    except (RuntimeError, KeyError) as error:
+        if isinstance(error, DamagedFileError):
+            raise
+        raise DamagedFileError(f"the checkpoint in {run.path} does not fit this model ({error})") from error
