@@ -179,6 +179,14 @@ def test_supergradient_at_orthogonal_supports_bounds_the_fidelity() -> None:
     assert bound.max() > 0
 
 
+def test_trace_distance_has_the_subgradient_of_least_norm() -> None:
+    # ½(P₊ − P₋) of a difference of rank 2: squared norm ½; a sign of ±1 on the rounded zeros would make it larger
+    rho = projectors(pure(5, 8, 1)).requires_grad_()
+    losses.trace_distance(rho, projectors(pure(5, 8, 2))).sum().backward()
+    assert rho.grad is not None
+    torch.testing.assert_close(rho.grad.abs().square().sum((1, 2)), torch.full((5,), 0.5, dtype=torch.float64))
+
+
 def test_one_state_is_compared_with_all() -> None:
     states, target = density(5, 4, 1), density(1, 4, 2)
     target.requires_grad_()
