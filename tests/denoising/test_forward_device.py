@@ -86,6 +86,29 @@ def test_gate_pairs_are_aers_noisy_circuit(gate: str, qubits: list[int]) -> None
     np.testing.assert_allclose(process.superoperator().numpy(), expected["superop"].data, atol=1e-10)
 
 
+@pytest.mark.parametrize("name", ["fake_marrakesh", "fake_sherbrooke"])
+def test_translated_gates_are_composed_in_time_order(name: str) -> None:
+    """CX·CX where the device has CZ or ECR: the compiled circuit gate by gate, with Qiskit doing the bookkeeping."""
+    chip = device(name)
+    process = DeviceNoise(chip, 2, 1, pairs=1, gate="cx")
+    place, expected = {physical: i for i, physical in enumerate(process.qubits)}, SuperOp(np.eye(16))
+    for instruction in process.circuit.data:
+        operation = instruction.operation
+        physical = [process.circuit.find_bit(qubit).index for qubit in instruction.qubits]
+        if operation.name == "barrier" or not set(physical) <= set(place):
+            continue
+        qargs = [place[qubit] for qubit in physical]
+        if operation.name == "delay":
+            error = chip.relaxation(physical[0], operation.duration * chip.target.dt)
+        else:
+            expected = expected.compose(Operator(operation), qargs=qargs)
+            error = chip.gate_error(operation.name, physical)
+        if error is not None:
+            expected = expected.compose(error, qargs=qargs)
+    np.testing.assert_allclose(process.superoperator().numpy(), expected.data, atol=1e-12)
+    np.testing.assert_allclose(expected.data, np.eye(16), atol=0.1)
+
+
 def test_what_waits_while_others_run_relaxes() -> None:
     """Three qubits in a row: 3 waits for CX·CX on (1, 2), then 1 waits for CX·CX on (2, 3)."""
     process = DeviceNoise(device(), [1, 2, 3], 1, pairs=1, gate="cx")
