@@ -102,7 +102,7 @@ def test_two_sigma_cover_the_magnitude(expected_count: float) -> None:
     counts = sample_counts(torch.tensor([[p, 1 - p]]).double().expand(draws, 2), n, generator(7))
     estimate = images_from_counts(counts, (1, 1, 2))
     inside = (estimate.magnitudes[:, 0] - math.sqrt(p)).abs() <= 2 * estimate.magnitude_errors[:, 0]
-    assert inside.float().mean() > 0.945
+    assert inside.float().mean() > 0.94
     # the plain delta method falls short at these counts, which is why it is not used
     if expected_count == 4.1:
         plain = sum(poisson.pmf(c, 4.1) for c in range(100) if abs(math.sqrt(c) - math.sqrt(4.1)) <= 1)
