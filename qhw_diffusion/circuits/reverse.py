@@ -67,7 +67,8 @@ def reverse_circuit(
         outer: layers before and after that do not, ≥ 0.
         ansatz: ``"chain"``: RX, RZ, RY on every qubit, then the CNOT chain that alternates with its inverse
             (2311.15444); ``"cz"``: RX, RY on every qubit, then CZ on all neighbouring pairs (QuDDPM, 2310.05866).
-        label_qubits: qubits that start in the basis state of a label (given as inputs, π for a one).
+        label_qubits: qubits that start in the basis state of a label (given as inputs, π for a one). They are turned
+            back at the end, so that a label that was left alone reads 0 and costs nothing to post-select on.
         context: give the ancillas two more angles, RY and RZ, before every layer they take part in, as inputs: this is
             how a step number or a label is told to the circuit without further qubits.
 
@@ -98,12 +99,12 @@ def reverse_circuit(
     n_context = 2 * n_ancillas * depth if context else 0
     inputs = named_parameters("reverse", "x", label_qubits + n_context) if label_qubits + n_context else ()
     weights = named_parameters("reverse", "w", per_qubit * sum(map(len, layers)))
-    left, angles = iter(weights), iter(inputs)
+    left, angles = iter(weights), iter(inputs[label_qubits:])
     circuit = QuantumCircuit(
         width, name=f"reverse_{n_qubits}d{label_qubits}l{n_ancillas}a_{outer}-{depth}-{outer}_{ansatz}"
     )
-    for qubit in labels:
-        circuit.rx(next(angles), qubit)
+    for qubit, angle in zip(labels, inputs, strict=False):
+        circuit.rx(angle, qubit)
     for index, qubits in enumerate(layers):
         if n_context and qubits == everything:
             for qubit in ancillas:
@@ -121,6 +122,8 @@ def reverse_circuit(
         else:
             for control, goal in pairs if index % 2 == 0 else reversed(pairs):
                 circuit.cx(control, goal)
+    for qubit, angle in zip(labels, inputs, strict=False):
+        circuit.rx(-angle, qubit)
     return ReverseCircuit(
         circuit, inputs, weights, z_observables(width), tuple(range(n_qubits)), labels, ancillas, n_context
     )

@@ -20,9 +20,9 @@ class ReverseConfig:
     Attributes:
         n_qubits: data qubits.
         n_steps: T.
-        kind: what becomes of the ancillas after every step. ``"unitary"``: there are none. ``"postselected"``: only runs
-            that read 0 everywhere are kept. ``"measured"``: the outcome is drawn, every run is kept. ``"reset"``: the
-            outcome is forgotten.
+        kind: what becomes of the ancillas after every step. ``"unitary"``: there are none. ``"postselected"``: only
+            runs that read 0 everywhere are kept. ``"measured"``: the outcome is drawn, every run is kept.
+            ``"reset"``: the outcome is forgotten.
         ancillas: number of ancillas.
         feed_forward: the outcome of a step chooses the weights of the next (``"measured"`` only).
         depth: layers that reach the ancillas.
@@ -74,15 +74,15 @@ class ReverseConfig:
         measured = self.ancillas > 0 or self.labels_by == "qubits"
         if (self.kind == "unitary") == measured:
             raise InvalidInputError(
-                f"kind={self.kind!r} with {self.ancillas} ancillas and labels_by={self.labels_by!r}: a unitary step has "
-                "neither ancillas nor label qubits, every other kind has at least one"
+                f"kind={self.kind!r} with {self.ancillas} ancillas and labels_by={self.labels_by!r}: a unitary step "
+                "has neither ancillas nor label qubits, every other kind has at least one"
             )
         if self.feed_forward and self.kind != "measured":
             raise InvalidInputError(f"feed_forward needs outcomes: kind='measured', not {self.kind!r}")
         if (self.labels_by == "none") != (self.n_labels == 1):
             raise InvalidInputError(
-                f"n_labels={self.n_labels} with labels_by={self.labels_by!r}: give labels_by for two labels or more, and "
-                "n_labels=1 without"
+                f"n_labels={self.n_labels} with labels_by={self.labels_by!r}: give labels_by for two labels or more, "
+                "and n_labels=1 without"
             )
         if self.context and not self.ancillas:
             raise InvalidInputError("sharing='angle' and labels_by='angles' turn ancillas: give ancillas=1 or more")

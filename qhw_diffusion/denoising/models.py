@@ -68,7 +68,8 @@ class ForwardConfig:
         known = {f.name for f in fields(cls)}
         if not isinstance(data, dict) or set(data) - known:
             raise InvalidInputError(f"not a forward process: allowed entries are {', '.join(sorted(known))}")
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in data.items()})
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
+        return cls(**values)
 
 
 class QDM(nn.Module):
@@ -215,15 +216,22 @@ class AmplitudeQDM(QDM):
         """|amplitudes| [B, d] → images."""
         return decode_images(magnitudes, self.image_shape)
 
-    def measured_images(self, chain: Chain, shots: int, generator: torch.Generator) -> ImageEstimate:
-        """Images as `shots` shots for each would show them, with error bars; post-selection costs shots.
+    def measured_images(self, chain: Chain, shots: int, generator: torch.Generator) -> Tensor:
+        """Images [B, C, H, W] as `shots` shots for each would show them; post-selection costs shots.
+
+        Error bars: `measured_magnitudes`.
 
         Raises:
             InvalidInputError: a success probability below what the shots resolve; the message says how many it takes.
         """
+        return self.decode(self.measured_magnitudes(chain, shots, generator).magnitudes)
+
+    def measured_magnitudes(self, chain: Chain, shots: int, generator: torch.Generator) -> ImageEstimate:
+        """As `measured_images`: √(counts/N) of every amplitude with its standard error, also as a picture of pixels."""
         success = chain.probability if self.reverse.config.kind == "postselected" else None
         probabilities = self.reverse.outcome_probabilities(chain.states)
-        return sample_images(probabilities, shots, generator, self.image_shape, success=success)
+        shape = self.image_shape if self.kind == AmplitudeQDM.kind else (1, 1, self.dim)
+        return sample_images(probabilities, shots, generator, shape, success=success)
 
 
 MODELS: dict[str, type[QDM]] = {m.kind: m for m in (DensityMatrixQDM, EnsembleQDM, AmplitudeQDM)}

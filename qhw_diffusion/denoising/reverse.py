@@ -233,8 +233,8 @@ class ReverseProcess(nn.Module):
         if self.config.kind == "postselected" and bool((probabilities < RAREST).any()):
             raise InvalidInputError(
                 f"step {t} succeeds with probability {float(probabilities.min()):.1e} for some sample: about "
-                f"{1 / max(float(probabilities.min()), 1e-300):.0e} shots for one success. Train with a probability_weight, "
-                "or use kind='measured'"
+                f"{1 / max(float(probabilities.min()), 1e-300):.0e} shots for one success. Train with a "
+                "probability_weight, or use kind='measured'"
             )
         return states, probabilities.log(), outcomes
 

@@ -51,7 +51,7 @@ class TrainConfig:
         batch_size: samples an update; per label where an ensemble loss has labels.
         targets: data an update that an ensemble loss compares with, per label.
         kernels: of the MMD, added up: "fidelity", or a number for the Gaussian kernel of that width.
-        similarity: what the ensemble losses compare by: "fidelity", "superfidelity", or "measured" (|amplitudes| alone).
+        similarity: what ensemble losses compare by: "fidelity", "superfidelity", or "measured" (|amplitudes| alone).
         learning_rate: of Adam; falls to zero by a cosine (in every stage).
         probability_weight: weight of −log(probability) of what is post-selected, which keeps success affordable.
         max_norm: gradients are scaled down to this norm.
@@ -94,7 +94,8 @@ class TrainConfig:
         known = {f.name for f in fields(cls)}
         if not isinstance(data, dict) or set(data) - known:
             raise InvalidInputError(f"not training settings: allowed entries are {', '.join(sorted(known))}")
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in data.items()})
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
+        return cls(**values)
 
 
 def train_qdm(

@@ -1,4 +1,4 @@
-"""A compiled circuit as a map on states: a state goes in on the data qubits, and comes out once per outcome of the others.
+"""A compiled circuit as a map on states: one goes in on the data qubits, and one comes out per outcome of the others.
 
 What a denoiser's step needs: ancillas start in |0⟩, are measured at the end, and the state left on the data qubits
 goes into the next step. The outcome is enumerated, not drawn: every branch comes with its probability, both
@@ -155,7 +155,7 @@ class Evolution:
         return torch.from_numpy(np.ascontiguousarray(read)).to(probabilities)
 
     def kraus(self, weights: Tensor, inputs: Tensor | None = None) -> Tensor:
-        """[K, d, d]: the operator of each outcome (Σ K†K = 1), for one row of inputs [1, I]; only where states stay pure.
+        """[K, d, d]: the operator of each outcome (Σ K†K = 1) for one row of inputs [1, I], where states stay pure.
 
         Raises:
             InvalidInputError: with noise, or where a qubit is traced out.
@@ -305,7 +305,7 @@ def real_rows(matrices: Tensor) -> Tensor:
     n = dim.bit_length() - 1
     order = [0, *(axis for q in range(n) for axis in (1 + q, 1 + n + q))]
     rows = matrices.reshape(batch, *[2] * (2 * n)).permute(order).reshape(batch, *[4] * n)
-    for q in range(n):
+    for _ in range(n):
         rows = torch.tensordot(rows, _local(matrices.dtype), dims=([1], [1]))  # its result comes last: n turns restore
     return rows.real.reshape(batch, -1).T
 
