@@ -139,9 +139,12 @@ class QDM(nn.Module):
 
     def on(self, *, device: str | Device | None = None, engine: str | None = None) -> Self:
         """A copy with the same weights on another device or engine; the forward process stays."""
+        return self.with_reverse(self.reverse.on(device=device, engine=engine))
+
+    def with_reverse(self, reverse: nn.Module) -> Self:
+        """A copy with another reverse process (or what stands for one, see `classical`)."""
         other = copy.copy(self)
-        other._modules = dict(self._modules)
-        other.reverse = self.reverse.on(device=device, engine=engine)
+        other._modules = {**self._modules, "reverse": reverse}
         return other
 
 

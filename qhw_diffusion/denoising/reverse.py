@@ -180,7 +180,7 @@ class ReverseProcess(nn.Module):
         """
         if not 1 <= t <= self.config.n_steps:
             raise InvalidInputError(f"step {t}; allowed: 1 to {self.config.n_steps}")
-        labels = self._labels(labels, len(states))
+        labels = check_labels(labels, len(states), self.config.n_labels)
         before = torch.zeros_like(labels) if before is None else before
         inputs = self.inputs_of(t, labels)
         # samples that share their weights go through together, which is much faster than weights for every sample
@@ -248,7 +248,7 @@ class ReverseProcess(nn.Module):
         keep_path: bool = False,
     ) -> Chain:
         """States at T through all steps down to t = `stop`."""
-        labels = self._labels(labels, len(states))
+        labels = check_labels(labels, len(states), self.config.n_labels)
         before, total = None, torch.zeros(len(states), dtype=self.weight.dtype)
         path, outcomes = [states], []
         for t in range(self.config.n_steps, stop, -1):
@@ -260,18 +260,19 @@ class ReverseProcess(nn.Module):
         drawn = torch.stack(outcomes, 1) if outcomes else torch.zeros(len(states), 0, dtype=torch.long)
         return Chain(states, total, drawn, tuple(path) if keep_path else ())
 
-    def _labels(self, labels: Tensor | None, batch: int) -> Tensor:
-        n = self.config.n_labels
-        if labels is None:
-            if n > 1:
-                raise InvalidInputError(
-                    f"this process is conditioned on {n} labels: give labels, [B] from 0 to {n - 1}"
-                )
-            return torch.zeros(batch, dtype=torch.long)
-        if labels.shape != (batch,) or labels.is_floating_point():
-            raise InvalidInputError(f"labels are {labels.dtype} {tuple(labels.shape)}; allowed: int64 ({batch},)")
-        if batch and not 0 <= int(labels.min()) <= int(labels.max()) < n:
-            raise InvalidInputError(
-                f"labels run from {int(labels.min())} to {int(labels.max())}; allowed: 0 to {n - 1}"
-            )
-        return labels.long()
+
+def check_labels(labels: Tensor | None, batch: int, n: int) -> Tensor:
+    """[B] int64 of labels from 0 to n − 1; zeros if there is only one label and none are given.
+
+    Raises:
+        InvalidInputError: labels missing, of another shape or type, or out of range.
+    """
+    if labels is None:
+        if n > 1:
+            raise InvalidInputError(f"this process is conditioned on {n} labels: give labels, [B] from 0 to {n - 1}")
+        return torch.zeros(batch, dtype=torch.long)
+    if labels.shape != (batch,) or labels.is_floating_point():
+        raise InvalidInputError(f"labels are {labels.dtype} {tuple(labels.shape)}; allowed: int64 ({batch},)")
+    if batch and not 0 <= int(labels.min()) <= int(labels.max()) < n:
+        raise InvalidInputError(f"labels run from {int(labels.min())} to {int(labels.max())}; allowed: 0 to {n - 1}")
+    return labels.long()

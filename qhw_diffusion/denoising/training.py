@@ -14,6 +14,7 @@ from torch import Tensor
 from qhw_diffusion.denoising.ensembles import KERNELS, SIMILARITIES, mmd, wasserstein
 from qhw_diffusion.denoising.losses import hilbert_schmidt, infidelity, trace_distance
 from qhw_diffusion.denoising.models import QDM
+from qhw_diffusion.denoising.reverse import check_labels
 from qhw_diffusion.denoising.states import as_density
 from qhw_diffusion.errors import DamagedFileError, InvalidInputError, UnknownNameError
 from qhw_diffusion.execution.evolution import Branches
@@ -186,7 +187,7 @@ class _Task:
             )
         if config.loss in ENSEMBLE and config.mode == "joint" and reverse.kind == "unitary":
             raise InvalidInputError("a unitary process cannot change its ensemble's average: train it pairwise")
-        self.labels = model.reverse._labels(labels, len(self.states))
+        self.labels = check_labels(labels, len(self.states), reverse.n_labels)
         # data by label; one group if the model has none
         self.groups = [torch.nonzero(self.labels == y)[:, 0] for y in range(reverse.n_labels)]
         empty = [y for y, group in enumerate(self.groups) if len(group) == 0]

@@ -1,0 +1,71 @@
+"""A classical network in the place of the circuit: the control of equal parameter count, trained by the same loop."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from qhw_diffusion.denoising.linear import ClassicalDenoiser
+from qhw_diffusion.denoising.models import QDM
+from qhw_diffusion.denoising.reverse import Chain
+from qhw_diffusion.execution.evolution import Branches
+
+
+class ClassicalProcess(nn.Module):
+    """`ClassicalDenoiser` with the methods of a `ReverseProcess`; nothing is post-selected, every run succeeds.
+
+    Args:
+        model: the quantum model it is compared with: same dimension, steps and labels, not more parameters.
+        seed: of the initial weights.
+    """
+
+    def __init__(self, model: QDM, seed: int = 0) -> None:
+        super().__init__()
+        # in the training loop a process without outcomes is one whose only branch is certain
+        self.config = replace(model.reverse.config, kind="postselected", feed_forward=False)
+        self.network = ClassicalDenoiser(
+            model.dim,
+            self.config.n_labels,
+            self.config.n_steps,
+            model.reverse.n_parameters,
+            torch.Generator().manual_seed(seed),
+        )
+
+    @property
+    def n_parameters(self) -> int:
+        """Trainable numbers."""
+        return sum(p.numel() for p in self.parameters())
+
+    def step(self, states: Tensor, t: int, labels: Tensor | None = None, before: Tensor | None = None) -> Branches:
+        """States [B, d] at t → at t−1, with probability one; `before` is not used."""
+        labels = torch.zeros(len(states), dtype=torch.long) if labels is None else labels
+        return Branches(self.network(states, t, labels)[None], torch.ones(1, len(states)))
+
+    def run(
+        self,
+        states: Tensor,
+        labels: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        *,
+        stop: int = 0,
+        keep_path: bool = False,
+    ) -> Chain:
+        """As `ReverseProcess.run`; `generator` is not used."""
+        path = [states]
+        for t in range(self.config.n_steps, stop, -1):
+            states = self.step(states, t, labels).states[0]
+            path.append(states)
+        zeros = torch.zeros(len(states))
+        outcomes = torch.zeros(len(states), self.config.n_steps - stop, dtype=torch.long)
+        return Chain(states, zeros, outcomes, tuple(path) if keep_path else ())
+
+    def outcome_probabilities(self, states: Tensor) -> Tensor:
+        """[B, d]: squared magnitudes."""
+        return states.detach().abs().square()
+
+
+def with_classical(model: QDM, seed: int = 0) -> QDM:
+    """A copy of the model in which a classical network of at most as many parameters stands for the circuit."""
+    return model.with_reverse(ClassicalProcess(model, seed))
