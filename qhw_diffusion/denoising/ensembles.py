@@ -7,7 +7,7 @@ distance with respect to the probabilities p of sampled measurement outcomes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -23,6 +23,7 @@ __all__ = [
     "mean_fidelity",
     "measured_fidelity_matrix",
     "mmd",
+    "mmd_by_label",
     "superfidelity_matrix",
     "wasserstein",
 ]
@@ -142,6 +143,53 @@ def mmd(
 
     within = _mean_within(evaluated(a, a), share_a, unbiased) + _mean_within(evaluated(b, b), share_b, unbiased)
     return within - 2 * (share_a @ evaluated(a, b) @ share_b)
+
+
+def mmd_by_label(
+    a: Tensor,
+    b: Tensor,
+    labels_a: Tensor,
+    labels_b: Tensor,
+    weights_a: Tensor | None = None,
+    *,
+    kernels: Sequence[str | float] = ("fidelity",),
+    similarity: str = "fidelity",
+) -> Tensor:
+    """Mean over labels of the sum over kernels of `mmd` between the members of that label: a scalar.
+
+    Every similarity is computed once for all labels and kernels, which for many small ensembles is much faster.
+
+    Args:
+        a, b: members, [N, d] or [N, d, d] and [M, d] or [M, d, d].
+        labels_a, labels_b: int64 [N] and [M], the same set of labels.
+        weights_a: [N], not negative; normalised within each label.
+        kernels: "fidelity", or the width of a Gaussian kernel, added up.
+        similarity: as in `mmd`.
+
+    Raises:
+        InvalidInputError: states, weights or labels that do not fit, or a width that is not positive.
+        UnknownNameError: a similarity that does not exist.
+    """
+    found = torch.unique(labels_a)
+    if labels_a.shape != (len(a),) or labels_b.shape != (len(b),) or not torch.equal(found, torch.unique(labels_b)):
+        raise InvalidInputError("labels_a and labels_b must have one label for each member, and the same set of labels")
+    if any(not isinstance(kernel, str) and not kernel > 0 for kernel in kernels):
+        raise InvalidInputError(f"kernels are {tuple(kernels)}; widths must be positive")
+    compare = _similarity(similarity)
+    in_a, in_b = labels_a[:, None] == found, labels_b[:, None] == found  # [N, C], [M, C]
+    share_a = _normalised(weights_a, a, "weights_a")[:, None] * in_a
+    share_b = _normalised(None, b, "weights_b")[:, None] * in_b
+    share_a, share_b = share_a / share_a.sum(0), share_b / share_b.sum(0)
+
+    def mean(x: Tensor, y: Tensor, share_x: Tensor, share_y: Tensor) -> Tensor:
+        values = compare(x, y)
+        total = torch.zeros_like(values)
+        for kernel in kernels:
+            total = total + (values if isinstance(kernel, str) else ((values - 1) / kernel).exp())
+        return ((total @ share_y) * share_x).sum() / len(found)
+
+    within = mean(a, a, share_a, share_a) + mean(b, b, share_b, share_b)
+    return within - 2 * mean(a, b, share_a, share_b)
 
 
 def wasserstein(

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qhw_diffusion.denoising.ensembles import KERNELS, SIMILARITIES, mmd, wasserstein
+from qhw_diffusion.denoising.ensembles import KERNELS, SIMILARITIES, mmd_by_label, wasserstein
 from qhw_diffusion.denoising.losses import hilbert_schmidt, infidelity, trace_distance
 from qhw_diffusion.denoising.models import QDM
 from qhw_diffusion.denoising.reverse import check_labels
@@ -232,29 +232,27 @@ class _Task:
             states, probabilities = chain.states[None], chain.probability[None]
             drawn = reverse.config.kind == "measured"
             weights = chain.importance[None] if drawn else torch.ones_like(probabilities)
-        parts = []
-        for y, group in enumerate(self.groups):
-            index = group[torch.randint(len(group), (c.targets,), generator=generator)]
-            target = self.states[index]
-            if stage > 1:
-                target = self.model.forward_process.noised(target, stage - 1, generator)
-            members = slice(y * c.batch_size, (y + 1) * c.batch_size)
-            made = states[:, members].flatten(0, 1)
-            parts.append(self._distance(made, _like(target, made), weights[:, members].flatten()))
-        loss = torch.stack(parts).mean()
+        index = [g[torch.randint(len(g), (c.targets,), generator=generator)] for g in self.groups]
+        target = self.states[torch.cat(index)]
+        if stage > 1:
+            target = self.model.forward_process.noised(target, stage - 1, generator)
+        made = states.flatten(0, 1)
+        wanted = torch.arange(len(self.groups)).repeat_interleave(c.targets)
+        loss = self._distance(made, labels.repeat(len(states)), _like(target, made), wanted, weights.flatten())
         if reverse.config.kind == "measured":
             return loss, float(probabilities.detach().mean())
         return self._with_probability(loss, probabilities)
 
-    def _distance(self, made: Tensor, target: Tensor, weights: Tensor) -> Tensor:
+    def _distance(self, made: Tensor, labels: Tensor, target: Tensor, wanted: Tensor, weights: Tensor) -> Tensor:
+        """Mean over labels of the distance of the two ensembles."""
         c = self.config
-        if c.loss == "wasserstein":
-            return wasserstein(made, target, weights, similarity=c.similarity)
+        if c.loss == "mmd":
+            return mmd_by_label(made, target, labels, wanted, weights, kernels=c.kernels, similarity=c.similarity)
         parts = []
-        for kernel in c.kernels:
-            name, width = ("fidelity", 1.0) if isinstance(kernel, str) else ("gaussian", float(kernel))
-            parts.append(mmd(made, target, weights, kernel=name, width=width, similarity=c.similarity))
-        return torch.stack(parts).sum()
+        for y in range(len(self.groups)):
+            mine, theirs = labels == y, wanted == y
+            parts.append(wasserstein(made[mine], target[theirs], weights[mine], similarity=c.similarity))
+        return torch.stack(parts).mean()
 
     def _with_probability(self, loss: Tensor, probabilities: Tensor) -> tuple[Tensor, float]:
         if self.config.probability_weight and self.model.reverse.config.kind == "postselected":

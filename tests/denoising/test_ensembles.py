@@ -308,3 +308,22 @@ def test_bad_input() -> None:
         ensembles.fidelity_matrix(a, pure(2, 2, 1))
     with pytest.raises(InvalidInputError, match="NaN"):
         ensembles.wasserstein(a * torch.nan, b)
+
+
+def test_mmd_by_label_is_the_mean_of_the_ensembles_distances() -> None:
+    generator = torch.Generator().manual_seed(3)
+    a = haar_states(12, 4, generator, torch.complex128)
+    b = haar_states(20, 4, generator, torch.complex128)
+    labels_a, labels_b = torch.arange(12) % 3, torch.arange(20) % 3
+    weights = torch.rand(12, generator=generator, dtype=torch.float64) + 0.1
+    expected = torch.stack(
+        [
+            ensembles.mmd(a[labels_a == y], b[labels_b == y], weights[labels_a == y])
+            + ensembles.mmd(a[labels_a == y], b[labels_b == y], weights[labels_a == y], kernel="gaussian", width=0.3)
+            for y in range(3)
+        ]
+    ).mean()
+    found = ensembles.mmd_by_label(a, b, labels_a, labels_b, weights, kernels=("fidelity", 0.3))
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    with pytest.raises(InvalidInputError, match="same set of labels"):
+        ensembles.mmd_by_label(a, b, labels_a, labels_b.clamp_max(1))
