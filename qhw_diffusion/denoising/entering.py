@@ -30,24 +30,23 @@ class Entering:
         self.model, self.states, self.groups, self.size, self.seed = model, states, groups, pool, seed
         self._stage = -1
         self._samples: Entered = (states, None)
-        self._targets: list[Tensor] = []
+        self._targets = states
 
     def samples(self, stage: int, count: int, generator: torch.Generator) -> Entered:
         """`count` states a label, in the labels' order, and the outcomes of the step before (None at t = T)."""
         if not self.size:
             return self._run(stage, count, generator)
         self._fill(stage)
-        index = torch.randint(self.size, (len(self.groups), count), generator=generator)
-        index = (index + self.size * torch.arange(len(self.groups))[:, None]).flatten()
+        index = self._index(count, generator)
         states, before = self._samples
         return states[index], None if before is None else before[index]
 
-    def targets(self, stage: int, label: int, count: int, generator: torch.Generator) -> Tensor:
-        """`count` data of a label at t = stage − 1, or at t = 0 for stage 0 (all steps)."""
+    def targets(self, stage: int, count: int, generator: torch.Generator) -> Tensor:
+        """`count` data a label, in the labels' order, at t = stage − 1; at t = 0 for stage 0 (all steps)."""
         if not (self.size and stage):
-            return self._noised(stage, label, count, generator)
+            return self._noised(stage, count, generator)
         self._fill(stage)
-        return self._targets[label][torch.randint(self.size, (count,), generator=generator)]
+        return self._targets[self._index(count, generator)]
 
     def _fill(self, stage: int) -> None:
         if stage == self._stage:
@@ -55,7 +54,7 @@ class Entering:
         seed = int(np.random.SeedSequence([self.seed, stage]).generate_state(1)[0])
         generator = torch.Generator().manual_seed(seed)
         self._samples = self._run(stage, self.size, generator)
-        self._targets = [self._noised(stage, y, self.size, generator) for y in range(len(self.groups))]
+        self._targets = self._noised(stage, self.size, generator)
         self._stage = stage
 
     def _run(self, stage: int, count: int, generator: torch.Generator) -> Entered:
@@ -65,7 +64,12 @@ class Entering:
             chain = self.model.reverse.run(start, labels, generator, stop=stage)
         return chain.states, chain.outcomes[:, -1] if chain.outcomes.shape[1] else None
 
-    def _noised(self, stage: int, label: int, count: int, generator: torch.Generator) -> Tensor:
-        group = self.groups[label]
-        target = self.states[group[torch.randint(len(group), (count,), generator=generator)]]
+    def _noised(self, stage: int, count: int, generator: torch.Generator) -> Tensor:
+        index = [group[torch.randint(len(group), (count,), generator=generator)] for group in self.groups]
+        target = self.states[torch.cat(index)]
         return self.model.forward_process.noised(target, stage - 1, generator) if stage > 1 else target
+
+    def _index(self, count: int, generator: torch.Generator) -> Tensor:
+        """Members of a pool, `count` a label."""
+        index = torch.randint(self.size, (len(self.groups), count), generator=generator)
+        return (index + self.size * torch.arange(len(self.groups))[:, None]).flatten()

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from qhw_diffusion.denoising.ensembles import KERNELS, SIMILARITIES, mmd_by_label, wasserstein
+from qhw_diffusion.denoising.entering import Entering
 from qhw_diffusion.denoising.losses import hilbert_schmidt, infidelity, trace_distance
 from qhw_diffusion.denoising.models import QDM
 from qhw_diffusion.denoising.reverse import check_labels
@@ -51,6 +52,8 @@ class TrainConfig:
         iterations: updates, a step (greedy) or in all (joint).
         batch_size: samples an update; per label where an ensemble loss has labels.
         targets: data an update that an ensemble loss compares with, per label.
+        pool: greedy, ensemble losses: samples that enter a step and data they are compared with are taken from this
+            many (per label), drawn once for the step, which is much faster. 0 draws new ones at every update.
         kernels: of the MMD, added up: "fidelity", or a number for the Gaussian kernel of that width.
         similarity: what ensemble losses compare by: "fidelity", "superfidelity", or "measured" (|amplitudes| alone).
         learning_rate: of Adam; falls to zero by a cosine (in every stage).
@@ -65,6 +68,7 @@ class TrainConfig:
     iterations: int = 200
     batch_size: int = 64
     targets: int = 64
+    pool: int = 0
     kernels: tuple[str | float, ...] = ("fidelity",)
     similarity: str = "fidelity"
     learning_rate: float = 0.02
@@ -86,6 +90,8 @@ class TrainConfig:
                 raise UnknownNameError.of("kernel", kernel, [KERNELS[0], "or the width of a Gaussian kernel"])
         if min(self.iterations, self.checkpoint_every) < 1 or min(self.batch_size, self.targets) < 2:
             raise InvalidInputError("iterations and checkpoint_every are 1 or more, batch_size and targets 2 or more")
+        if self.pool < 0 or (self.pool and (self.mode != "greedy" or self.loss not in ENSEMBLE)):
+            raise InvalidInputError(f"pool is {self.pool}; allowed: 0, or more with mode='greedy' and an ensemble loss")
         if self.learning_rate <= 0 or self.max_norm <= 0 or self.probability_weight < 0:
             raise InvalidInputError("learning_rate and max_norm are positive, probability_weight is not negative")
 
@@ -193,6 +199,7 @@ class _Task:
         empty = [y for y, group in enumerate(self.groups) if len(group) == 0]
         if empty:
             raise InvalidInputError(f"no data for label {empty[0]}: every label of the model needs some")
+        self.entering = Entering(model, self.states, self.groups, config.pool, config.seed)
 
     def loss(self, stage: int, generator: torch.Generator) -> tuple[Tensor, float]:
         """Loss of one update and the mean probability of what was kept; stage t, or 0 for all steps."""
@@ -220,22 +227,17 @@ class _Task:
         c, reverse = self.config, self.model.reverse
         labels = torch.arange(len(self.groups)).repeat_interleave(c.batch_size)
         given = labels if self.conditioned else None
-        start = self.model.forward_process.prior(len(labels), self.model.dim, generator)
         if stage:  # the steps before are trained: their samples go in, every outcome of this step comes out
-            with torch.no_grad():
-                chain = reverse.run(start, given, generator, stop=stage)
-            before = chain.outcomes[:, -1] if chain.outcomes.shape[1] else None
-            branches, weights = _kept(reverse.config.kind, reverse.step(chain.states, stage, given, before))
+            entered, before = self.entering.samples(stage, c.batch_size, generator)
+            branches, weights = _kept(reverse.config.kind, reverse.step(entered, stage, given, before))
             states, probabilities = branches.states, branches.probabilities
         else:  # outcomes are drawn; importance weights of value 1 carry the gradient of their probabilities
+            start = self.model.forward_process.prior(len(labels), self.model.dim, generator)
             chain = reverse.run(start, given, generator)
             states, probabilities = chain.states[None], chain.probability[None]
             drawn = reverse.config.kind == "measured"
             weights = chain.importance[None] if drawn else torch.ones_like(probabilities)
-        index = [g[torch.randint(len(g), (c.targets,), generator=generator)] for g in self.groups]
-        target = self.states[torch.cat(index)]
-        if stage > 1:
-            target = self.model.forward_process.noised(target, stage - 1, generator)
+        target = self.entering.targets(stage, c.targets, generator)
         made = states.flatten(0, 1)
         wanted = torch.arange(len(self.groups)).repeat_interleave(c.targets)
         loss = self._distance(made, labels.repeat(len(states)), _like(target, made), wanted, weights.flatten())
