@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from qhw_diffusion.circuits.parts import check_integer
 from qhw_diffusion.circuits.reverse import ANSATZES
 from qhw_diffusion.errors import InvalidInputError, UnknownNameError
 
@@ -67,10 +69,11 @@ class ReverseConfig:
             if given not in allowed:
                 raise UnknownNameError.of(kind, str(given), allowed)
         for name in ("n_qubits", "n_steps", "depth", "n_labels", "map_width"):
-            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
-                raise InvalidInputError(f"{name} is {getattr(self, name)!r}; allowed: whole numbers from 1")
-        if self.ancillas < 0 or self.outer < 0 or self.init_scale < 0:
-            raise InvalidInputError("ancillas, outer and init_scale are not negative")
+            check_integer(name, getattr(self, name), 1, None)
+        for name in ("ancillas", "outer", "seed"):
+            check_integer(name, getattr(self, name), 0, None)
+        if not (isinstance(self.init_scale, (int, float)) and 0 <= self.init_scale < math.inf):
+            raise InvalidInputError(f"init_scale is {self.init_scale!r}; allowed: finite numbers from 0")
         measured = self.ancillas > 0 or self.labels_by == "qubits"
         if (self.kind == "unitary") == measured:
             raise InvalidInputError(

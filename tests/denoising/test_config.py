@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from qhw_diffusion.denoising.config import ReverseConfig
+from qhw_diffusion.errors import InvalidInputError, UnknownNameError
+
+
+def test_round_trip_through_json() -> None:
+    config = ReverseConfig(n_qubits=3, kind="measured", feed_forward=True, ancillas=2, labels_by="weights", n_labels=4)
+    assert ReverseConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+@pytest.mark.parametrize(("n_labels", "qubits"), [(2, 1), (3, 2), (4, 2), (5, 3), (10, 4)])
+def test_label_qubits_hold_the_label_in_binary(n_labels: int, qubits: int) -> None:
+    config = ReverseConfig(labels_by="qubits", n_labels=n_labels, ancillas=1)
+    assert (config.label_qubits, config.n_outcomes) == (qubits, 2 ** (qubits + 1))
+
+
+def test_context_is_on_where_ancilla_angles_carry_something() -> None:
+    assert ReverseConfig(sharing="angle").context
+    assert ReverseConfig(labels_by="angles", n_labels=2).context
+    assert not ReverseConfig(labels_by="weights", n_labels=2).context
+    assert not ReverseConfig(sharing="map").context
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"kind": "postelected"}, "postselected"),
+        ({"sharing": "none"}, "sharing"),
+        ({"labels_by": "qubit"}, "qubits"),
+        ({"ansatz": "xyz"}, "ansatz"),
+    ],
+)
+def test_unknown_names_list_what_there_is(settings: dict, message: str) -> None:
+    with pytest.raises(UnknownNameError, match=message):
+        ReverseConfig(**settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"n_qubits": 0}, "n_qubits is 0"),
+        ({"n_steps": 2.5}, "n_steps is 2.5"),
+        ({"depth": True}, "depth is True"),
+        ({"n_labels": "2"}, "n_labels is '2'"),
+        ({"ancillas": -1}, "ancillas"),
+        ({"ancillas": 1.5}, "ancillas"),
+        ({"outer": "1"}, "outer"),
+        ({"init_scale": -0.1}, "init_scale"),
+        ({"init_scale": float("nan")}, "init_scale"),
+        ({"kind": "unitary"}, "neither ancillas nor label qubits"),
+        ({"kind": "unitary", "ancillas": 0, "labels_by": "qubits", "n_labels": 2}, "neither ancillas"),
+        ({"kind": "measured", "ancillas": 0}, "at least one"),
+        ({"kind": "reset", "feed_forward": True}, "feed_forward needs outcomes"),
+        ({"n_labels": 2}, "give labels_by"),
+        ({"labels_by": "weights"}, "n_labels=1"),
+        ({"kind": "unitary", "ancillas": 0, "sharing": "angle"}, "ancillas=1 or more"),
+    ],
+)
+def test_settings_that_do_not_fit(settings: dict, message: str) -> None:
+    with pytest.raises(InvalidInputError, match=message):
+        ReverseConfig(**settings)
+    with pytest.raises(InvalidInputError, match=message):
+        ReverseConfig.from_dict(settings)
+
+
+def test_dictionaries_that_are_no_configuration() -> None:
+    for data in ({"qubits": 3}, [1], "n_qubits"):
+        with pytest.raises(InvalidInputError, match="allowed entries are"):
+            ReverseConfig.from_dict(data)
