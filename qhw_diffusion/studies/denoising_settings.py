@@ -1,0 +1,175 @@
+"""Settings of a denoising study, and the rows of its table."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+from qhw_diffusion.denoising import ForwardConfig, ReverseConfig, TrainConfig
+from qhw_diffusion.errors import InvalidInputError
+
+# What is trained, and what it is called.
+ARMS = {
+    "postselected": "ancillas post-selected",
+    "measured": "ancillas measured, outcomes kept",
+    "feedforward": "measured, outcomes fed forward",
+    "noise": "post-selected, trained under noise",
+    "classical": "classical network of equal size",
+}
+# What is drawn without a training of its own.
+CONTROLS = {
+    "frozen": "random circuit, not trained",
+    "bypass": "circuit bypassed",
+    "linear": "best linear map (closed form)",
+    "linear1": "linear map of rank 1 (mean image)",
+}
+
+
+@dataclass(frozen=True)
+class DenoisingStudyConfig:
+    """One denoising study: models, rivals and controls on one data set.
+
+    Attributes:
+        data: digits, mnist16, mnist28, fashion16 or fashion28.
+        data_root: folder of the data set, in torchvision's layout.
+        classes: labels used, in order; empty: all ten.
+        latent_qubits: qubits of the autoencoder's latent; 0: the pixels themselves are the amplitudes.
+        n_steps: T.
+        depth: layers of a step.
+        ancillas: ancillas of the post-selected models.
+        measured_ancillas: ancillas of the measured models.
+        arms: what is trained.
+        device: fake device or snapshot of the noisy rows.
+        iterations: updates of a training.
+        noise_iterations: further updates under noise of the arm "noise", which starts from the post-selected weights.
+        batch_size: samples a label in an update.
+        targets: data a label in an update.
+        learning_rate: of Adam.
+        kernels: widths of the Gaussian kernels of the MMD, beside the fidelity kernel.
+        probability_weight: weight of −log(success) in the loss of post-selected models.
+        autoencoder_steps: updates of the autoencoder.
+        eval_images: images a row and seed.
+        shots: shots an image in the rows with shots; post-selection takes its share of them.
+        seeds: number of seeds: a seed is one training of everything and one evaluation.
+    """
+
+    data: str = "digits"
+    data_root: str | None = None
+    classes: tuple[int, ...] = ()
+    latent_qubits: int = 3
+    n_steps: int = 4
+    depth: int = 8
+    ancillas: int = 1
+    measured_ancillas: int = 2
+    arms: tuple[str, ...] = ("postselected", "measured", "feedforward", "noise", "classical")
+    device: str = "fake_marrakesh"
+    iterations: int = 500
+    noise_iterations: int = 60
+    batch_size: int = 12
+    targets: int = 48
+    learning_rate: float = 0.03
+    kernels: tuple[float, ...] = (0.3, 0.1)
+    probability_weight: float = 0.002
+    autoencoder_steps: int = 1500
+    eval_images: int = 600
+    shots: int = 4096
+    seeds: int = 5
+
+    def __post_init__(self) -> None:
+        unknown = [arm for arm in self.arms if arm not in ARMS]
+        if unknown or "postselected" not in self.arms:
+            raise InvalidInputError(f"arms are {self.arms}; allowed: {', '.join(ARMS)}, with postselected among them")
+        if len(set(self.classes)) != len(self.classes) or any(not 0 <= y <= 9 for y in self.classes):
+            raise InvalidInputError(
+                f"classes are {self.classes}; allowed: different labels from 0 to 9, or none for all"
+            )
+        if len(self.classes) == 1:
+            raise InvalidInputError(
+                "classes has one label; a conditioned model needs two or more (or none for all ten)"
+            )
+        if self.eval_images < 20 or self.seeds < 1 or self.shots < 1:
+            raise InvalidInputError("eval_images is 20 or more, seeds and shots are 1 or more")
+
+    @property
+    def labels(self) -> tuple[int, ...]:
+        """The classes in use."""
+        return self.classes or tuple(range(10))
+
+    def reverse(self, arm: str, seed: int, n_qubits: int) -> ReverseConfig:
+        """Reverse process of an arm."""
+        measured = arm in ("measured", "feedforward")
+        return ReverseConfig(
+            n_qubits=n_qubits,
+            n_steps=self.n_steps,
+            kind="measured" if measured else "postselected",
+            ancillas=self.measured_ancillas if measured else self.ancillas,
+            feed_forward=arm == "feedforward",
+            depth=self.depth,
+            labels_by="angles",
+            n_labels=len(self.labels),
+            init_scale=3.0 if arm == "frozen" else 0.1,
+            seed=seed,
+        )
+
+    @property
+    def forward(self) -> ForwardConfig:
+        """Complex Gaussian noise on amplitudes, cosine schedule."""
+        return ForwardConfig("gaussian", "cosine")
+
+    def training(self, arm: str, seed: int) -> TrainConfig:
+        """Training settings of an arm: all steps together, on the ensembles that come out."""
+        base = TrainConfig(
+            "mmd",
+            "joint",
+            iterations=self.iterations,
+            batch_size=self.batch_size,
+            targets=self.targets,
+            kernels=("fidelity", *self.kernels),
+            similarity="superfidelity" if arm == "noise" else "fidelity",
+            learning_rate=self.learning_rate,
+            probability_weight=self.probability_weight,
+            seed=seed,
+        )
+        if arm == "noise":  # from trained weights on: smaller steps
+            return replace(base, iterations=self.noise_iterations, learning_rate=self.learning_rate / 3)
+        return base
+
+    def rows(self) -> list[str]:
+        """Rows of the table, ``arm`` or ``arm@how``: how is noisy, shots or noisy-shots."""
+        found = ["postselected", "postselected@noisy", "postselected@shots", "postselected@noisy-shots"]
+        if "noise" in self.arms:
+            found += ["noise@noisy", "noise@noisy-shots"]
+        for arm in ("measured", "feedforward"):
+            if arm in self.arms:
+                found += [arm, f"{arm}@noisy"]
+        if "classical" in self.arms:
+            found.append("classical")
+        return [*found, *CONTROLS]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready; `from_dict` reads it back."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> DenoisingStudyConfig:
+        """Raises InvalidInputError on unknown entries."""
+        known = {f.name for f in fields(cls)}
+        if not isinstance(data, dict) or set(data) - known:
+            raise InvalidInputError(f"not a denoising study: allowed entries are {', '.join(sorted(known))}")
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
+        return cls(**values)
+
+
+HOW = {
+    "": "ideal",
+    "noisy": "with the device's noise",
+    "shots": "ideal, finite shots",
+    "noisy-shots": "with noise and finite shots",
+}
+
+
+def row_label(row: str) -> str:
+    """What a table calls a row."""
+    arm, _, how = row.partition("@")
+    name = ARMS.get(arm) or CONTROLS[arm]
+    return name if arm in CONTROLS or arm == "classical" else f"{name}: {HOW[how]}"
