@@ -176,12 +176,14 @@ class ReverseProcess(nn.Module):
             before: [B] int64, outcomes of step t+1 (zeros if not given); used with feed-forward.
 
         Raises:
-            InvalidInputError: a step or labels out of range.
+            InvalidInputError: a step, labels or outcomes out of range.
         """
         if not 1 <= t <= self.config.n_steps:
             raise InvalidInputError(f"step {t}; allowed: 1 to {self.config.n_steps}")
         labels = check_labels(labels, len(states), self.config.n_labels)
-        before = torch.zeros_like(labels) if before is None else before
+        before = (
+            torch.zeros_like(labels) if before is None else check_outcomes(before, len(states), self.config.n_outcomes)
+        )
         inputs = self.inputs_of(t, labels)
         # samples that share their weights go through together, which is much faster than weights for every sample
         group = torch.zeros_like(labels)
@@ -230,11 +232,11 @@ class ReverseProcess(nn.Module):
         else:
             outcomes = branches.sample(generator)
         states, probabilities = branches.select(outcomes)
-        if self.config.kind == "postselected" and bool((probabilities < RAREST).any()):
+        lowest = float(probabilities.detach().min())
+        if self.config.kind == "postselected" and lowest < RAREST:
             raise InvalidInputError(
-                f"step {t} succeeds with probability {float(probabilities.min()):.1e} for some sample: about "
-                f"{1 / max(float(probabilities.min()), 1e-300):.0e} shots for one success. Train with a "
-                "probability_weight, or use kind='measured'"
+                f"step {t} succeeds with probability {lowest:.1e} for some sample: about {1 / max(lowest, 1e-300):.0e} "
+                "shots for one success. Train with a probability_weight, or use kind='measured'"
             )
         return states, probabilities.log(), outcomes
 
@@ -276,3 +278,10 @@ def check_labels(labels: Tensor | None, batch: int, n: int) -> Tensor:
     if batch and not 0 <= int(labels.min()) <= int(labels.max()) < n:
         raise InvalidInputError(f"labels run from {int(labels.min())} to {int(labels.max())}; allowed: 0 to {n - 1}")
     return labels.long()
+
+
+def check_outcomes(before: Tensor, batch: int, n: int) -> Tensor:
+    """Outcomes of the step before as int64 [batch], or InvalidInputError."""
+    if before.shape != (batch,) or before.is_floating_point() or not bool(((before >= 0) & (before < n)).all()):
+        raise InvalidInputError(f"before holds outcomes: give int64 ({batch},), from 0 to {n - 1}")
+    return before.long()
