@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, fields
@@ -38,6 +39,10 @@ PAIRED: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 ENSEMBLE = ("mmd", "wasserstein")
 MODES = ("greedy", "joint")
 History = list[dict[str, float]]
+
+
+class MixedStateWarning(UserWarning):
+    """Unitary reverse steps are trained on mixed states, which they cannot purify."""
 
 
 @dataclass(frozen=True)
@@ -193,6 +198,13 @@ class _Task:
             )
         if config.loss in ENSEMBLE and config.mode == "joint" and reverse.kind == "unitary":
             raise InvalidInputError("a unitary process cannot change its ensemble's average: train it pairwise")
+        if config.loss in PAIRED and reverse.feed_forward:
+            raise InvalidInputError(
+                f"loss={config.loss!r} compares single steps, which know no outcome of the step before: with "
+                f"feed_forward train by {' or '.join(ENSEMBLE)}"
+            )
+        if reverse.kind == "unitary" and (model.forward_process.density or self.states.ndim == 3):
+            warnings.warn(_why_not_pure(model.dim), MixedStateWarning, stacklevel=3)
         self.labels = check_labels(labels, len(self.states), reverse.n_labels)
         # data by label; one group if the model has none
         self.groups = [torch.nonzero(self.labels == y)[:, 0] for y in range(reverse.n_labels)]
@@ -260,6 +272,14 @@ class _Task:
         if self.config.probability_weight and self.model.reverse.config.kind == "postselected":
             loss = loss - self.config.probability_weight * probabilities.clamp_min(1e-12).log().mean()
         return loss, float(probabilities.detach().mean())
+
+
+def _why_not_pure(dim: int) -> str:
+    return (
+        "a unitary reverse step keeps the eigenvalues of the mixed states it is trained on: its fidelity to a pure "
+        "state stays below the largest of them, α_t + (1 − α_t)/d from a depolarised state ρ_t, and samples that start "
+        f"from I/d stay at 1/d = {1 / dim:g}. Pure states take kind='measured', 'postselected' or 'reset'"
+    )
 
 
 def _kept(kind: str, branches: Branches) -> tuple[Branches, Tensor]:
