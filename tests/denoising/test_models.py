@@ -1,0 +1,191 @@
+"""The four models: what goes in, what comes out, and on which device."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import torch
+
+from qhw_diffusion.denoising.autoencoder import AutoencoderConfig, LatentAutoencoder
+from qhw_diffusion.denoising.config import ReverseConfig
+from qhw_diffusion.denoising.device_noise import DeviceNoise
+from qhw_diffusion.denoising.forward import Depolarizing, GaussianAmplitudes
+from qhw_diffusion.denoising.latent import LatentQDM
+from qhw_diffusion.denoising.models import MODELS, QDM, AmplitudeQDM, DensityMatrixQDM, EnsembleQDM, ForwardConfig
+from qhw_diffusion.denoising.scrambling import Scrambling
+from qhw_diffusion.denoising.states import haar_states
+from qhw_diffusion.errors import InvalidInputError, UnknownNameError
+
+SMALL: dict[str, Any] = {"n_qubits": 2, "n_steps": 2, "depth": 2, "init_scale": 0.5}
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def images(count: int, side: int = 2) -> torch.Tensor:
+    return 2 * torch.rand(count, 1, side, side, generator=generator()) - 1
+
+
+def test_there_are_four() -> None:
+    assert {
+        "density": DensityMatrixQDM,
+        "ensemble": EnsembleQDM,
+        "amplitude": AmplitudeQDM,
+        "latent": LatentQDM,
+    } == MODELS
+
+
+@pytest.mark.parametrize(
+    ("kind", "cls", "density"),
+    [
+        ("gaussian", GaussianAmplitudes, False),
+        ("depolarizing", Depolarizing, True),
+        ("scrambling", Scrambling, False),
+        ("device", DeviceNoise, True),
+    ],
+)
+def test_any_forward_process(kind: str, cls: type, density: bool) -> None:
+    reverse = ReverseConfig(**SMALL, device="fake_manila" if kind == "device" else "ideal", kind="measured")
+    model = QDM(reverse, ForwardConfig(kind))
+    assert isinstance(model.forward_process, cls)
+    assert model.forward_process.n_steps == 2
+    chain = model.sample(5, generator(), keep_path=True)
+    assert [x.shape for x in chain.path] == [torch.Size([5, 4, 4] if density else [5, 4])] * 3
+    assert not chain.states.requires_grad
+    assert torch.equal(model.sample(5, generator()).states, chain.states), "the same seed, the same bits"
+
+
+def test_default_forward_processes() -> None:
+    reverse = ReverseConfig(**SMALL)
+    assert isinstance(DensityMatrixQDM(reverse).forward_process, Depolarizing)
+    assert isinstance(EnsembleQDM(reverse).forward_process, Scrambling)
+    assert isinstance(AmplitudeQDM(reverse, image_shape=(1, 2, 2)).forward_process, GaussianAmplitudes)
+
+
+@pytest.mark.parametrize("make", [DensityMatrixQDM, EnsembleQDM])
+def test_models_of_states_take_states(make: type[QDM]) -> None:
+    model = make(ReverseConfig(**SMALL))
+    data = haar_states(3, 4, generator())
+    assert model.encode(data) is data
+    with pytest.raises(InvalidInputError, match="dimension 8; 2 qubits have 4"):
+        model.encode(haar_states(3, 8, generator()))
+    with pytest.raises(InvalidInputError, match="not normalised"):
+        model.encode(2 * data)
+    with pytest.raises(InvalidInputError, match="not positive"):
+        model.encode(torch.diag(torch.tensor([1.5, -0.5, 0, 0], dtype=torch.complex64))[None])
+
+
+def test_amplitude_model_from_images_to_images() -> None:
+    model = AmplitudeQDM(ReverseConfig(**{**SMALL, "init_scale": 0.0}), image_shape=(1, 2, 2))
+    data = images(4)
+    states = model.encode(data)
+    pixels = (data.flatten(1) + 1) / 2
+    torch.testing.assert_close(states.abs(), pixels / pixels.norm(dim=1, keepdim=True))
+    back = model.images(states)
+    torch.testing.assert_close(back.flatten(1), 2 * pixels / pixels.amax(1, keepdim=True) - 1, atol=1e-5, rtol=0)
+    # a step of zero weights is the identity: samples are the noise that went in
+    chain = model.sample(3, generator(), keep_path=True)
+    torch.testing.assert_close(chain.states.abs(), chain.path[0].abs(), atol=1e-5, rtol=0)
+    torch.testing.assert_close(chain.probability, torch.ones(3), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (images(2, 3), r"allowed: \[N, 1, 2, 2\]"),
+        (images(2)[:, 0], r"allowed: \[N, 1, 2, 2\]"),
+        (3 * torch.ones(2, 1, 2, 2), r"\[-1, 1\]"),
+        (-torch.ones(2, 1, 2, 2), "black"),
+    ],
+)
+def test_images_that_do_not_fit(data: torch.Tensor, message: str) -> None:
+    with pytest.raises(InvalidInputError, match=message):
+        AmplitudeQDM(ReverseConfig(**SMALL), image_shape=(1, 2, 2)).encode(data)
+
+
+def test_images_larger_than_the_register_are_refused_at_once() -> None:
+    with pytest.raises(InvalidInputError, match="Use 6 qubits"):
+        AmplitudeQDM(ReverseConfig(**SMALL), image_shape=(1, 8, 8))
+
+
+def test_measured_images_cost_shots_and_say_how_many() -> None:
+    model = AmplitudeQDM(ReverseConfig(**SMALL), image_shape=(1, 2, 2))
+    chain = model.sample(3, generator())
+    many = model.measured_images(chain, 4_000_000, generator())
+    torch.testing.assert_close(many, model.images(chain.states), atol=0.02, rtol=0)
+    estimate = model.measured_magnitudes(chain, 1000, generator())
+    expected = 1000 * chain.probability
+    assert estimate.shots is not None
+    assert bool(((estimate.shots - expected).abs() < 6 * expected.sqrt()).all()), "only what passes is counted"
+    assert estimate.images.shape == (3, 1, 2, 2)
+    with pytest.raises(InvalidInputError, match=r"Use \d+ shots or more"):
+        model.measured_images(chain, 2, generator())
+    drawn = AmplitudeQDM(ReverseConfig(**SMALL, kind="measured"), image_shape=(1, 2, 2))
+    estimate = drawn.measured_magnitudes(drawn.sample(3, generator()), 50, generator())
+    assert estimate.shots is not None
+    assert bool((estimate.shots == 50).all()), "every run is kept"
+
+
+def test_latent_model_decodes_magnitudes() -> None:
+    autoencoder = LatentAutoencoder(AutoencoderConfig(image_shape=(1, 4, 4), latent_qubits=2, width=16))
+    model = LatentQDM(ReverseConfig(**SMALL), autoencoder=autoencoder)
+    states = model.encode(images(5, 4))
+    assert states.shape == (5, 4)
+    torch.testing.assert_close(torch.linalg.vector_norm(states, dim=1), torch.ones(5))
+    made = model.images(states)
+    assert made.shape == (5, 1, 4, 4)
+    torch.testing.assert_close(made, autoencoder.decode(autoencoder.encode(images(5, 4))).detach(), atol=1e-5, rtol=0)
+    phases = torch.polar(torch.ones(5, 4), torch.rand(5, 4, generator=generator()))
+    torch.testing.assert_close(model.images(states * phases), made, atol=1e-5, rtol=0)
+    assert model.measured_images(model.sample(2, generator()), 100_000, generator()).shape == (2, 1, 4, 4)
+    assert not any(p.requires_grad for p in model.autoencoder.parameters())
+    with pytest.raises(InvalidInputError, match="latents are on 2 qubits, the reverse process on 3"):
+        LatentQDM(ReverseConfig(**{**SMALL, "n_qubits": 3}), autoencoder=autoencoder)
+
+
+def test_conditioned_sampling_needs_labels() -> None:
+    model = AmplitudeQDM(ReverseConfig(**SMALL, labels_by="weights", n_labels=3), image_shape=(1, 2, 2))
+    labels = torch.tensor([0, 1, 2, 0])
+    assert model.sample(4, generator(), labels).states.shape == (4, 4)
+    for given, message in (
+        (None, "give labels"),
+        (torch.tensor([0, 1, 2, 3]), "allowed: 0 to 2"),
+        (labels[:2], r"\(4,\)"),
+    ):
+        with pytest.raises(InvalidInputError, match=message):
+            model.sample(4, generator(), given)
+
+
+def test_on_another_engine_the_weights_are_the_same_and_the_first_model_stays() -> None:
+    model = AmplitudeQDM(ReverseConfig(**SMALL, device="fake_manila"), image_shape=(1, 2, 2))
+    noisy = model.on(engine="noisy")
+    assert (model.reverse.config.engine, noisy.reverse.config.engine) == ("ideal", "noisy")
+    assert noisy.forward_process is model.forward_process
+    assert torch.equal(noisy.reverse.weight, model.reverse.weight)
+    ideal, with_noise = model.sample(4, generator()), noisy.sample(4, generator())
+    assert (ideal.states.ndim, with_noise.states.ndim) == (2, 3)
+    assert 1e-3 < float((model.images(ideal.states) - noisy.images(with_noise.states)).abs().max()) < 1
+    elsewhere = noisy.on(device="fake_quito", engine="ideal")
+    assert elsewhere.reverse.compiled.device.name == "fake_quito"
+    torch.testing.assert_close(
+        elsewhere.images(elsewhere.sample(4, generator()).states), model.images(ideal.states), atol=1e-4, rtol=0
+    )
+
+
+def test_forward_settings_round_trip_and_errors() -> None:
+    model = DensityMatrixQDM(ReverseConfig(**SMALL), ForwardConfig("depolarizing", "constant", {"p": 0.3}))
+    stored = json.loads(json.dumps(model.config()))
+    assert ForwardConfig.from_dict(stored["forward"]) == model.forward_config
+    assert stored["model"] == "density"
+    with pytest.raises(UnknownNameError, match="gaussian"):
+        ForwardConfig("gausian")
+    with pytest.raises(UnknownNameError, match="cosine"):
+        QDM(ReverseConfig(**SMALL), ForwardConfig("gaussian", "cosin"))
+    with pytest.raises(InvalidInputError, match=r"\[0, 1\]"):
+        QDM(ReverseConfig(**SMALL), ForwardConfig("gaussian", "constant", {"p": 1.5}))
+    for data in ({"kinds": 1}, None):
+        with pytest.raises(InvalidInputError, match="allowed entries"):
+            ForwardConfig.from_dict(data)  # type: ignore[arg-type]
