@@ -180,19 +180,28 @@ def evaluate_guidance(arguments: argparse.Namespace) -> int:
 
 
 def _flags_demo(parser: Parser) -> None:
-    _flags_out(parser, "runs/demo", resume=True)
+    text = "guidance (default): a quantum controller of classifier-free guidance; denoising: a quantum denoiser"
+    parser.add_argument("what", nargs="?", choices=("guidance", "denoising"), default="guidance", help=text)
+    _flags_out(parser, None, resume=True)
     parser.add_argument("--quick", action="store_true", help="fewer seeds and images: about a minute")
     _flags_workers(parser)
 
 
 def demo(arguments: argparse.Namespace) -> int:
-    """`qhw demo`."""
+    """`qhw demo [guidance|denoising]`."""
+    if arguments.what == "denoising":
+        from qhw_diffusion.studies.denoising_commands import demo_from_arguments
+
+        arguments.out = arguments.out or Path("runs/demo-denoising")
+        print(demo_from_arguments(arguments))
+        return 0
     from qhw_diffusion.studies.demo import demo_config, run_demo
     from qhw_diffusion.studies.guidance_study import open_study
     from qhw_diffusion.studies.single import clear_out, one_thread
     from qhw_diffusion.studies.study_work import KIND
 
     one_thread()
+    arguments.out = arguments.out or Path("runs/demo")
     clear_out(arguments, KIND)
     config = demo_config(quick=arguments.quick)
     run = open_study(arguments.out, config, command=arguments.command_line, resume=arguments.resume)
@@ -205,12 +214,7 @@ def _flags_study_guidance(parser: Parser) -> None:
     from qhw_diffusion.studies.flags import add_flags
     from qhw_diffusion.studies.settings import ModelConfig, StudyConfig
 
-    _flags_out(parser, "runs/study", resume=True)
-    _flags_workers(parser)
-    parser.add_argument("--dry-run", action="store_true", help="print what it would cost, and stop")
-    parser.add_argument("--report-only", action="store_true", help="render the report of a finished study again")
-    parser.add_argument("--markdown", metavar="FILE", help="also write the tables as a Markdown page")
-    parser.add_argument("--title", default="Guidance study", help="title of report and page")
+    _flags_study(parser, "runs/study", "Guidance study")
     add_flags(parser, ModelConfig, title="data and models")
     add_flags(parser, StudyConfig, title="study", skip=["models", "actor", "reward", "ppo"])
     add_flags(parser, ActorConfig, title="circuit of the quantum actors", skip=["kind", "engine"])
@@ -221,6 +225,22 @@ def _flags_study_guidance(parser: Parser) -> None:
 def study_guidance(arguments: argparse.Namespace) -> int:
     """`qhw study guidance`."""
     from qhw_diffusion.studies.study_command import study_from_arguments
+
+    print(study_from_arguments(arguments))
+    return 0
+
+
+def _flags_study_denoising(parser: Parser) -> None:
+    from qhw_diffusion.studies.denoising_settings import DenoisingStudyConfig
+    from qhw_diffusion.studies.flags import add_flags
+
+    _flags_study(parser, "runs/study-denoising", "Denoising study")
+    add_flags(parser, DenoisingStudyConfig, title="study")
+
+
+def study_denoising(arguments: argparse.Namespace) -> int:
+    """`qhw study denoising`."""
+    from qhw_diffusion.studies.denoising_commands import study_from_arguments
 
     print(study_from_arguments(arguments))
     return 0
@@ -339,12 +359,23 @@ def version(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _flags_out(parser: Parser, default: str, *, resume: bool = False) -> None:
-    parser.add_argument("--out", type=Path, default=Path(default), metavar="DIR", help=f"run folder [{default}]")
+def _flags_out(parser: Parser, default: str | None, *, resume: bool = False) -> None:
+    """default None: the command chooses (the demos)."""
+    shown, path = (default, Path(default)) if default else ("runs/demo, or runs/demo-denoising", None)
+    parser.add_argument("--out", type=Path, default=path, metavar="DIR", help=f"run folder [{shown}]")
     text = "delete the folder first if it holds an earlier run of the same kind (nothing else)"
     parser.add_argument("--overwrite", action="store_true", help=text)
     if resume:
         parser.add_argument("--resume", action="store_true", help="go on with the run in the folder, bit for bit")
+
+
+def _flags_study(parser: Parser, out: str, title: str) -> None:
+    _flags_out(parser, out, resume=True)
+    _flags_workers(parser)
+    parser.add_argument("--dry-run", action="store_true", help="print what it would cost, and stop")
+    parser.add_argument("--report-only", action="store_true", help="render the report of a finished study again")
+    parser.add_argument("--markdown", metavar="FILE", help="also write the tables as a Markdown page")
+    parser.add_argument("--title", default=title, help="title of report and page")
 
 
 def _flags_data(parser: Parser) -> None:
@@ -359,8 +390,8 @@ def _flags_workers(parser: Parser) -> None:
 
 
 GROUPS = {
-    "train": "train a controller, a backbone or a classifier",
-    "evaluate": "evaluate a trained controller",
+    "train": "train a controller, a denoiser, a backbone or a classifier",
+    "evaluate": "evaluate a trained controller or denoiser",
     "study": "run an experiment with statistics and a report",
     "circuits": "publish the circuits as files",
     "calibration": "look at devices: snapshots, tables, drift, good qubits",
@@ -379,6 +410,11 @@ COMMANDS: dict[tuple[str, ...], tuple[str, Callable[[Parser], None] | None, Comm
         "compare controllers and schedules over seeds",
         _flags_study_guidance,
         study_guidance,
+    ),
+    ("study", "denoising"): (
+        "train quantum denoisers and compare them with their controls, ideal, noisy and with finite shots",
+        _flags_study_denoising,
+        study_denoising,
     ),
     ("circuits", "export"): (
         "write every circuit the package trains, with drawings and the table of its costs",
