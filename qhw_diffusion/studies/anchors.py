@@ -184,8 +184,8 @@ EXPLAINED = (
     "second draw of the data) is better; the published one in brackets is of the source's own data. MMD: squared, "
     "biased as published; it compares average states. Wasserstein: cost 1 − F, sets of N. Untrained: the same circuit "
     "with its first weights. Bypassed: the states sampling starts from. Verdict on the distance to the data: beaten, "
-    "the whole interval is below the published value less its error; matched, the mean is not above the published value "
-    "and its error; else missed."
+    "the whole interval is below the published value less its error; matched, the mean is not above the published "
+    "value and its error; else missed."
 )
 
 
