@@ -11,6 +11,8 @@ from pathlib import Path
 
 import qhw_diffusion
 from qhw_diffusion.errors import QhwError
+from qhw_diffusion.studies import denoising_cli
+from qhw_diffusion.studies.common_flags import flags_data, flags_out, flags_study, flags_workers
 
 Parser = argparse.ArgumentParser
 Command = Callable[[argparse.Namespace], int]
@@ -75,7 +77,7 @@ def _flags_train_guidance(parser: Parser) -> None:
     from qhw_diffusion.studies.flags import add_flags
     from qhw_diffusion.studies.settings import ModelConfig
 
-    _flags_out(parser, "runs/guidance", resume=True)
+    flags_out(parser, "runs/guidance", resume=True)
     text = "images per constant in the sweep that finds g0 and the range (skipped with --g0) [512]"
     parser.add_argument("--sweep-images", type=int, default=512, metavar="N", help=text)
     add_flags(parser, ModelConfig, title="data and models", skip=["judge"])
@@ -96,8 +98,8 @@ def _flags_train_backbone(parser: Parser) -> None:
     from qhw_diffusion.images import BackboneConfig
     from qhw_diffusion.studies.flags import add_flags
 
-    _flags_out(parser, "runs/backbone", resume=True)
-    _flags_data(parser)
+    flags_out(parser, "runs/backbone", resume=True)
+    flags_data(parser)
     add_flags(parser, BackboneConfig, title="architecture and recipe (defaults are those for digits)", skip=["dataset"])
 
 
@@ -122,8 +124,8 @@ def _flags_train_classifier(parser: Parser) -> None:
     from qhw_diffusion.images import ClassifierConfig
     from qhw_diffusion.studies.flags import add_flags
 
-    _flags_out(parser, "runs/classifier")
-    _flags_data(parser)
+    flags_out(parser, "runs/classifier")
+    flags_data(parser)
     add_flags(parser, ClassifierConfig, title="architecture and recipe", skip=["dataset"])
 
 
@@ -182,9 +184,9 @@ def evaluate_guidance(arguments: argparse.Namespace) -> int:
 def _flags_demo(parser: Parser) -> None:
     text = "guidance (default): a quantum controller of classifier-free guidance; denoising: a quantum denoiser"
     parser.add_argument("what", nargs="?", choices=("guidance", "denoising"), default="guidance", help=text)
-    _flags_out(parser, None, resume=True)
+    flags_out(parser, None, resume=True)
     parser.add_argument("--quick", action="store_true", help="fewer seeds and images: about a minute")
-    _flags_workers(parser)
+    flags_workers(parser)
 
 
 def demo(arguments: argparse.Namespace) -> int:
@@ -214,7 +216,7 @@ def _flags_study_guidance(parser: Parser) -> None:
     from qhw_diffusion.studies.flags import add_flags
     from qhw_diffusion.studies.settings import ModelConfig, StudyConfig
 
-    _flags_study(parser, "runs/study", "Guidance study")
+    flags_study(parser, "runs/study", "Guidance study")
     add_flags(parser, ModelConfig, title="data and models")
     add_flags(parser, StudyConfig, title="study", skip=["models", "actor", "reward", "ppo"])
     add_flags(parser, ActorConfig, title="circuit of the quantum actors", skip=["kind", "engine"])
@@ -225,22 +227,6 @@ def _flags_study_guidance(parser: Parser) -> None:
 def study_guidance(arguments: argparse.Namespace) -> int:
     """`qhw study guidance`."""
     from qhw_diffusion.studies.study_command import study_from_arguments
-
-    print(study_from_arguments(arguments))
-    return 0
-
-
-def _flags_study_denoising(parser: Parser) -> None:
-    from qhw_diffusion.studies.denoising_settings import DenoisingStudyConfig
-    from qhw_diffusion.studies.flags import add_flags
-
-    _flags_study(parser, "runs/study-denoising", "Denoising study")
-    add_flags(parser, DenoisingStudyConfig, title="study")
-
-
-def study_denoising(arguments: argparse.Namespace) -> int:
-    """`qhw study denoising`."""
-    from qhw_diffusion.studies.denoising_commands import study_from_arguments
 
     print(study_from_arguments(arguments))
     return 0
@@ -359,36 +345,6 @@ def version(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _flags_out(parser: Parser, default: str | None, *, resume: bool = False) -> None:
-    """default None: the command chooses (the demos)."""
-    shown, path = (default, Path(default)) if default else ("runs/demo, or runs/demo-denoising", None)
-    parser.add_argument("--out", type=Path, default=path, metavar="DIR", help=f"run folder [{shown}]")
-    text = "delete the folder first if it holds an earlier run of the same kind (nothing else)"
-    parser.add_argument("--overwrite", action="store_true", help=text)
-    if resume:
-        parser.add_argument("--resume", action="store_true", help="go on with the run in the folder, bit for bit")
-
-
-def _flags_study(parser: Parser, out: str, title: str) -> None:
-    _flags_out(parser, out, resume=True)
-    _flags_workers(parser)
-    parser.add_argument("--dry-run", action="store_true", help="print what it would cost, and stop")
-    parser.add_argument("--report-only", action="store_true", help="render the report of a finished study again")
-    parser.add_argument("--markdown", metavar="FILE", help="also write the tables as a Markdown page")
-    parser.add_argument("--title", default=title, help="title of report and page")
-
-
-def _flags_data(parser: Parser) -> None:
-    parser.add_argument("--data", default="digits", help="digits, mnist16, mnist28, fashion16 or fashion28 [digits]")
-    parser.add_argument("--data-root", metavar="DIR", help="folder that holds MNIST/ or FashionMNIST/ (as torchvision)")
-
-
-def _flags_workers(parser: Parser) -> None:
-    workers = max(1, min(2, os.cpu_count() or 1))
-    parser.add_argument("--workers", type=int, default=workers, metavar="N",
-                        help=f"processes side by side, one thread each [{workers}]")  # fmt: skip
-
-
 GROUPS = {
     "train": "train a controller, a denoiser, a backbone or a classifier",
     "evaluate": "evaluate a trained controller or denoiser",
@@ -411,11 +367,7 @@ COMMANDS: dict[tuple[str, ...], tuple[str, Callable[[Parser], None] | None, Comm
         _flags_study_guidance,
         study_guidance,
     ),
-    ("study", "denoising"): (
-        "train quantum denoisers and compare them with their controls, ideal, noisy and with finite shots",
-        _flags_study_denoising,
-        study_denoising,
-    ),
+    **denoising_cli.COMMANDS,
     ("circuits", "export"): (
         "write every circuit the package trains, with drawings and the table of its costs",
         _flags_circuits_export,

@@ -1,0 +1,172 @@
+"""One quantum denoiser: `qhw train denoising` and `qhw evaluate denoising`."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import shutil
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from qhw_diffusion.denoising import (
+    AmplitudeQDM,
+    AutoencoderConfig,
+    ForwardConfig,
+    LatentAutoencoder,
+    LatentQDM,
+    ReverseConfig,
+    TrainConfig,
+    from_pretrained,
+    haar_states,
+    save_pretrained,
+    train_autoencoder,
+    train_qdm,
+)
+from qhw_diffusion.denoising.states import qubits_for
+from qhw_diffusion.errors import InvalidInputError, UnknownNameError
+from qhw_diffusion.images import Classifier, ImageDataset, evaluate_samples, load_dataset, real_floor
+from qhw_diffusion.images.datasets import image_shape_of
+from qhw_diffusion.runs import RunFolder, atomic_write_bytes, atomic_write_json
+from qhw_diffusion.studies.denoising_settings import DenoisingStudyConfig
+from qhw_diffusion.studies.figures import sample_grids
+from qhw_diffusion.studies.flags import given_flags
+from qhw_diffusion.studies.single import new_run, one_thread
+
+KIND = "denoiser"
+MODELS = ("latent", "amplitude")
+STUDY = DenoisingStudyConfig()
+REVERSE, TRAIN = STUDY.reverse("postselected", 0, STUDY.latent_qubits), STUDY.training("postselected", 0)
+
+
+def read_kernels(text: str) -> tuple[str | float, ...]:
+    """`fidelity,0.3` → ("fidelity", 0.3). Raises ValueError for other words."""
+    return tuple(word if word == "fidelity" else float(word) for word in text.replace(" ", "").split(","))
+
+
+def train_from_arguments(arguments: argparse.Namespace) -> str:
+    """`qhw train denoising`; returns the text to print. KeyboardInterrupt after Ctrl-C, with a checkpoint saved."""
+    one_thread()
+    config = _config(arguments)
+    reverse, forward = ReverseConfig.from_dict(config["reverse"]), ForwardConfig.from_dict(config["forward"])
+    settings = TrainConfig.from_dict(config["train"])
+    data, heldout = (load_dataset(config["data"], split, config["data_root"]) for split in ("train", "heldout"))
+    latent = config["model"] == "latent"
+    shape = AutoencoderConfig(data.image_shape, reverse.n_qubits, steps=config["autoencoder_steps"])
+    # whatever does not fit is told before there is a folder
+    model: AmplitudeQDM = (
+        LatentQDM(reverse, forward, autoencoder=LatentAutoencoder(shape))
+        if latent
+        else AmplitudeQDM(reverse, forward, image_shape=data.image_shape)
+    )
+    with new_run(arguments, kind=KIND, config=config) as run:
+        if latent:
+            model = LatentQDM(reverse, forward, autoencoder=_autoencoder(run, shape, data, heldout))
+        resume = arguments.resume and run.has_checkpoint
+        if not resume:
+            run.truncate_metrics(0)
+        labels = data.labels if reverse.n_labels > 1 else None
+        history = train_qdm(model, data.images, settings, labels=labels, run=run, resume=resume)
+        if len(history) < settings.iterations * (reverse.n_steps if settings.mode == "greedy" else 1):
+            raise KeyboardInterrupt
+        save_pretrained(model, run.path / "model")
+    return (
+        f"{model.reverse.n_parameters:,} parameters, loss {history[-1]['losses/train']:.4f}; "
+        f"saved in {run.path}; evaluate it with: qhw evaluate denoising {run.path}"
+    )
+
+
+def _config(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Settings from the flags, or with --resume those of the folder changed by flags (a change is refused later)."""
+    names = ("model", "data", "data_root", "autoencoder_steps")
+    config: dict[str, Any] = {"model": "latent", "data": "digits", "data_root": None,
+                              "autoencoder_steps": STUDY.autoencoder_steps,
+                              "reverse": None, "forward": asdict(STUDY.forward), "train": asdict(TRAIN)}  # fmt: skip
+    if arguments.resume:
+        config = dict(RunFolder.open(arguments.out, kind=KIND).config)
+    config |= {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
+    if config["model"] not in MODELS:
+        raise UnknownNameError.of("model", config["model"], MODELS)
+    given = given_flags(arguments, ReverseConfig)
+    if config["reverse"] is None:
+        base = REVERSE
+        if config["model"] == "amplitude":  # all pixels of an image
+            base = replace(base, n_qubits=qubits_for(image_shape_of(config["data"])))
+    else:
+        base = ReverseConfig.from_dict(config["reverse"])
+    unlabelled = given.get("labels_by", base.labels_by) == "none"
+    reverse = replace(base, **given, n_labels=1 if unlabelled else 10)
+    forward = replace(ForwardConfig.from_dict(config["forward"]), **given_flags(arguments, ForwardConfig))
+    train = replace(TrainConfig.from_dict(config["train"]), **given_flags(arguments, TrainConfig), seed=reverse.seed)
+    return {**config, "reverse": reverse.to_dict(), "forward": asdict(forward), "train": asdict(train)}
+
+
+def _autoencoder(
+    run: RunFolder, shape: AutoencoderConfig, data: ImageDataset, heldout: ImageDataset
+) -> LatentAutoencoder:
+    """The run's autoencoder, trained unless it is there."""
+    target = run.path / "autoencoder"
+    if not target.is_dir():
+        aside = run.path / ".autoencoder.tmp"
+        shutil.rmtree(aside, ignore_errors=True)
+        train_autoencoder(shape, data, heldout).save(aside)
+        aside.rename(target)
+    return LatentAutoencoder.load(target)
+
+
+def evaluate_denoiser(
+    folder: str | Path,
+    *,
+    device: str | None = None,
+    engine: str | None = None,
+    shots: int | None = None,
+    images: int = 500,
+    seed: int = 0,
+) -> str:
+    """Sample a trained denoiser and let the judge measure; returns a text.
+
+    Numbers and a picture of samples go into RUN/evaluations/. device, engine: where it runs, if not where it was
+    trained; shots: of each image, None for exact probabilities.
+
+    Raises InvalidInputError for too few images or shots, and where post-selection leaves too few of them.
+    """
+    one_thread()
+    if images < 20 or (shots is not None and shots < 1):
+        raise InvalidInputError(f"at least 20 images and 1 shot are needed, not {images} and {shots}")
+    run = RunFolder.open(folder, kind=KIND)
+    model = from_pretrained(run.path / "model", device=device, engine=engine)
+    assert isinstance(model, AmplitudeQDM)
+    train, heldout = (
+        load_dataset(run.config["data"], split, run.config["data_root"]) for split in ("train", "heldout")
+    )
+    judge = Classifier.load(run.config["data"], "judge")
+    conditioned = model.reverse.config.n_labels > 1
+    labels, generator = torch.arange(images) % 10, torch.Generator().manual_seed(seed)
+    chain = model.sample(images, generator, labels if conditioned else None)
+    made = model.images(chain.states) if shots is None else model.measured_images(chain, shots, generator)
+    noise = model.decode(haar_states(images, model.dim, generator).abs())
+    # without labels nothing was asked for: what is measured by label means nothing then
+    kept = ("fd", "kd", "accuracy", "diversity") if conditioned else ("fd", "kd")
+    values = {name: {k: v for k, v in evaluate_samples(found, labels, judge, heldout).items() if k in kept}
+              for name, found in (("samples", made), ("circuit bypassed", noise))}  # fmt: skip
+    floor = real_floor(judge, train, heldout, min(images, len(train)), seed=seed)
+    values["real training images (floor)"] = {k: floor[k] for k in kept}
+    success = float(chain.probability.mean()) if model.reverse.config.kind == "postselected" else None
+    config = model.reverse.config
+    where = f"{config.device}-{config.engine}" + (f"-{shots}shots" if shots else "") + f"-seed{seed}"
+    stem = run.path / "evaluations" / where.replace("/", "_")
+    summary = {"device": config.device, "engine": config.engine, "shots": shots, "images": images, "seed": seed}
+    atomic_write_json(stem.with_name(stem.name + ".json"), {**summary, "success": success, "values": values})
+    picture = io.BytesIO()
+    sample_grids({where: made[:40].numpy()}, rows=2 if images < 40 else 4).savefig(picture, format="png", dpi=144)
+    file = atomic_write_bytes(stem.with_name(stem.name + ".png"), picture.getvalue())
+    lines = [f"{config.device}, {config.engine}, {f'{shots} shots an image' if shots else 'exact probabilities'}; "
+             f"{images} images; FD in the judge's features, against held-out images",
+             f"{'images':<32} {'FD':>9}" + f" {'accuracy':>9}" * conditioned]  # fmt: skip
+    for name, found in values.items():
+        lines.append(f"{name:<32} {found['fd']:>9.2f}" + (f" {found['accuracy']:>9.1%}" if conditioned else ""))
+    if success is not None:
+        lines.append(f"success probability of all {config.n_steps} post-selections together: {success:.2%}")
+    return "\n".join([*lines, f"saved: {file} and .json"])
