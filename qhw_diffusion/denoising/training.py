@@ -97,7 +97,7 @@ class TrainConfig:
             raise InvalidInputError("iterations and checkpoint_every are 1 or more, batch_size and targets 2 or more")
         if self.pool < 0 or (self.pool and (self.mode != "greedy" or self.loss not in ENSEMBLE)):
             raise InvalidInputError(f"pool is {self.pool}; allowed: 0, or more with mode='greedy' and an ensemble loss")
-        if self.learning_rate <= 0 or self.max_norm <= 0 or self.probability_weight < 0:
+        if not (self.learning_rate > 0 and self.max_norm > 0 and self.probability_weight >= 0):
             raise InvalidInputError("learning_rate and max_norm are positive, probability_weight is not negative")
 
     @classmethod
@@ -167,14 +167,15 @@ def train_qdm(
                 "charts/probability": probability,
             }
             history.append(metrics)
+            last = update + 1 == total or stop.requested  # read once: what ends the loop has been saved
             if run is not None:
                 run.log(update, metrics)
-                if (update + 1) % config.checkpoint_every == 0 or update + 1 == total or stop.requested:
+                if (update + 1) % config.checkpoint_every == 0 or last:
                     _save(run, model, optimizer, generator, update + 1)
             if on_update is not None:
                 on_update(update, metrics)
             bar.update(1)
-            if stop.requested:
+            if last:
                 break
     return history
 
