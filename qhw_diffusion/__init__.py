@@ -25,6 +25,7 @@ _PUBLIC: dict[str, tuple[str, str | None]] = {
     "Surrogate": ("qhw_diffusion.execution", "Surrogate"),
     "QhwError": ("qhw_diffusion.errors", "QhwError"),
     "circuits": ("qhw_diffusion.circuits", None),
+    "denoising": ("qhw_diffusion.denoising", None),
     "guidance": ("qhw_diffusion.guidance", None),
     "images": ("qhw_diffusion.images", None),
     "studies": ("qhw_diffusion.studies", None),
@@ -45,13 +46,14 @@ __all__ = [
     "__version__",
     "circuits",
     "compile_circuit",
+    "denoising",
     "guidance",
     "images",
     "studies",
 ]
 
 if TYPE_CHECKING:
-    from qhw_diffusion import circuits, guidance, images, studies
+    from qhw_diffusion import circuits, denoising, guidance, images, studies
     from qhw_diffusion.devices import Device
     from qhw_diffusion.errors import QhwError
     from qhw_diffusion.execution import (

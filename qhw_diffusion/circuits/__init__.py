@@ -7,19 +7,24 @@ from qhw_diffusion.circuits.library import load_circuit, save_circuit
 from qhw_diffusion.circuits.measures import Estimate, entangling_capability, expressibility
 from qhw_diffusion.circuits.policy import ENTANGLEMENTS, PolicyCircuit, policy_circuit
 from qhw_diffusion.circuits.published import PublishedCircuit, published_circuit, published_circuits
+from qhw_diffusion.circuits.reverse import ANSATZES, ReverseCircuit, dynamic_circuit, reverse_circuit
 
 __all__ = [
+    "ANSATZES",
     "ENTANGLEMENTS",
     "DenoiserCircuit",
     "Estimate",
     "PolicyCircuit",
     "PublishedCircuit",
+    "ReverseCircuit",
     "denoiser_circuit",
+    "dynamic_circuit",
     "entangling_capability",
     "expressibility",
     "load_circuit",
     "policy_circuit",
     "published_circuit",
     "published_circuits",
+    "reverse_circuit",
     "save_circuit",
 ]

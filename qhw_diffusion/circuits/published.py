@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from qiskit.circuit import Parameter, QuantumCircuit
 from qiskit.quantum_info import SparsePauliOp
 
 from qhw_diffusion.circuits.denoiser import DenoiserCircuit, denoiser_circuit
 from qhw_diffusion.circuits.policy import ENTANGLEMENTS, PolicyCircuit, policy_circuit
+from qhw_diffusion.circuits.reverse import ReverseCircuit, reverse_circuit
 from qhw_diffusion.errors import UnknownNameError
 
 POLICY_DEPTH = 2
@@ -16,6 +18,13 @@ POLICY_QUBITS = (2, 4, 6, 8)
 STATE_ENTRIES = 6  # entries of the guidance state; two qubits take four angles at most
 # (qubits, layers) with about 200 weights each
 DENOISER_BLOCKS = ((4, 16), (6, 11), (8, 8), (10, 7))
+# Reverse steps: the demo's, and those of the outside anchors (docs/anchors.md).
+REVERSE_STEPS: tuple[dict[str, Any], ...] = (
+    {"n_qubits": 3, "n_ancillas": 1, "depth": 6, "context": True},
+    {"n_qubits": 1, "n_ancillas": 1, "depth": 4, "ansatz": "cz"},
+    {"n_qubits": 1, "n_ancillas": 2, "depth": 4, "ansatz": "cz"},
+    {"n_qubits": 1, "n_ancillas": 2, "depth": 8, "ansatz": "cz"},
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,9 +33,9 @@ class PublishedCircuit:
 
     Attributes:
         name: the circuit's name and its files' without ending, e.g. ``policy_4q_2l_ring``.
-        circuit, inputs, weights, observables: as `PolicyCircuit` and `DenoiserCircuit` have them.
-        drawn: what the drawing shows: the circuit itself, or, of a denoiser block, its first two layers (the others
-            repeat them with other weights).
+        circuit, inputs, weights, observables: as `PolicyCircuit`, `DenoiserCircuit` and `ReverseCircuit` have them.
+        drawn: what the drawing shows: the circuit itself, or, of a denoiser, its first layers (the others repeat them
+            with other weights).
     """
 
     name: str
@@ -43,6 +52,7 @@ def published_circuits() -> dict[str, PublishedCircuit]:
     The policy of the guidance controller at depth 2: ring, chain and no entanglement on 2, 4, 6 and 8 qubits (on two
     qubits the ring is the chain, and four state entries are encoded instead of six), and the 4-qubit ring with data
     re-uploading. Denoiser blocks of 4, 6, 8 and 10 qubits with about 200 weights, which act on a state handed to them.
+    Steps of the reverse processes that the demo and the anchors use.
     """
     circuits = []
     for n in POLICY_QUBITS:
@@ -55,6 +65,9 @@ def published_circuits() -> dict[str, PublishedCircuit]:
     for n, depth in DENOISER_BLOCKS:
         block = denoiser_circuit(n, depth)
         circuits.append(_published(block, _beginning(block, layers=2)))
+    for settings in REVERSE_STEPS:
+        short = reverse_circuit(**{**settings, "depth": 2})
+        circuits.append(_published(reverse_circuit(**settings), short.circuit))
     return {circuit.name: circuit for circuit in circuits}
 
 
@@ -66,7 +79,7 @@ def published_circuit(name: str) -> PublishedCircuit:
     return circuits[name]
 
 
-def _published(built: PolicyCircuit | DenoiserCircuit, drawn: QuantumCircuit) -> PublishedCircuit:
+def _published(built: PolicyCircuit | DenoiserCircuit | ReverseCircuit, drawn: QuantumCircuit) -> PublishedCircuit:
     return PublishedCircuit(built.circuit.name, built.circuit, built.inputs, built.weights, built.observables, drawn)
 
 

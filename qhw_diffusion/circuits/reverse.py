@@ -100,9 +100,9 @@ def reverse_circuit(
     inputs = named_parameters("reverse", "x", label_qubits + n_context) if label_qubits + n_context else ()
     weights = named_parameters("reverse", "w", per_qubit * sum(map(len, layers)))
     left, angles = iter(weights), iter(inputs[label_qubits:])
-    circuit = QuantumCircuit(
-        width, name=f"reverse_{n_qubits}d{label_qubits}l{n_ancillas}a_{outer}-{depth}-{outer}_{ansatz}"
-    )
+    layout = f"{outer}-{depth}-{outer}" if outer else f"{depth}l"
+    qubits_of_each = f"{n_qubits}d{label_qubits}l{n_ancillas}a"
+    circuit = QuantumCircuit(width, name=f"reverse_{qubits_of_each}_{layout}_{ansatz}" + "_context" * context)
     for qubit, angle in zip(labels, inputs, strict=False):
         circuit.rx(angle, qubit)
     for index, qubits in enumerate(layers):
@@ -123,7 +123,7 @@ def reverse_circuit(
             for control, goal in pairs if index % 2 == 0 else reversed(pairs):
                 circuit.cx(control, goal)
     for qubit, angle in zip(labels, inputs, strict=False):
-        circuit.rx(-angle, qubit)
+        circuit.rx(angle, qubit)  # a full turn: the bit is back, up to a sign
     return ReverseCircuit(
         circuit, inputs, weights, z_observables(width), tuple(range(n_qubits)), labels, ancillas, n_context
     )

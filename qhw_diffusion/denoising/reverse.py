@@ -6,9 +6,10 @@ import math
 from dataclasses import dataclass, replace
 
 import torch
+from qiskit import QuantumCircuit
 from torch import Tensor, nn
 
-from qhw_diffusion.circuits.reverse import reverse_circuit
+from qhw_diffusion.circuits.reverse import dynamic_circuit, reverse_circuit
 from qhw_diffusion.denoising.config import ReverseConfig
 from qhw_diffusion.devices import Device
 from qhw_diffusion.errors import InvalidInputError
@@ -44,7 +45,8 @@ class Chain:
     def importance(self) -> Tensor:
         """[B] of value 1, whose gradient is that of log_probability.
 
-        As weights of a loss over sampled outcomes they give its exact gradient in expectation (score function).
+        As weights of a loss over sampled outcomes they give its gradient in expectation (score function). Where the
+        loss divides them by their sum, that is a baseline: less variance, and a bias of order 1/B.
         """
         return (self.log_probability - self.log_probability.detach()).exp()
 
@@ -165,6 +167,30 @@ class ReverseProcess(nn.Module):
                 context = context + self.label_angles[t - 1 if self.config.sharing == "separate" else 0][labels]
             parts.append(context)
         return torch.cat(parts, 1) if parts else torch.zeros(len(labels), 0, dtype=self.weight.dtype)
+
+    def dynamic_circuit(self, label: int = 0, prior: QuantumCircuit | None = None) -> QuantumCircuit:
+        """All T steps, weights bound, as one circuit: mid-circuit measurements, resets, and `if_else` to feed forward.
+
+        Ancillas of step t are read into the register ``m{t}``, the data into ``x``. Post-selected: keep the shots that
+        read 0 in every m{t}. Transpile it to a device before use.
+
+        Args:
+            label: of the image asked for.
+            prior: circuit on the data qubits that prepares x_T; None: they start in |0…0⟩.
+
+        Raises:
+            InvalidInputError: a label out of range, or a prior of another width.
+        """
+        labels = check_labels(torch.tensor([label]), 1, self.config.n_labels)
+
+        def angles(t: int, outcome: int) -> list[float]:
+            with torch.no_grad():
+                inputs, weights = self.inputs_of(t, labels)[0], self.weights_of(t, label, outcome)
+            return [*inputs.tolist(), *weights.tolist()]
+
+        return dynamic_circuit(
+            self.circuit, self.config.n_steps, angles, prior=prior, feed_forward=self.config.feed_forward
+        )
 
     def step(self, states: Tensor, t: int, labels: Tensor | None = None, before: Tensor | None = None) -> Branches:
         """States at t → every branch at t−1.
