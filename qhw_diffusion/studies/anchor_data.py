@@ -162,7 +162,7 @@ ANCHORS: dict[str, Anchor] = {
         reverse=_measured(1, 6, 2, 4),
         forward=ForwardConfig("depolarizing", "msquddpm", {"k": 1.0}),
         train=TrainConfig(
-            loss="mmd", similarity="superfidelity", iterations=300, batch_size=64, targets=64, pool=POOL,
+            loss="mmd", similarity="superfidelity", iterations=300, batch_size=128, targets=128, pool=POOL,
             learning_rate=0.2,
         ),
         similarity="superfidelity",
@@ -203,7 +203,7 @@ ANCHORS: dict[str, Anchor] = {
         reverse=_measured(1, 20, 1, 4),
         forward=ForwardConfig("scrambling", strength=(1.0, 4.0)),
         train=TrainConfig(
-            loss="mmd", iterations=100, batch_size=100, targets=100, pool=POOL, learning_rate=0.1
+            loss="mmd", iterations=100, batch_size=300, targets=300, pool=POOL, learning_rate=0.1
         ),
         similarity="fidelity",
         published={"fidelity": Published(0.9888, 0.0007, 0.9876), "mmd": Published(1.3e-4, 0.6e-4, 1.3e-4)},
