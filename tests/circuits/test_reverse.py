@@ -121,28 +121,19 @@ PROCESS = ReverseConfig(
 
 def process_and_circuit(config: ReverseConfig, labels: int = 0) -> tuple[ReverseProcess, QuantumCircuit]:
     process = ReverseProcess(config, dtype=torch.float64)
-    given = torch.tensor([labels])
+    return process, process.dynamic_circuit(labels, prior())
 
-    def angles(t: int, outcome: int) -> list[float]:
-        with torch.no_grad():
-            inputs, weights = process.inputs_of(t, given)[0], process.weights_of(t, labels, outcome)
-        return [*inputs.tolist(), *weights.tolist()]
 
-    prior = QuantumCircuit(2)
-    prior.ry(0.7, 0)
-    prior.cx(0, 1)
-    prior.rx(0.4, 1)
-    return process, dynamic_circuit(
-        process.circuit, config.n_steps, angles, prior=prior, feed_forward=config.feed_forward
-    )
+def prior() -> QuantumCircuit:
+    circuit = QuantumCircuit(2)
+    circuit.ry(0.7, 0)
+    circuit.cx(0, 1)
+    circuit.rx(0.4, 1)
+    return circuit
 
 
 def start() -> torch.Tensor:
-    prior = QuantumCircuit(2)
-    prior.ry(0.7, 0)
-    prior.cx(0, 1)
-    prior.rx(0.4, 1)
-    return torch.from_numpy(Operator(prior).data[:, 0].copy())[None]
+    return torch.from_numpy(Operator(prior()).data[:, 0].copy())[None]
 
 
 def enumerated(process: ReverseProcess, labels: int = 0) -> dict[tuple[int, ...], float]:
@@ -234,6 +225,8 @@ def test_a_heron_takes_the_dynamic_circuit() -> None:
 
 
 def test_dynamic_circuits_that_cannot_be() -> None:
+    with pytest.raises(InvalidInputError, match="labels run from 1 to 1"):
+        ReverseProcess(PROCESS).dynamic_circuit(1)
     step = reverse_circuit(2, 1, 1)
     with pytest.raises(InvalidInputError, match="3 angles given; the step has 9"):
         dynamic_circuit(step, 1, lambda t, outcome: [0.0] * 3)
