@@ -40,7 +40,7 @@ from qhw_diffusion.denoising.states import (
     encode_images,
     haar_states,
 )
-from qhw_diffusion.denoising.training import TrainConfig, train_qdm
+from qhw_diffusion.denoising.training import MixedStateWarning, TrainConfig, train_qdm
 
 __all__ = [
     "QDM",
@@ -60,6 +60,7 @@ __all__ = [
     "LatentAutoencoder",
     "LatentQDM",
     "LinearMap",
+    "MixedStateWarning",
     "NoiseSchedule",
     "ReverseConfig",
     "ReverseProcess",

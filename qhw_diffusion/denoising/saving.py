@@ -10,8 +10,9 @@ from qhw_diffusion.denoising.autoencoder import AutoencoderConfig, LatentAutoenc
 from qhw_diffusion.denoising.config import ReverseConfig
 from qhw_diffusion.denoising.latent import LatentQDM
 from qhw_diffusion.denoising.models import MODELS, QDM, AmplitudeQDM, ForwardConfig
+from qhw_diffusion.denoising.reverse import ReverseProcess
 from qhw_diffusion.devices import Device
-from qhw_diffusion.errors import DamagedFileError, QhwError
+from qhw_diffusion.errors import DamagedFileError, InvalidInputError, QhwError
 from qhw_diffusion.runs import atomic_write_json, load_module_state, save_module
 
 SNAPSHOT = "device.snapshot.json.gz"
@@ -20,7 +21,15 @@ SNAPSHOT = "device.snapshot.json.gz"
 def save_pretrained(model: QDM, folder: str | Path) -> Path:
     """Write a model: model.safetensors and config.json, one step's circuit (circuit.qpy, circuit.qasm), the ISA circuit
     (isa.qpy, isa.qasm), device.json (layout, cost, provenance) and the snapshot it was compiled with.
+
+    Raises:
+        InvalidInputError: a model whose circuit was replaced by a classical network: save its weights with save_module.
     """
+    if not isinstance(model.reverse, ReverseProcess):
+        raise InvalidInputError(
+            f"only models with a circuit are saved here; this one has a {type(model.reverse).__name__} in its place: "
+            "use qhw_diffusion.runs.save_module(folder, model.reverse, {}) for its weights"
+        )
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     compiled = model.reverse.compiled

@@ -50,7 +50,10 @@ class RunFolder:
         """
         target = Path(path)
         if target.exists() and (not target.is_dir() or any(target.iterdir())):
-            raise RunFolderError(f"{target} exists and is not an empty folder; choose another one, or resume that run")
+            raise RunFolderError(
+                f"{target} exists and is not an empty folder; choose another one, resume that run (--resume) or "
+                "replace it (--overwrite)"
+            )
         target.parent.mkdir(parents=True, exist_ok=True)
         # built aside and moved in one step: a run folder either has both files or is not there
         aside = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp"))

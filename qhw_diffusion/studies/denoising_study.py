@@ -6,11 +6,15 @@ A study that was stopped goes on where it was: finished pieces of work are files
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from qhw_diffusion.denoising import ReverseProcess
+from qhw_diffusion.denoising.states import qubits_for
 from qhw_diffusion.errors import InvalidInputError, RunFolderError
+from qhw_diffusion.images import load_dataset
+from qhw_diffusion.images.datasets import image_shape_of
 from qhw_diffusion.runs import RunFolder, atomic_write_json, read_json
 from qhw_diffusion.studies import denoising_work as work
 from qhw_diffusion.studies.denoising_settings import DenoisingStudyConfig, row_label
@@ -26,9 +30,11 @@ def open_denoising_study(
 ) -> RunFolder:
     """A new study folder, or with `resume` the existing one, whose settings must be the ones given.
 
-    Raises RunFolderError when the folder is in use, missing, damaged, or holds a study with other settings.
+    Raises RunFolderError when the folder is in use, missing, damaged, or holds a study with other settings; and what
+    loading the data, the device and every model raises, before there is a folder.
     """
     if not resume:
+        _check(config)
         return RunFolder.create(path, kind=work.KIND, config=config.to_dict(), command=command)
     run = RunFolder.open(path, kind=work.KIND)
     saved = DenoisingStudyConfig.from_dict(run.config)
@@ -39,6 +45,15 @@ def open_denoising_study(
             f"{run.path} holds a study with other settings ({changed}); resume it without changing them"
         )
     return run
+
+
+def _check(config: DenoisingStudyConfig) -> None:
+    """Whatever does not fit is told before there is a folder."""
+    n_qubits = config.latent_qubits or qubits_for(image_shape_of(config.data))
+    for arm in config.arms:
+        config.training(arm, 0)
+        ReverseProcess(replace(config.reverse(arm, 0, n_qubits), device=config.device, engine="noisy"))
+    load_dataset(config.data, "train", config.data_root)
 
 
 def run_denoising_study(run: RunFolder, *, workers: int = 2) -> None:

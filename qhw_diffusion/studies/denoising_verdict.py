@@ -111,7 +111,7 @@ def results_table(results: DenoisingResults) -> tuple[list[str], list[list[str]]
 def tests_table(results: DenoisingResults, metric: str) -> tuple[list[str], list[list[str]]]:
     """(columns, rows) of the planned comparisons in one metric."""
     label, scale, digits = COLUMNS[metric]
-    columns = ["question", f"difference in {label.removesuffix(' [95 %]')} [95 %]", "p (Holm)", "p (t)",
+    columns = ["compared", f"difference in {label.removesuffix(' [95 %]')} [95 %]", "p (Holm)", "p (t)",
                "p (Wilcoxon)", "p (sign flip)"]  # fmt: skip
     rows = []
     for question, test in question_tests(results, metric).items():
@@ -123,29 +123,22 @@ def tests_table(results: DenoisingResults, metric: str) -> tuple[list[str], list
     return columns, rows
 
 
-def success_sentences(results: DenoisingResults) -> list[str]:
-    """What post-selection costs: the cumulative success probability and the shots it means."""
-    sentences = []
-    for row in results.rows:
+def success_table(results: DenoisingResults) -> tuple[list[str], list[list[str]]]:
+    """(columns, rows): what post-selection costs, the cumulative success probability and the shots it means."""
+    shots, images = results.config.shots, results.config.eval_images * results.config.seeds
+    columns = ["model", "success % [95 %]", "shots to keep 1,000", f"kept of {shots:,} shots", "images without a shot"]
+    rows = []
+    for row, entries in results.rows.items():
         success = results.interval(row, "success")
-        if success is None or "shots" in row:
+        if success is None:
             continue
-        sent = shots_needed(success.mean, 1000)
-        sentences.append(
-            f"{row_label(row)}: **{success.mean:.1%}** of the runs pass all {results.config.n_steps} post-selections "
-            f"on average; to keep 1,000 of them in 95 % of all cases, send {sent:,} shots."
+        kept = results.interval(row, "kept_shots")
+        lost = "–" if kept is None else f"{sum(entry['lost_images'] for entry in entries)} of {images:,}"
+        sent = f"{shots_needed(success.mean, 1000):,}"
+        rows.append(
+            [row_label(row), _cell(success, "success"), sent, "–" if kept is None else f"{kept.mean:,.0f}", lost]
         )
-    for row in ("postselected@shots", "postselected@noisy-shots", "noise@noisy-shots"):
-        if row in results.rows:
-            kept = results.interval(row, "kept_shots")
-            lost = sum(entry["lost_images"] for entry in results.rows[row])
-            images = results.config.eval_images * results.config.seeds
-            assert kept is not None
-            sentences.append(
-                f"{row_label(row)}: of {results.config.shots:,} shots an image, {kept.mean:,.0f} were kept on average; "
-                f"{lost} of {images:,} images were left without a single one."
-            )
-    return sentences
+    return columns, rows
 
 
 def _adds(fd: dict[Question, PairedTest], accuracy: dict[Question, PairedTest]) -> bool:
@@ -171,10 +164,10 @@ def _headline(fd: dict[Question, PairedTest], accuracy: dict[Question, PairedTes
             if not test.significant():
                 how = "is not told apart from"
             else:
-                how = "beats" if test.difference.mean < 0 else "stays behind"
+                how = "beats" if test.difference.mean < 0 else "is behind"
             clauses.append(f"{name} {how} it")
-    ceiling = f" Against the best linear map, in Fréchet distance: {' and '.join(clauses)}." if clauses else ""
-    return f"{start}{ceiling} ({conditions}; paired tests over seeds, Holm-corrected.)"
+    ceiling = f" The best linear map is the ceiling of post-selection; in Fréchet distance {' and '.join(clauses)}."
+    return f"{start}{ceiling if clauses else ''} ({conditions}; paired tests over seeds, Holm-corrected.)"
 
 
 def _answer(test: PairedTest | None, metric: str) -> str:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from qhw_diffusion.circuits import load_circuit
 from qhw_diffusion.denoising.autoencoder import AutoencoderConfig, LatentAutoencoder
+from qhw_diffusion.denoising.classical import with_classical
 from qhw_diffusion.denoising.config import ReverseConfig
 from qhw_diffusion.denoising.latent import LatentQDM
 from qhw_diffusion.denoising.models import QDM, AmplitudeQDM, DensityMatrixQDM, EnsembleQDM, ForwardConfig
@@ -168,3 +169,9 @@ def test_weights_of_another_shape(tmp_path: Path) -> None:
     save_module(folder, model, model.config())
     with pytest.raises(DamagedFileError, match="size mismatch"):
         from_pretrained(folder)
+
+
+def test_a_model_without_its_circuit_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInputError, match="ClassicalProcess"):
+        save_pretrained(with_classical(amplitude()), tmp_path / "model")
+    assert not (tmp_path / "model").exists()

@@ -1,0 +1,157 @@
+"""`qhw demo denoising`, `study denoising`, `train denoising`, `evaluate denoising`, `study anchors`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from qhw_diffusion.cli import build_parser, main
+from qhw_diffusion.studies import denoising_commands, denoising_settings
+from qhw_diffusion.studies.denoising_settings import DenoisingStudyConfig
+
+SMALL = ["--iterations", "4", "--depth", "2", "--n-steps", "2", "--autoencoder-steps", "30", "--batch-size", "4",
+         "--targets", "8", "--checkpoint-every", "1"]  # fmt: skip
+STUDY = ["--iterations", "2", "--depth", "1", "--n-steps", "1", "--autoencoder-steps", "20", "--eval-images", "20",
+         "--seeds", "1", "--arms", "postselected", "--classes", "0,1", "--device", "fake_manila", "--batch-size", "4",
+         "--targets", "8"]  # fmt: skip
+
+
+def test_every_setting_of_the_study_is_a_flag() -> None:
+    arguments = ["study", "denoising", "--classes", "0,1", "--kernels", "0.3,0.1", "--probability-weight", "0.5",
+                 "--arms", "postselected,noise", "--seeds", "7"]  # fmt: skip
+    given = vars(build_parser(arguments).parse_args(arguments))
+    assert given["DenoisingStudyConfig.classes"] == (0, 1)
+    assert given["DenoisingStudyConfig.kernels"] == (0.3, 0.1)
+    assert given["DenoisingStudyConfig.arms"] == ("postselected", "noise")
+    assert given["DenoisingStudyConfig.seeds"] == 7
+    assert "DenoisingStudyConfig.depth" not in given
+    for field in DenoisingStudyConfig().to_dict():
+        text = [f"--{field.replace('_', '-')}", "3"]
+        build_parser(["study", "denoising"]).parse_args(["study", "denoising", *text])
+
+
+def test_the_demo_without_a_name_stays_the_guidance_demo() -> None:
+    parser = build_parser(["demo"])
+    assert parser.parse_args(["demo"]).what == "guidance"
+    assert parser.parse_args(["demo", "denoising"]).what == "denoising"
+    with pytest.raises(SystemExit) as stop:
+        parser.parse_args(["demo", "denoise"])
+    assert stop.value.code == 2
+
+
+@pytest.mark.parametrize(
+    ("command", "flags", "message"),
+    [
+        ("study", ["--arms", "postselected,quantum"], "allowed: postselected"),
+        ("study", ["--classes", "1"], "two or more"),
+        ("study", ["--data", "digit"], "digits"),
+        ("study", ["--seeds", "0"], "seeds"),
+        ("study", ["--device", "fake_manilla"], "did you mean fake_manila"),
+        ("study", ["--iterations", "0"], "iterations"),
+        ("train", ["--model", "latnt"], "did you mean latent"),
+        ("train", ["--model", "amplitude", "--n-qubits", "5"], "64 pixels"),
+        ("train", ["--data", "digit"], "digits"),
+        ("train", ["--kind", "unitary"], "ancillas"),
+        ("train", ["--engine", "noisy"], "ideal"),
+        ("train", ["--iterations", "0"], "iterations"),
+        ("train", ["--data", "mnist16", "--data-root", "/nowhere"], "/nowhere"),
+    ],
+)
+def test_bad_settings_are_one_line_and_leave_no_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str, flags: list[str], message: str
+) -> None:
+    assert main([command, "denoising", "--out", str(tmp_path / "run"), *flags]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("qhw: error: ")
+    assert message in err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("flags", [["--seeds", "many"], ["--kernels", "narrow"], ["--shot", "3"]])
+def test_what_is_no_value_of_a_flag_is_refused(flags: list[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["train" if flags[0] == "--kernels" else "study", "denoising", *flags])
+    assert stop.value.code == 2
+
+
+def test_anchors_that_do_not_exist(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["study", "anchors", "quddpm", "--out", str(tmp_path / "a")]) == 2
+    assert "quddpm-1" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_train_resume_evaluate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "run"
+    train = ["train", "denoising", "--out", str(out), *SMALL]
+    assert main(train) == 0
+    assert "evaluate it with" in capsys.readouterr().out
+    weights = (out / "model" / "model.safetensors").read_bytes()
+    assert main(train) == 2
+    assert "--overwrite" in capsys.readouterr().err
+    assert main(["train", "denoising", "--out", str(out), "--resume", "--depth", "3"]) == 2
+    assert "other settings (reverse)" in capsys.readouterr().err
+    assert main(["train", "denoising", "--out", str(out), "--resume"]) == 0
+    assert main([*train, "--overwrite"]) == 0
+    assert (out / "model" / "model.safetensors").read_bytes() == weights  # same seed, same bits
+    capsys.readouterr()
+
+    evaluate = ["evaluate", "denoising", str(out), "--images", "40"]
+    assert main(evaluate) == 0
+    told = capsys.readouterr().out
+    assert "success probability" in told
+    saved = json.loads((out / "evaluations" / "ideal-ideal-seed0.json").read_text())
+    assert f"{saved['values']['samples']['fd']:.2f}" in told
+    assert (out / "evaluations" / "ideal-ideal-seed0.png").read_bytes().startswith(b"\x89PNG")
+    assert main([*evaluate, "--device", "fake_manila", "--engine", "noisy", "--shots", "100000"]) == 0
+    assert "fake_manila, noisy" in capsys.readouterr().out
+    assert main([*evaluate, "--shots", "1"]) == 2
+    assert "shots or more" in capsys.readouterr().err
+    assert main([*evaluate, "--engine", "shots"]) == 2
+    assert "noisy" in capsys.readouterr().err
+    assert main([*evaluate, "--images", "3"]) == 2
+    assert main(["evaluate", "denoising", str(tmp_path / "nowhere")]) == 2
+    assert "no such folder" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_model_of_pixels_without_labels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "run"
+    kind = ["--model", "amplitude", "--labels-by", "none", "--kernels", "fidelity,0.5"]
+    assert main(["train", "denoising", "--out", str(out), *SMALL, *kind]) == 0
+    config = json.loads((out / "config.json").read_text())
+    assert config["reverse"]["n_qubits"] == 6
+    assert config["reverse"]["n_labels"] == 1
+    assert config["train"]["kernels"] == ["fidelity", 0.5]
+    assert main(["evaluate", "denoising", str(out), "--images", "20"]) == 0
+    assert "accuracy" not in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_study_and_demo_end_in_a_report(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, page = tmp_path / "study", tmp_path / "page.md"
+    assert main(["study", "denoising", "--out", str(out), "--dry-run", *STUDY]) == 0
+    told = capsys.readouterr().out
+    assert "training: postselected" in told
+    assert not out.exists()
+    assert main(["study", "denoising", "--out", str(out), "--workers", "1", *STUDY]) == 0
+    assert "One seed only" in capsys.readouterr().out
+    assert (out / "results.json").is_file()
+    (out / "report.html").unlink()
+    assert main(["study", "denoising", "--out", str(out), "--report-only", "--markdown", str(page)]) == 0
+    assert (out / "report.html").is_file()
+    assert "best linear map" in page.read_text()
+    assert main(["study", "denoising", "--out", str(out), "--resume", "--depth", "5"]) == 2
+    assert "other settings (depth)" in capsys.readouterr().err
+
+    given = build_parser(["study", "denoising"]).parse_args(["study", "denoising", *STUDY])
+    config = DenoisingStudyConfig(**denoising_commands.given_flags(given, DenoisingStudyConfig))
+    monkeypatch.setattr(denoising_commands, "demo_config", lambda quick: config)
+    demo = ["demo", "denoising", "--out", str(out), "--workers", "1"]
+    assert main(demo) == 2
+    assert "--resume" in capsys.readouterr().err
+    assert main([*demo, "--resume"]) == 0
+    assert denoising_settings.row_label("bypass") in capsys.readouterr().out
