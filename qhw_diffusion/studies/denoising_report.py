@@ -229,7 +229,7 @@ def _curves(section: Section, results: DenoisingResults) -> None:
         folders = [work.training_folder(results.root, arm, seed) for seed in range(results.config.seeds)]
         logs = [RunFolder.open(folder, kind=work.TRAINING).metrics() for folder in folders]
         panels["loss (MMD, and −log success)"][ARMS[arm]] = [[row["losses/train"] for row in log] for log in logs]
-        if arm in ("postselected", "noise"):
+        if arm in ("postselected", "noise", "reconstruction"):
             panels["success probability"][ARMS[arm]] = [[row["charts/probability"] for row in log] for log in logs]
     section.figure(
         denoising_figures.training_curves(panels),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
-from qhw_diffusion.denoising import ForwardConfig, ReverseConfig, TrainConfig
+from qhw_diffusion.denoising import RECONSTRUCTION, ForwardConfig, ReverseConfig, TrainConfig
 from qhw_diffusion.errors import InvalidInputError
 
 # What is trained, and what it is called.
@@ -14,6 +14,7 @@ ARMS = {
     "measured": "ancillas measured, outcomes kept",
     "feedforward": "measured, outcomes fed forward",
     "noise": "post-selected, trained under noise",
+    "reconstruction": "1,110-parameter reconstruction",
     "classical": "classical network of equal size",
 }
 # What is drawn without a training of its own.
@@ -38,7 +39,7 @@ class DenoisingStudyConfig:
         depth: layers of a step.
         ancillas: ancillas of the post-selected models.
         measured_ancillas: ancillas of the measured models.
-        arms: what is trained.
+        arms: what is trained: postselected, measured, feedforward, noise, classical, reconstruction.
         device: fake device or snapshot of the noisy rows.
         iterations: updates of a training.
         noise_iterations: further updates under noise of the arm "noise", which starts from the post-selected weights.
@@ -87,6 +88,8 @@ class DenoisingStudyConfig:
             raise InvalidInputError(
                 "classes has one label; a conditioned model needs two or more (or none for all ten)"
             )
+        if "reconstruction" in self.arms and (self.latent_qubits, len(self.labels)) != (3, 10):
+            raise InvalidInputError("the reconstruction is a model of ten classes in a latent space of three qubits")
         if self.eval_images < 20 or self.seeds < 1 or self.shots < 1:
             raise InvalidInputError("eval_images is 20 or more, seeds and shots are 1 or more")
 
@@ -97,6 +100,8 @@ class DenoisingStudyConfig:
 
     def reverse(self, arm: str, seed: int, n_qubits: int) -> ReverseConfig:
         """Reverse process of an arm."""
+        if arm == "reconstruction":
+            return replace(RECONSTRUCTION, seed=seed)
         measured = arm in ("measured", "feedforward")
         return ReverseConfig(
             n_qubits=n_qubits,
@@ -142,8 +147,7 @@ class DenoisingStudyConfig:
         for arm in ("measured", "feedforward"):
             if arm in self.arms:
                 found += [arm, f"{arm}@noisy"]
-        if "classical" in self.arms:
-            found.append("classical")
+        found += [arm for arm in ("reconstruction", "classical") if arm in self.arms]
         return [*found, *CONTROLS]
 
     def to_dict(self) -> dict[str, Any]:

@@ -44,6 +44,7 @@ QUESTIONS = (
     Question("What changes when outcomes are kept instead of post-selected?", "measured", "postselected"),
     Question("What does feeding outcomes forward add?", "feedforward", "measured"),
     Question("Does the model with feed-forward pass the linear ceiling?", "feedforward", "linear"),
+    Question("How does the reconstruction compare with the best linear map?", "reconstruction", "linear"),
     Question("What does the device's noise cost?", "postselected@noisy", "postselected"),
     Question("What does it cost the model with feed-forward?", "feedforward@noisy", "feedforward"),
     Question("What do finite shots cost?", "postselected@shots", "postselected"),

@@ -203,7 +203,7 @@ def evaluate_row(root: str, row: str, seed: int) -> None:
         "infidelity": _infidelity(here, model, states, labels),
         **extra,
     }
-    if path and how == "" and arm in ("postselected", "measured", "feedforward"):
+    if path and how == "" and arm in ("postselected", "measured", "feedforward", "reconstruction"):
         result["infidelity_by_step"] = _by_step(here, model, path, labels, generator)
     kept_tensors = {"images": _bytes(images[:KEPT_IMAGES]), "labels": labels[:KEPT_IMAGES]}
     if path:

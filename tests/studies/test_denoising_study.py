@@ -12,6 +12,7 @@ import pytest
 import torch
 from scipy import stats
 
+from qhw_diffusion.denoising import ReverseProcess
 from qhw_diffusion.errors import InvalidInputError, RunFolderError
 from qhw_diffusion.images import evaluate_samples
 from qhw_diffusion.runs import RunFolder
@@ -140,6 +141,8 @@ def test_other_settings_are_refused(tiny_denoising: RunFolder, config: Denoising
         ({"classes": (3, 3)}, "different labels"),
         ({"classes": (3, 10)}, "0 to 9"),
         ({"eval_images": 5}, "20 or more"),
+        ({"arms": ("postselected", "reconstruction"), "latent_qubits": 4}, "three qubits"),
+        ({"arms": ("postselected", "reconstruction"), "classes": (0, 1)}, "ten classes"),
     ],
 )
 def test_settings_that_make_no_study(change: dict[str, object], message: str) -> None:
@@ -152,3 +155,10 @@ def test_settings_survive_json() -> None:
     assert DenoisingStudyConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
     with pytest.raises(InvalidInputError, match="allowed entries"):
         DenoisingStudyConfig.from_dict({"epochs": 3})
+
+
+def test_the_reconstruction_has_the_published_number_of_circuit_parameters() -> None:
+    config = DenoisingStudyConfig(arms=("postselected", "reconstruction"))
+    process = ReverseProcess(config.reverse("reconstruction", 3, 3))
+    assert (process.n_circuit_parameters, process.config.seed) == (1110, 3)
+    assert "reconstruction" in config.rows()
