@@ -143,7 +143,7 @@ def test_study_and_demo_end_in_a_report(
     (out / "report.html").unlink()
     assert main(["study", "denoising", "--out", str(out), "--report-only", "--markdown", str(page)]) == 0
     assert (out / "report.html").is_file()
-    assert "best linear map" in page.read_text()
+    assert "linear map in closed form" in page.read_text()
     assert main(["study", "denoising", "--out", str(out), "--resume", "--depth", "5"]) == 2
     assert "other settings (depth)" in capsys.readouterr().err
 

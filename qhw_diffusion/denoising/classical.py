@@ -1,4 +1,4 @@
-"""A classical network in the place of the circuit: the control of equal parameter count, trained by the same loop."""
+"""Rivals in the place of the circuit, trained by the same loop on the same loss: a network, and one free matrix."""
 
 from __future__ import annotations
 
@@ -60,6 +60,55 @@ class ClassicalProcess(nn.Module):
         zeros = torch.zeros(len(states))
         outcomes = torch.zeros(len(states), self.config.n_steps - stop, dtype=torch.long)
         return Chain(states, zeros, outcomes, tuple(path) if keep_path else ())
+
+    def outcome_probabilities(self, states: Tensor) -> Tensor:
+        """[B, d]: squared magnitudes."""
+        return states.detach().abs().square()
+
+
+class LinearProcess(nn.Module):
+    """One free contraction a label, x₀ ∝ M_y x_T, with the methods of a `ReverseProcess`.
+
+    A chain of post-selected steps is a contraction whatever its circuits (`linear.LinearMap`), so this one, whose
+    matrix can be any, is what all of them could reach with this loss, success probability included: M is used in the
+    scale in which its spectral norm is 1.
+
+    Args:
+        model: the quantum model it is compared with: same dimension and labels.
+        seed: of the initial matrices, near the identity.
+    """
+
+    def __init__(self, model: QDM, seed: int = 0) -> None:
+        super().__init__()
+        self.config = replace(model.reverse.config, kind="postselected", feed_forward=False)
+        generator = torch.Generator().manual_seed(seed)
+        noise = 0.1 * torch.randn(self.config.n_labels, model.dim, model.dim, 2, generator=generator)
+        noise[..., 0] += torch.eye(model.dim)
+        self.weight = nn.Parameter(noise)
+
+    @property
+    def n_parameters(self) -> int:
+        """Trainable numbers: real and imaginary parts."""
+        return self.weight.numel()
+
+    def run(
+        self,
+        states: Tensor,
+        labels: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        *,
+        stop: int = 0,
+        keep_path: bool = False,
+    ) -> Chain:
+        """As `ReverseProcess.run`, all steps at once: the path is (x_T, x₀); `generator` and `stop` are not used."""
+        labels = torch.zeros(len(states), dtype=torch.long) if labels is None else labels
+        matrices = torch.view_as_complex(self.weight)
+        scaled = matrices / torch.linalg.matrix_norm(matrices, ord=2)[:, None, None]
+        made = torch.einsum("bij,bj->bi", scaled[labels], states)
+        success = made.abs().square().sum(1)
+        made = made / success.sqrt()[:, None]
+        outcomes = torch.zeros(len(states), self.config.n_steps, dtype=torch.long)
+        return Chain(made, success.log(), outcomes, (states, made) if keep_path else ())
 
     def outcome_probabilities(self, states: Tensor) -> Tensor:
         """[B, d]: squared magnitudes."""

@@ -11,7 +11,6 @@ from pathlib import Path
 import torch
 
 from qhw_diffusion.denoising import AutoencoderConfig, LatentAutoencoder, TrainConfig, train_qdm
-from qhw_diffusion.denoising.classical import with_classical
 from qhw_diffusion.runs import RunFolder
 from qhw_diffusion.studies import denoising_verdict as says
 from qhw_diffusion.studies.denoising_report import render_markdown, render_report
@@ -113,8 +112,6 @@ def _update_seconds(here: Context, arm: str, settings: TrainConfig) -> float:
     model = here.model(arm, 0)
     if arm == "noise":
         model = model.on(device=here.config.device, engine="noisy")
-    if arm == "classical":
-        model = with_classical(model)  # type: ignore[assignment]
     marks: list[float] = []
     train_qdm(
         model,

@@ -23,17 +23,24 @@ _METRICS_TEXT = (
     "ever used, against held-out images. It is **not** Inception FID, and its values compare only with one another. "
     "Accuracy: share of images in which the judge sees the label asked for. Diversity: mean distance between two "
     "images of one label. Infidelity: 1 − F between the average state that was made and that of the training data, "
-    "mean over labels. Success: mean probability that a run passes every post-selection. Parameters: trained numbers. "
-    "Numbers are means over seeds with a 95 % t-interval (cut where a share would leave 0 to 1); a seed is one "
-    "training and one evaluation."
+    "mean over labels; it counts signs and phases, which images do not have. Visible infidelity: the same of the "
+    "average outcome probabilities. Success: mean probability that a run passes every post-selection. Parameters: "
+    "trained numbers. Numbers are means over seeds with a 95 % t-interval (cut where a share would leave 0 to 1); a "
+    "seed is one training and one evaluation."
 )
 _CONTROLS_TEXT = (
-    "Random circuit: the same circuit with random angles. Circuit bypassed: pure noise straight into the decoder. Best "
-    "linear map: a chain of post-selected steps whose states stay coherent is one matrix a label, whatever its depth; "
-    "the best such matrix is known in closed form, and its rank and power were tuned with the reward classifier. Rank "
-    "1 prints one image a label: recognisable, without diversity. Classical network: at most as many parameters, "
-    "trained by the same loop on the same loss."
+    "Random circuit: the same circuit with random angles. Circuit bypassed: pure noise straight into the decoder. "
+    "Linear maps: a chain of post-selected steps whose states stay coherent is one contraction a label, whatever its "
+    "depth. In closed form: the one that reproduces the data's second moments, rank and power tuned with the reward "
+    "classifier. Rank 1 prints one image a label: recognisable, without diversity. Trained: any contraction, by the "
+    "same loop on the same loss: the ceiling of all chains of post-selected steps. Classical network: at most as many "
+    "parameters, trained likewise."
 )
+_COMPARED = {
+    "measured": "the magnitudes of the amplitudes",
+    "fidelity": "fidelity, which counts signs and phases",
+    "superfidelity": "superfidelity, which counts signs and phases",
+}
 _DECODER_TEXT = ", and the decoder of the latent space was trained on √(counts/N) of sampled outcomes"
 _DEVICE_TEXT = (
     "A device gives counts of measured bit strings: estimates of probabilities, and as their square roots the "
@@ -98,7 +105,7 @@ def _verdict(section: Section, results: DenoisingResults) -> None:
     sentences, tone = says.verdict(results)
     section.note(sentences[0], "good" if tone == "good" else "caution")
     cards = []
-    for row, name in (("postselected", "post-selected"), ("feedforward", "feed-forward"), ("linear", "best linear map"),
+    for row, name in (("postselected", "post-selected"), ("feedforward", "feed-forward"), ("linear", "linear map"),
                       ("frozen", "random circuit")):  # fmt: skip
         fd, accuracy = (results.interval(row, m) if row in results.rows else None for m in ("fd", "accuracy"))
         if fd is not None and accuracy is not None:
@@ -117,7 +124,8 @@ def _trained(section: Section, results: DenoisingResults, here: work.Context) ->
         f"{here.n_qubits} data qubits and {c.ancillas} ancilla{'s' * (c.ancillas > 1)} "
         f"({c.measured_ancillas} where outcomes are kept), with weights of its own; the label turns the ancillas. "
         f"All {c.n_steps} steps were trained together on the images' states, by the maximum mean discrepancy of what "
-        f"comes out at t = 0 and the training data. {len(circuit.weights)} weights a step."
+        f"comes out at t = 0 and the training data, in {_COMPARED[c.similarity]}. {len(circuit.weights)} weights a "
+        "step."
     )
     rows = [[name, f"{count:,}"] for name, count in says.parameters_of(results).items()]
     section.table(["trained", "parameters"], rows)
@@ -174,7 +182,7 @@ def _table(section: Section, results: DenoisingResults) -> None:
     )  # fmt: skip
     linear = results.rows["linear"]
     chosen = "; ".join(f"seed {r['seed']}: rank {r['rank']}, power {r['power']:g}" for r in linear)
-    section.text(f"Chosen for the best linear map: {chosen}.")
+    section.text(f"Chosen for the linear map in closed form: {chosen}.")
 
 
 def _tests(section: Section, results: DenoisingResults) -> None:

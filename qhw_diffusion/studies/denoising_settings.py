@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from qhw_diffusion.denoising import RECONSTRUCTION, ForwardConfig, ReverseConfig, TrainConfig
+from qhw_diffusion.denoising.classical import ClassicalProcess, LinearProcess
 from qhw_diffusion.errors import InvalidInputError
 
 # What is trained, and what it is called.
@@ -15,13 +16,16 @@ ARMS = {
     "feedforward": "measured, outcomes fed forward",
     "noise": "post-selected, trained under noise",
     "reconstruction": "1,110-parameter reconstruction",
+    "contraction": "trained linear map (any contraction)",
     "classical": "classical network of equal size",
 }
+# Trained by the same loop with no circuit in them.
+RIVALS = {"contraction": LinearProcess, "classical": ClassicalProcess}
 # What is drawn without a training of its own.
 CONTROLS = {
     "frozen": "random circuit, not trained",
     "bypass": "circuit bypassed",
-    "linear": "best linear map (closed form)",
+    "linear": "linear map in closed form",
     "linear1": "linear map of rank 1 (mean image)",
 }
 
@@ -39,13 +43,15 @@ class DenoisingStudyConfig:
         depth: layers of a step.
         ancillas: ancillas of the post-selected models.
         measured_ancillas: ancillas of the measured models.
-        arms: what is trained: postselected, measured, feedforward, noise, classical, reconstruction.
+        arms: what is trained: postselected, measured, feedforward, noise, reconstruction, contraction, classical.
         device: fake device or snapshot of the noisy rows.
         iterations: updates of a training.
         noise_iterations: further updates under noise of the arm "noise", which starts from the post-selected weights.
         batch_size: samples a label in an update.
         targets: data a label in an update.
         learning_rate: of Adam.
+        similarity: what training compares states by. "measured": the magnitudes of their amplitudes, which is all that
+            a device gives and the decoder sees; "fidelity": signs and phases too ("superfidelity" under noise).
         kernels: widths of the Gaussian kernels of the MMD, beside the fidelity kernel.
         probability_weight: weight of −log(success) in the loss of post-selected models.
         autoencoder_steps: updates of the autoencoder.
@@ -62,13 +68,14 @@ class DenoisingStudyConfig:
     depth: int = 8
     ancillas: int = 1
     measured_ancillas: int = 2
-    arms: tuple[str, ...] = ("postselected", "measured", "feedforward", "noise", "classical")
+    arms: tuple[str, ...] = ("postselected", "measured", "feedforward", "noise", "contraction", "classical")
     device: str = "fake_marrakesh"
     iterations: int = 500
     noise_iterations: int = 60
     batch_size: int = 12
     targets: int = 48
     learning_rate: float = 0.03
+    similarity: str = "measured"
     kernels: tuple[float, ...] = (0.3, 0.1)
     probability_weight: float = 0.002
     autoencoder_steps: int = 1500
@@ -130,7 +137,7 @@ class DenoisingStudyConfig:
             batch_size=self.batch_size,
             targets=self.targets,
             kernels=("fidelity", *self.kernels),
-            similarity="superfidelity" if arm == "noise" else "fidelity",
+            similarity="superfidelity" if arm == "noise" and self.similarity == "fidelity" else self.similarity,
             learning_rate=self.learning_rate,
             probability_weight=self.probability_weight,
             seed=seed,
@@ -147,7 +154,7 @@ class DenoisingStudyConfig:
         for arm in ("measured", "feedforward"):
             if arm in self.arms:
                 found += [arm, f"{arm}@noisy"]
-        found += [arm for arm in ("reconstruction", "classical") if arm in self.arms]
+        found += [arm for arm in ("reconstruction", *RIVALS) if arm in self.arms]
         return [*found, *CONTROLS]
 
     def to_dict(self) -> dict[str, Any]:
@@ -176,4 +183,4 @@ def row_label(row: str) -> str:
     """What a table calls a row."""
     arm, _, how = row.partition("@")
     name = ARMS.get(arm) or CONTROLS[arm]
-    return name if arm in CONTROLS or arm == "classical" else f"{name}: {HOW[how]}"
+    return name if arm in CONTROLS or arm in RIVALS else f"{name}: {HOW[how]}"

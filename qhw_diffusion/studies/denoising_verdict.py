@@ -16,6 +16,7 @@ COLUMNS = {
     "accuracy": ("accuracy % [95 %]", 100.0, 1),
     "diversity": ("diversity [95 %]", 1.0, 2),
     "infidelity": ("infidelity [95 %]", 1.0, 3),
+    "visible": ("visible infidelity [95 %]", 1.0, 3),
     "success": ("success % [95 %]", 100.0, 1),
 }
 
@@ -38,13 +39,15 @@ QUESTIONS = (
     Question("Is the trained circuit better than a random one?", "postselected", "frozen"),
     Question("Is it better than no circuit at all (noise straight into the decoder)?", "postselected", "bypass"),
     Question("Are its images recognised more often than by chance?", "postselected", CHANCE),
-    Question("How does it compare with the best linear map?", "postselected", "linear"),
+    Question("How does it compare with the linear map in closed form?", "postselected", "linear"),
     Question("And with the linear map of rank 1, which prints one image a label?", "postselected", "linear1"),
+    Question("How far is it from a trained linear map, the ceiling of its kind?", "postselected", "contraction"),
     Question("How does it compare with a classical network of equal size?", "postselected", "classical"),
     Question("What changes when outcomes are kept instead of post-selected?", "measured", "postselected"),
     Question("What does feeding outcomes forward add?", "feedforward", "measured"),
-    Question("Does the model with feed-forward pass the linear ceiling?", "feedforward", "linear"),
-    Question("How does the reconstruction compare with the best linear map?", "reconstruction", "linear"),
+    Question("Does the model with feed-forward pass the linear map in closed form?", "feedforward", "linear"),
+    Question("Does it pass the trained linear map?", "feedforward", "contraction"),
+    Question("How does the reconstruction compare with the linear map in closed form?", "reconstruction", "linear"),
     Question("What does the device's noise cost?", "postselected@noisy", "postselected"),
     Question("What does it cost the model with feed-forward?", "feedforward@noisy", "feedforward"),
     Question("What do finite shots cost?", "postselected@shots", "postselected"),
@@ -158,17 +161,19 @@ def _headline(fd: dict[Question, PairedTest], accuracy: dict[Question, PairedTes
         start = "It is **not** shown that the trained circuit beats the random circuit, the bypassed one and chance in "
         start += "both Fréchet distance and accuracy; the answers below say in which it does."
     clauses = []
-    for row, name in (("postselected", "the post-selected chain"), ("feedforward", "the model with feed-forward")):
-        question = next((q for q in fd if (q.row, q.against) == (row, "linear")), None)
-        if question is not None:
-            test = fd[question]
-            if not test.significant():
-                how = "is not told apart from"
-            else:
-                how = "beats" if test.difference.mean < 0 else "is behind"
-            clauses.append(f"{name} {how} it")
-    ceiling = f" The best linear map is the ceiling of post-selection; in Fréchet distance {' and '.join(clauses)}."
-    return f"{start}{ceiling if clauses else ''} ({conditions}; paired tests over seeds, Holm-corrected.)"
+    for row, name in (("postselected", "The post-selected chain"), ("feedforward", "The model with feed-forward")):
+        found = {q.against: test for q, test in fd.items() if q.row == row and q.against in ("linear", "contraction")}
+        if found:
+            maps = {"linear": "the linear map in closed form", "contraction": "the trained one"}
+            told = [f"{_how(test)} {maps[against]}" for against, test in found.items()]
+            clauses.append(f" {name} {' and '.join(told)} in Fréchet distance.")
+    return f"{start}{''.join(clauses)} ({conditions}; paired tests over seeds, Holm-corrected.)"
+
+
+def _how(test: PairedTest) -> str:
+    if not test.significant():
+        return "is not told apart from"
+    return "beats" if test.difference.mean < 0 else "is behind"
 
 
 def _answer(test: PairedTest | None, metric: str) -> str:
@@ -192,7 +197,7 @@ def _cell(interval: Interval | None, metric: str) -> str:
         return "–"
     _, scale, digits = COLUMNS[metric]
     low, high = scale * interval.low, scale * interval.high
-    if metric in ("accuracy", "infidelity", "success"):  # shares: the t-interval may leave their range
+    if metric in ("accuracy", "infidelity", "visible", "success"):  # shares: the t-interval may leave their range
         low, high = max(low, 0.0) if low == low else low, min(high, scale) if high == high else high
     return Interval(scale * interval.mean, low, high, interval.n).format(digits)
 

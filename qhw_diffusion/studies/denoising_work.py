@@ -32,7 +32,6 @@ from qhw_diffusion.denoising import (
     train_autoencoder,
     train_qdm,
 )
-from qhw_diffusion.denoising.classical import ClassicalProcess, with_classical
 from qhw_diffusion.denoising.readout import kept_shots
 from qhw_diffusion.denoising.states import qubits_for
 from qhw_diffusion.images import (
@@ -44,7 +43,7 @@ from qhw_diffusion.images import (
     load_dataset,
 )
 from qhw_diffusion.runs import RunFolder, atomic_write_json, load_module_state, read_tensors, save_module, write_tensors
-from qhw_diffusion.studies.denoising_settings import DenoisingStudyConfig
+from qhw_diffusion.studies.denoising_settings import RIVALS, DenoisingStudyConfig
 
 KIND = "denoising-study"
 TRAINING = "denoising"
@@ -88,9 +87,12 @@ class Context:
     def model(self, arm: str, seed: int) -> AmplitudeQDM:
         """The untrained model of an arm."""
         reverse = self.config.reverse(arm, seed, self.n_qubits)
-        if self.autoencoder is not None:
-            return LatentQDM(reverse, self.config.forward, autoencoder=self.autoencoder)
-        return AmplitudeQDM(reverse, self.config.forward, image_shape=self.train.image_shape)
+        model = (
+            AmplitudeQDM(reverse, self.config.forward, image_shape=self.train.image_shape)
+            if self.autoencoder is None
+            else LatentQDM(reverse, self.config.forward, autoencoder=self.autoencoder)
+        )
+        return model.with_reverse(RIVALS[arm](model, seed)) if arm in RIVALS else model
 
     def original(self, labels: Tensor) -> Tensor:
         """Labels 0 … C − 1 of the study → those of the data set, which the classifiers know."""
@@ -127,8 +129,6 @@ def train_arm(root: str, arm: str, seed: int) -> None:
     model: Any = here.model(arm, seed)
     if arm == "noise":
         model = load_trained(root, "postselected", seed).on(device=here.config.device, engine="noisy")
-    if arm == "classical":
-        model = with_classical(model, seed)
     settings, folder = here.config.training(arm, seed), training_folder(Path(root), arm, seed)
     resume = folder.exists() and RunFolder.open(folder, kind=TRAINING).has_checkpoint
     if folder.exists() and not resume:
@@ -140,7 +140,7 @@ def train_arm(root: str, arm: str, seed: int) -> None:
         history = train_qdm(model, here.train.images, settings, labels=here.train.labels, run=run, resume=resume)
         if len(history) < settings.iterations:
             raise KeyboardInterrupt
-        if arm == "classical":
+        if arm in RIVALS:
             save_module(run.path / "model", model.reverse, {"arm": arm})
         else:
             save_pretrained(model, run.path / "model")
@@ -151,11 +151,7 @@ def load_trained(root: str, arm: str, seed: int) -> AmplitudeQDM:
     here = context(root)
     model = here.model(arm, seed)
     state, _ = load_module_state(training_folder(Path(root), arm, seed) / "model")
-    if arm == "classical":
-        process = ClassicalProcess(model, seed)
-        process.load_state_dict(state)
-        return model.with_reverse(process)
-    model.load_state_dict(state)
+    (model.reverse if arm in RIVALS else model).load_state_dict(state)
     return model.on(device=here.config.device, engine="noisy") if arm == "noise" else model
 
 
@@ -201,6 +197,7 @@ def evaluate_row(root: str, row: str, seed: int) -> None:
         **measured,
         "success": None if success is None else float(success.mean()),
         "infidelity": _infidelity(here, model, states, labels),
+        "visible": _visible_infidelity(here, model, probabilities, labels),
         **extra,
     }
     if path and how == "" and arm in ("postselected", "measured", "feedforward", "reconstruction"):
@@ -262,6 +259,15 @@ def _infidelity(here: Context, model: AmplitudeQDM, states: Tensor, labels: Tens
     """1 − F between the average state of what was made and of the training data, mean over labels."""
     data = model.encode(here.train.images)
     return _average_infidelity(states, labels, data, here.train.labels, len(here.config.labels))
+
+
+def _visible_infidelity(here: Context, model: AmplitudeQDM, probabilities: Tensor, labels: Tensor) -> float:
+    """1 − (Σ √(p q))² of the average outcome probabilities, made and of the training data, mean over labels."""
+    data, found = model.encode(here.train.images).abs().square(), []
+    for y in range(len(here.config.labels)):
+        mine, theirs = probabilities[labels == y].double().mean(0), data[here.train.labels == y].double().mean(0)
+        found.append(1 - (mine * theirs).sqrt().sum() ** 2)
+    return float(torch.stack(found).mean())
 
 
 def _by_step(

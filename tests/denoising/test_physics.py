@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from qhw_diffusion.denoising.classical import LinearProcess
 from qhw_diffusion.denoising.config import ReverseConfig
 from qhw_diffusion.denoising.forward import Depolarizing, GaussianAmplitudes
 from qhw_diffusion.denoising.losses import fidelity
@@ -177,7 +179,15 @@ def test_a_postselected_chain_is_one_linear_map_and_probabilities_multiply(setti
         torch.testing.assert_close(chain.log_probability, steps, rtol=1e-7, atol=1e-10)
         wanted = as_density(printed) / success[:, None, None]
         torch.testing.assert_close(as_density(chain.states), wanted, rtol=0, atol=1e-7)
-        assert float(torch.linalg.matrix_norm(whole, ord=2)) <= 1 + 1e-9
+        largest = float(torch.linalg.matrix_norm(whole, ord=2))
+        assert largest <= 1 + 1e-9
+        # the rival with a free matrix can be this chain, at the best success its matrix allows
+        model = AmplitudeQDM(replace(p.config, seed=1), image_shape=(1, 2, 2))
+        rival = LinearProcess(model).double()
+        rival.weight.data[:] = torch.view_as_real(3 * whole)
+        printed_by_it = rival.run(starts, labels)
+        torch.testing.assert_close(as_density(printed_by_it.states), wanted, rtol=0, atol=1e-7)
+        torch.testing.assert_close(printed_by_it.probability, success / largest**2, rtol=1e-7, atol=1e-12)
 
 
 def test_measured_outcomes_fed_forward_print_what_no_linear_map_can() -> None:

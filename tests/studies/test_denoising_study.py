@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from qiskit.quantum_info import hellinger_fidelity
 from scipy import stats
 
 from qhw_diffusion.denoising import ReverseProcess
@@ -44,9 +45,9 @@ def test_every_row_has_every_seed(results: DenoisingResults) -> None:
     assert not any(row.startswith("measured") for row in results.rows)
     for row, entries in results.rows.items():
         assert [entry["seed"] for entry in entries] == [0, 1]
-        for metric in ("fd", "accuracy", "diversity", "infidelity"):
+        for metric in ("fd", "accuracy", "diversity", "infidelity", "visible"):
             assert np.all(np.isfinite(results.values(row, metric))), (row, metric)
-        selected = row.startswith(("postselected", "noise", "frozen", "linear"))
+        selected = row.startswith(("postselected", "noise", "frozen", "linear", "contraction"))
         assert bool(results.values(row, "success")) == selected
     assert len(results.floor["real"]) == len(results.floor["encoded"]) == 2
 
@@ -68,6 +69,22 @@ def test_the_kept_images_are_those_that_were_measured(tiny_denoising: RunFolder,
 
 
 @pytest.mark.slow
+def test_visible_infidelity_is_that_of_the_average_probabilities(tiny_denoising: RunFolder) -> None:
+    here = work.Context(tiny_denoising.path)
+    model, labels = here.model("postselected", 0), here.train.labels
+    exact = model.encode(here.train.images).abs().square()
+    assert work._visible_infidelity(here, model, exact, labels) == pytest.approx(0, abs=1e-6)
+    p = torch.rand(len(labels), 8, generator=torch.Generator().manual_seed(0))
+    p /= p.sum(1, keepdim=True)
+    found = work._visible_infidelity(here, model, p, labels)
+    wanted = [
+        1 - hellinger_fidelity(*(dict(enumerate(x[labels == y].double().mean(0).tolist())) for x in (p, exact)))
+        for y in range(3)
+    ]
+    assert found == pytest.approx(sum(wanted) / 3, abs=1e-6)
+
+
+@pytest.mark.slow
 def test_controls_are_what_closed_forms_say(results: DenoisingResults) -> None:
     d = 2**results.config.latent_qubits
     # rank 1 is the projector on one state per label: success 1/d from Haar-random starts, and no diversity
@@ -78,6 +95,7 @@ def test_controls_are_what_closed_forms_say(results: DenoisingResults) -> None:
     for entry in results.rows["postselected@shots"]:
         assert entry["kept_shots"] == pytest.approx(shots * entry["success"], rel=0.05)
     parameters = {row: entries[0].get("parameters") for row, entries in results.rows.items()}
+    assert parameters["contraction"] == 2 * 3 * d * d
     assert parameters["classical"] <= parameters["postselected"] == parameters["frozen"]
     # without noise, readout changes nothing: the exact and the counted rows share their states
     for exact, counted in zip(results.rows["postselected"], results.rows["postselected@shots"], strict=True):
