@@ -132,8 +132,8 @@ def _measured(n_qubits: int, n_steps: int, ancillas: int, depth: int) -> Reverse
 MS_SOURCE = "MSQuDDPM, arXiv 2411.17608v2, Table I"
 QU_SOURCE = "QuDDPM, arXiv 2310.05866, public code"
 ASSUMED_BY_ALL = (
-    "Learning rate, updates, batch and loss are ours, tried on some of the same seeds (public codes: Adam at a constant "
-    "rate, 2,001 updates a step). "
+    "Learning rate, updates, batch and loss are ours, tried on some of the same seeds (public codes: Adam at a "
+    "constant rate, 2,001 updates a step). "
     "The loss weighs every measurement outcome of the step trained by its probability instead of drawing one, so "
     "probabilities are trained too.",
     "N is the number of states compared at a time, as in the public codes; the training set has 1,000, and 1,000 "
