@@ -211,11 +211,13 @@ def _process(section: Section, results: DenoisingResults) -> None:
         "at t = 0 alone. The first column is the decoder's picture of pure noise.",
         wide=True,
     )
-    found = {row_label(row): [entry["infidelity_by_step"] for entry in entries]
-             for row, entries in results.rows.items() if "infidelity_by_step" in entries[0]}  # fmt: skip
+    visible = results.config.similarity == "measured"
+    kind = "visible_by_step" if visible else "infidelity_by_step"
+    found = {row_label(row): [entry[kind] for entry in entries] for row, entries in results.rows.items()
+             if kind in entries[0]}  # fmt: skip
     section.figure(
-        denoising_figures.by_step(found, ylabel="infidelity of the average state"),
-        alt="Infidelity between the average states of the model and of noised data, over the reverse process.",
+        denoising_figures.by_step(found, ylabel=f"{'visible ' * visible}infidelity of the averages"),
+        alt="Infidelity between the averages of the model and of noised data, over the reverse process.",
         caption="At t, what the model has is compared with training data noised to t. Training looked at t = 0 alone: "
         "in between, the chain is free to take a path of its own. At T both are pure noise: what is left there comes "
         "from the finite number of samples.",

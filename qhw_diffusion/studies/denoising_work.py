@@ -201,7 +201,7 @@ def evaluate_row(root: str, row: str, seed: int) -> None:
         **extra,
     }
     if path and how == "" and arm in ("postselected", "measured", "feedforward", "reconstruction"):
-        result["infidelity_by_step"] = _by_step(here, model, path, labels, generator)
+        result |= _by_step(here, model, path, labels, generator)
     kept_tensors = {"images": _bytes(images[:KEPT_IMAGES]), "labels": labels[:KEPT_IMAGES]}
     if path:
         steps = [model.images(s[: len(c.labels)]) for s in path]
@@ -263,24 +263,23 @@ def _infidelity(here: Context, model: AmplitudeQDM, states: Tensor, labels: Tens
 
 def _visible_infidelity(here: Context, model: AmplitudeQDM, probabilities: Tensor, labels: Tensor) -> float:
     """1 − (Σ √(p q))² of the average outcome probabilities, made and of the training data, mean over labels."""
-    data, found = model.encode(here.train.images).abs().square(), []
-    for y in range(len(here.config.labels)):
-        mine, theirs = probabilities[labels == y].double().mean(0), data[here.train.labels == y].double().mean(0)
-        found.append(1 - (mine * theirs).sqrt().sum() ** 2)
-    return float(torch.stack(found).mean())
+    data = model.encode(here.train.images).abs().square()
+    return _visible(probabilities, labels, data, here.train.labels, len(here.config.labels))
 
 
 def _by_step(
     here: Context, model: AmplitudeQDM, path: tuple[Tensor, ...], labels: Tensor, generator: torch.Generator
-) -> list[float]:
-    """As `_infidelity`, of x_t against noised data at t, for t = T … 0."""
-    data, n_steps = model.encode(here.train.images), len(path) - 1
-    found = []
+) -> dict[str, list[float]]:
+    """As `_infidelity` and `_visible_infidelity`, of x_t against noised data at t, for t = T … 0."""
+    data, n_steps, n_labels = model.encode(here.train.images), len(path) - 1, len(here.config.labels)
+    whole, visible = [], []
     for index, states in enumerate(path):
         t = n_steps - index
         noised = model.forward_process.noised(data, t, generator)
-        found.append(_average_infidelity(states, labels, noised, here.train.labels, len(here.config.labels)))
-    return found
+        whole.append(_average_infidelity(states, labels, noised, here.train.labels, n_labels))
+        seen, wanted = (model.reverse.outcome_probabilities(x) for x in (states, noised))
+        visible.append(_visible(seen, labels, wanted, here.train.labels, n_labels))
+    return {"infidelity_by_step": whole, "visible_by_step": visible}
 
 
 def _average_infidelity(a: Tensor, labels_a: Tensor, b: Tensor, labels_b: Tensor, n: int) -> float:
@@ -289,6 +288,11 @@ def _average_infidelity(a: Tensor, labels_a: Tensor, b: Tensor, labels_b: Tensor
         mine, theirs = (as_density(x).mean(0, keepdim=True) for x in (a[labels_a == y], b[labels_b == y]))
         parts.append(infidelity(mine.to(torch.complex128), theirs.to(torch.complex128)))
     return float(torch.cat(parts).mean())
+
+
+def _visible(a: Tensor, labels_a: Tensor, b: Tensor, labels_b: Tensor, n: int) -> float:
+    means = [(a[labels_a == y].double().mean(0), b[labels_b == y].double().mean(0)) for y in range(n)]
+    return float(torch.stack([1 - (mine * theirs).sqrt().sum() ** 2 for mine, theirs in means]).mean())
 
 
 def _bytes(images: Tensor) -> Tensor:

@@ -231,3 +231,45 @@ def test_measured_outcomes_fed_forward_print_what_no_linear_map_can() -> None:
         if 0.35 < float((near[:, 0] > near[:, 1]).double().mean()) < 0.65:
             best = max(best, float(near.amax(1).mean()))
     assert best < 0.92
+
+
+# --- mitigation and concentration -----------------------------------------------------------------------------------
+
+
+def test_zne_and_pec_do_not_bring_back_what_noise_has_concentrated() -> None:
+    """With the same number of shots they tell two states apart no better than plain estimates do (2109.01051)."""
+    pauli_z = torch.tensor([1.0, -1.0], dtype=torch.float64)
+    states = as_density(torch.tensor([[1, 0], [0.6, 0.8]], dtype=torch.complex128))
+    share = 0.8  # of the state that survives a step
+    noise = Depolarizing(noise_schedule("constant", 36, p=1 - share))
+
+    def values(steps: int) -> Tensor:
+        found = noise.noised(states, steps, generator()) if steps else states
+        return (found.diagonal(dim1=1, dim2=2).real * pauli_z).sum(1)
+
+    def resolution(coefficients: list[float], estimates: list[Tensor]) -> float:
+        """Difference of the two estimates over its standard deviation, for one shot shared by all circuits."""
+        both = torch.stack([c * v for c, v in zip(coefficients, estimates, strict=True)]).sum(0)
+        variance = sum(
+            len(estimates) * c**2 * float((1 - v**2).mean()) for c, v in zip(coefficients, estimates, strict=True)
+        )
+        return float((both[0] - both[1]).abs()) / variance**0.5
+
+    # the inverse of one step, as a quasi-probability over I and three Paulis
+    rest, chosen = (1 + 3 / share) / 4, (1 - 1 / share) / 4
+    gamma = rest + 3 * abs(chosen)
+    assert rest - chosen == pytest.approx(1 / share)  # what it does to Z, so that PEC is exact
+    assert rest + 3 * chosen == pytest.approx(1)
+    plain = []
+    for steps in (2, 4, 8, 12):
+        noisy = [values(scale * steps) for scale in (1, 2, 3)]
+        plain.append(resolution([1.0], noisy[:1]))
+        assert resolution([1.5, -0.5], [noisy[0], noisy[2]]) < plain[-1]  # linear extrapolation
+        assert resolution([3.0, -3.0, 1.0], noisy) < plain[-1]  # Richardson
+        ideal = values(0)
+        torch.testing.assert_close(values(steps) / share**steps, ideal)
+        # every shot of PEC is ±γ^T: unbiased, and spread by that much
+        pec = float((ideal[0] - ideal[1]).abs()) / (gamma ** (2 * steps) - float((ideal**2).mean())) ** 0.5
+        assert pec < plain[-1]
+    falling = [later / earlier for earlier, later in itertools.pairwise(plain)]
+    assert falling[-1] == pytest.approx(share**4, rel=0.02)

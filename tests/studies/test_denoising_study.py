@@ -65,7 +65,10 @@ def test_the_kept_images_are_those_that_were_measured(tiny_denoising: RunFolder,
         assert again["accuracy"] == pytest.approx(results.rows[row][1]["accuracy"], abs=0.051)
     path = work.read_samples(tiny_denoising.path, "postselected", 0)["path"]
     assert path.shape == (3, 3, 1, 8, 8)  # t = 2, 1, 0 for three labels
-    assert len(results.rows["postselected"][0]["infidelity_by_step"]) == 3
+    first = results.rows["postselected"][0]
+    for name, metric in (("infidelity_by_step", "infidelity"), ("visible_by_step", "visible")):
+        assert len(first[name]) == 3
+        assert first[name][-1] == pytest.approx(first[metric], rel=1e-4)  # at t = 0 it is that of the table
 
 
 @pytest.mark.slow
