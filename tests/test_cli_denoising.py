@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -138,8 +139,13 @@ def test_study_and_demo_end_in_a_report(
     assert "training: postselected" in told
     assert not out.exists()
     assert main(["study", "denoising", "--out", str(out), "--workers", "1", *STUDY]) == 0
-    assert "One seed only" in capsys.readouterr().out
-    assert (out / "results.json").is_file()
+    told = capsys.readouterr().out
+    assert "One seed only" in told
+    summary = json.loads((out / "results.json").read_text())["rows"]["postselected"]
+    line = next(line for line in told.splitlines() if line.startswith("ancillas post-selected: ideal "))
+    assert [float(word) for word in re.findall(r" (\d+\.\d+)(?= \[)", line)] == pytest.approx(
+        [summary["fd"]["mean"], 100 * summary["accuracy"]["mean"], 100 * summary["success"]["mean"]], abs=0.06
+    )
     (out / "report.html").unlink()
     assert main(["study", "denoising", "--out", str(out), "--report-only", "--markdown", str(page)]) == 0
     assert (out / "report.html").is_file()

@@ -77,9 +77,10 @@ def finish(run: RunFolder, *, title: str, command: str) -> str:
     results = load_denoising_results(run)
     write_denoising_summary(results)
     page = render_report(results, title=title, command=command)
-    _, rows = says.results_table(results)
-    lines = ["", f"{'model':<60} {'FD [95 %]':>22} {'accuracy % [95 %]':>22} {'success %':>10}"]
-    lines += [f"{row[0]:<60} {row[1]:>22} {row[2]:>22} {row[5].split(' [')[0]:>10}" for row in rows]
+    columns, rows = says.results_table(results)
+    shown = [columns.index(says.COLUMNS[metric][0]) for metric in ("fd", "accuracy", "success")]
+    lines = [""]
+    lines += [f"{row[0]:<64}" + "".join(f" {row[i]:>21}" for i in shown) for row in ([*columns], *rows)]
     lines += ["", *(f"· {sentence.replace('**', '')}" for sentence in says.verdict(results)[0])]
     return "\n".join([*lines, "", f"report: {page}"])
 
