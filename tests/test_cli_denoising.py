@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 
 import pytest
@@ -112,6 +111,11 @@ def test_train_resume_evaluate(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert main([*evaluate, "--engine", "shots"]) == 2
     assert "noisy" in capsys.readouterr().err
     assert main([*evaluate, "--images", "3"]) == 2
+    kept = tmp_path / "kept"
+    measured = ["--kind", "measured", "--ancillas", "2", "--feed-forward"]
+    assert main(["train", "denoising", "--out", str(kept), *SMALL, *measured]) == 0
+    assert main(["evaluate", "denoising", str(kept), "--images", "20"]) == 0
+    assert "record of 2 outcomes" in capsys.readouterr().out
     assert main(["evaluate", "denoising", str(tmp_path / "nowhere")]) == 2
     assert "no such folder" in capsys.readouterr().err
 
@@ -143,7 +147,7 @@ def test_study_and_demo_end_in_a_report(
     assert "One seed only" in told
     summary = json.loads((out / "results.json").read_text())["rows"]["postselected"]
     line = next(line for line in told.splitlines() if line.startswith("ancillas post-selected: ideal "))
-    assert [float(word) for word in re.findall(r" (\d+\.\d+)(?= \[)", line)] == pytest.approx(
+    assert [float(word) for word in line[64:].split()] == pytest.approx(
         [summary["fd"]["mean"], 100 * summary["accuracy"]["mean"], 100 * summary["success"]["mean"]], abs=0.06
     )
     (out / "report.html").unlink()

@@ -220,18 +220,20 @@ class AmplitudeQDM(QDM):
         return decode_images(magnitudes, self.image_shape)
 
     def measured_images(self, chain: Chain, shots: int, generator: torch.Generator) -> Tensor:
-        """Images [B, C, H, W] as `shots` shots for each would show them; post-selection costs shots.
+        """Images [B, C, H, W] as `shots` shots for each would show them, of which a share counts.
 
-        Error bars: `measured_magnitudes`.
+        Post-selection keeps the shots that pass. Where outcomes are kept, an image belongs to one record of outcomes,
+        and only shots in which that record comes up again show the same image. Error bars: `measured_magnitudes`.
 
         Raises:
-            InvalidInputError: a success probability below what the shots resolve; the message says how many it takes.
+            InvalidInputError: a probability of success, or of the record, below what the shots resolve; the message
+                says how many it takes.
         """
         return self.decode(self.measured_magnitudes(chain, shots, generator).magnitudes)
 
     def measured_magnitudes(self, chain: Chain, shots: int, generator: torch.Generator) -> ImageEstimate:
         """As `measured_images`: √(counts/N) of every amplitude with its standard error, also as a picture of pixels."""
-        success = chain.probability if self.reverse.config.kind == "postselected" else None
+        success = chain.probability if self.reverse.config.kind in ("postselected", "measured") else None
         probabilities = self.reverse.outcome_probabilities(chain.states)
         shape = self.image_shape if self.kind == AmplitudeQDM.kind else (1, 1, self.dim)
         return sample_images(probabilities, shots, generator, shape, success=success)

@@ -49,7 +49,8 @@ _DEVICE_TEXT = (
     "States stay coherent between the steps; data qubits are measured once, at the end.",
     "Rows with noise are simulated with the device's calibration data: gate errors, relaxation and readout errors of "
     "data qubits and ancillas. A post-selected ancilla that is misread lets a wrong state pass. Rows with finite shots "
-    "measure every image {shots:,} times, and post-selection keeps its share of them.",
+    "measure every image {shots:,} times, of which those count that pass post-selection, or repeat the image's record "
+    "of outcomes.",
     "Starting states are drawn Haar-random. On a device they are the output of a random circuit, whose cost is not "
     "counted here, and every image needs its own state to be prepared again for each of its shots.",
 )
@@ -227,8 +228,9 @@ def _process(section: Section, results: DenoisingResults) -> None:
 def _success(section: Section, results: DenoisingResults) -> None:
     section.text(
         f"A post-selected run counts only when all {results.config.n_steps} steps read 0 on their ancillas: the "
-        "probabilities of the steps multiply, and what fails has been run for nothing. Models that keep their outcomes "
-        "lose no run. The third column is the number of shots that leave 1,000 in 95 % of all cases."
+        "probabilities of the steps multiply, and what fails has been run for nothing. A model that keeps its outcomes "
+        "loses no run, but every record of outcomes is an image of its own: shots of the same image are those in which "
+        "its record comes up again. The third column is the number of shots that leave 1,000 in 95 % of all cases."
     )
     section.table(*says.success_table(results))
 

@@ -56,7 +56,8 @@ class DenoisingStudyConfig:
         probability_weight: weight of −log(success) in the loss of post-selected models.
         autoencoder_steps: updates of the autoencoder.
         eval_images: images a row and seed.
-        shots: shots an image in the rows with shots; post-selection takes its share of them.
+        shots: shots an image in the rows with shots, of which post-selection, or the image's record of outcomes, leaves
+            a share.
         seeds: number of seeds: a seed is one training of everything and one evaluation.
     """
 
@@ -153,7 +154,7 @@ class DenoisingStudyConfig:
             found += ["noise@noisy", "noise@noisy-shots"]
         for arm in ("measured", "feedforward"):
             if arm in self.arms:
-                found += [arm, f"{arm}@noisy"]
+                found += [arm, f"{arm}@noisy", f"{arm}@shots"]
         found += [arm for arm in ("reconstruction", *RIVALS) if arm in self.arms]
         return [*found, *CONTROLS]
 

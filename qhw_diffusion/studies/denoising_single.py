@@ -153,12 +153,13 @@ def evaluate_denoiser(
               for name, found in (("samples", made), ("circuit bypassed", noise))}  # fmt: skip
     floor = real_floor(judge, train, heldout, min(images, len(train)), seed=seed)
     values["real training images (floor)"] = {k: floor[k] for k in kept}
-    success = float(chain.probability.mean()) if model.reverse.config.kind == "postselected" else None
     config = model.reverse.config
+    # of passing every post-selection, or of the record of outcomes an image belongs to: the share of shots that counts
+    share = float(chain.probability.mean()) if config.kind in ("postselected", "measured") else None
     where = f"{config.device}-{config.engine}" + (f"-{shots}shots" if shots else "") + f"-seed{seed}"
     stem = run.path / "evaluations" / where.replace("/", "_")
     summary = {"device": config.device, "engine": config.engine, "shots": shots, "images": images, "seed": seed}
-    atomic_write_json(stem.with_name(stem.name + ".json"), {**summary, "success": success, "values": values})
+    atomic_write_json(stem.with_name(stem.name + ".json"), {**summary, "share_of_shots": share, "values": values})
     picture = io.BytesIO()
     sample_grids({where: made[:40].numpy()}, rows=2 if images < 40 else 4).savefig(picture, format="png", dpi=144)
     file = atomic_write_bytes(stem.with_name(stem.name + ".png"), picture.getvalue())
@@ -167,6 +168,8 @@ def evaluate_denoiser(
              f"{'images':<32} {'FD':>9}" + f" {'accuracy':>9}" * conditioned]  # fmt: skip
     for name, found in values.items():
         lines.append(f"{name:<32} {found['fd']:>9.2f}" + (f" {found['accuracy']:>9.1%}" if conditioned else ""))
-    if success is not None:
-        lines.append(f"success probability of all {config.n_steps} post-selections together: {success:.2%}")
+    if share is not None and config.kind == "postselected":
+        lines.append(f"success probability of all {config.n_steps} post-selections together: {share:.2%}")
+    elif share is not None:
+        lines.append(f"probability that an image's record of {config.n_steps} outcomes comes up again: {share:.2%}")
     return "\n".join([*lines, f"saved: {file} and .json"])

@@ -44,6 +44,7 @@ QUESTIONS = (
     Question("How far is it from a trained linear map, the ceiling of its kind?", "postselected", "contraction"),
     Question("How does it compare with a classical network of equal size?", "postselected", "classical"),
     Question("What changes when outcomes are kept instead of post-selected?", "measured", "postselected"),
+    Question("Do kept outcomes pass the trained linear map?", "measured", "contraction"),
     Question("What does feeding outcomes forward add?", "feedforward", "measured"),
     Question("Does the model with feed-forward pass the linear map in closed form?", "feedforward", "linear"),
     Question("Does it pass the trained linear map?", "feedforward", "contraction"),
@@ -51,6 +52,7 @@ QUESTIONS = (
     Question("What does the device's noise cost?", "postselected@noisy", "postselected"),
     Question("What does it cost the model with feed-forward?", "feedforward@noisy", "feedforward"),
     Question("What do finite shots cost?", "postselected@shots", "postselected"),
+    Question("What do they cost the model with feed-forward?", "feedforward@shots", "feedforward"),
     Question("What do noise and finite shots cost together?", "postselected@noisy-shots", "postselected"),
     Question("Does training under noise help on the noisy device?", "noise@noisy", "postselected@noisy"),
     Question("And with finite shots as well?", "noise@noisy-shots", "postselected@noisy-shots"),
@@ -128,12 +130,13 @@ def tests_table(results: DenoisingResults, metric: str) -> tuple[list[str], list
 
 
 def success_table(results: DenoisingResults) -> tuple[list[str], list[list[str]]]:
-    """(columns, rows): what post-selection costs, the cumulative success probability and the shots it means."""
+    """(columns, rows): the share of the shots that counts, the shots it means, and what was left of those sent."""
     shots, images = results.config.shots, results.config.eval_images * results.config.seeds
-    columns = ["model", "success % [95 %]", "shots to keep 1,000", f"kept of {shots:,} shots", "images without a shot"]
+    columns = ["model", "share that counts % [95 %]", "shots to keep 1,000", f"kept of {shots:,} shots",
+               "images without a shot"]  # fmt: skip
     rows = []
     for row, entries in results.rows.items():
-        success = results.interval(row, "success")
+        success = results.interval(row, "success") or results.interval(row, "record")
         if success is None:
             continue
         kept = results.interval(row, "kept_shots")

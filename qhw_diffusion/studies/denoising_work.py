@@ -164,6 +164,7 @@ def evaluate_row(root: str, row: str, seed: int) -> None:
     labels = torch.arange(c.eval_images) % len(c.labels)
     model: AmplitudeQDM = here.model("frozen" if arm == "frozen" else "postselected", seed)
     success: Tensor | None = None
+    record: Tensor | None = None  # where outcomes are kept: an image is one record of them
     path: tuple[Tensor, ...] = ()
     extra: dict[str, Any] = {}
     if arm == "bypass":
@@ -179,11 +180,13 @@ def evaluate_row(root: str, row: str, seed: int) -> None:
         states, path = chain.states, chain.path
         if model.reverse.config.kind == "postselected" and arm != "classical":
             success = chain.probability
+        if model.reverse.config.kind == "measured":
+            record = chain.probability
         extra = {"parameters": model.reverse.n_parameters}
     probabilities = model.reverse.outcome_probabilities(states)
     if how.endswith("shots"):
-        sent = torch.full((len(labels),), c.shots)
-        kept = sent if success is None else kept_shots(success, c.shots, generator)
+        share = success if record is None else record
+        kept = torch.full((len(labels),), c.shots) if share is None else kept_shots(share, c.shots, generator)
         extra["kept_shots"] = float(kept.double().mean())
         extra["lost_images"] = int((kept == 0).sum())
         kept = kept.clamp_min(1)  # an image without a single shot is counted as one of a single shot
@@ -196,6 +199,7 @@ def evaluate_row(root: str, row: str, seed: int) -> None:
         "n_images": c.eval_images,
         **measured,
         "success": None if success is None else float(success.mean()),
+        "record": None if record is None else float(record.mean()),
         "infidelity": _infidelity(here, model, states, labels),
         "visible": _visible_infidelity(here, model, probabilities, labels),
         **extra,

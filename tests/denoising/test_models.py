@@ -124,9 +124,15 @@ def test_measured_images_cost_shots_and_say_how_many() -> None:
     with pytest.raises(InvalidInputError, match=r"Use \d+ shots or more"):
         model.measured_images(chain, 2, generator())
     drawn = AmplitudeQDM(ReverseConfig(**SMALL, kind="measured"), image_shape=(1, 2, 2))
-    estimate = drawn.measured_magnitudes(drawn.sample(3, generator()), 50, generator())
+    chain = drawn.sample(3, generator())
+    estimate = drawn.measured_magnitudes(chain, 1000, generator())
     assert estimate.shots is not None
-    assert bool((estimate.shots == 50).all()), "every run is kept"
+    expected = 1000 * chain.probability
+    assert bool(((estimate.shots - expected).abs() < 6 * expected.sqrt()).all()), "an image is one record of outcomes"
+    forgotten = AmplitudeQDM(ReverseConfig(**SMALL, kind="reset"), image_shape=(1, 2, 2))
+    estimate = forgotten.measured_magnitudes(forgotten.sample(3, generator()), 50, generator())
+    assert estimate.shots is not None
+    assert bool((estimate.shots == 50).all()), "nothing is read, every run counts"
 
 
 def test_latent_model_decodes_magnitudes() -> None:

@@ -97,6 +97,10 @@ def test_controls_are_what_closed_forms_say(results: DenoisingResults) -> None:
     shots = results.config.shots
     for entry in results.rows["postselected@shots"]:
         assert entry["kept_shots"] == pytest.approx(shots * entry["success"], rel=0.05)
+    for entry in results.rows["feedforward@shots"]:
+        assert 0 < entry["record"] < 1
+        assert entry["success"] is None
+        assert entry["kept_shots"] == pytest.approx(shots * entry["record"], rel=0.05)
     parameters = {row: entries[0].get("parameters") for row, entries in results.rows.items()}
     assert parameters["contraction"] == 2 * 3 * d * d
     assert parameters["classical"] <= parameters["postselected"] == parameters["frozen"]
