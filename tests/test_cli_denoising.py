@@ -48,6 +48,7 @@ def test_the_demo_without_a_name_stays_the_guidance_demo() -> None:
         ("study", ["--classes", "1"], "two or more"),
         ("study", ["--data", "digit"], "digits"),
         ("study", ["--seeds", "0"], "seeds"),
+        ("study", ["--latent-qubits", "7"], "64 pixels"),
         ("study", ["--device", "fake_manilla"], "did you mean fake_manila"),
         ("study", ["--iterations", "0"], "iterations"),
         ("train", ["--model", "latnt"], "did you mean latent"),

@@ -56,6 +56,11 @@ class AutoencoderConfig:
             raise InvalidInputError(f"image_shape is {self.image_shape}; need (C, H, W), all positive")
         if not 1 <= self.latent_qubits <= 12:
             raise InvalidInputError(f"latent_qubits is {self.latent_qubits}; allowed: 1 to 12")
+        if 2**self.latent_qubits > math.prod(self.image_shape):
+            raise InvalidInputError(
+                f"latent_qubits={self.latent_qubits} are {2**self.latent_qubits} numbers for an image of "
+                f"{math.prod(self.image_shape)} pixels: a latent space is smaller; or use no autoencoder"
+            )
         if min(self.width, self.steps, self.batch_size) < 1 or not 0 < self.learning_rate < math.inf:
             raise InvalidInputError("width, steps, batch_size and learning_rate are positive")
         if self.latent_shots is not None and self.latent_shots < 1:

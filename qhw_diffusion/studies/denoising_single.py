@@ -42,8 +42,11 @@ REVERSE, TRAIN = STUDY.reverse("postselected", 0, STUDY.latent_qubits), STUDY.tr
 
 
 def read_kernels(text: str) -> tuple[str | float, ...]:
-    """`fidelity,0.3` → ("fidelity", 0.3). Raises ValueError for other words."""
-    return tuple(word if word == "fidelity" else float(word) for word in text.replace(" ", "").split(","))
+    """`fidelity,0.3` → ("fidelity", 0.3). Raises ArgumentTypeError for other words."""
+    try:
+        return tuple(word if word == "fidelity" else float(word) for word in text.replace(" ", "").split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}; allowed: fidelity, or widths, with commas between them") from None
 
 
 def train_from_arguments(arguments: argparse.Namespace) -> str:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from qhw_diffusion.denoising import ReverseProcess
+from qhw_diffusion.denoising import AutoencoderConfig, ReverseProcess
 from qhw_diffusion.denoising.states import qubits_for
 from qhw_diffusion.errors import InvalidInputError, RunFolderError
 from qhw_diffusion.images import load_dataset
@@ -49,7 +49,10 @@ def open_denoising_study(
 
 def _check(config: DenoisingStudyConfig) -> None:
     """Whatever does not fit is told before there is a folder."""
-    n_qubits = config.latent_qubits or qubits_for(image_shape_of(config.data))
+    shape = image_shape_of(config.data)
+    n_qubits = config.latent_qubits or qubits_for(shape)
+    if config.latent_qubits:
+        AutoencoderConfig(image_shape=shape, latent_qubits=n_qubits)
     for arm in config.arms:
         config.training(arm, 0)
         ReverseProcess(replace(config.reverse(arm, 0, n_qubits), device=config.device, engine="noisy"))
