@@ -6,9 +6,9 @@ detour can go.
 
 from __future__ import annotations
 
+import ast
 import functools
 import math
-import re
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
@@ -157,12 +157,16 @@ def test_logical_qubits_are_found_again_where_the_layout_permutes_them(name: str
 
 def test_every_transpilation_in_the_package_is_seeded() -> None:
     calls = [
-        call.split(")")[0]
+        node
         for path in sorted(Path(qhw.__file__).parent.rglob("*.py"))
-        for call in re.split(r"\b(?:generate_preset_pass_manager|transpile)\(", path.read_text())[1:]
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Name)
+        and node.func.id in ("generate_preset_pass_manager", "transpile")
     ]
     assert len(calls) >= 3
-    assert all("seed_transpiler" in call for call in calls), calls
+    for call in calls:
+        assert "seed_transpiler" in {keyword.arg for keyword in call.keywords}, ast.unparse(call)
 
 
 def test_nothing_is_transpiled_after_compiling(monkeypatch: pytest.MonkeyPatch) -> None:
