@@ -129,6 +129,7 @@ def test_a_model_of_pixels_without_labels(tmp_path: Path, capsys: pytest.Capture
     config = json.loads((out / "config.json").read_text())
     assert config["reverse"]["n_qubits"] == 6
     assert config["reverse"]["n_labels"] == 1
+    assert config["train"]["similarity"] == "fidelity"
     assert config["train"]["kernels"] == ["fidelity", 0.5]
     assert main(["evaluate", "denoising", str(out), "--images", "20"]) == 0
     assert "accuracy" not in capsys.readouterr().out

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from qhw_diffusion.denoising.linear import ClassicalDenoiser
 from qhw_diffusion.denoising.models import QDM
-from qhw_diffusion.denoising.reverse import Chain
+from qhw_diffusion.denoising.reverse import Chain, check_labels
 from qhw_diffusion.execution.evolution import Branches
 
 
@@ -101,7 +101,7 @@ class LinearProcess(nn.Module):
         keep_path: bool = False,
     ) -> Chain:
         """As `ReverseProcess.run`, all steps at once: the path is (x_T, x₀); `generator` and `stop` are not used."""
-        labels = torch.zeros(len(states), dtype=torch.long) if labels is None else labels
+        labels = check_labels(labels, len(states), self.config.n_labels)
         matrices = torch.view_as_complex(self.weight)
         scaled = matrices / torch.linalg.matrix_norm(matrices, ord=2)[:, None, None]
         made = torch.einsum("bij,bj->bi", scaled[labels], states)

@@ -17,7 +17,7 @@ def _flags_train_denoising(parser: Parser) -> None:
     from qhw_diffusion.studies.flags import add_flags
 
     flags_out(parser, "runs/denoising", resume=True)
-    text = "latent: in the latent space of an autoencoder; amplitude: pixels as amplitudes [latent]"
+    text = "latent: in the latent space of an autoencoder; amplitude: pixels as amplitudes, by fidelity [latent]"
     parser.add_argument("--model", metavar="MODEL", help=text)
     flags_data(parser, default=None)
     parser.add_argument("--autoencoder-steps", type=int, metavar="N", help=f"its updates [{STUDY.autoencoder_steps}]")

@@ -51,7 +51,8 @@ class DenoisingStudyConfig:
         targets: data a label in an update.
         learning_rate: of Adam.
         similarity: what training compares states by. "measured": the magnitudes of their amplitudes, which is all that
-            a device gives and the decoder sees; "fidelity": signs and phases too ("superfidelity" under noise).
+            a device gives and the decoder sees; "fidelity": signs and phases too ("superfidelity" under noise), which
+            pixels need.
         kernels: widths of the Gaussian kernels of the MMD, beside the fidelity kernel.
         probability_weight: weight of −log(success) in the loss of post-selected models.
         autoencoder_steps: updates of the autoencoder.

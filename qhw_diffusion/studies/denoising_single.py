@@ -95,8 +95,9 @@ def _config(arguments: argparse.Namespace) -> dict[str, Any]:
     given = given_flags(arguments, ReverseConfig)
     if config["reverse"] is None:
         base = REVERSE
-        if config["model"] == "amplitude":  # all pixels of an image
+        if config["model"] == "amplitude":  # all pixels of an image; on them training by magnitudes alone failed
             base = replace(base, n_qubits=qubits_for(image_shape_of(config["data"])))
+            config["train"]["similarity"] = "fidelity"
     else:
         base = ReverseConfig.from_dict(config["reverse"])
     unlabelled = given.get("labels_by", base.labels_by) == "none"
