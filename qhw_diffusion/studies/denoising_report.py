@@ -247,8 +247,8 @@ def _curves(section: Section, results: DenoisingResults) -> None:
         denoising_figures.training_curves(panels),
         alt="Training loss of every model and success probability of the post-selected ones over the updates; thin "
         "lines are seeds, thick lines their mean.",
-        caption="Running means over 15 updates. The training under noise compares by superfidelity and starts from "
-        "trained weights: its loss is on another scale.",
+        caption="Running means over 15 updates. The training under noise starts from trained weights"
+        + ("." if results.config.similarity == "measured" else " and compares by superfidelity, on another scale."),
         wide=True,
     )
 
