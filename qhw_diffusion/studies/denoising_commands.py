@@ -30,9 +30,8 @@ DEMO_TITLE = "A quantum circuit as the denoiser of a diffusion model"
 
 def demo_config(*, quick: bool = False) -> DenoisingStudyConfig:
     """Settings of the demo: the study's own without one arm and shorter; `quick`: two seeds and less of everything."""
-    demo = DenoisingStudyConfig(
-        arms=("postselected", "feedforward", "noise", "contraction", "classical"), iterations=600
-    )
+    arms = ("postselected", "feedforward", "noise", "contraction", "classical")
+    demo = DenoisingStudyConfig(arms=arms, iterations=500, eval_images=400)
     if quick:
         return replace(demo, seeds=2, iterations=150, noise_iterations=20, autoencoder_steps=800, eval_images=200)
     return demo
