@@ -21,7 +21,7 @@ INTERRUPTED, FAILED = 130, 2
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run `qhw` with these arguments (default: the process's). Returns the exit status: 0, 2 (error), 130 (Ctrl-C)."""
+    """Run `qhw` with these arguments (default: the process's); returns 0, an error's `exit_code`, or 130 (Ctrl-C)."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     namespace = build_parser(arguments).parse_args(arguments)
     namespace.command_line = shlex.join(["qhw", *arguments])
@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if namespace.debug:
             raise
         print(f"qhw: error: {error}", file=sys.stderr)
-        return FAILED
+        return error.exit_code
     except KeyboardInterrupt:
         if namespace.debug:
             raise

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import ClassVar
 
 
 class QhwError(Exception):
-    """Base class of every error the package raises on purpose."""
+    """Base class of every error the package raises on purpose; `exit_code` is what the `qhw` command returns for it."""
+
+    exit_code: ClassVar[int] = 2
 
 
 class InvalidInputError(QhwError, ValueError):
@@ -59,3 +62,35 @@ class MissingDataError(QhwError, FileNotFoundError):
 
 class MissingDependencyError(QhwError, ImportError):
     """An optional dependency that is not installed; the message gives the pip command."""
+
+
+class BudgetError(QhwError, RuntimeError):
+    """QPU time that would pass a cap, or no cap for a paid device; raised before anything is sent. Exit code 3."""
+
+    exit_code = 3
+
+
+class AccountError(QhwError, RuntimeError):
+    """No IBM Quantum account, wrong or expired credentials, or a device the account cannot use. Exit code 4."""
+
+    exit_code = 4
+
+
+class JobError(QhwError, RuntimeError):
+    """A job that the service refused, failed or cancelled (the message has its id and the reason). Exit code 5."""
+
+    exit_code = 5
+
+
+class LedgerError(QhwError, RuntimeError):
+    """A ledger of another version, damaged, or contradicting what is asked. Exit code 6."""
+
+    exit_code = 6
+
+
+class ServiceError(QhwError, RuntimeError):
+    """The service does not answer, or not in time. What was sent is in the ledger: the same command goes on with it.
+    Exit code 7.
+    """
+
+    exit_code = 7

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import os
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from qhw_diffusion.denoising.readout import sample_counts
 from qhw_diffusion.errors import DamagedFileError, InvalidInputError
 from qhw_diffusion.images import ImageDataset
-from qhw_diffusion.runs import RunFolder, load_module_state, progress, save_module
+from qhw_diffusion.runs import RunFolder, load_module_state, progress, save_module, settings_from_dict
 
 _KIND = "latent autoencoder"
 _FORMAT = 1
@@ -73,14 +73,7 @@ class AutoencoderConfig:
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> AutoencoderConfig:
         """Raises InvalidInputError on unknown entries and on values that do not fit."""
-        known = {f.name for f in fields(cls)}
-        if not isinstance(data, dict) or set(data) - known:
-            raise InvalidInputError(f"not an autoencoder configuration: allowed entries are {', '.join(sorted(known))}")
-        try:
-            values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
-            return cls(**values)
-        except (TypeError, ValueError) as error:
-            raise InvalidInputError(f"not an autoencoder configuration: {error}") from error
+        return settings_from_dict(cls, data, "an autoencoder configuration")
 
 
 class LatentAutoencoder(nn.Module):

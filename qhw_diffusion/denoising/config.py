@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from qhw_diffusion.circuits.parts import check_integer
 from qhw_diffusion.circuits.reverse import ANSATZES
 from qhw_diffusion.errors import InvalidInputError, UnknownNameError
+from qhw_diffusion.runs import settings_from_dict
 
 KINDS = ("unitary", "postselected", "measured", "reset")
 SHARINGS = ("separate", "angle", "map")
@@ -112,10 +113,4 @@ class ReverseConfig:
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> ReverseConfig:
         """Raises InvalidInputError on unknown entries and on values that do not fit."""
-        known = {f.name for f in fields(cls)}
-        if not isinstance(data, dict) or set(data) - known:
-            raise InvalidInputError(f"not a reverse process: allowed entries are {', '.join(sorted(known))}")
-        try:
-            return cls(**data)
-        except TypeError as error:
-            raise InvalidInputError(f"not a reverse process: {error}") from error
+        return settings_from_dict(cls, data, "a reverse process")

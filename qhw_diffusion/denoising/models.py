@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, Self
 
 import torch
@@ -24,6 +24,7 @@ from qhw_diffusion.denoising.scrambling import Scrambling
 from qhw_diffusion.denoising.states import check_states, decode_images, encode_images
 from qhw_diffusion.devices import Device
 from qhw_diffusion.errors import InvalidInputError, UnknownNameError
+from qhw_diffusion.runs import settings_from_dict
 
 FORWARDS = ("gaussian", "depolarizing", "scrambling", "device")
 
@@ -65,11 +66,7 @@ class ForwardConfig:
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> ForwardConfig:
         """Reads what `dataclasses.asdict` wrote. Raises InvalidInputError on unknown entries."""
-        known = {f.name for f in fields(cls)}
-        if not isinstance(data, dict) or set(data) - known:
-            raise InvalidInputError(f"not a forward process: allowed entries are {', '.join(sorted(known))}")
-        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
-        return cls(**values)
+        return settings_from_dict(cls, data, "a forward process")
 
 
 class QDM(nn.Module):

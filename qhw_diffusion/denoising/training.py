@@ -6,7 +6,7 @@ import math
 import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -27,6 +27,7 @@ from qhw_diffusion.runs import (
     pack_generator,
     pack_optimizer,
     progress,
+    settings_from_dict,
     unpack_generator,
     unpack_optimizer,
 )
@@ -103,11 +104,7 @@ class TrainConfig:
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> TrainConfig:
         """Reads what `dataclasses.asdict` wrote. Raises InvalidInputError on unknown entries."""
-        known = {f.name for f in fields(cls)}
-        if not isinstance(data, dict) or set(data) - known:
-            raise InvalidInputError(f"not training settings: allowed entries are {', '.join(sorted(known))}")
-        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
-        return cls(**values)
+        return settings_from_dict(cls, data, "training settings")
 
 
 def train_qdm(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from qhw_diffusion.execution.compile import CompiledCircuit, compile_circuit
 from qhw_diffusion.execution.distribution import all_z_strings, outcome_distribution
-from qhw_diffusion.execution.engine import Engine, Estimate, Usage
+from qhw_diffusion.execution.engine import Engine, Estimate, Experiment, Usage
 from qhw_diffusion.execution.exact import Ideal, Noisy
 from qhw_diffusion.execution.gradients import SPSA, GradientMethod, ParameterShift, Surrogate
 from qhw_diffusion.execution.layer import ENGINES, QuantumLayer, engine_of
@@ -19,6 +19,7 @@ __all__ = [
     "CompiledCircuit",
     "Engine",
     "Estimate",
+    "Experiment",
     "FixedMap",
     "GradientMethod",
     "Ideal",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -31,6 +31,8 @@ class Usage:
 
 
 Record = Callable[[Usage], None]
+# One compiled circuit and its rows of parameters [B, inputs + weights]
+Experiment = tuple[CompiledCircuit, Tensor]
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,10 @@ class Engine(ABC):
         Raises:
             InvalidInputError: parameters of another shape, or not finite.
         """
+
+    def estimate_many(self, experiments: Sequence[Experiment]) -> list[Estimate]:
+        """Evaluate several circuits; engines on primitives and devices send them together, as one job."""
+        return [self.estimate(compiled, parameters) for compiled, parameters in experiments]
 
     def expectation(
         self, compiled: CompiledCircuit, inputs: Tensor, weights: Tensor, record: Record = lambda usage: None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from diffusers.models.attention_processor import Attention, AttnProcessor
 from torch import Tensor, nn
 
 from ..errors import DamagedFileError, InvalidInputError, UnknownNameError
+from ..runs import settings_from_dict
 from .datasets import DATASETS
 from .weights import SHIPPED, load_model, model_folder, save_model
 
@@ -102,14 +103,7 @@ class BackboneConfig:
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> BackboneConfig:
         """Raises InvalidInputError on unknown entries and on values that do not fit."""
-        known = {f.name for f in fields(cls)}
-        if not isinstance(data, dict) or set(data) - known:
-            raise InvalidInputError(f"not a backbone configuration: allowed entries are {', '.join(sorted(known))}")
-        try:
-            values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
-            return cls(**values)
-        except (TypeError, ValueError) as error:
-            raise InvalidInputError(f"not a backbone configuration: {error}") from error
+        return settings_from_dict(cls, data, "a backbone configuration")
 
 
 _RECIPES: dict[str, dict[str, Any]] = {

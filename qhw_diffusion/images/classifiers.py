@@ -6,7 +6,7 @@ They differ in architecture, in seed and in the half of the training split they 
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import DamagedFileError, InvalidInputError, UnknownNameError
+from ..runs import settings_from_dict
 from .datasets import image_shape_of
 from .weights import SHIPPED, load_model, model_folder, save_model
 
@@ -90,14 +91,7 @@ class ClassifierConfig:
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> ClassifierConfig:
         """Raises InvalidInputError on unknown entries and on values that do not fit."""
-        known = {f.name for f in fields(cls)}
-        if not isinstance(data, dict) or set(data) - known:
-            raise InvalidInputError(f"not a classifier configuration: allowed entries are {', '.join(sorted(known))}")
-        try:
-            values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
-            return cls(**values)
-        except (TypeError, ValueError) as error:
-            raise InvalidInputError(f"not a classifier configuration: {error}") from error
+        return settings_from_dict(cls, data, "a classifier configuration")
 
 
 class Classifier(nn.Module):

@@ -8,6 +8,7 @@ from qhw_diffusion.runs.manifest import FORMAT_VERSION, build_manifest, package_
 from qhw_diffusion.runs.modules import load_module_state, save_module
 from qhw_diffusion.runs.packing import pack_generator, pack_optimizer, unpack_generator, unpack_optimizer
 from qhw_diffusion.runs.progress import StopRequest, interruptible, progress, progress_enabled
+from qhw_diffusion.runs.settings import settings_from_dict
 from qhw_diffusion.runs.tensorfile import read_tensors, write_tensors
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "read_json",
     "read_tensors",
     "save_module",
+    "settings_from_dict",
     "unpack_generator",
     "unpack_optimizer",
     "write_tensors",

@@ -69,6 +69,14 @@ class RunFolder:
             raise
         return cls.open(target, kind=kind)
 
+    def require_settings(self, given: Mapping[str, Any]) -> None:
+        """Raises RunFolderError, with their names, when the run was started with settings other than those given."""
+        names = [name for name, value in json.loads(json.dumps(given)).items() if self.config.get(name) != value]
+        if names:
+            raise RunFolderError(
+                f"{self.path} was started with other settings ({', '.join(names)}); resume it without changing them"
+            )
+
     @classmethod
     def open(cls, path: str | os.PathLike[str], *, kind: str) -> RunFolder:
         """Open an existing run of the given kind.

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from qhw_diffusion.denoising import RECONSTRUCTION, ForwardConfig, ReverseConfig, TrainConfig
 from qhw_diffusion.denoising.classical import ClassicalProcess, LinearProcess
 from qhw_diffusion.errors import InvalidInputError
+from qhw_diffusion.runs import settings_from_dict
 
 # What is trained, and what it is called.
 ARMS = {
@@ -166,11 +167,7 @@ class DenoisingStudyConfig:
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> DenoisingStudyConfig:
         """Raises InvalidInputError on unknown entries."""
-        known = {f.name for f in fields(cls)}
-        if not isinstance(data, dict) or set(data) - known:
-            raise InvalidInputError(f"not a denoising study: allowed entries are {', '.join(sorted(known))}")
-        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
-        return cls(**values)
+        return settings_from_dict(cls, data, "a denoising study")
 
 
 HOW = {

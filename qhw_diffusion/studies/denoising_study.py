@@ -37,13 +37,7 @@ def open_denoising_study(
         _check(config)
         return RunFolder.create(path, kind=work.KIND, config=config.to_dict(), command=command)
     run = RunFolder.open(path, kind=work.KIND)
-    saved = DenoisingStudyConfig.from_dict(run.config)
-    if saved != config:
-        stored, given = saved.to_dict(), config.to_dict()
-        changed = ", ".join(name for name in stored if stored[name] != given[name])
-        raise RunFolderError(
-            f"{run.path} holds a study with other settings ({changed}); resume it without changing them"
-        )
+    run.require_settings(config.to_dict())
     return run
 
 

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from qhw_diffusion.errors import InvalidInputError, RunFolderError
+from qhw_diffusion.errors import InvalidInputError
 from qhw_diffusion.guidance import Sweep, SweepRow
 from qhw_diffusion.runs import RunFolder, atomic_write_json
 from qhw_diffusion.studies import study_work as work
@@ -41,13 +41,7 @@ def open_study(
     if not resume:
         return RunFolder.create(path, kind=work.KIND, config=config.to_dict(), command=command)
     run = RunFolder.open(path, kind=work.KIND)
-    saved = StudyConfig.from_dict(run.config)
-    if saved != config:
-        stored, given = saved.to_dict(), config.to_dict()
-        changed = ", ".join(name for name in stored if stored[name] != given[name])
-        raise RunFolderError(
-            f"{run.path} holds a study with other settings ({changed}); resume it without changing them"
-        )
+    run.require_settings(config.to_dict())
     return run
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -62,10 +61,7 @@ def new_run(arguments: argparse.Namespace, *, kind: str, config: dict[str, Any])
     if not getattr(arguments, "resume", False):
         return RunFolder.create(arguments.out, kind=kind, config=config, command=arguments.command_line)
     run = RunFolder.open(arguments.out, kind=kind)
-    changed = [name for name, value in json.loads(json.dumps(config)).items() if run.config.get(name) != value]
-    if changed:
-        names = ", ".join(changed)
-        raise RunFolderError(f"{run.path} was started with other settings ({names}); resume it with the same")
+    run.require_settings(config)
     return run
 
 
