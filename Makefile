@@ -11,8 +11,9 @@ export OMP_NUM_THREADS ?= 1
 demo: $(VENV)/.installed
 	$(BIN)/qhw demo --out runs/demo $(if $(wildcard runs/demo/config.json),--resume)
 
+# A process per core; the tests of a file stay together, since they share what is slow to make.
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
