@@ -1,0 +1,1 @@
+"""Jobs on real devices: what they cost, the ledger, and the only code that submits anything."""

@@ -1,0 +1,273 @@
+"""What a job costs in QPU seconds, before it is sent, with the arithmetic shown.
+
+IBM's own approximation of a job's usage (guide "Workload usage", quantum.cloud.ibm.com) is an overhead of about two
+seconds a job plus, for every execution of a circuit, the repetition delay and the circuit's length; its rule of thumb
+is 2 s + 0.35 ms an execution. The lengths and the delay are taken from the device's own data here. What the formula
+leaves out is learned: the ratio of measured to estimated seconds over the jobs of that device in the ledger.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from qhw_diffusion.devices import Device
+from qhw_diffusion.errors import InvalidInputError
+
+# Seconds, from IBM's guide: the overhead of a job, and the rule of thumb for one execution at the usual delay.
+JOB_OVERHEAD = 2.0
+RULE_PER_EXECUTION = 0.35e-3
+# Seconds between two executions on a device that states none of its own; almost all of IBM's devices have this.
+USUAL_REPETITION_DELAY = 250e-6
+# Of the client's estimators at each resilience level: scales of the folded circuits, and whether readout is calibrated.
+RESILIENCE_LEVELS: dict[int, tuple[tuple[int, ...], bool]] = {0: ((1,), False), 1: ((1,), True), 2: ((1, 3, 5), True)}
+
+
+class DoneJob(Protocol):
+    """What a ledger's row must say to count as history."""
+
+    device: str
+    state: str
+    estimate_seconds: float
+    qpu_seconds: float | None
+    summary: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What some jobs on one device are expected to take. Times in seconds.
+
+    Attributes:
+        device: its name.
+        jobs: how many, all alike.
+        circuits: executed in each job: one for every row of parameters and every basis measured in, times what
+            mitigation multiplies them by, plus its calibration circuits.
+        shots: of each circuit.
+        duration: of a circuit, first to last gate, averaged over the circuits of a job.
+        readout: of the measurement at its end; None where the device does not say (counted as 0).
+        repetition_delay: between two executions.
+        delay_stated: whether the delay is the device's own or given, and not the usual one.
+        ratio: measured over estimated seconds in the history; 1 without any.
+        history_jobs: how many jobs the ratio is from.
+        note: why the circuits or the shots are more than asked for; empty if they are not.
+    """
+
+    device: str
+    jobs: int
+    circuits: int
+    shots: int
+    duration: float
+    readout: float | None
+    repetition_delay: float
+    delay_stated: bool = True
+    ratio: float = 1.0
+    history_jobs: int = 0
+    note: str = ""
+
+    @property
+    def executions(self) -> int:
+        """Runs of a circuit on the device: jobs × circuits × shots."""
+        return self.jobs * self.circuits * self.shots
+
+    @property
+    def execution_seconds(self) -> float:
+        """One run of a circuit: gates, readout, delay."""
+        return self.duration + (self.readout or 0.0) + self.repetition_delay
+
+    @property
+    def formula_seconds(self) -> float:
+        """The estimate without history. Rows of the ledger keep it, so that later ratios are not ratios of ratios."""
+        return self.jobs * JOB_OVERHEAD + self.executions * self.execution_seconds
+
+    @property
+    def seconds(self) -> float:
+        """The estimate: the formula times the ratio of the history."""
+        return self.formula_seconds * self.ratio
+
+    @property
+    def rule_of_thumb(self) -> float:
+        """IBM's own: 2 s a job and 0.35 ms an execution, whatever the circuit and the delay."""
+        return self.jobs * JOB_OVERHEAD + self.executions * RULE_PER_EXECUTION
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON types, for a ledger's row or `--json`."""
+        names = ("device", "jobs", "circuits", "shots", "executions", "duration", "readout", "repetition_delay",
+                 "formula_seconds", "ratio", "history_jobs", "seconds", "rule_of_thumb")  # fmt: skip
+        return {name: getattr(self, name) for name in names}
+
+    @property
+    def text(self) -> str:
+        """The arithmetic, a line for each step."""
+        readout = "0 (readout length not stated)" if self.readout is None else f"{_short(self.readout)} readout"
+        delay = "repetition delay" + ("" if self.delay_stated else " (IBM's usual; the device states none)")
+        jobs = f"{self.jobs:,} job{'s' if self.jobs > 1 else ''}"
+        lines = [
+            f"executions      {jobs} × {self.circuits:,} circuits × {self.shots:,} shots = {self.executions:,}",
+            f"one execution   {_short(self.duration)} gates + {readout} + {_short(self.repetition_delay)} {delay} "
+            f"= {_short(self.execution_seconds)}",
+            f"overhead        {jobs} × {JOB_OVERHEAD:g} s = {self.jobs * JOB_OVERHEAD:g} s",
+            f"formula         {self.executions:,} × {_short(self.execution_seconds)} + overhead "
+            f"= {self.formula_seconds:,.1f} s",
+        ]
+        if self.note:
+            lines.insert(0, f"counted         {self.note}")
+        if self.history_jobs:
+            n = f"{self.history_jobs} job{'s' if self.history_jobs > 1 else ''}"
+            lines.append(f"history         × {self.ratio:.3g}: measured / estimated over {n} of {self.device} "
+                         "in the ledger")  # fmt: skip
+        else:
+            lines.append(
+                f"history         none: no finished job of {self.device} in the ledger, so nothing to correct by"
+            )
+        lines.append(f"QPU seconds     {self.seconds:,.1f}")
+        lines.append(f"rule of thumb   {self.rule_of_thumb:,.1f} s by IBM's 2 s a job + 0.35 ms an execution")
+        return "\n".join(lines)
+
+
+def estimate_cost(
+    duration_seconds: float | None,
+    circuits: int,
+    shots: int,
+    device: Device,
+    *,
+    jobs: int = 1,
+    repetition_delay: float | None = None,
+    qubits: Sequence[int] | None = None,
+    resilience_level: int = 0,
+    factor: float = 1.0,
+    history: Iterable[tuple[float, float]] = (),
+) -> Cost:
+    """What jobs take on a device's QPU. Pure: nothing is asked of any service.
+
+    Args:
+        duration_seconds: of the ISA circuit without its measurement (`CompiledCircuit.duration`), ≥ 0; the mean where
+            the circuits of a job differ.
+        circuits: executed in one job: rows of parameters × bases measured in, ≥ 1.
+        shots: of each, ≥ 1.
+        device: whose readout length and repetition delay count.
+        jobs: how many such jobs.
+        repetition_delay: seconds, if another than the device's default is asked for.
+        qubits: physical qubits measured; None: the slowest readout of the device counts.
+        resilience_level: of the client's estimator. 1: shots are rounded up to whole twirls and one calibration circuit
+            is added to each job; 2: the circuits run also folded 3 and 5 times.
+        factor: what mitigation of our own multiplies the number of circuits by.
+        history: (estimated, measured) seconds of earlier jobs on this device (`history_of`).
+
+    Raises:
+        InvalidInputError: the ideal device; a device without gate durations (duration None); numbers out of range.
+    """
+    if device.target is None:
+        raise InvalidInputError("the ideal device is simulated and costs nothing; name a real or a fake device")
+    if duration_seconds is None or not (math.isfinite(duration_seconds) and duration_seconds >= 0):
+        raise InvalidInputError(
+            f"the circuit's duration on {device.name} must be a number of seconds ≥ 0, not {duration_seconds!r}"
+        )
+    for name, count in (("circuits", circuits), ("shots", shots), ("jobs", jobs)):
+        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+            raise InvalidInputError(f"{name} must be a whole number ≥ 1, not {count!r}")
+    if not (math.isfinite(factor) and factor >= 1):
+        raise InvalidInputError(f"the factor of mitigation must be at least 1, not {factor!r}")
+    if resilience_level not in RESILIENCE_LEVELS:
+        raise InvalidInputError(f"resilience level {resilience_level!r}; allowed: 0, 1, 2")
+    stated = default_repetition_delay(device)
+    delay = _checked_delay(device, repetition_delay)
+    scales, calibrated = RESILIENCE_LEVELS[resilience_level]
+    run, each = math.ceil(circuits * factor) * len(scales) + calibrated, _twirled(shots) if resilience_level else shots
+    notes = [f"{circuits:,} circuits"]
+    if factor > 1:
+        notes.append(f"× {factor:g} by mitigation")
+    if resilience_level:
+        folded = " × 3 scales (1, 3, 5)" if len(scales) > 1 else ""
+        notes.append(f"resilience level {resilience_level}:{folded} + 1 readout calibration = {run:,}")
+        if each != shots:
+            notes.append(f"{shots:,} shots rounded up to {each:,} by twirling")
+    ratio, n_history = _ratio(history)
+    return Cost(
+        device=device.name,
+        jobs=jobs,
+        circuits=run,
+        shots=each,
+        duration=duration_seconds * sum(scales) / len(scales),
+        readout=readout_seconds(device, qubits),
+        repetition_delay=delay,
+        delay_stated=repetition_delay is not None or stated is not None,
+        ratio=ratio,
+        history_jobs=n_history,
+        note=", ".join(notes) if len(notes) > 1 else "",
+    )
+
+
+def history_of(rows: Iterable[DoneJob], device: str) -> list[tuple[float, float]]:
+    """(estimated, measured) seconds of the done rows of `device` that know what they took.
+
+    The estimate is the formula's, where the row keeps it (``summary["formula_seconds"]``).
+    """
+    pairs = []
+    for row in rows:
+        if row.device == device and row.state == "done" and row.qpu_seconds:
+            estimated = float(row.summary.get("formula_seconds") or row.estimate_seconds or 0.0)
+            if estimated > 0:
+                pairs.append((estimated, float(row.qpu_seconds)))
+    return pairs
+
+
+def default_repetition_delay(device: Device) -> float | None:
+    """Seconds the device waits between two executions unless told otherwise; None where it does not say."""
+    configuration = json.loads(device.snapshot.configuration) or {}
+    stated = configuration.get("default_rep_delay")
+    return None if stated is None else float(stated) * 1e-6  # the documents give microseconds
+
+
+def readout_seconds(device: Device, qubits: Sequence[int] | None = None) -> float | None:
+    """The longest readout among `qubits` (None: all) in seconds; None where the device states none.
+
+    Raises:
+        InvalidInputError: the device has no such qubit.
+    """
+    target = device.target
+    if target is None or "measure" not in target.operation_names:
+        return None
+    places = range(device.n_qubits or 0) if qubits is None else qubits
+    if unknown := [q for q in places if not 0 <= q < (device.n_qubits or 0)]:
+        raise InvalidInputError(f"{device.name} has qubits 0 to {(device.n_qubits or 0) - 1}, not {unknown}")
+    entries = [target["measure"].get((q,)) for q in places]
+    lengths = [float(entry.duration) for entry in entries if entry is not None and entry.duration is not None]
+    return max(lengths, default=None)
+
+
+def _checked_delay(device: Device, given: float | None) -> float:
+    if given is None:
+        stated = default_repetition_delay(device)
+        return USUAL_REPETITION_DELAY if stated is None else stated
+    configuration = json.loads(device.snapshot.configuration)
+    limits = configuration.get("rep_delay_range")
+    if not limits:
+        raise InvalidInputError(f"{device.name} takes no repetition delay of your own, so not {given * 1e6:g} µs")
+    low, high = (float(limit) * 1e-6 for limit in limits)
+    if not low - 1e-12 <= given <= high + 1e-12:
+        raise InvalidInputError(
+            f"{device.name} takes repetition delays of {low * 1e6:g} to {high * 1e6:g} µs, not {given * 1e6:g} µs"
+        )
+    return given
+
+
+def _twirled(shots: int) -> int:
+    """Shots the client runs when it twirls: up to 32 randomisations of at least 64 shots each."""
+    each = max(64, math.ceil(shots / 32))
+    return math.ceil(shots / each) * each
+
+
+def _ratio(history: Iterable[tuple[float, float]]) -> tuple[float, int]:
+    pairs = list(history)
+    if any(not (math.isfinite(e) and e > 0 and math.isfinite(m) and m > 0) for e, m in pairs):
+        raise InvalidInputError(f"history must be pairs of positive (estimated, measured) seconds, not {pairs!r}")
+    if not pairs:
+        return 1.0, 0
+    return sum(measured for _, measured in pairs) / sum(estimated for estimated, _ in pairs), len(pairs)
+
+
+def _short(seconds: float) -> str:
+    return f"{seconds * 1e6:,.1f} µs"

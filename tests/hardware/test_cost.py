@@ -1,0 +1,161 @@
+"""The estimate of QPU seconds: arithmetic by hand, the client's own count of executions, correction by history."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pytest
+from qiskit import QuantumCircuit
+from qiskit.circuit import Parameter
+from qiskit.quantum_info import SparsePauliOp
+from qiskit.transpiler import generate_preset_pass_manager
+
+from qhw_diffusion.devices import Device
+from qhw_diffusion.errors import InvalidInputError
+from qhw_diffusion.hardware.cost import default_repetition_delay, estimate_cost, history_of, readout_seconds
+
+MARRAKESH = Device.load("fake_marrakesh")
+
+
+@dataclass
+class Row:
+    device: str = "ibm_x"
+    state: str = "done"
+    estimate_seconds: float = 10.0
+    qpu_seconds: float | None = 14.0
+    summary: dict[str, Any] = field(default_factory=dict)
+
+
+def test_the_formula_by_hand() -> None:
+    """fake_marrakesh: readout 2584 ns, delay 250 µs. 10 jobs × 200 circuits × 4096 shots × (1.416 + 2.584 + 250) µs."""
+    cost = estimate_cost(1.416e-6, 200, 4096, MARRAKESH, jobs=10)
+    assert cost.executions == 8_192_000
+    assert cost.execution_seconds == pytest.approx(254e-6)
+    assert cost.seconds == pytest.approx(20 + 2080.768)
+    assert cost.rule_of_thumb == pytest.approx(20 + 2867.2)
+    expected = [
+        "10 jobs × 200 circuits × 4,096 shots = 8,192,000",
+        "1.4 µs gates + 2.6 µs readout + 250.0 µs",
+        "10 jobs × 2 s = 20 s",
+        "QPU seconds     2,100.8",
+        "2,887.2 s by IBM's",
+        "history         none",
+    ]
+    for words in expected:
+        assert words in cost.text
+
+
+def test_one_shot_of_one_circuit_costs_the_overhead_of_a_job() -> None:
+    cost = estimate_cost(0.0, 1, 1, MARRAKESH)
+    assert cost.seconds == pytest.approx(2.0 + 252.584e-6)
+    assert "1 job × 1 circuits × 1 shots = 1" in cost.text
+
+
+@pytest.mark.parametrize(("name", "delay", "readout"), [
+    ("fake_miami", 4e-3, 2.4e-6),  # a Nighthawk that waits sixteen times as long as most devices
+    ("fake_washington", 150e-6, 864e-9),
+    ("fake_almaden", None, None),  # states neither
+])  # fmt: skip
+def test_delay_and_readout_are_the_device_s_own(name: str, delay: float | None, readout: float | None) -> None:
+    device = Device.load(name)
+    assert default_repetition_delay(device) == (None if delay is None else pytest.approx(delay))
+    assert readout_seconds(device) == (None if readout is None else pytest.approx(readout))
+    cost = estimate_cost(1e-6, 1, 1000, device)
+    assert cost.execution_seconds == pytest.approx(1e-6 + (readout or 0.0) + (delay or 250e-6))
+    assert ("device states none" in cost.text) == (delay is None)
+    assert ("readout length not stated" in cost.text) == (readout is None)
+
+
+def test_readout_of_the_qubits_in_use() -> None:
+    configuration = json.loads(MARRAKESH.snapshot.configuration)
+    assert configuration["n_qubits"] == 156
+    assert readout_seconds(MARRAKESH, [0, 3]) == pytest.approx(2584e-9)
+    with pytest.raises(InvalidInputError, match=r"qubits 0 to 155, not \[156\]"):
+        readout_seconds(MARRAKESH, [156])
+
+
+def test_a_shorter_repetition_delay_within_the_range_of_the_device() -> None:
+    assert estimate_cost(1e-6, 1, 1000, MARRAKESH, repetition_delay=50e-6).execution_seconds == pytest.approx(53.584e-6)
+    with pytest.raises(InvalidInputError, match="0 to 500 µs, not 501 µs"):
+        estimate_cost(1e-6, 1, 1000, MARRAKESH, repetition_delay=501e-6)
+    with pytest.raises(InvalidInputError, match="no repetition delay of your own"):
+        estimate_cost(1e-6, 1, 1000, Device.load("fake_almaden"), repetition_delay=100e-6)
+
+
+def test_history_corrects_by_the_ratio_of_sums() -> None:
+    """(14 + 3) measured / (10 + 2.5) estimated = 1.36; the formula's estimate counts, not the one corrected already."""
+    rows = [
+        Row(),
+        Row(estimate_seconds=3.5, qpu_seconds=3.0, summary={"formula_seconds": 2.5}),
+        Row(device="ibm_y", qpu_seconds=99.0),
+        Row(state="failed", qpu_seconds=99.0),
+        Row(qpu_seconds=None),
+    ]
+    history = history_of(rows, "ibm_x")
+    assert history == [(10.0, 14.0), (2.5, 3.0)]
+    plain, corrected = (estimate_cost(1e-6, 5, 1000, MARRAKESH, history=given) for given in ((), history))
+    assert corrected.seconds == pytest.approx(1.36 * plain.seconds)
+    assert corrected.formula_seconds == plain.formula_seconds
+    assert "× 1.36: measured / estimated over 2 jobs" in corrected.text
+
+
+def test_a_known_ratio_is_found_again_and_does_not_drift() -> None:
+    """Every job takes 1.4 times the formula; estimates corrected on the way must not be corrected twice."""
+    rows: list[Row] = []
+    for circuits in (3, 40, 7, 150):
+        cost = estimate_cost(1e-6, circuits, 1000, MARRAKESH, history=history_of(rows, "ibm_x"))
+        measured = 1.4 * cost.formula_seconds
+        assert cost.seconds == pytest.approx(measured if rows else cost.formula_seconds)
+        rows.append(Row(estimate_seconds=cost.seconds, qpu_seconds=measured, summary=cost.to_dict()))
+
+
+@pytest.mark.parametrize("shots", [100, 1000, 4096, 5000])
+@pytest.mark.parametrize("level", [0, 1, 2])
+def test_executions_are_those_the_client_prepares(level: int, shots: int) -> None:
+    """The client's own quantum program of one broadcast PUB: its items' sizes times their shots."""
+    from qiskit_ibm_runtime.executor_estimator.prepare import prepare
+    from qiskit_ibm_runtime.options_models import EstimatorOptions
+
+    device, n_rows = Device.load("fake_manila"), 7
+    circuit, angle = QuantumCircuit(2), Parameter("a")
+    circuit.rx(angle, 0)
+    circuit.cx(0, 1)
+    isa = generate_preset_pass_manager(optimization_level=1, target=device.target, seed_transpiler=0).run(circuit)
+    observables = [SparsePauliOp(f).apply_layout(isa.layout) for f in ("IZ", "ZI")]
+    values = np.linspace(0, 1, n_rows)[:, None]
+    options = EstimatorOptions(resilience_level=level, default_shots=shots)
+    program, _ = prepare([(isa, [[o] for o in observables], values)], options)
+    executed = sum(int(np.prod(item.shape)) for item in program.items) * program.shots
+    assert estimate_cost(1e-6, n_rows, shots, device, resilience_level=level).executions == executed
+
+
+def test_mitigation_of_our_own_multiplies_the_circuits() -> None:
+    cost = estimate_cost(1e-6, 10, 1000, MARRAKESH, factor=3)
+    assert (cost.circuits, cost.executions) == (30, 30_000)
+    assert "10 circuits, × 3 by mitigation" in cost.text
+
+
+@pytest.mark.parametrize(("change", "words"), [
+    ({"shots": 0}, "shots must be a whole number ≥ 1, not 0"),
+    ({"circuits": 2.5}, "circuits must be a whole number"),
+    ({"jobs": 0}, "jobs must be"),
+    ({"duration_seconds": None}, "duration on fake_marrakesh must be a number of seconds"),
+    ({"duration_seconds": -1.0}, "duration"),
+    ({"device": Device.load("ideal")}, "simulated and costs nothing"),
+    ({"resilience_level": 3}, "allowed: 0, 1, 2"),
+    ({"factor": 0.5}, "at least 1"),
+    ({"history": [(0.0, 1.0)]}, "pairs of positive"),
+])  # fmt: skip
+def test_what_cannot_be_estimated_is_refused(change: dict[str, Any], words: str) -> None:
+    given: dict[str, Any] = {"duration_seconds": 1e-6, "circuits": 1, "shots": 1, "device": MARRAKESH} | change
+    with pytest.raises(InvalidInputError, match=words):
+        estimate_cost(**given)
+
+
+def test_json_types_only() -> None:
+    content = json.loads(json.dumps(estimate_cost(1e-6, 1, 1000, MARRAKESH).to_dict()))
+    assert math.isclose(content["seconds"], content["formula_seconds"])
