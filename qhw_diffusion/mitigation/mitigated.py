@@ -1,0 +1,152 @@
+"""`Mitigated`: an engine behind a list of strategies is an engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import reduce
+from operator import add, mul
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from qhw_diffusion.errors import InvalidInputError
+from qhw_diffusion.execution import CompiledCircuit, Engine, Estimate, Experiment, Usage
+from qhw_diffusion.execution.engine import Record, check_parameters, rows_of
+from qhw_diffusion.execution.layer import engine_of
+from qhw_diffusion.mitigation.strategy import Cost, Strategy
+
+# (experiments of the strategies, calibration experiments) → estimates of all, in this order
+_Evaluate = Callable[[list[Experiment], list[Experiment]], list[Estimate]]
+
+
+@dataclass(frozen=True)
+class Mitigated(Engine):
+    """Expectation values of an engine, corrected by strategies.
+
+    The last strategy of the list expands first, the first one stands next to the engine: with
+    ``[Readout(), ZNE()]`` ZNE makes scaled circuits, every one of them is corrected for readout, then ZNE extrapolates.
+    Whatever the strategies make, the engine gets all circuits of one evaluation, calibration included, in one call of
+    `estimate_many`: on a device, one job.
+
+    Calibrations are kept in this object, for each set of qubits; a new object calibrates again.
+
+    Args:
+        engine: ``"noisy"``, ``"shots:4096"``, … or any `Engine`.
+        strategies: at least one.
+
+    Raises:
+        InvalidInputError: no strategy, or something else in the list.
+        UnknownNameError: no such engine.
+    """
+
+    engine: str | Engine
+    strategies: Sequence[Strategy]
+    differentiable: bool = field(init=False, compare=False)  # type: ignore[misc]  # a property of these two
+    name: ClassVar[str] = "mitigated"
+    _calibrations: dict[Any, list[Estimate]] = field(init=False, repr=False, compare=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        engine = engine_of(self.engine)
+        given = [self.strategies] if isinstance(self.strategies, Strategy) else list(self.strategies)
+        wrong = [s for s in given if not isinstance(s, Strategy)]
+        if wrong or not given:
+            raise InvalidInputError(
+                f"strategies must be a list of at least one mitigation strategy, for example [Readout(), ZNE()]; given "
+                f"{wrong[0] if wrong else 'an empty list'!r}"
+            )
+        object.__setattr__(self, "engine", engine)
+        object.__setattr__(self, "strategies", tuple(given))
+        object.__setattr__(
+            self, "differentiable", engine.differentiable and all(strategy.differentiable for strategy in given)
+        )
+
+    @property
+    def base(self) -> Engine:
+        """The engine that evaluates the circuits."""
+        assert isinstance(self.engine, Engine)
+        return self.engine
+
+    @property
+    def spec(self) -> str:
+        return "+".join([self.base.spec, *(strategy.spec for strategy in self.strategies)])
+
+    def cost(self, compiled: CompiledCircuit) -> Cost:
+        """What all strategies together multiply the cost of an evaluation by."""
+        return reduce(mul, (strategy.cost(compiled) for strategy in self.strategies))
+
+    def check(self, compiled: CompiledCircuit) -> None:
+        self.base.check(compiled)
+        for strategy in self.strategies:
+            strategy.check(compiled)
+
+    def estimate(self, compiled: CompiledCircuit, parameters: Tensor) -> Estimate:
+        return self.estimate_many([(compiled, parameters)])[0]
+
+    def estimate_many(self, experiments: Sequence[Experiment]) -> list[Estimate]:
+        for compiled, parameters in experiments:
+            check_parameters(compiled, parameters)
+        with torch.no_grad():
+            return self._run(list(experiments), lambda leaves, asked: self.base.estimate_many([*leaves, *asked]))
+
+    def expectation(
+        self, compiled: CompiledCircuit, inputs: Tensor, weights: Tensor, record: Record = lambda usage: None
+    ) -> Tensor:
+        if not self.differentiable:
+            return super().expectation(compiled, inputs, weights, record)
+
+        def evaluate(leaves: list[Experiment], asked: list[Experiment]) -> list[Estimate]:
+            results = []
+            for circuit, rows in leaves:
+                # The rows have been passed on as they are, so they share the weights: those of the first stand for all
+                x, w = rows[:, : circuit.n_inputs], rows[0, circuit.n_inputs :]
+                values = self.base.expectation(circuit, x, w, record)
+                results.append(Estimate(values, torch.zeros_like(values)))
+            with torch.no_grad():
+                calibration = self.base.estimate_many(asked)
+            for estimate in calibration:
+                record(estimate.usage)
+            return [*results, *calibration]
+
+        return self._run([(compiled, rows_of(inputs, weights))], evaluate)[0].values
+
+    def _run(self, experiments: list[Experiment], evaluate: _Evaluate) -> list[Estimate]:
+        levels, sizes = [experiments], []  # experiments after each expansion; how many each of them became
+        wanted: dict[Any, tuple[Experiment, ...]] = {}
+        keys: list[list[Any]] = []
+        for strategy in reversed(self.strategies):
+            expanded = [strategy.construct(*experiment) for experiment in levels[-1]]
+            keys.append([self._wanted(strategy, compiled, wanted) for compiled, _ in levels[-1]])
+            sizes.append([len(children) for children in expanded])
+            levels.append([child for children in expanded for child in children])
+        asked = [experiment for calibration in wanted.values() for experiment in calibration]
+        results = evaluate(levels[-1], asked)
+        estimates, answers = results[: len(levels[-1])], results[len(levels[-1]) :]
+        for key, calibration in wanted.items():
+            self._calibrations[key] = answers[: len(calibration)]
+            answers = answers[len(calibration) :]
+        for strategy in self.strategies:
+            levels.pop()
+            parents, groups, calibrated = levels[-1], sizes.pop(), keys.pop()
+            combined, at = [], 0
+            for (compiled, rows), size, key in zip(parents, groups, calibrated, strict=True):
+                children = estimates[at : at + size]
+                estimate = strategy.combine(children, compiled, rows, self._calibrations.get(key, ()))
+                combined.append(replace(estimate, usage=reduce(add, (child.usage for child in children), Usage())))
+                at += size
+            estimates = combined
+        # The first evaluation pays for the calibration
+        paid = reduce(add, (result.usage for result in results[len(results) - len(asked) :]), Usage())
+        estimates[0] = replace(estimates[0], usage=estimates[0].usage + paid)
+        return estimates
+
+    def _wanted(self, strategy: Strategy, compiled: CompiledCircuit, wanted: dict[Any, tuple[Experiment, ...]]) -> Any:
+        """The key of the calibration this strategy needs for this circuit; added to `wanted` unless there is one."""
+        calibration = strategy.calibration(compiled)
+        if calibration is None:
+            return None
+        key = (strategy.spec, *calibration.key)
+        if key not in self._calibrations:
+            wanted[key] = calibration.experiments
+        return key

@@ -1,0 +1,148 @@
+"""Zero-noise extrapolation: evaluate at several noise scales, extrapolate to none."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from qhw_diffusion.errors import InvalidInputError, UnknownNameError
+from qhw_diffusion.execution import CompiledCircuit, Estimate, Experiment
+from qhw_diffusion.mitigation.folding import FOLDINGS, Folding, folded
+from qhw_diffusion.mitigation.strategy import Cost, Strategy
+
+EXTRAPOLATIONS = ("linear", "polynomial2", "polynomial3", "exponential", "richardson")
+_POLYNOMIAL = re.compile(r"polynomial([1-9])")
+
+
+@dataclass(frozen=True)
+class ZNE(Strategy):
+    """Zero-noise extrapolation by folding (Temme et al., arXiv:1612.02058; Giurgica-Tiron et al., arXiv:2005.10921).
+
+    The circuit is evaluated with its two-qubit gates multiplied by each scale factor (`folding.folded`), and a curve
+    through the values is taken at scale 0:
+
+    - ``"linear"``: least squares, a + b λ;
+    - ``"polynomial2"``, ``"polynomial3"``, …: least squares of that degree;
+    - ``"richardson"``: the polynomial through all points;
+    - ``"exponential"``: least squares of log|y|, y = a e^(−bλ), which is the decay under depolarizing noise. Values of
+      one expectation that change sign, or vanish, are no exponential: those entries are extrapolated linearly.
+
+    The scale factors reached take part in the fit, not those asked for. Standard errors are propagated to first order.
+    Readout errors are not scaled and stay, unless `Readout` is listed before.
+
+    Args:
+        scale_factors: ascending, from 1, at least two; more than the degree.
+        extrapolation: as above.
+        folding: ``"local"`` (two-qubit gates) or ``"global"`` (the whole circuit).
+
+    Raises:
+        InvalidInputError: scale factors that are not ascending from 1 or too few.
+        UnknownNameError: another extrapolation or folding.
+    """
+
+    scale_factors: Sequence[float] = (1, 3, 5)
+    extrapolation: str = "linear"
+    folding: Folding = "local"
+    name: ClassVar[str] = "zne"
+
+    def __post_init__(self) -> None:
+        try:
+            factors = tuple(float(factor) for factor in self.scale_factors)
+        except (TypeError, ValueError):
+            raise InvalidInputError(f"scale_factors is {self.scale_factors!r}; give numbers, e.g. (1, 3, 5)") from None
+        if (
+            len(factors) < 2
+            or factors[0] < 1
+            or list(factors) != sorted(set(factors))
+            or not math.isfinite(factors[-1])
+        ):
+            raise InvalidInputError(
+                f"scale_factors are {self.scale_factors!r}; give at least two, ascending, from 1, e.g. (1, 3, 5)"
+            )
+        if self.extrapolation not in EXTRAPOLATIONS and not _POLYNOMIAL.fullmatch(str(self.extrapolation)):
+            raise UnknownNameError.of("extrapolation", str(self.extrapolation), EXTRAPOLATIONS)
+        if self.folding not in FOLDINGS:
+            raise UnknownNameError.of("folding", str(self.folding), FOLDINGS)
+        if self.extrapolation != "richardson" and len(factors) <= self.degree:
+            raise InvalidInputError(
+                f"{self.extrapolation} needs at least {self.degree + 1} scale factors, given {len(factors)}"
+            )
+        object.__setattr__(self, "scale_factors", factors)
+
+    @property
+    def degree(self) -> int:
+        """Of the polynomial that is fitted (to the logarithms, if exponential)."""
+        if self.extrapolation == "richardson":
+            return len(self.scale_factors) - 1
+        match = _POLYNOMIAL.fullmatch(self.extrapolation)
+        return int(match.group(1)) if match else 1
+
+    @property
+    def spec(self) -> str:
+        text = f"zne:{self.extrapolation}:{','.join(f'{factor:g}' for factor in self.scale_factors)}"
+        return text if self.folding == "local" else f"{text}:{self.folding}"
+
+    def reached(self, compiled: CompiledCircuit) -> tuple[float, ...]:
+        """The scale factors this circuit's number of two-qubit gates allows.
+
+        Raises:
+            InvalidInputError: two of them are the same, or there is nothing to fold.
+        """
+        factors = tuple(folded(compiled, factor, self.folding)[1] for factor in self.scale_factors)
+        if len(set(factors)) < len(factors):
+            raise InvalidInputError(
+                f"scale factors {', '.join(f'{f:g}' for f in self.scale_factors)} come out as "
+                f"{', '.join(f'{f:g}' for f in factors)} with {compiled.two_qubit_gates} two-qubit gates; take factors "
+                "further apart, for example 1, 3, 5"
+            )
+        return factors
+
+    def check(self, compiled: CompiledCircuit) -> None:
+        self.reached(compiled)
+
+    def construct(self, compiled: CompiledCircuit, rows: Tensor) -> list[Experiment]:
+        self.reached(compiled)
+        return [(folded(compiled, factor, self.folding)[0], rows) for factor in self.scale_factors]
+
+    def combine(
+        self,
+        estimates: Sequence[Estimate],
+        compiled: CompiledCircuit,
+        rows: Tensor,
+        calibration: Sequence[Estimate] = (),
+    ) -> Estimate:
+        values = torch.stack([estimate.values for estimate in estimates])
+        errors = torch.stack([estimate.std_errors for estimate in estimates])
+        return Estimate(*extrapolate(values, errors, self.reached(compiled), self.degree, self.extrapolation))
+
+    def cost(self, compiled: CompiledCircuit) -> Cost:
+        return Cost(len(self.scale_factors), len(self.scale_factors))
+
+
+def extrapolate(
+    values: Tensor, std_errors: Tensor, factors: Sequence[float], degree: int, extrapolation: str
+) -> tuple[Tensor, Tensor]:
+    """Values and standard errors [K, ...] at K scale factors → at scale 0 [...], differentiable in the values."""
+    weights = torch.from_numpy(at_zero(factors, degree)).to(values).reshape(-1, *[1] * (values.ndim - 1))
+    result, slopes = (weights * values).sum(0), weights.expand_as(values)
+    if extrapolation == "exponential":
+        decays = ((values > 0).all(0) | (values < 0).all(0)).expand_as(values)
+        safe = torch.where(decays, values, torch.ones_like(values))  # keeps NaN out of the gradient of the others
+        exponential = safe[0].sign() * (weights * safe.abs().log()).sum(0).exp()
+        result = torch.where(decays[0], exponential, result)
+        slopes = torch.where(decays, weights * exponential / safe, slopes)
+    return result, (slopes * std_errors).square().sum(0).sqrt()
+
+
+def at_zero(factors: Sequence[float], degree: int) -> np.ndarray:
+    """[K]: weights of the values at K scale factors in the least-squares polynomial's value at 0; they sum to 1."""
+    powers = np.vander(np.asarray(factors, dtype=float), degree + 1, increasing=True)
+    weights: np.ndarray = np.linalg.pinv(powers)[0]
+    return weights
