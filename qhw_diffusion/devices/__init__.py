@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from qhw_diffusion.devices.account import connect, has_account, live_backend, live_backends
 from qhw_diffusion.devices.calibration import Calibration
 from qhw_diffusion.devices.device import Device
 from qhw_diffusion.devices.drift import Drift
@@ -19,10 +20,14 @@ __all__ = [
     "Snapshot",
     "backend_snapshot",
     "calibration_text",
+    "connect",
     "draw_calibration",
     "drift_text",
     "fake_backend_names",
+    "has_account",
     "layouts_text",
+    "live_backend",
+    "live_backends",
     "live_snapshot",
     "overview_markdown",
     "parse_qubits",

@@ -17,6 +17,7 @@ from qiskit.transpiler import Target
 from qhw_diffusion.devices import noise
 from qhw_diffusion.devices.fake import canonical_name, fake_snapshot
 from qhw_diffusion.devices.fractional import with_fractional_gates
+from qhw_diffusion.devices.live import live_snapshot
 from qhw_diffusion.devices.snapshot import Snapshot
 from qhw_diffusion.devices.validate import in_seconds
 from qhw_diffusion.errors import InvalidInputError, UnknownNameError
@@ -42,11 +43,14 @@ class Device:
 
         Args:
             name: ``"ideal"``; the name of a fake backend of qiskit-ibm-runtime (``"fake_marrakesh"`` or
-                ``"FakeMarrakesh"``); or the path of a snapshot written by `save`. A string is taken as a path if it
-                holds a path separator or ends in ``.json`` or ``.json.gz``.
+                ``"FakeMarrakesh"``); the name of a live device (``"ibm_…"``), whose calibration of this moment is
+                read through the user's account; or the path of a snapshot written by `save`. A string is taken as a
+                path if it holds a path separator or ends in ``.json`` or ``.json.gz``.
 
         Raises:
             UnknownNameError: no such device; the message lists near matches.
+            AccountError: a live device without an account, or one that the account does not have.
+            ServiceError: a live device, and the service does not answer.
             MissingDataError: the snapshot file does not exist.
             DamagedFileError: the file is not a (whole, unchanged) snapshot, or holds values no device can have.
         """
@@ -58,7 +62,7 @@ class Device:
             raise InvalidInputError(f"device must be a name or a path, not {name!r}")
         if canonical_name(name) == "ideal":
             return cls(_IDEAL)
-        return cls(fake_snapshot(name))
+        return cls(live_snapshot(name) if name.startswith("ibm_") else fake_snapshot(name))
 
     def save(self, path: str | Path) -> Path:
         """Write the snapshot to ``*.json.gz`` or ``*.json``, atomically; `Device.load(path)` gives an equal device."""

@@ -1,8 +1,4 @@
-"""Snapshots of live devices. Reads configuration and calibration through the user's account; never submits anything.
-
-The account is IBM's client's business: saved once with `QiskitRuntimeService.save_account`, or given in its environment
-variables. No token is read, kept or printed here.
-"""
+"""Snapshots of live devices. Reads configuration and calibration through the user's account; never submits anything."""
 
 from __future__ import annotations
 
@@ -11,9 +7,10 @@ from datetime import date, datetime
 from pathlib import Path
 from typing import Any
 
+from qhw_diffusion.devices.account import ask, live_backend
 from qhw_diffusion.devices.fake import canonical_name, fake_snapshot
 from qhw_diffusion.devices.snapshot import Snapshot
-from qhw_diffusion.errors import InvalidInputError, MissingDataError, QhwError
+from qhw_diffusion.errors import InvalidInputError, MissingDataError
 
 
 def take_snapshot(name: str, path: str | Path | None = None, *, overwrite: bool = False) -> Path:
@@ -30,7 +27,8 @@ def take_snapshot(name: str, path: str | Path | None = None, *, overwrite: bool 
 
     Raises:
         InvalidInputError: the file exists; another file ending; impossible values.
-        UnknownNameError, MissingDataError: no such device, or it cannot be reached.
+        UnknownNameError: no such fake device.
+        AccountError, ServiceError, MissingDataError: as `live_snapshot`.
     """
     if canonical_name(name) == "ideal":
         raise InvalidInputError("the ideal device has no calibration to take a snapshot of; name a fake or live device")
@@ -48,18 +46,13 @@ def live_snapshot(name: str) -> Snapshot:
         name: as IBM names it, e.g. ``"ibm_marrakesh"``.
 
     Raises:
-        MissingDataError: no account, no connection, or no such device for this account.
+        AccountError: no account, refused credentials, or no such device for this account.
+        ServiceError: no answer from the service.
+        MissingDataError: the device publishes no calibration (a simulator).
         InvalidInputError: the service's data holds a missing or impossible value.
     """
-    from qiskit_ibm_runtime import QiskitRuntimeService
-
-    try:
-        backend = QiskitRuntimeService().backend(name)
-        return backend_snapshot(backend)
-    except QhwError:
-        raise
-    except Exception as error:
-        raise _unreachable(name, error) from error
+    backend = live_backend(name)
+    return ask(f"calibration of {name}", lambda: backend_snapshot(backend))
 
 
 def backend_snapshot(backend: Any) -> Snapshot:
@@ -87,12 +80,3 @@ def _encode(value: Any) -> Any:
     if isinstance(value, complex):
         return [value.real, value.imag]
     raise TypeError(f"{type(value).__name__} has no place in a snapshot")
-
-
-def _unreachable(name: str, error: Exception) -> MissingDataError:
-    # The client's own text is not repeated: it may hold what the user typed as token.
-    return MissingDataError(
-        f"{name} cannot be read ({type(error).__name__}). Live devices need an IBM Quantum account: save one with "
-        "QiskitRuntimeService.save_account(token=…) or set QISKIT_IBM_TOKEN, and check the device's name with "
-        "QiskitRuntimeService().backends(). Fake devices work without (`qhw devices` lists them)"
-    )

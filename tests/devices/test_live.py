@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 import qiskit_ibm_runtime
+from qiskit.providers.exceptions import QiskitBackendNotFoundError
 from qiskit_ibm_runtime.fake_provider import FakeManilaV2, FakeMarrakesh
 
 from qhw_diffusion.devices import Device, backend_snapshot, take_snapshot
 from qhw_diffusion.devices.validate import AS_PUBLISHED
-from qhw_diffusion.errors import InvalidInputError, MissingDataError, UnknownNameError
+from qhw_diffusion.errors import AccountError, InvalidInputError, MissingDataError, ServiceError, UnknownNameError
 
 
 class Service:
@@ -20,15 +21,27 @@ class Service:
 
     def __init__(self, **_: Any) -> None: ...
 
+    def usage(self) -> dict[str, Any]:
+        return {}
+
     def backend(self, name: str) -> Any:
         if name != "ibm_marrakesh":
-            raise ValueError(f"no backend matches; token=secret-{name}")
+            raise QiskitBackendNotFoundError(f"no backend matches; token=secret-{name}")
         return FakeMarrakesh()
+
+    def backends(self, simulator: bool) -> list[Any]:
+        return [SimpleNamespace(name=name) for name in ("ibm_torino", "ibm_marrakesh")]
 
 
 class NoAccount:
     def __init__(self, **_: Any) -> None:
-        raise RuntimeError("Unable to find account; you gave the token abc123")
+        raise RuntimeError("Unable to find account; you gave the token abc123-of-mine")
+
+
+@pytest.fixture(autouse=True)
+def account(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
+    monkeypatch.setenv("QISKIT_IBM_TOKEN", "abc123-of-mine")
 
 
 @pytest.mark.parametrize(("backend", "name"), [(FakeMarrakesh, "fake_marrakesh"), (FakeManilaV2, "fake_manila")])
@@ -60,14 +73,16 @@ def test_a_live_snapshot_lands_in_a_dated_file(tmp_path: Path, monkeypatch: pyte
     assert take_snapshot("ibm_marrakesh", overwrite=True) == path
 
 
-@pytest.mark.parametrize(("service", "name"), [(NoAccount, "ibm_marrakesh"), (Service, "ibm_marakesh")])
-def test_without_account_or_device_the_way_out_is_told_and_no_token(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, service: Any, name: str
+@pytest.mark.parametrize(("service", "name", "words"), [
+    (NoAccount, "ibm_marrakesh", "RuntimeError: Unable to find account"),
+    (Service, "ibm_marakesh", "did you mean ibm_marrakesh.*the account has ibm_marrakesh, ibm_torino"),
+])  # fmt: skip
+def test_failures_say_what_to_do_and_show_no_token(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, service: Any, name: str, words: str
 ) -> None:
     monkeypatch.setattr(qiskit_ibm_runtime, "QiskitRuntimeService", service)
-    with pytest.raises(MissingDataError, match="save_account") as caught:
+    with pytest.raises((AccountError, ServiceError), match=words) as caught:
         take_snapshot(name, tmp_path / "x.json.gz")
-    assert "Fake devices work without" in str(caught.value)
     assert "abc123" not in str(caught.value)
     assert "secret" not in str(caught.value)
     assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,253 @@
+"""The user's IBM Quantum account: connect through it, and say clearly what is wrong when that fails.
+
+The account is the business of IBM's client: saved once with `QiskitRuntimeService.save_account`, or given in its
+environment variables. This package stores no token. It looks at one only to mask it: no message made here and no log
+line of the client shows a token after `connect`.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import threading
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from qhw_diffusion.errors import AccountError, QhwError, ServiceError, UnknownNameError
+
+if TYPE_CHECKING:
+    from qiskit_ibm_runtime import IBMBackend, QiskitRuntimeService
+
+SETUP = (
+    "Make an API key at https://quantum.cloud.ibm.com and save it once, in Python: "
+    'QiskitRuntimeService.save_account(token="…", instance="…", set_as_default=True, overwrite=True) of '
+    "qiskit_ibm_runtime; or set QISKIT_IBM_TOKEN and QISKIT_IBM_INSTANCE"
+)
+WITHOUT = (
+    "Without an account everything runs on fake devices (`qhw devices` lists them), `qhw cost --device fake_…` "
+    "estimates what a job takes, and `qhw standin` serves a fake device the way the real service would"
+)
+# Seconds for one thing asked of the service. The client itself has no read time-out and would wait for ever.
+PATIENCE = 60.0
+
+_CLIENT_LOGGERS = ("qiskit_ibm_runtime", "ibm_cloud_sdk_core", "ibm_platform_services", "urllib3")
+# Access tokens are JSON web tokens; headers carry them, or the key itself, after one of these words.
+_BEARER = re.compile(r"(?i)\b(bearer|apikey)(\s+|=|%20)[^\s'\",;&}]+|\beyJ[\w-]+\.[\w-]+\.[\w-]*")
+_MASK = "(token hidden)"
+
+T = TypeVar("T")
+
+
+def has_account() -> bool:
+    """Whether there is an account to try: a token in the environment, or a file of saved accounts that is not empty.
+
+    Asks nobody and starts no client.
+    """
+    return bool(os.environ.get("QISKIT_IBM_TOKEN")) or bool(_saved_accounts())
+
+
+def connect(*, patience: float = PATIENCE) -> QiskitRuntimeService:
+    """The service, through the environment's account or the saved one; one request shows that it accepts us.
+
+    Args:
+        patience: seconds to wait in all before giving up.
+
+    Raises:
+        AccountError: no account, wrong or expired credentials, an instance the account cannot use.
+        ServiceError: the service cannot be reached, or does not answer in time.
+    """
+    if not has_account():
+        raise AccountError(f"no IBM Quantum account is set up. {SETUP}. {WITHOUT}")
+
+    def start() -> QiskitRuntimeService:
+        from qiskit_ibm_runtime import QiskitRuntimeService
+
+        _mask_logs()
+        service = QiskitRuntimeService()
+        # The constructor takes any refusal for an account without devices: ask something that says so.
+        service.usage()
+        return service
+
+    return ask("the connection to IBM Quantum", start, patience=patience)
+
+
+def live_backend(name: str, service: QiskitRuntimeService | None = None) -> IBMBackend:
+    """The client's backend object of one live device.
+
+    Args:
+        name: as IBM names it, e.g. ``"ibm_marrakesh"``.
+        service: of `connect`; None: connect now.
+
+    Raises:
+        AccountError: no account, refused credentials, or no such device for them; the message lists their devices.
+        ServiceError: no answer.
+    """
+    from qiskit.providers.exceptions import QiskitBackendNotFoundError
+
+    service = connect() if service is None else service
+
+    def find() -> IBMBackend | None:
+        try:
+            backend: IBMBackend = service.backend(name)
+            return backend
+        except QiskitBackendNotFoundError:
+            return None
+
+    backend = ask(f"device {name}", find)
+    if backend is None:
+        names = [other.name for other in live_backends(service)]
+        if not names:
+            raise AccountError(f"the account has no device {name!r}, and no other: check its instance. {SETUP}")
+        raise AccountError(
+            f"{UnknownNameError.of('device of the account', name, names)}. It may be retired, out of reach of this "
+            f"instance, or mistyped; the account has {', '.join(sorted(names))}"
+        )
+    return backend
+
+
+def live_backends(service: QiskitRuntimeService) -> list[IBMBackend]:
+    """All devices of the account, without simulators.
+
+    Raises:
+        AccountError, ServiceError: as `connect`.
+    """
+    return ask("the list of devices", lambda: service.backends(simulator=False))
+
+
+def ask(what: str, call: Callable[[], T], *, patience: float = PATIENCE) -> T:
+    """``call()`` with the client's failures turned into errors of this package, and an end to the waiting.
+
+    Args:
+        what: is asked for, to begin a message with.
+        patience: seconds; a call that takes longer is left behind in its thread.
+
+    Raises:
+        AccountError, ServiceError: see `problem`; the client's own exception is not chained, it may show a token.
+    """
+    outcome: list[T] = []
+    failure: list[Exception] = []
+    said: list[str] = []
+
+    def run() -> None:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            try:
+                outcome.append(call())
+            except Exception as error:
+                failure.append(error)
+            said.extend(str(warning.message) for warning in caught)
+
+    thread = threading.Thread(target=run, daemon=True, name=f"qhw: {what}")
+    thread.start()
+    thread.join(patience)
+    if thread.is_alive():
+        raise ServiceError(f"{what}: no answer within {patience:g} s. Check the network, or try again later")
+    if failure:
+        raise problem(failure[0], what, warned=said) from None
+    return outcome[0]
+
+
+def problem(error: Exception, what: str, *, warned: list[str] | None = None) -> QhwError:
+    """What the client's exception means, as an error that says what to do. Shows no token.
+
+    Args:
+        error: of qiskit-ibm-runtime or of what it stands on.
+        what: was asked for, to begin the message with.
+        warned: texts of the client's warnings on the way: it warns, and goes on, when the identity service fails.
+    """
+    if isinstance(error, QhwError):
+        return error
+    kinds = {kind.__name__ for kind in type(error).__mro__}
+    status = _status(error)
+    no_token = [text for text in warned or [] if "IBM Cloud access token" in text]
+    if no_token and not any("Status code: 4" in text for text in no_token):
+        return ServiceError(f"{what}: IBM's identity service cannot be reached. Check the network, or try again later")
+    if "AccountNotFoundError" in kinds:
+        return AccountError(f"{what}: no IBM Quantum account is set up. {SETUP}. {WITHOUT}")
+    if "IBMNotAuthorizedError" in kinds or status == 401 or no_token:
+        return AccountError(
+            f"{what}: the credentials are refused. The API key is wrong, expired or disabled. {SETUP}. {WITHOUT}"
+        )
+    if status == 403:
+        return AccountError(f"{what}: the account may not use this (403). Check its instance and plan. {SETUP}")
+    if status == 404:
+        return AccountError(f"{what}: not known to the service (404); it may be retired, or of another instance")
+    if status == 429:
+        return ServiceError(f"{what}: too many requests (429). Wait a minute and try again")
+    if status is not None and status >= 500:
+        return ServiceError(f"{what}: the service fails ({status}), or is under maintenance. Try again later")
+    if kinds & {"RequestsApiError", "ConnectionError", "Timeout", "OSError"}:
+        return ServiceError(f"{what}: the service cannot be reached. Check the network, or try again later")
+    if kinds & {"InvalidAccountError", "AccountsError", "IBMInputValueError", "JSONDecodeError", "KeyError"}:
+        shown = without_tokens(str(error))[:300]
+        return AccountError(f"{what}: the account cannot be used as it is set up ({shown}). {SETUP}")
+    return ServiceError(f"{what}: {type(error).__name__}: {without_tokens(str(error))[:300]}")
+
+
+def without_tokens(text: str) -> str:
+    """`text` with the tokens of the environment and of saved accounts, and anything that looks like one, masked."""
+    for secret in sorted(_secrets(), key=len, reverse=True):
+        text = text.replace(secret, _MASK)
+    return _BEARER.sub(_MASK, text)
+
+
+class _MaskTokens(logging.Filter):
+    """Masks tokens in a record before any handler sees it."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        record.msg, record.args = without_tokens(record.getMessage()), ()
+        if record.exc_info:
+            # a formatter would write the exception's own text; hand it the masked traceback instead
+            record.exc_text = without_tokens(logging.Formatter().formatException(record.exc_info))
+            record.exc_info = None
+        return True
+
+
+_MASKING = _MaskTokens()
+
+
+def _mask_logs() -> None:
+    # A logger's filters see its own records only, not those of its children: every one of the client's gets it.
+    for name in list(logging.root.manager.loggerDict):
+        if name.split(".")[0] in _CLIENT_LOGGERS:
+            logging.getLogger(name).addFilter(_MASKING)
+
+
+def _status(error: Exception) -> int | None:
+    """HTTP status behind the client's exception, looking through what it wraps; None without an answer."""
+    seen: BaseException | None = error
+    while seen is not None:
+        for holder in (seen, getattr(seen, "response", None)):
+            status = getattr(holder, "status_code", None)
+            if isinstance(status, int) and status > 0:
+                return status
+        seen = seen.__cause__ or seen.__context__
+    return None
+
+
+def _account_file() -> Path:
+    return Path.home() / ".qiskit" / "qiskit-ibm.json"
+
+
+def _saved_accounts() -> dict[str, Any]:
+    try:
+        accounts = json.loads(_account_file().read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError):
+        return {"": {}}  # there is one; the client says what is wrong with it
+    return accounts if isinstance(accounts, dict) else {"": {}}
+
+
+def _secrets() -> set[str]:
+    found = {os.environ.get("QISKIT_IBM_TOKEN", "")}
+    for account in _saved_accounts().values():
+        if isinstance(account, dict):
+            proxies = account.get("proxies")
+            found.add(str(account.get("token", "")))
+            found.add(str(proxies.get("password_ntlm", "")) if isinstance(proxies, dict) else "")
+    return {secret for secret in found if len(secret) >= 4}
