@@ -13,8 +13,10 @@ from qhw_diffusion.guidance.config import (
     RewardConfig,
 )
 from qhw_diffusion.guidance.diagnostics import Finding, diagnose
+from qhw_diffusion.guidance.distill import ActionError, action_error, explored_states, fit_network, visited_states
 from qhw_diffusion.guidance.environment import GuidanceEnv, SingleGuidanceEnv
 from qhw_diffusion.guidance.episode import GuidedEpisode, calibrate_state, draw_episode
+from qhw_diffusion.guidance.lookup import LookupActor, tabulate
 from qhw_diffusion.guidance.ppo import generalised_advantages, train_ppo
 from qhw_diffusion.guidance.quantum_actor import QuantumActor, compile_policy
 from qhw_diffusion.guidance.rewards import Reward
@@ -36,6 +38,7 @@ __all__ = [
     "ACTOR_KINDS",
     "QUANTUM_KINDS",
     "STATE_NAMES",
+    "ActionError",
     "Actor",
     "ActorConfig",
     "AnnealingActor",
@@ -45,6 +48,7 @@ __all__ = [
     "GuidanceConfig",
     "GuidanceEnv",
     "GuidedEpisode",
+    "LookupActor",
     "MLPActor",
     "PPOConfig",
     "QuantumActor",
@@ -56,12 +60,15 @@ __all__ = [
     "SweepRow",
     "TensorStep",
     "TrainedController",
+    "action_error",
     "build_actor",
     "calibrate",
     "calibrate_state",
     "compile_policy",
     "diagnose",
     "draw_episode",
+    "explored_states",
+    "fit_network",
     "generalised_advantages",
     "load_actor",
     "load_controller",
@@ -72,6 +79,8 @@ __all__ = [
     "save_actor",
     "schedules",
     "sweep_constants",
+    "tabulate",
     "train_guidance",
     "train_ppo",
+    "visited_states",
 ]

@@ -10,10 +10,15 @@ from qhw_diffusion.devices import Device
 from qhw_diffusion.errors import DamagedFileError, InvalidInputError, QhwError
 from qhw_diffusion.execution import Engine, QuantumLayer
 from qhw_diffusion.guidance.actors import Actor, AnnealingActor, MLPActor
+from qhw_diffusion.guidance.lookup import LookupActor
 from qhw_diffusion.guidance.quantum_actor import QuantumActor, compile_policy
 from qhw_diffusion.runs import atomic_write_json, load_module_state, save_module
 
-CLASSICAL: dict[str, type[MLPActor] | type[AnnealingActor]] = {"mlp": MLPActor, "annealing": AnnealingActor}
+CLASSICAL: dict[str, type[MLPActor] | type[AnnealingActor] | type[LookupActor]] = {
+    "mlp": MLPActor,
+    "annealing": AnnealingActor,
+    "lookup": LookupActor,
+}
 SNAPSHOT = "device.snapshot.json.gz"
 
 

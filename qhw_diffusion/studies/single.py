@@ -88,7 +88,7 @@ class SingleTraining:
         if arguments.resume:
             run = RunFolder.open(arguments.out, kind="guidance")
             saved = run.config
-            models = _models_of(run.path)
+            models = models_of(run.path)
         models = models.replace(**given_flags(arguments, ModelConfig))
         parts: dict[str, Any] = {}
         for name, part in (
@@ -180,10 +180,10 @@ def evaluate_run(
     elsewhere = device is not None or engine is not None
     if elsewhere and not isinstance(trained.actor, QuantumActor):
         raise InvalidInputError(
-            f"the policy in {folder} is a {trained.actor_config.kind}; it runs on no device or engine"
+            f"the policy in {folder} is classical ({trained.actor.kind}); it runs on no device or engine"
         )
     changes = {name: value for name, value in (("judge", judge), ("data_root", data_root)) if value is not None}
-    models = load_models(_models_of(Path(folder)).replace(**changes))
+    models = load_models(models_of(Path(folder)).replace(**changes))
     home = f"as trained{_where(trained)}"
     players: dict[str, Any] = {f"constant g = {trained.config.g0:g}": trained.config.g0, home: trained.actor}
     if elsewhere:
@@ -208,7 +208,7 @@ def evaluate_run(
     return _evaluation_text(values, trained.config.n_steps, seeds, images, file)
 
 
-def _models_of(folder: Path) -> ModelConfig:
+def models_of(folder: Path) -> ModelConfig:
     try:
         return ModelConfig.from_dict(read_json(folder / MODELS_FILE))
     except FileNotFoundError:
@@ -219,7 +219,8 @@ def _models_of(folder: Path) -> ModelConfig:
 
 def _where(trained: TrainedController) -> str:
     if not isinstance(trained.actor, QuantumActor):
-        return f" ({trained.actor_config.kind})"
+        kind, asked = trained.actor.kind, trained.actor_config
+        return f" ({kind}, distilled from {asked.kind})" if asked.uses_circuit else f" ({asked.kind})"
     layer = trained.actor.layer
     return f" ({layer.compiled.device.name}, {layer.engine.spec})"
 

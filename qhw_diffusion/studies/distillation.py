@@ -1,0 +1,208 @@
+"""`qhw distill`: a trained quantum policy as a table or a small network, and what is lost by it."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qhw_diffusion.devices import Device
+from qhw_diffusion.errors import InvalidInputError, UnknownNameError
+from qhw_diffusion.execution import Engine
+from qhw_diffusion.guidance import (
+    Actor,
+    QuantumActor,
+    TrainedController,
+    action_error,
+    explored_states,
+    fit_network,
+    load_controller,
+    save_actor,
+    tabulate,
+    visited_states,
+)
+from qhw_diffusion.guidance.distill import HIDDEN
+from qhw_diffusion.guidance.training import KIND
+from qhw_diffusion.runs import RunFolder, atomic_write_json, progress
+from qhw_diffusion.studies.measure import sample_and_measure
+from qhw_diffusion.studies.models import Models, draw_starts, load_models
+from qhw_diffusion.studies.single import MODELS_FILE, clear_out, models_of, one_thread
+from qhw_diffusion.studies.statistics import mean_interval, paired_test
+from qhw_diffusion.studies.study_work import EVALUATION_SEED
+
+FORMS = ("lookup", "network")
+_FIT_SEED, _HELDOUT_SEED = 7_000_000, 8_000_000
+_STARTS = 512
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """What `qhw distill` was asked for.
+
+    run: folder of the trained policy; out: run folder to write; form: "lookup" or "network"; device, engine: where the
+    original is evaluated, if not as it was trained; hidden, iterations, seed: of the network; seeds, images: of the
+    comparison of images.
+    """
+
+    run: Path
+    out: Path
+    form: str = "lookup"
+    device: str | None = None
+    engine: str | Engine | None = None
+    judge: str | None = None
+    data_root: str | None = None
+    hidden: tuple[int, ...] = HIDDEN
+    iterations: int = 4000
+    seed: int = 0
+    seeds: int = 5
+    images: int = 500
+
+    def __post_init__(self) -> None:
+        if self.form not in FORMS:
+            raise UnknownNameError.of("form of a distilled policy", self.form, FORMS)
+        if self.seeds < 1 or self.images < 20:
+            raise InvalidInputError(f"at least 1 seed and 20 images are needed, not {self.seeds} and {self.images}")
+
+
+def distill_run(asked: Distillation, *, command: str | None = None) -> str:
+    """Distil, compare with the original, and write the run folder `asked.out`; returns a text.
+
+    The folder is of the kind `qhw train guidance` writes, so `load_controller` and `qhw evaluate guidance` take it;
+    distillation.json has the numbers.
+    Raises InvalidInputError for a classical policy and for a circuit that no table of reasonable size holds.
+    """
+    trained = load_controller(asked.run)
+    if not isinstance(trained.actor, QuantumActor):
+        raise InvalidInputError(
+            f"the policy in {asked.run} is classical ({trained.actor.kind}) already; distil a quantum one"
+        )
+    if asked.out.exists() and any(asked.out.iterdir()):
+        # refused before minutes of work
+        RunFolder.create(asked.out, kind=KIND, config={})
+    original = trained.actor
+    if asked.device is not None or asked.engine is not None:
+        device = None if asked.device is None else Device.load(asked.device)
+        original = original.on(device, asked.engine)
+    given = models_of(asked.run)
+    changes = {name: v for name in ("judge", "data_root") if (v := getattr(asked, name)) is not None}
+    models = load_models(given.replace(**changes))
+    stand_in = _distil(asked, trained, original, models)
+    error = action_error(original, stand_in, _states(trained, original, models), trained.config)
+    judged = _compare_images(asked, trained, original, stand_in, models)
+    layer = original.layer
+    record = {
+        "from": str(asked.run),
+        "form": asked.form,
+        "device": layer.compiled.device.name,
+        "engine": layer.engine.spec,
+        "numbers": sum(t.numel() for t in stand_in.state_dict().values()),
+        "circuits": len(stand_in.table) if asked.form == "lookup" else 0,  # type: ignore[arg-type]
+        "action_error": error.to_dict(),
+        "judged": judged,
+        "seeds": asked.seeds,
+        "images": asked.images,
+    }
+    _save(asked, trained, stand_in, record, given.to_dict(), command)
+    return _text(asked, trained, record)
+
+
+def distill_from_arguments(arguments: argparse.Namespace) -> str:
+    """`distill_run` with the flags of the command."""
+    one_thread()
+    run = Path(arguments.folder)
+    arguments.out = arguments.out or run.with_name(f"{run.name}-{arguments.into}")
+    if arguments.out.resolve() == run.resolve():
+        raise InvalidInputError("--out is the folder of the policy itself; choose another one")
+    clear_out(arguments, KIND)
+    asked = Distillation(
+        run=run,
+        out=arguments.out,
+        form=arguments.into,
+        device=arguments.device,
+        engine=arguments.engine,
+        judge=arguments.judge,
+        data_root=arguments.data_root,
+        seeds=arguments.seeds,
+        images=arguments.images,
+    )
+    return distill_run(asked, command=arguments.command_line)
+
+
+def _distil(asked: Distillation, trained: TrainedController, original: QuantumActor, models: Models) -> Actor:
+    if asked.form == "lookup":
+        return tabulate(original)
+    backbone, proxy = models.backbone, models.reward
+    states = explored_states(original, trained.config, backbone, proxy, starts=_STARTS, seed=_FIT_SEED + asked.seed)
+    return fit_network(original, states, hidden=asked.hidden, iterations=asked.iterations, seed=asked.seed)
+
+
+def _states(trained: TrainedController, original: QuantumActor, models: Models) -> Any:
+    return visited_states(original, trained.config, models.backbone, models.reward, starts=_STARTS, seed=_HELDOUT_SEED)
+
+
+def _compare_images(
+    asked: Distillation, trained: TrainedController, original: Actor, stand_in: Actor, models: Models
+) -> dict[str, dict[str, list[float]]]:
+    """Judge's numbers of both policies, a value per seed, on the same starts; and how far apart their images are."""
+    out: dict[str, dict[str, list[float]]] = {"original": {}, "distilled": {}, "between": {"pixel_rms": []}}
+    with progress(total=2 * asked.seeds, desc="images", unit="run") as bar:
+        for seed in range(asked.seeds):
+            labels, noise = draw_starts(models.backbone, models.heldout, asked.images, EVALUATION_SEED + seed)
+            images = []
+            for name, actor in (("original", original), ("distilled", stand_in)):
+                sampled = sample_and_measure(models, trained.config, actor, labels, noise, reward=trained.reward)
+                assert sampled.judged is not None
+                for key in ("fd", "kd", "accuracy"):
+                    out[name].setdefault(key, []).append(sampled.judged[key])
+                images.append(sampled.rollout.images)
+                bar.update(1)
+            out["between"]["pixel_rms"].append(float((images[1] - images[0]).square().mean().sqrt()))
+    return out
+
+
+def _save(
+    asked: Distillation,
+    trained: TrainedController,
+    stand_in: Actor,
+    record: dict[str, Any],
+    models: dict[str, Any],
+    command: str | None,
+) -> None:
+    config = {
+        "guidance": trained.config.to_dict(),
+        "reward": trained.reward.to_dict(),
+        "ppo": trained.ppo.to_dict(),
+        "actor": trained.actor_config.to_dict(),
+        "distilled": {name: record[name] for name in ("from", "form", "device", "engine")},
+    }
+    with RunFolder.create(asked.out, kind=KIND, config=config, command=command) as run:
+        atomic_write_json(run.path / MODELS_FILE, models)
+        save_actor(stand_in, run.path / "model")
+        atomic_write_json(run.path / "distillation.json", record)
+
+
+def _text(asked: Distillation, trained: TrainedController, record: dict[str, Any]) -> str:
+    error, judged = record["action_error"], record["judged"]
+    made = (
+        f"{record['circuits']:,} circuits evaluated once, {record['numbers']:,} numbers kept"
+        if asked.form == "lookup"
+        else f"{record['numbers']:,} weights"
+    )
+    lines = [
+        f"{asked.form} of the policy in {asked.run} ({record['device']}, {record['engine']}): {made}",
+        f"on {error['states']:,} held-out states: |Δaction| {error['action_mean']:.2g} mean, {error['action_max']:.2g} "
+        f"max (the original's action varies by {error['action_spread']:.2g}); |Δg| {error['g_mean']:.2g} mean, "
+        f"{error['g_max']:.2g} max",
+        f"images: {asked.seeds} seeds × {asked.images}, {trained.config.n_steps} steps, the judge's FD",
+    ]
+    for name in ("original", "distilled"):
+        fd, accuracy = mean_interval(judged[name]["fd"]), mean_interval(judged[name]["accuracy"])
+        lines.append(f"  {name:<10} FD {fd.format(3)}   accuracy {accuracy.mean:.1%}")
+    if asked.seeds >= 2:
+        d = paired_test(judged["distilled"]["fd"], judged["original"]["fd"]).difference
+        lines.append(f"  distilled minus original {d.mean:+.2g} [{d.low:+.2g}, {d.high:+.2g}] (95 %, paired)")
+    rms = mean_interval(judged["between"]["pixel_rms"]).mean
+    lines.append(f"  root mean square between their pixels {rms:.2g} (range of a pixel: −1 to 1)")
+    lines.append(f"saved in {asked.out}; it needs no circuit: qhw evaluate guidance {asked.out}")
+    return "\n".join(lines)
