@@ -1,0 +1,269 @@
+"""What the studies of shots and of mitigation look at: a trained policy and a trained denoiser, made once a seed.
+
+    calibration.json            state normalisation and reward scale, the same for all policies
+    policy-seed<k>/             a quantum policy, trained without noise: what mitigation tries to bring back
+    autoencoder/                the denoiser's latent space
+    denoiser-seed<k>/           a post-selected latent denoiser, trained without noise
+
+Both are for the digits in the package, whose backbone and classifiers are shipped: nothing else is needed.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+
+from qhw_diffusion.denoising import (
+    AutoencoderConfig,
+    LatentAutoencoder,
+    LatentQDM,
+    from_pretrained,
+    save_pretrained,
+    train_autoencoder,
+    train_qdm,
+)
+from qhw_diffusion.devices import Device
+from qhw_diffusion.errors import InvalidInputError
+from qhw_diffusion.execution import Engine, GradientMethod
+from qhw_diffusion.guidance import (
+    ActorConfig,
+    Critic,
+    GuidanceConfig,
+    GuidanceEnv,
+    PPOConfig,
+    QuantumActor,
+    Reward,
+    RewardConfig,
+    Rollout,
+    build_actor,
+    calibrate,
+    load_actor,
+    rollout,
+    save_actor,
+    train_ppo,
+)
+from qhw_diffusion.guidance.ppo import History
+from qhw_diffusion.runs import atomic_write_json, read_json
+from qhw_diffusion.studies.denoising_settings import DenoisingStudyConfig
+from qhw_diffusion.studies.measure import Sampled, sample_and_measure
+from qhw_diffusion.studies.models import Models, draw_starts, load_models
+from qhw_diffusion.studies.settings import ModelConfig, Settings
+
+EVALUATION_SEED, DENOISER_SEED = 5_000_000, 6_000_000
+LATENT_QUBITS, LABELS = 3, 10
+
+
+@dataclass(frozen=True)
+class SubjectsConfig(Settings):
+    """The trained policy and the trained denoiser of a study, and how they are judged."""
+
+    device: str = "fake_marrakesh"
+    """Device the policy is compiled for; it is trained without noise."""
+    n_steps: int = 6
+    """DDIM steps of an image."""
+    g0: float = 2.0
+    """Base guidance scale; the middle of the sensible constants for digits, so that there is something to learn."""
+    updates: int = 32
+    """PPO updates of a training."""
+    num_envs: int = 96
+    """Images sampled in an update."""
+    epochs: int = 2
+    """Passes over them."""
+    minibatches: int = 4
+    """Minibatches of a pass."""
+    starts: int = 400
+    """Different starting points of a training."""
+    denoiser_iterations: int = 500
+    """Updates of a denoiser's training."""
+    autoencoder_steps: int = 1500
+    """Updates of the autoencoder."""
+    eval_images: int = 600
+    """Images of an evaluation."""
+    seeds: int = 4
+    """Seeds: a seed is one training of everything and one evaluation."""
+
+    def __post_init__(self) -> None:
+        for name in ("n_steps", "updates", "epochs", "minibatches", "seeds", "denoiser_iterations"):
+            if getattr(self, name) < 1:
+                raise InvalidInputError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.eval_images < 20 or self.num_envs < 20:
+            raise InvalidInputError(
+                f"eval_images and num_envs must be at least 20, got {self.eval_images} and {self.num_envs}"
+            )
+
+    @property
+    def guidance(self) -> GuidanceConfig:
+        """Sampler and range of the guidance scale, not yet calibrated."""
+        limit = GuidanceConfig().action_limit
+        return GuidanceConfig(
+            n_steps=self.n_steps,
+            g0=self.g0,
+            g_min=max(0.0, self.g0 - limit),
+            g_max=self.g0 + limit,
+            starts=self.starts,
+        )
+
+    def ppo(self, seed: int) -> PPOConfig:
+        """Settings of one training."""
+        return PPOConfig.short(
+            updates=self.updates,
+            num_envs=self.num_envs,
+            epochs=self.epochs,
+            minibatches=self.minibatches,
+            seed=seed,
+        )
+
+    def actor(self, kind: str = "quantum") -> ActorConfig:
+        """The policy: 4 qubits, 2 layers, ring."""
+        return ActorConfig(kind=kind, device=self.device, engine="ideal")
+
+    def denoiser(self) -> DenoisingStudyConfig:
+        """The denoising study whose post-selected model is trained here."""
+        return DenoisingStudyConfig(
+            latent_qubits=LATENT_QUBITS,
+            iterations=self.denoiser_iterations,
+            autoencoder_steps=self.autoencoder_steps,
+        )
+
+
+@lru_cache(maxsize=1)
+def models() -> Models:
+    """Backbone, classifiers and images of the digits, loaded once per process."""
+    return load_models(ModelConfig())
+
+
+@lru_cache(maxsize=8)
+def device_of(name: str) -> Device:
+    """A device, loaded once per process."""
+    return Device.load(name)
+
+
+def calibrated(root: Path, config: SubjectsConfig) -> tuple[GuidanceConfig, RewardConfig]:
+    """Calibrated configurations of guidance and reward, measured once per folder."""
+    file = root / "calibration.json"
+    if not file.exists():
+        here = models()
+        guidance, reward = calibrate(config.guidance, RewardConfig(), here.backbone, here.reward, here.train)
+        atomic_write_json(file, {"guidance": guidance.to_dict(), "reward": reward.to_dict()})
+    saved = read_json(file)
+    return GuidanceConfig.from_dict(saved["guidance"]), RewardConfig.from_dict(saved["reward"])
+
+
+def train_policy(
+    root: Path,
+    config: SubjectsConfig,
+    seed: int,
+    *,
+    kind: str = "quantum",
+    head: bool = True,
+    engine: str | Engine = "ideal",
+    gradient: GradientMethod | None = None,
+) -> tuple[QuantumActor, QuantumActor, History]:
+    """One PPO training; returns the untrained policy (on the ideal engine), the trained one, and the log.
+
+    kind: "quantum", or "frozen" (the circuit stays random); head: False leaves the head random, so that all that is
+    learned is learned by the circuit; engine, gradient: of the circuit while it is trained.
+    """
+    here = models()
+    guidance, reward = calibrated(root, config)
+    ppo, settings = config.ppo(seed), config.actor(kind)
+    actor = build_actor(settings, n_features=guidance.n_state, seed=seed, device=device_of(config.device))
+    assert isinstance(actor, QuantumActor)
+    untrained = actor.on(engine="ideal")
+    actor.head.requires_grad_(head)
+    actor.layer = actor.layer.with_engine(engine, gradient=gradient)
+    env = GuidanceEnv(here.backbone, _reward(reward), guidance, num_envs=ppo.num_envs, seed=seed)
+    history = train_ppo(env, actor, Critic(guidance.n_state, seed=seed), ppo)
+    return untrained, actor, history
+
+
+@lru_cache(maxsize=2)
+def _reward(reward: RewardConfig) -> Reward:
+    return Reward.from_config(reward, models().reward, models().train)  # it embeds all training images
+
+
+def policy(
+    root: Path, config: SubjectsConfig, seed: int, *, device: str = "", engine: str | Engine = ""
+) -> QuantumActor:
+    """The trained policy of this seed, trained if it is not there yet; on another device or engine if asked."""
+    folder = root / f"policy-seed{seed}"
+    if not folder.is_dir():
+        _, actor, _ = train_policy(root, config, seed)
+        keep_policy(actor, folder)
+    loaded = load_actor(folder, device=device_of(device or config.device), engine=engine or "ideal")
+    assert isinstance(loaded, QuantumActor)
+    return loaded
+
+
+def keep_policy(actor: QuantumActor, folder: Path) -> None:
+    """Save a policy in one step: the folder is either whole or not there."""
+    aside = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(aside, ignore_errors=True)
+    save_actor(actor, aside)
+    os.replace(aside, folder)
+
+
+def play(
+    root: Path,
+    config: SubjectsConfig,
+    controller: QuantumActor,
+    seed: int,
+    *,
+    images: int | None = None,
+) -> Sampled:
+    """The controller's mean actions on the evaluation starts of this seed, measured by both classifiers."""
+    guidance, reward = calibrated(root, config)
+    labels, noise = draw_starts(
+        models().backbone, models().heldout, images or config.eval_images, EVALUATION_SEED + seed
+    )
+    base = _base_images(guidance, images or config.eval_images, seed)
+    return sample_and_measure(
+        models(), guidance, controller, labels, noise, reward=reward, reference=base.images, batch=256
+    )
+
+
+@lru_cache(maxsize=2)
+def _base_images(guidance: GuidanceConfig, images: int, seed: int) -> Rollout:
+    labels, noise = draw_starts(models().backbone, models().heldout, images, EVALUATION_SEED + seed)
+    return rollout(models().backbone, guidance, labels, noise, guidance.g0, batch=256)
+
+
+def autoencoder(root: Path, config: SubjectsConfig) -> LatentAutoencoder:
+    """The latent space, trained if it is not there yet."""
+    folder = root / "autoencoder"
+    if not folder.is_dir():
+        settings = AutoencoderConfig(latent_qubits=LATENT_QUBITS, steps=config.autoencoder_steps)
+        aside = root / ".autoencoder.tmp"
+        shutil.rmtree(aside, ignore_errors=True)
+        train_autoencoder(settings, models().train, models().heldout).save(aside)
+        os.replace(aside, folder)
+    return LatentAutoencoder.load(folder)
+
+
+def denoiser(root: Path, config: SubjectsConfig, seed: int) -> LatentQDM:
+    """The trained denoiser of this seed on the ideal engine, trained if it is not there yet."""
+    folder = root / f"denoiser-seed{seed}"
+    if not folder.is_dir():
+        study = config.denoiser()
+        model = LatentQDM(
+            study.reverse("postselected", seed, LATENT_QUBITS), study.forward, autoencoder=autoencoder(root, config)
+        )
+        train = models().train
+        train_qdm(model, train.images, replace(study.training("postselected", seed), seed=seed), labels=train.labels)
+        aside = folder.with_name(f".{folder.name}.tmp")
+        shutil.rmtree(aside, ignore_errors=True)
+        save_pretrained(model, aside)
+        os.replace(aside, folder)
+    loaded = from_pretrained(folder)
+    assert isinstance(loaded, LatentQDM)
+    return loaded
+
+
+def denoiser_labels(images: int) -> torch.Tensor:
+    """The labels asked for, int64 [images]: all ten in turn."""
+    return torch.arange(images) % LABELS
