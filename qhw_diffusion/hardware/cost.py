@@ -104,8 +104,9 @@ class Cost:
         readout = "0 (readout length not stated)" if self.readout is None else f"{_short(self.readout)} readout"
         delay = "repetition delay" + ("" if self.delay_stated else " (IBM's usual; the device states none)")
         jobs = f"{self.jobs:,} job{'s' if self.jobs > 1 else ''}"
+        circuits = f"{self.circuits:,} circuit{'s' if self.circuits > 1 else ''}"
         lines = [
-            f"executions      {jobs} × {self.circuits:,} circuits × {self.shots:,} shots = {self.executions:,}",
+            f"executions      {jobs} × {circuits} × {self.shots:,} shots = {self.executions:,}",
             f"one execution   {_short(self.duration)} gates + {readout} + {_short(self.repetition_delay)} {delay} "
             f"= {_short(self.execution_seconds)}",
             f"overhead        {jobs} × {JOB_OVERHEAD:g} s = {self.jobs * JOB_OVERHEAD:g} s",

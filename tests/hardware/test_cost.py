@@ -52,7 +52,7 @@ def test_the_formula_by_hand() -> None:
 def test_one_shot_of_one_circuit_costs_the_overhead_of_a_job() -> None:
     cost = estimate_cost(0.0, 1, 1, MARRAKESH)
     assert cost.seconds == pytest.approx(2.0 + 252.584e-6)
-    assert "1 job × 1 circuits × 1 shots = 1" in cost.text
+    assert "1 job × 1 circuit × 1 shots = 1" in cost.text
 
 
 @pytest.mark.parametrize(("name", "delay", "readout"), [
