@@ -1,0 +1,71 @@
+"""Caps on QPU seconds: what counts against them, and the refusal with its arithmetic."""
+
+from __future__ import annotations
+
+import math
+import sqlite3
+
+from qhw_diffusion.errors import BudgetError, InvalidInputError, LedgerError
+from qhw_diffusion.hardware.ledger_file import Row
+
+
+def check_caps(connection: sqlite3.Connection, row: Row, cap: float | None) -> None:
+    """BudgetError if the row as it is to be, instead of the one with its key, passes its run's cap or the ledger's."""
+    limit = None if cap is None else as_seconds("cap", cap)
+    ledger = stored_cap(connection)
+    if not row.paid:
+        return
+    if limit is None and ledger is None:
+        raise BudgetError(f"{row.device} is paid for and there is no cap; set one for the run (--max-qpu-seconds) or "
+                          "for the ledger (qhw ledger cap SECONDS)")  # fmt: skip
+    for name, most, run in ((f"run {row.run!r}", limit, row.run), ("the ledger", ledger, None)):
+        if most is None:
+            continue
+        measured, reserved = seconds_spent(connection, run, without=row.key)
+        past = row.counted - row.counted_now
+        total = measured + reserved + past + row.counted_now
+        if total > most + 1e-9:
+            how = "--max-qpu-seconds" if run is not None else "qhw ledger cap"
+            raise BudgetError(
+                f"{name} would pass its cap: {measured + past:.2f} s measured + {reserved:.2f} s reserved by jobs not "
+                f"yet measured + {row.counted_now:.2f} s for this job = {total:.2f} s > {most:.2f} s; not sent. "
+                f"Use fewer shots or rows, or raise the cap ({how})"
+            )
+
+
+def seconds_spent(connection: sqlite3.Connection, run: str | None, without: str = "") -> tuple[float, float]:
+    """Seconds measured, and seconds reserved by estimates; of one run, without one key, if given."""
+    sql = "SELECT TOTAL(CASE WHEN {} THEN counted END) FROM jobs WHERE (?1 IS NULL OR run = ?1) AND key != ?2"
+    known = "qpu_seconds IS NOT NULL"
+    values = (run, without)
+    first = connection.execute(sql.format(known), values).fetchone()[0]
+    return float(first), float(connection.execute(sql.format(f"NOT ({known})"), values).fetchone()[0])
+
+
+def stored_cap(connection: sqlite3.Connection, run: str | None = None) -> float | None:
+    """The cap of the whole ledger, or the one a run last stated; None if there is none."""
+    found = connection.execute("SELECT value FROM notes WHERE name = ?", (_name(run),)).fetchone()
+    try:
+        return None if found is None else as_seconds("cap", float(found[0]))
+    except ValueError as error:  # InvalidInputError is one
+        raise LedgerError(f"the ledger's cap is damaged ({found[0]!r}); set it again with qhw ledger cap") from error
+
+
+def store_cap(connection: sqlite3.Connection, seconds: float | None, run: str | None = None) -> None:
+    """Keep the cap of the whole ledger or of a run; None removes it."""
+    if seconds is None:
+        connection.execute("DELETE FROM notes WHERE name = ?", (_name(run),))
+    else:
+        values = (_name(run), repr(as_seconds("cap", seconds)))
+        connection.execute("INSERT OR REPLACE INTO notes VALUES (?, ?)", values)
+
+
+def as_seconds(name: str, value: float) -> float:
+    """`value` as a float; InvalidInputError unless finite and not negative."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
+        raise InvalidInputError(f"{name} is {value!r}; allowed: seconds from 0")
+    return float(value)
+
+
+def _name(run: str | None) -> str:
+    return "cap" if run is None else f"cap of run {run}"

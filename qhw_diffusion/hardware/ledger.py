@@ -1,0 +1,352 @@
+"""The ledger: a write-ahead journal of jobs, one row to a content key. What was paid for is never lost or paid twice.
+
+planned → submitted (job id) → done (result file) | failed (reason) → planned again, if asked. A row is planned before
+its job is sent, has the job's id before anybody waits for it, and is done only when the raw answer is on the disk.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sqlite3
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from qhw_diffusion.errors import DamagedFileError, InvalidInputError, LedgerError
+from qhw_diffusion.hardware.caps import as_seconds, check_caps, seconds_spent, store_cap, stored_cap
+from qhw_diffusion.hardware.key_lock import FolderLock, exclusive_lock
+from qhw_diffusion.hardware.keys import check_key, tag_of
+from qhw_diffusion.hardware.ledger_file import STATES, LedgerFile, Row, check_folder, now, read_rows, write_row
+from qhw_diffusion.hardware.results import read_result, write_result
+
+DEFAULT_FOLDER = "runs/ledger"
+
+
+def ledger_folder(given: str | os.PathLike[str] | None = None) -> Path:
+    """The folder given, else $QHW_LEDGER, else ``runs/ledger``."""
+    return Path(given or os.environ.get("QHW_LEDGER") or DEFAULT_FOLDER)
+
+
+class Ledger:
+    """An open ledger; threads may share it, every process opens its own. Use `Ledger.open`, best in a `with` block."""
+
+    def __init__(self, file: LedgerFile, lock: FolderLock) -> None:
+        self.folder = file.folder
+        self._file = file
+        self._lock = lock
+
+    @classmethod
+    def open(cls, folder: str | os.PathLike[str] | None = None, *, create: bool = True) -> Ledger:
+        """Open the ledger in `folder` (default: `ledger_folder`), after checking every row.
+
+        Raises:
+            LedgerError: none there and not `create`, damaged, of another version, being recovered, read-only, or on a
+                network drive. The message says what to do.
+        """
+        place = ledger_folder(folder)
+        check_folder(place, create=create)
+        lock = FolderLock(place, exclusive=False)
+        try:
+            return cls(LedgerFile(place, create=create), lock)
+        except BaseException:
+            lock.close()
+            raise
+
+    def close(self) -> None:
+        """Close it; a second call does nothing."""
+        self._file.close()
+        self._lock.close()
+
+    def __enter__(self) -> Ledger:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def lock(self, key: str, timeout: float | None = None) -> contextlib.AbstractContextManager[None]:
+        """Nobody else, thread or process, works on this key inside the `with` block; freed if the process dies.
+
+        Args:
+            timeout: seconds to wait for the other one; None for as long as it takes. LedgerError after that.
+        """
+        return exclusive_lock(self.folder / "locks" / check_key(key), f"job {key[:12]}", timeout)
+
+    @staticmethod
+    def tag_of(run: str, key: str) -> list[str]:
+        """Tags of a job (`keys.tag_of`); the last one finds it again at the service."""
+        return tag_of(run, key)
+
+    # -- reading -------------------------------------------------------------------------------------------------------
+
+    def get(self, key: str) -> Row | None:
+        """The row of a key, or None."""
+        with self._file.reading() as connection:
+            return next(read_rows(connection, "WHERE key = ?", (check_key(key),)), None)
+
+    def rows(self, run: str | None = None, state: str | None = None) -> list[Row]:
+        """Rows in the order they were planned, of one run and in one state if given."""
+        if state is not None and state not in STATES:
+            raise InvalidInputError(f"state is {state!r}; allowed: {', '.join(STATES)}")
+        wanted = {name: value for name, value in (("run", run), ("state", state)) if value is not None}
+        where = "WHERE " + " AND ".join(f"{name} = ?" for name in wanted) if wanted else ""
+        with self._file.reading() as connection:
+            return list(read_rows(connection, where, tuple(wanted.values())))
+
+    def result(self, key: str) -> str:
+        """The service's raw answer to a job that is done, its checksum verified.
+
+        Raises:
+            DamagedFileError: the file is missing or was changed; `refetch` makes the runner fetch the answer again.
+            LedgerError: no such row, or it is not done.
+        """
+        row = self._known(self.get(key), key)
+        if row.state != "done" or row.result_file is None:
+            raise LedgerError(f"job {key[:12]} is {row.state}; only a job that is done has a result")
+        try:
+            return read_result(self.folder / row.result_file, row.checksum)[1]
+        except DamagedFileError as error:
+            raise DamagedFileError(f"{error}; the service keeps the results of job {row.job_id}: qhw ledger "
+                                   f"recover --ledger {self.folder} lets them be fetched again") from error  # fmt: skip
+
+    def spent(self, run: str | None = None) -> float:
+        """QPU seconds that count against caps: measured where known, estimated for what is planned or submitted, with
+        every earlier attempt; 0 for jobs that cost nothing.
+        """
+        with self._file.reading() as connection:
+            return sum(seconds_spent(connection, run))
+
+    @property
+    def cap(self) -> float | None:
+        """QPU seconds that all jobs of this ledger may cost together; None for no cap."""
+        with self._file.reading() as connection:
+            return stored_cap(connection)
+
+    @property
+    def incomplete(self) -> bool:
+        """Whether rows may be missing because a damaged ledger was recovered: then look up tags also for new keys."""
+        with self._file.reading() as connection:
+            return connection.execute("SELECT 1 FROM notes WHERE name = 'incomplete'").fetchone() is not None
+
+    # -- writing -------------------------------------------------------------------------------------------------------
+
+    def set_cap(self, seconds: float | None) -> None:
+        """Set the cap of the whole ledger, or remove it. One below what is spent only stops further jobs."""
+        with self._file.writing() as connection:
+            store_cap(connection, seconds)
+
+    def plan(
+        self,
+        key: str,
+        *,
+        run: str,
+        purpose: str,
+        device: str,
+        circuits: int,
+        shots: int,
+        estimate_seconds: float,
+        paid: bool,
+        summary: Mapping[str, Any],
+        cap: float | None = None,
+    ) -> Row:
+        """The row of a key, made if there is none; checking the caps and making it is one transaction.
+
+        Args:
+            estimate_seconds: QPU seconds the job is expected to cost; reserved until they are measured.
+            paid: whether it costs QPU time of an account. If so, a cap is needed: `cap`, the ledger's own, or both.
+            summary: JSON values to keep with the row.
+            cap: QPU seconds that all jobs of `run` may cost together.
+
+        Returns:
+            The new row, or the one that was there, whatever its state. Call `permit` before sending one that was there.
+
+        Raises:
+            BudgetError: the job would pass a cap, or there is none; the message has the arithmetic. Nothing is written.
+            InvalidInputError: an argument that is not allowed.
+        """
+        for name, value in (("run", run), ("purpose", purpose), ("device", device)):
+            if not isinstance(value, str) or not value:
+                raise InvalidInputError(f"{name} is {value!r}; give a text that is not empty")
+        for name, number in (("circuits", circuits), ("shots", shots)):
+            if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+                raise InvalidInputError(f"{name} is {number!r}; allowed: whole numbers from 1")
+        moment = now()
+        row = Row(check_key(key), run, purpose, device, "planned", bool(paid), circuits, shots,
+                  as_seconds("estimate_seconds", estimate_seconds), created=moment, updated=moment,
+                  summary=_json(summary))  # fmt: skip
+        with self._file.writing() as connection:
+            there = next(read_rows(connection, "WHERE key = ?", (key,)), None)
+            if there is not None:
+                return there
+            check_caps(connection, row, cap)
+            store_cap(connection, cap, run)
+            write_row(connection, row)
+        return row
+
+    def permit(self, key: str, *, run: str, cap: float | None = None) -> Row:
+        """Check the caps again for a planned row, just before its job is sent by `run`, which it then counts for.
+
+        Raises:
+            BudgetError: as `plan`. LedgerError: the row is not planned.
+        """
+
+        def change(row: Row, connection: sqlite3.Connection) -> Row:
+            _allow(row, ("planned",), "sent")
+            check_caps(connection, replace(row, run=run), cap)
+            store_cap(connection, cap, run)
+            return replace(row, run=run)
+
+        return self._change(key, change)
+
+    def submitted(self, key: str, job_id: str, session_id: str | None = None) -> Row:
+        """planned → submitted. The same id once more changes nothing.
+
+        Raises:
+            LedgerError: another state, another id, or an id that belongs to another row.
+        """
+        if not isinstance(job_id, str) or not job_id.strip():
+            raise InvalidInputError(f"job_id is {job_id!r}; give the id that the service returned")
+
+        def change(row: Row, connection: sqlite3.Connection) -> Row:
+            if row.state == "submitted" and row.job_id == job_id:
+                return row
+            _allow(row, ("planned",), f"given the job id {job_id}")
+            for other in read_rows(connection, "WHERE job_id = ?1 OR instr(earlier, ?1)", (job_id,)):
+                if job_id not in (other.job_id, *(past["job_id"] for past in other.earlier)):
+                    continue
+                if other.key == row.key:
+                    raise LedgerError(f"job {job_id} was an earlier attempt of {key[:12]} and failed; give another id")
+                raise LedgerError(f"job {job_id} belongs to {other.key[:12]} ({other.purpose}) already")
+            return replace(row, state="submitted", job_id=job_id, session_id=session_id)
+
+        return self._change(key, change)
+
+    def done(self, key: str, raw: str, qpu_seconds: float | None, **summary: Any) -> Row:
+        """submitted → done. The raw answer is on the disk before the row says so.
+
+        Args:
+            raw: the service's answer as it came.
+            qpu_seconds: measured; None if the service does not say yet (the estimate goes on counting; see `measured`).
+            summary: added to the row's.
+
+        Raises:
+            LedgerError: another state, or done already with another answer.
+        """
+        if not isinstance(raw, str):
+            raise InvalidInputError(f"raw must be the answer's text, not {type(raw).__name__}")
+        seconds = None if qpu_seconds is None else as_seconds("qpu_seconds", qpu_seconds)
+        extra = _json(summary)
+        row = self._known(self.get(key), key)
+        if row.state == "done" and self.result(key) == raw:
+            return row
+        _allow(row, ("submitted",), "done")
+        kept = row.qpu_seconds if seconds is None else seconds
+        after = replace(row, state="done", qpu_seconds=kept, reason="", summary={**row.summary, **extra})
+        name, checksum = write_result(self.folder, key, asdict(after), raw)
+
+        def change(current: Row, connection: sqlite3.Connection) -> Row:
+            if current != row:
+                raise LedgerError(f"job {key[:12]} was changed by another process meanwhile; use lock(key)")
+            return replace(after, result_file=name, checksum=checksum)
+
+        return self._change(key, change)
+
+    def measured(self, key: str, qpu_seconds: float) -> Row:
+        """Note QPU seconds that became known after the job was done or had failed."""
+        seconds = as_seconds("qpu_seconds", qpu_seconds)
+
+        def change(row: Row, connection: sqlite3.Connection) -> Row:
+            _allow(row, ("done", "failed"), "measured")
+            return replace(row, qpu_seconds=seconds)
+
+        return self._change(key, change)
+
+    def failed(self, key: str, reason: str, qpu_seconds: float | None = None) -> Row:
+        """planned or submitted → failed. A failed job that was sent counts with `qpu_seconds`, or else its estimate."""
+        seconds = None if qpu_seconds is None else as_seconds("qpu_seconds", qpu_seconds)
+        text = str(reason).encode("utf-8", "replace").decode() or "no reason given"
+
+        def change(row: Row, connection: sqlite3.Connection) -> Row:
+            if row.state == "failed" and row.reason == text:
+                return row
+            _allow(row, ("planned", "submitted"), "failed")
+            return replace(
+                row, state="failed", reason=text, qpu_seconds=row.qpu_seconds if seconds is None else seconds
+            )
+
+        return self._change(key, change)
+
+    def retry(self, key: str, *, run: str | None = None, cap: float | None = None) -> Row:
+        """failed → planned, with attempt + 1; what the failed attempts cost goes on counting.
+
+        Args:
+            run: the run it counts for from now on; None for the one it has.
+            cap: of that run, as in `plan`; None for the one it last stated. The caps are checked anew.
+
+        Raises:
+            BudgetError: another attempt would pass a cap. LedgerError: the row has not failed.
+        """
+
+        def change(row: Row, connection: sqlite3.Connection) -> Row:
+            _allow(row, ("failed",), "tried again")
+            names = ("attempt", "job_id", "session_id", "reason", "qpu_seconds")
+            past = {**{name: getattr(row, name) for name in names}, "counted": row.counted_now}
+            again = replace(row, state="planned", run=run or row.run, attempt=row.attempt + 1, job_id=None,
+                            session_id=None, reason="", qpu_seconds=None, earlier=[*row.earlier, past])  # fmt: skip
+            limit = stored_cap(connection, again.run) if cap is None else cap
+            check_caps(connection, again, limit)
+            store_cap(connection, limit, again.run)
+            return again
+
+        return self._change(key, change)
+
+    def refetch(self, key: str) -> Row:
+        """done → submitted, for a row whose result file is missing or damaged: the answer is fetched again, not paid
+        again. The damaged file is kept beside it. LedgerError if the file is whole.
+        """
+        row = self._known(self.get(key), key)
+        _allow(row, ("done",), "fetched again")
+        try:
+            self.result(key)
+        except DamagedFileError:
+            path = self.folder / str(row.result_file)
+            if path.exists():
+                os.replace(path, path.with_name(path.name + ".damaged"))
+            return self._change(
+                key, lambda row, connection: replace(row, state="submitted", result_file=None, checksum=None)
+            )
+        raise LedgerError(f"the result of {key[:12]} is whole; nothing has to be fetched again")
+
+    def _change(self, key: str, change: Any) -> Row:
+        with self._file.writing() as connection:
+            row = self._known(next(read_rows(connection, "WHERE key = ?", (check_key(key),)), None), key)
+            after: Row = change(row, connection)
+            if after != row:
+                after = replace(after, updated=now())
+                write_row(connection, after)
+        return after
+
+    def _known(self, row: Row | None, key: str) -> Row:
+        if row is None:
+            raise LedgerError(f"the ledger {self.folder} has no job {key[:12]}; qhw ledger list shows what it has")
+        return row
+
+
+def _allow(row: Row, states: tuple[str, ...], what: str) -> None:
+    if row.state not in states:
+        told = {"submitted": f" as {row.job_id}", "done": f" by {row.job_id}", "failed": f" ({row.reason})"}
+        raise LedgerError(f"job {row.key[:12]} is {row.state}{told.get(row.state, '')} and cannot be {what}; that "
+                          f"takes a row that is {' or '.join(states)}")  # fmt: skip
+
+
+def _json(value: Mapping[str, Any]) -> dict[str, Any]:
+    try:
+        copy: dict[str, Any] = json.loads(json.dumps(dict(value), allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise InvalidInputError(f"summary cannot be written as JSON ({error}); use plain values") from error
+    return copy
