@@ -1,4 +1,4 @@
-"""Compiled circuits ↔ Mitiq's circuits (Cirq), gate by gate; the symbols of the parameters survive the way there and back.
+"""Compiled circuits ↔ Mitiq's circuits (Cirq), gate by gate; the parameters survive the way there and back.
 
 Mitiq itself goes through OpenQASM 2: bound circuits only, angles rounded to ten digits, the layout dropped, every ECR
 decomposed into several CX and other gates, so that folding at scale 3 gives five times as many ECR. Here every gate of
@@ -36,8 +36,8 @@ def require_mitiq() -> None:
     if find_spec("mitiq") is None:
         raise MissingDependencyError(
             "this strategy needs Mitiq (GPLv3, therefore optional): pip install 'mitiq>=1.1,<1.2' 'ply==3.11'. "
-            "Not mitiq[qiskit], which replaces Aer and the runtime client by old ones. Without Mitiq: ZNE(), Readout(), "
-            "PauliTwirling() and DynamicalDecoupling() of qhw_diffusion.mitigation"
+            "Not mitiq[qiskit], which replaces Aer and the runtime client by old ones. Without Mitiq there are "
+            "ZNE(), Readout(), PauliTwirling() and DynamicalDecoupling() in qhw_diffusion.mitigation"
         )
 
 
@@ -101,9 +101,9 @@ class Bridge:
             return gates[exponent]
         if isinstance(gate, cirq.YPowGate) and exponent == 1:
             return [RZGate(math.pi), XGate()]
-        if isinstance(gate, (cirq.CZPowGate, cirq.CXPowGate)) and exponent == 1:
-            if isinstance(gate, cirq.CZPowGate) == (self.two_qubit == "cz"):
-                return [_TWO_QUBIT[self.two_qubit]()]
+        expected = cirq.CZPowGate if self.two_qubit == "cz" else cirq.CXPowGate
+        if isinstance(gate, expected) and exponent == 1:
+            return [_TWO_QUBIT[self.two_qubit]()]
         raise EngineError(f"Mitiq returned {operation}, which has no counterpart in the basis of this circuit")
 
     def _rz(self, angle: float) -> Gate:
@@ -155,7 +155,7 @@ def to_cirq(compiled: CompiledCircuit, angles: Sequence[float]) -> cirq.Circuit:
 
 
 def check_basis(isa: QuantumCircuit) -> str:
-    """The name of the two-qubit gate (``"cx"`` if there is none); UnsupportedCircuitError for what Cirq cannot carry."""
+    """The name of the two-qubit gate (``"cx"`` if there is none); UnsupportedCircuitError for any other operation."""
     names = set(isa.count_ops()) - {"barrier"} - _ONE_QUBIT
     if len(names) > 1 or not names <= set(_TWO_QUBIT):
         raise UnsupportedCircuitError(

@@ -1,0 +1,167 @@
+"""Probabilistic error cancellation with Mitiq (arXiv 1612.02058, 1712.09271)."""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import torch
+from qiskit.quantum_info import PTM, SuperOp, pauli_basis
+
+from qhw_diffusion.devices import Device
+from qhw_diffusion.errors import InvalidInputError
+from qhw_diffusion.execution import CompiledCircuit
+from qhw_diffusion.mitigation.mitiq_bridge import bridge, require_mitiq
+from qhw_diffusion.mitigation.mitiq_weighted import Family, Weighted, check_number
+from qhw_diffusion.mitigation.strategy import kept, without_delays
+
+if TYPE_CHECKING:
+    from mitiq.pec import OperationRepresentation
+
+
+@dataclass(frozen=True)
+class MitiqPEC(Weighted):
+    """Write the inverse of every gate's error as a quasi-probability over Paulis; average over circuits drawn from it.
+
+    The errors are those of the device's calibration (`Device.gate_error`), reduced to their Pauli part: twirled, as if
+    they had no coherent part and relaxation drove to the mixed state instead of |0⟩. Whatever the calibration does not
+    know (crosstalk, drift) stays, and so do waiting and readout errors. The Paulis put in are taken to have no error.
+
+    The price is γ² (`overhead`), γ the product of all gates' norms: that many times the shots for the same standard
+    error. Equal circuits are evaluated once.
+
+    Args:
+        samples: circuits drawn, ≥ 1; the values have a standard error of about √(γ² − ⟨O⟩²)/√samples at most, also on
+            an exact engine.
+        seed: of the drawing.
+
+    Raises:
+        InvalidInputError: samples below 1; an error too strong to be inverted.
+    """
+
+    samples: int = 200
+    seed: int = 0
+    name: ClassVar[str] = "mitiq-pec"
+
+    def __post_init__(self) -> None:
+        check_number("samples", self.samples, 1)
+        check_number("seed", self.seed, 0)
+
+    @property
+    def spec(self) -> str:
+        return f"{self.name}:{self.samples}:{self.seed}"
+
+    def make(self, compiled: CompiledCircuit) -> Family:
+        require_mitiq()
+        from mitiq.pec import sample_circuit
+
+        source = bridge(compiled)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "No representation found")  # rz and what else has no error
+            circuits, signs, norm = sample_circuit(
+                source.circuit,
+                representations(compiled),
+                random_state=np.random.RandomState(self.seed),  # Mitiq takes no newer generator
+                num_samples=self.samples,
+            )
+        drawn: Counter[tuple[Any, int]] = Counter((c.freeze(), s) for c, s in zip(circuits, signs, strict=True))
+        counts = tuple(drawn.values())
+        weights = torch.tensor(
+            [norm * sign * count / self.samples for (_, sign), count in drawn.items()], dtype=torch.float64
+        )
+        return Family(tuple(source.back(c.unfreeze()) for c, _ in drawn), weights, counts)
+
+    def overhead(self, compiled: CompiledCircuit) -> float:
+        """γ²: what the number of shots is multiplied by for the same standard error."""
+        norms = {(r.name, r.qubits): r.norm for r in _gates(compiled)}
+        isa = without_delays(compiled)
+        gamma = 1.0
+        for instruction in isa.data:
+            qubits = tuple(isa.find_bit(q).index for q in instruction.qubits)
+            gamma *= norms.get((instruction.operation.name, qubits), 1.0)
+        return gamma**2
+
+
+@dataclass(frozen=True)
+class _Gate:
+    """A noisy gate and the quasi-probabilities of the Paulis (Qiskit's labels) that undo its error."""
+
+    name: str
+    qubits: tuple[int, ...]
+    coefficients: dict[str, float]
+
+    @property
+    def norm(self) -> float:
+        return sum(abs(c) for c in self.coefficients.values())
+
+
+def _gates(compiled: CompiledCircuit) -> list[_Gate]:
+    store = kept(compiled)
+    if "pec_gates" not in store:
+        isa = without_delays(compiled)
+        places = {
+            (i.operation.name, tuple(isa.find_bit(q).index for q in i.qubits))
+            for i in isa.data
+            if i.operation.name not in ("rz", "barrier")
+        }
+        gates = []
+        for name, qubits in sorted(places):
+            coefficients = inverse_paulis(compiled.device, name, qubits)
+            if coefficients is not None:
+                gates.append(_Gate(name, qubits, coefficients))
+        store["pec_gates"] = gates
+    made: list[_Gate] = store["pec_gates"]
+    return made
+
+
+def inverse_paulis(device: Device, name: str, qubits: Sequence[int]) -> dict[str, float] | None:
+    """Quasi-probabilities {Pauli label: coefficient} of the inverse of a gate's error, twirled; None if it has none.
+
+    A Pauli channel multiplies Pauli P by f_P; its inverse is Σ_Q c_Q Q·Q with c_Q = 4^−n Σ_P ±1/f_P, + where P and Q
+    commute. f_P is the diagonal of the Pauli transfer matrix.
+
+    Raises:
+        InvalidInputError: an f_P of 0 or less: the error leaves nothing to amplify.
+    """
+    error = device.gate_error(name, qubits)
+    if error is None:
+        return None
+    fidelities = np.real(np.diag(PTM(SuperOp(error)).data))
+    if fidelities.min() <= 0:
+        raise InvalidInputError(
+            f"{name} on qubits {tuple(qubits)} of {device.name} is too noisy to be inverted (a Pauli fidelity of "
+            f"{fidelities.min():.3f}); compile for other qubits"
+        )
+    paulis = pauli_basis(len(qubits))
+    signs = np.array([np.where(paulis.commutes(p), 1.0, -1.0) for p in paulis])
+    coefficients = signs @ (1 / fidelities) / len(paulis)
+    return {label: float(c) for label, c in zip(paulis.to_labels(), coefficients, strict=True) if abs(c) > 1e-12}
+
+
+def representations(compiled: CompiledCircuit) -> list[OperationRepresentation]:
+    """Mitiq's representation of every noisy gate of the circuit, on ``LineQubit(place in physical_qubits)``."""
+    import cirq
+    from mitiq.pec import NoisyOperation, OperationRepresentation
+
+    place = {q: i for i, q in enumerate(compiled.physical_qubits)}
+    gates: dict[str, Any] = {
+        "sx": cirq.X**0.5, "x": cirq.X, "id": cirq.I, "cz": cirq.CZ, "cx": cirq.CNOT, "ecr": cirq.CNOT
+    }  # fmt: skip
+    paulis = {"X": cirq.X, "Y": cirq.Y, "Z": cirq.Z}
+    found = []
+    for gate in _gates(compiled):
+        lines = [cirq.LineQubit(place[q]) for q in gate.qubits]
+        ideal = cirq.Circuit(gates[gate.name](*lines))
+        noisy = [
+            # Qiskit writes the gate's first qubit last
+            NoisyOperation(
+                ideal + cirq.Circuit(paulis[f](q) for f, q in zip(label[::-1], lines, strict=True) if f != "I")
+            )
+            for label in gate.coefficients
+        ]
+        found.append(OperationRepresentation(ideal, noisy, list(gate.coefficients.values())))
+    return found
