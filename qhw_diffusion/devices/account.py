@@ -62,11 +62,13 @@ def connect(*, patience: float = PATIENCE) -> QiskitRuntimeService:
     """
     if not has_account():
         raise AccountError(f"no IBM Quantum account is set up. {SETUP}. {WITHOUT}")
+    if not os.environ.get("QISKIT_IBM_TOKEN") and not isinstance(_saved_accounts(), dict):
+        raise AccountError(f"the file of saved accounts, {_account_file()}, is damaged. Delete it. {SETUP}")
 
     def start() -> QiskitRuntimeService:
         from qiskit_ibm_runtime import QiskitRuntimeService
 
-        _mask_logs()
+        _mask_logs()  # importing the client has made loggers
         service = QiskitRuntimeService()
         # The constructor takes any refusal for an account without devices: ask something that says so.
         service.usage()
@@ -136,6 +138,7 @@ def ask(what: str, call: Callable[[], T], *, patience: float = PATIENCE) -> T:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             try:
+                _mask_logs()
                 outcome.append(call())
             except Exception as error:
                 failure.append(error)
@@ -233,19 +236,23 @@ def _account_file() -> Path:
     return Path.home() / ".qiskit" / "qiskit-ibm.json"
 
 
-def _saved_accounts() -> dict[str, Any]:
+def _saved_accounts() -> Any:
+    """What the client's file holds: accounts by name; {} without a file; its text where that is no such thing."""
     try:
-        accounts = json.loads(_account_file().read_text(encoding="utf-8"))
-    except FileNotFoundError:
+        text = _account_file().read_text(encoding="utf-8", errors="replace")
+    except OSError:
         return {}
-    except (OSError, ValueError):
-        return {"": {}}  # there is one; the client says what is wrong with it
-    return accounts if isinstance(accounts, dict) else {"": {}}
+    try:
+        accounts = json.loads(text)
+    except ValueError:
+        return text
+    return accounts if isinstance(accounts, dict) else text
 
 
 def _secrets() -> set[str]:
     found = {os.environ.get("QISKIT_IBM_TOKEN", "")}
-    for account in _saved_accounts().values():
+    accounts = _saved_accounts()
+    for account in accounts.values() if isinstance(accounts, dict) else ():
         if isinstance(account, dict):
             proxies = account.get("proxies")
             found.add(str(account.get("token", "")))
