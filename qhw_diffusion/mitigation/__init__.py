@@ -2,9 +2,27 @@
 
 from __future__ import annotations
 
+from qhw_diffusion.mitigation.decoupling import DynamicalDecoupling
 from qhw_diffusion.mitigation.folding import folded
 from qhw_diffusion.mitigation.mitigated import Mitigated
+from qhw_diffusion.mitigation.parse import STRATEGIES, engine_of, strategy_of
+from qhw_diffusion.mitigation.readout import Readout
 from qhw_diffusion.mitigation.strategy import Calibration, Cost, Strategy
+from qhw_diffusion.mitigation.twirling import PauliTwirling
 from qhw_diffusion.mitigation.zne import EXTRAPOLATIONS, ZNE
 
-__all__ = ["EXTRAPOLATIONS", "ZNE", "Calibration", "Cost", "Mitigated", "Strategy", "folded"]
+__all__ = [
+    "EXTRAPOLATIONS",
+    "STRATEGIES",
+    "ZNE",
+    "Calibration",
+    "Cost",
+    "DynamicalDecoupling",
+    "Mitigated",
+    "PauliTwirling",
+    "Readout",
+    "Strategy",
+    "engine_of",
+    "folded",
+    "strategy_of",
+]

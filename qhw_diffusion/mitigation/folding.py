@@ -82,7 +82,8 @@ def fold_local(circuit: QuantumCircuit, pairs: int) -> QuantumCircuit:
     for instruction in circuit.data:
         result.append(instruction, copy=False)
         if _is_two_qubit(instruction):
-            _refuse_unknown(instruction, SELF_INVERSE)
+            if instruction.operation.name not in SELF_INVERSE:
+                raise _unfoldable(instruction)
             for _ in range(2 * int(counts[index])):
                 result.append(instruction, copy=False)
             index += 1
@@ -114,27 +115,22 @@ def _is_two_qubit(instruction: CircuitInstruction) -> bool:
     return len(instruction.qubits) == 2 and instruction.operation.name != "barrier"
 
 
-def _refuse_unknown(instruction: CircuitInstruction, known: frozenset[str]) -> None:
+def _unfoldable(instruction: CircuitInstruction) -> UnsupportedCircuitError:
     name = instruction.operation.name
-    if name in known:
-        return
     hint = (
         "compile for the device without fractional gates"
         if name == "rzz"
         else "local folding leaves what acts on one qubit as it is"
         if len(instruction.qubits) == 1
-        else f"only {', '.join(sorted(SELF_INVERSE))} are"
+        else f"of those on two qubits only {', '.join(sorted(SELF_INVERSE))} can"
     )
-    raise UnsupportedCircuitError(f"{name!r} cannot be folded: it has no inverse among the device's gates; {hint}")
+    return UnsupportedCircuitError(f"{name!r} cannot be folded: it has no inverse among the device's gates; {hint}")
 
 
 def _inverse(instruction: CircuitInstruction) -> list[CircuitInstruction]:
     """The inverse in gates of the same basis, up to a global phase, in time order."""
     operation, name = instruction.operation, instruction.operation.name
-    if len(instruction.qubits) == 2:
-        _refuse_unknown(instruction, SELF_INVERSE)
-        return [instruction]
-    if name in _ONE_QUBIT:
+    if name in SELF_INVERSE or name in _ONE_QUBIT:
         return [instruction]
     if name in _NEGATED:
         return [instruction.replace(operation=type(operation)(-operation.params[0]))]
@@ -142,5 +138,4 @@ def _inverse(instruction: CircuitInstruction) -> list[CircuitInstruction]:
         return [instruction.replace(operation=gate) for gate in _SX_INVERSE]
     if name in _OTHERS:
         return [instruction.replace(operation=operation.inverse())]
-    _refuse_unknown(instruction, frozenset())
-    raise AssertionError
+    raise _unfoldable(instruction)

@@ -1,0 +1,221 @@
+"""Readout inversion: undo on expectation values what misreading the qubits does to them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from qhw_diffusion.errors import InvalidInputError, UnknownNameError
+from qhw_diffusion.execution import CompiledCircuit, Estimate, Experiment
+from qhw_diffusion.mitigation.assignment import (
+    Correlated,
+    Local,
+    Member,
+    measured_correlated,
+    measured_local,
+    prepared,
+    signs,
+    substrings,
+    terms_of,
+    with_strings,
+)
+from qhw_diffusion.mitigation.strategy import Calibration, Cost, Strategy, kept
+
+Source = Literal["snapshot", "measured", "correlated"]
+SOURCES: tuple[str, ...] = get_args(Source)
+# 2^k calibration circuits and strings, 2^w strings for a product of w factors
+_MOST_TOGETHER, _MOST_FACTORS = 8, 12
+
+
+@dataclass(frozen=True)
+class Readout(Strategy):
+    """Readout inversion (Bravyi et al., arXiv:2006.14044, sec. II), on expectation values.
+
+    Each measured factor P is read as s·P + d·I with s = 1 − p10 − p01, d = p01 − p10. A product is therefore corrected
+    with its sub-strings: ⟨ZZ⟩ needs ⟨ZI⟩ and ⟨IZ⟩ too, wherever d ≠ 0. They are measured in the same circuits; only
+    the observables asked for become more.
+
+    - ``"snapshot"``: independent errors as the device's calibration states them; no extra circuit. Exactly right where
+      the noise is that of the snapshot, as wrong as the snapshot is old elsewhere.
+    - ``"measured"``: independent errors, from two calibration circuits (all 0, all 1) on the same engine.
+    - ``"correlated"``: all k measured qubits together, from 2^k calibration circuits; k ≤ 8.
+
+    Measured calibrations include the error of the X gates that prepare the states. They are made once for each
+    `Mitigated` and set of qubits. Values are unbiased and may leave [−1, 1].
+
+    Standard errors grow by 1/s for each factor. They are exact for an observable that is one factor; for others the
+    covariance of the strings is unknown and the sum of their errors is taken, a bound from above. The calibration's own
+    error is in them, to first order; it is the same in all rows.
+
+    Args:
+        source: as above.
+
+    Raises:
+        UnknownNameError: another source.
+    """
+
+    source: Source = "snapshot"
+    name: ClassVar[str] = "readout"
+
+    def __post_init__(self) -> None:
+        if self.source not in SOURCES:
+            raise UnknownNameError.of("source of the readout errors", str(self.source), SOURCES)
+
+    @property
+    def spec(self) -> str:
+        return self.name if self.source == "snapshot" else f"{self.name}:{self.source}"
+
+    def check(self, compiled: CompiledCircuit) -> None:
+        plan = _plan(compiled, self.source)
+        if self.source == "snapshot":
+            plan.snapshot.check(compiled.physical_qubits)
+
+    def construct(self, compiled: CompiledCircuit, rows: Tensor) -> list[Experiment]:
+        return [(circuit, rows) for circuit in _plan(compiled, self.source).circuits]
+
+    def calibration(self, compiled: CompiledCircuit) -> Calibration | None:
+        if self.source == "snapshot":
+            return None
+        plan = _plan(compiled, self.source)
+        none = torch.zeros(1, 0, dtype=torch.float64)
+        qubits = tuple(compiled.physical_qubits[q] for q in plan.measured)
+        return Calibration((compiled.device, qubits), tuple((circuit, none) for circuit in plan.preparations))
+
+    def combine(
+        self,
+        estimates: Sequence[Estimate],
+        compiled: CompiledCircuit,
+        rows: Tensor,
+        calibration: Sequence[Estimate] = (),
+    ) -> Estimate:
+        plan = _plan(compiled, self.source)
+        n_observables = len(compiled.observables)
+        assignment: Local | Correlated
+        if self.source == "correlated":
+            assignment = measured_correlated(plan.measured, calibration)
+        elif self.source == "measured":
+            assignment = measured_local(len(compiled.physical_qubits), plan.measured, calibration)
+            assignment.check(compiled.physical_qubits)
+        else:
+            assignment = plan.snapshot
+        like = estimates[0].values if estimates else rows
+        total = torch.from_numpy(plan.constants).to(like).expand(len(rows), -1)
+        variances = torch.zeros_like(total)
+        for estimate, strings, members in zip(estimates, plan.strings, plan.members, strict=True):
+            values, errors = estimate.values, estimate.std_errors
+            weights, constants = (
+                torch.from_numpy(a).to(values) for a in assignment.inverse(strings, members, n_observables)
+            )
+            corrected = values @ weights.T + constants
+            total = total + corrected
+            variances = variances + (errors @ weights.abs().T).square()
+            with torch.no_grad():
+                if isinstance(assignment, Local):
+                    for other in assignment.moved():
+                        moved = [torch.from_numpy(a).to(values) for a in other.inverse(strings, members, n_observables)]
+                        variances = variances + (values @ moved[0].T + moved[1] - corrected).square()
+                elif assignment.errors.any():
+                    variances = variances + _calibration_variances(assignment, values, weights)
+        return Estimate(total, variances.sqrt())
+
+    def cost(self, compiled: CompiledCircuit) -> Cost:
+        return Cost(calibration_circuits=len(_plan(compiled, self.source).preparations))
+
+
+def _calibration_variances(assignment: Correlated, values: Tensor, weights: Tensor) -> Tensor:
+    """[B, M]: with basis state x of true probability p(x), Σ_x p(x)² (Σ_s |weight_s| σ[s, x])²."""
+    k = len(assignment.qubits)
+    read = np.concatenate([np.ones((len(values), 1)), values.double().cpu().numpy()], axis=1)
+    probabilities = np.linalg.solve(assignment.matrix, read.T).T @ signs(k) / 2**k
+    spread = weights.abs().double().cpu().numpy() @ assignment.errors[1:]  # [M, 2^k]
+    return torch.from_numpy(probabilities**2 @ (spread**2).T).to(values)
+
+
+@dataclass(frozen=True, eq=False)
+class _Plan:
+    """What to measure for one compiled circuit; made once, since simulators are kept with circuits.
+
+    Attributes:
+        circuits, strings, members: one for each basis the observables are measured in.
+        constants: [M] the observables' identity terms.
+        measured: positions of the measured qubits.
+        preparations: calibration circuits.
+        snapshot: the device's own readout errors.
+    """
+
+    circuits: tuple[CompiledCircuit, ...]
+    strings: tuple[tuple[str, ...], ...]
+    members: tuple[list[Member], ...]
+    constants: np.ndarray
+    measured: tuple[int, ...]
+    preparations: tuple[CompiledCircuit, ...]
+    snapshot: Local
+
+
+def _plan(compiled: CompiledCircuit, source: Source) -> _Plan:
+    made = kept(compiled)
+    key = ("readout", source)
+    if key not in made:
+        made[key] = _make_plan(compiled, source)
+    plan: _Plan = made[key]
+    return plan
+
+
+def _make_plan(compiled: CompiledCircuit, source: Source) -> _Plan:
+    groups = terms_of(compiled)
+    n = len(compiled.physical_qubits)
+    measured = tuple(q for q in range(n) if any(basis[q] != "I" for basis, _ in groups))
+    widest = max((n - label.count("I") for _, members in groups for _, _, label in members), default=0)
+    if source == "correlated" and len(measured) > _MOST_TOGETHER:
+        raise InvalidInputError(
+            f"correlated readout inversion of {len(measured)} qubits takes {2 ** len(measured)} calibration circuits; "
+            f"at most {_MOST_TOGETHER} qubits are done: use source='measured'"
+        )
+    if widest > _MOST_FACTORS:
+        raise InvalidInputError(
+            f"an observable is a product of {widest} factors, whose readout inversion takes {2**widest} strings; at "
+            f"most {_MOST_FACTORS} factors are done"
+        )
+    together = _strings("".join("Z" if q in measured else "I" for q in range(n)), measured)
+    if source == "correlated":
+        # Qubits whose basis is free are measured all the same: the others' errors may depend on them
+        full = ["".join("Z" if q in measured and f == "I" else f for q, f in enumerate(basis)) for basis, _ in groups]
+        strings = tuple(_strings(basis, measured) for basis in full)
+        ones = [[q for j, q in enumerate(measured) if state >> j & 1] for state in range(2 ** len(measured))]
+        preparations = tuple(prepared(compiled, each, together) for each in ones)
+    else:
+        strings = tuple(
+            tuple(dict.fromkeys(part for _, _, label in members for part in substrings(label) if part.strip("I")))
+            for _, members in groups
+        )
+        single = ["".join("Z" if q == at else "I" for q in range(n)) for at in measured]
+        each_end = ((), measured) if source == "measured" else ()
+        preparations = tuple(prepared(compiled, ones_, single) for ones_ in each_end)
+    errors = [compiled.device.readout_error(q) for q in compiled.physical_qubits]
+    identity = np.array(
+        [float(o.coeffs[~(o.paulis.x | o.paulis.z).any(axis=1)].sum().real) for o in compiled.observables]
+    )
+    return _Plan(
+        circuits=tuple(with_strings(compiled, each) for each in strings),
+        strings=strings,
+        members=tuple(members for _, members in groups),
+        constants=identity,
+        measured=measured,
+        preparations=preparations,
+        snapshot=Local(
+            np.array([1 - 2 * p10 for p10, _ in errors]), np.array([2 * p01 - 1 for _, p01 in errors]), np.zeros((2, n))
+        ),
+    )
+
+
+def _strings(basis: str, measured: Sequence[int]) -> tuple[str, ...]:
+    """The 2^k − 1 sub-strings of a basis other than the identity, in the order of their bits."""
+    return tuple(
+        "".join(f if any(q == m and s >> j & 1 for j, m in enumerate(measured)) else "I" for q, f in enumerate(basis))
+        for s in range(1, 2 ** len(measured))
+    )
