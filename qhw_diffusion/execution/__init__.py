@@ -7,6 +7,7 @@ from qhw_diffusion.execution.distribution import all_z_strings, outcome_distribu
 from qhw_diffusion.execution.engine import Engine, Estimate, Experiment, Usage
 from qhw_diffusion.execution.exact import Ideal, Noisy
 from qhw_diffusion.execution.gradients import SPSA, GradientMethod, ParameterShift, Surrogate
+from qhw_diffusion.execution.hardware_engine import Hardware
 from qhw_diffusion.execution.layer import ENGINES, QuantumLayer, engine_of
 from qhw_diffusion.execution.primitive import Primitive, aer_backend, aer_estimator, runtime_estimator
 from qhw_diffusion.execution.program import FixedMap, Measurement, Program, Rotation
@@ -22,6 +23,7 @@ __all__ = [
     "Experiment",
     "FixedMap",
     "GradientMethod",
+    "Hardware",
     "Ideal",
     "Measurement",
     "Noisy",

@@ -1,26 +1,23 @@
-"""Evaluate through any Estimator primitive: Qiskit's, Aer's, a fake backend's in local mode, IBM's. One PUB a call."""
+"""Evaluate through any Estimator primitive: Qiskit's, Aer's, fake backends' in local mode, IBM's. One PUB a circuit."""
 
 from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-import torch
-from qiskit import QuantumCircuit
-from qiskit.circuit import Delay
-from qiskit.primitives import BackendEstimatorV2, BaseEstimatorV2, StatevectorEstimator
-from qiskit.quantum_info import SparsePauliOp
+from qiskit.primitives import BaseEstimatorV2, StatevectorEstimator
 from torch import Tensor
 
-from qhw_diffusion.errors import EngineError, InvalidInputError, UnsupportedCircuitError
+from qhw_diffusion.errors import EngineError, InvalidInputError
 from qhw_diffusion.execution.compile import CompiledCircuit
-from qhw_diffusion.execution.engine import Engine, Estimate, Usage, check_parameters
-from qhw_diffusion.execution.program import angles_of, check_limits
-from qhw_diffusion.execution.shots import measurement_groups
+from qhw_diffusion.execution.engine import Engine, Estimate, Experiment
+from qhw_diffusion.execution.pubs import asked_of, check_no_measurements, estimate_of, pub_of
+from qhw_diffusion.hardware.aer import AerEstimator, aer_simulator
+from qhw_diffusion.hardware.service import Measured, Pub
 
 if TYPE_CHECKING:
     from qiskit_aer import AerSimulator
@@ -39,6 +36,8 @@ class Primitive(Engine):
     Usage: for each row and each group of observables that are measured together, the shots the primitive states, or
     else what the precision means to all of them, ceil(1/precision²). What an estimator adds for error mitigation is not
     in it.
+
+    `estimate_many` sends the PUBs of all circuits in one call of the primitive.
 
     Beware of estimators with a seed of their own: most repeat the same draws in every call (`aer_estimator` does not).
 
@@ -89,70 +88,41 @@ class Primitive(Engine):
                     f"in local mode the client's Estimator simulates all {width} qubits of {compiled.device.name}; use "
                     "Primitive(runtime_estimator(aer_backend(compiled), …), reduced=True), or legacy=True"
                 )
-        if any(instruction.operation.name == "measure" for instruction in compiled.isa.data):
-            raise UnsupportedCircuitError(
-                "Estimator primitives do not take circuits that measure in mid-circuit: use engine 'ideal' or 'noisy'"
-            )
+        check_no_measurements(compiled)
 
     def estimate(self, compiled: CompiledCircuit, parameters: Tensor) -> Estimate:
-        check_parameters(compiled, parameters)
-        self.check(compiled)
-        rows = parameters.detach().cpu().numpy().astype(np.float64)
-        if compiled.program.limits:
-            check_limits(compiled.program, angles_of(compiled.program.by_rows(), rows, rows[0, :0]))
-        circuit, observables = on_used_qubits(compiled) if self.reduced else (compiled.isa, compiled.observables)
-        order = (*compiled.inputs, *compiled.weights)
-        # observables [M, 1] against rows [B]: values [M, B]; values are bound by parameter, never by position
-        pub = (circuit, [[o] for o in observables], {order: rows} if order else None, self.precision)
-        values, errors, shots = self._run(pub, len(observables), len(rows) if order else 1)
-        groups = len(measurement_groups(compiled.program.observables))
-        circuits = values.shape[1] * groups
-        return Estimate(
-            torch.from_numpy(values.T.copy()).to(parameters).expand(len(rows), -1),
-            torch.from_numpy(errors.T.copy()).to(parameters).expand(len(rows), -1),
-            Usage(circuits, circuits * shots),
-        )
+        return self.estimate_many([(compiled, parameters)])[0]
 
-    def _run(self, pub: tuple, observables: int, rows: int) -> tuple[np.ndarray, np.ndarray, int]:
-        """[M, B] values and standard errors, and the shots of each circuit; EngineError for anything else."""
-        asked = f"{observables} observables at {rows} rows of parameters, precision {self.precision:g}"
-        who = f"{type(self.estimator).__module__.split('.')[0]}'s {type(self.estimator).__name__}"
+    def estimate_many(self, experiments: Sequence[Experiment]) -> list[Estimate]:
+        """Evaluate several circuits in one call of the primitive: one PUB for each of them."""
+        for compiled, _ in experiments:
+            self.check(compiled)
+        pubs = [pub_of(c, rows, self.precision, reduced=self.reduced) for c, rows in experiments]
+        measured = self._run(pubs) if pubs else []
+        who = self._who
+        return [estimate_of(*e, pub, m, who) for e, pub, m in zip(experiments, pubs, measured, strict=True)]
+
+    @property
+    def _who(self) -> str:
+        return f"{type(self.estimator).__module__.split('.')[0]}'s {type(self.estimator).__name__}"
+
+    def _run(self, pubs: Sequence[Pub]) -> list[Measured]:
+        """What the primitive answers to all PUBs; EngineError if it fails."""
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", DeprecationWarning)  # of the legacy runtime estimator
-                result = self.estimator.run([pub]).result()
-            data = result[0].data
-            values, errors = np.asarray(data.evs, dtype=float), np.asarray(data.stds, dtype=float)
-            stated = result[0].metadata.get("shots", result.metadata.get("shots"))
+                result = self.estimator.run([pub.as_tuple() for pub in pubs]).result()
+            return [
+                (
+                    np.asarray(answer.data.evs, dtype=float),
+                    np.asarray(answer.data.stds, dtype=float),
+                    int(answer.metadata.get("shots", result.metadata.get("shots")) or 0),
+                )
+                for answer in (result[index] for index in range(len(pubs)))
+            ]
         except Exception as error:
-            raise EngineError(f"{who} failed on {asked}: {type(error).__name__}: {error}") from error
-        shape = (observables, rows)
-        if values.shape != shape:
-            raise EngineError(f"{who} answered with shape {values.shape} to {asked}; {shape} was expected")
-        if not np.isfinite(values).all():
-            raise EngineError(
-                f"{who} answered with {int((~np.isfinite(values)).sum())} values that are NaN or infinite to {asked}"
-            )
-        if errors.shape != shape or not (np.isfinite(errors) & (errors >= 0)).all():
-            raise EngineError(f"{who} answered with standard errors that are none to {asked}")
-        shots = int(stated) if stated else math.ceil(1 / self.precision**2)
-        # StatevectorEstimator draws with this spread but states none
-        return values, errors if errors.any() else np.full(shape, self.precision), shots
-
-
-def on_used_qubits(compiled: CompiledCircuit) -> tuple[QuantumCircuit, tuple[SparsePauliOp, ...]]:
-    """The ISA circuit and its observables on the qubits in use, relabelled 0…k−1 in ascending order."""
-    qubits = list(compiled.physical_qubits)
-    circuit = QuantumCircuit(len(qubits), compiled.isa.num_clbits, global_phase=compiled.isa.global_phase)
-    for instruction in compiled.isa.data:
-        where = [compiled.isa.find_bit(q).index for q in instruction.qubits]
-        if instruction.operation.name != "barrier" and set(where) <= set(qubits):
-            clbits = [compiled.isa.find_bit(c).index for c in instruction.clbits]
-            circuit.append(instruction.operation, [qubits.index(q) for q in where], clbits)
-    observables = tuple(
-        SparsePauliOp.from_list([(label[::-1], c) for c, label in terms]) for terms in compiled.program.observables
-    )
-    return circuit, observables
+            asked = "; ".join(asked_of(pub) for pub in pubs)
+            raise EngineError(f"{self._who} failed on {asked}: {type(error).__name__}: {error}") from error
 
 
 def _simulates_every_qubit(estimator: BaseEstimatorV2) -> bool:
@@ -164,36 +134,14 @@ def _simulates_every_qubit(estimator: BaseEstimatorV2) -> bool:
     return isinstance(estimator.backend(), FakeBackendV2)  # type: ignore[attr-defined]
 
 
-class AerEstimator(BackendEstimatorV2):
-    """`BackendEstimatorV2` on Aer that draws on from call to call; with a fixed seed it would repeat the outcomes."""
-
-    def __init__(self, backend: Any, seed: int | None) -> None:
-        super().__init__(backend=backend)
-        self._generator = np.random.default_rng(seed)
-
-    def run(self, pubs: Iterable[Any], *, precision: float | None = None) -> Any:
-        self.options.seed_simulator = int(self._generator.integers(2**31))
-        return super().run(pubs, precision=precision)
-
-
 def aer_backend(compiled: CompiledCircuit) -> AerSimulator:
     """Aer with the device's noise and asymmetric readout on the qubits in use, for ``Primitive(…, reduced=True)``.
 
     Waiting qubits relax where the circuit is scheduled. With the noise model of the whole device Aer would spend
     seconds a call. `aer_estimator` and `runtime_estimator` take it.
     """
-    from qiskit_aer import AerSimulator
-    from qiskit_aer.noise import RelaxationNoisePass
-
-    device, qubits = compiled.device, compiled.physical_qubits
-    model = device.noise_model(qubits)
-    if device.target is not None and "delay" in compiled.isa.count_ops():
-        times = [device.relaxation_times(qubit) for qubit in qubits]
-        t1s = [math.inf if t1 is None else t1 for t1, _ in times]
-        t2s = [2 * t1 if t2 is None else min(t2, 2 * t1) for t1, (_, t2) in zip(t1s, times, strict=True)]
-        # Where NoiseModel.from_backend puts it: a noise model has no public place for the errors of delays
-        model._custom_noise_passes.append(RelaxationNoisePass(t1s, t2s, dt=device.target.dt, op_types=Delay))
-    return AerSimulator(noise_model=model, max_parallel_threads=1)
+    scheduled = "delay" in compiled.isa.count_ops()
+    return aer_simulator(compiled.device, compiled.physical_qubits, scheduled=scheduled)
 
 
 def aer_estimator(compiled: CompiledCircuit, *, seed: int | None = None) -> AerEstimator:

@@ -26,7 +26,7 @@ from qhw_diffusion.devices import Device
 from qhw_diffusion.errors import InvalidInputError, MissingDependencyError
 from qhw_diffusion.execution import ParameterShift, Primitive
 from qhw_diffusion.execution.connector import as_neural_network
-from qhw_diffusion.execution.primitive import on_used_qubits
+from qhw_diffusion.execution.pubs import on_used_qubits
 
 # Names that sort against the order in which they are given
 INPUTS = [Parameter("z"), Parameter("b")]

@@ -1,0 +1,88 @@
+"""Compiled circuits and rows of parameters → broadcast PUBs, and what primitives and devices answer → estimates."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from qiskit import QuantumCircuit
+from qiskit.quantum_info import SparsePauliOp
+from torch import Tensor
+
+from qhw_diffusion.errors import EngineError, UnsupportedCircuitError
+from qhw_diffusion.execution.compile import CompiledCircuit
+from qhw_diffusion.execution.engine import Estimate, Usage, check_parameters
+from qhw_diffusion.execution.program import angles_of, check_limits
+from qhw_diffusion.execution.shots import measurement_groups
+from qhw_diffusion.hardware.aer import on_qubits
+from qhw_diffusion.hardware.service import Measured, Pub
+
+
+def check_no_measurements(compiled: CompiledCircuit) -> None:
+    """Raise UnsupportedCircuitError for a circuit that measures in mid-circuit: Estimator primitives take none."""
+    if any(instruction.operation.name == "measure" for instruction in compiled.isa.data):
+        raise UnsupportedCircuitError(
+            "Estimator primitives do not take circuits that measure in mid-circuit: use engine 'ideal' or 'noisy'"
+        )
+
+
+def on_used_qubits(compiled: CompiledCircuit) -> tuple[QuantumCircuit, tuple[SparsePauliOp, ...]]:
+    """The ISA circuit and its observables on the qubits in use, relabelled 0…k−1 in ascending order."""
+    return on_qubits(compiled.isa, compiled.observables, compiled.physical_qubits)
+
+
+def pub_of(compiled: CompiledCircuit, parameters: Tensor, precision: float, *, reduced: bool = False) -> Pub:
+    """One broadcast PUB: M observables against B rows; values are bound by parameter, never by position.
+
+    Args:
+        compiled: the circuit with its observables.
+        parameters: [B, inputs + weights] radians.
+        precision: target standard error.
+        reduced: on the qubits in use only, relabelled 0…k−1 in ascending order; False at the device's width.
+
+    Raises:
+        InvalidInputError: parameters of another shape or not finite, or angles the device does not take.
+    """
+    check_parameters(compiled, parameters)
+    rows = parameters.detach().cpu().numpy().astype(np.float64)
+    if compiled.program.limits:
+        check_limits(compiled.program, angles_of(compiled.program.by_rows(), rows, rows[0, :0]))
+    circuit, observables = compiled.isa, compiled.observables
+    if reduced:
+        circuit, observables = on_used_qubits(compiled)
+    return Pub(circuit, observables, (*compiled.inputs, *compiled.weights), rows, precision)
+
+
+def estimate_of(compiled: CompiledCircuit, parameters: Tensor, pub: Pub, measured: Measured, who: str) -> Estimate:
+    """What was answered to `pub`, as [B, M] in the dtype and on the device of `parameters`.
+
+    Usage: for each row and each group of observables that are measured together, the shots stated, or else what the
+    precision means. Standard errors that are all zero (StatevectorEstimator draws but states none) are the precision.
+
+    Raises:
+        EngineError: values of another shape, NaN or infinity, or standard errors that are none.
+    """
+    values, errors, stated = measured
+    shape = (len(pub.observables), pub.rows)
+    asked = asked_of(pub)
+    if values.shape != shape:
+        raise EngineError(f"{who} answered with shape {values.shape} to {asked}; {shape} was expected")
+    if not np.isfinite(values).all():
+        raise EngineError(
+            f"{who} answered with {int((~np.isfinite(values)).sum())} values that are NaN or infinite to {asked}"
+        )
+    if errors.shape != shape or not (np.isfinite(errors) & (errors >= 0)).all():
+        raise EngineError(f"{who} answered with standard errors that are none to {asked}")
+    errors = errors if errors.any() else np.full(shape, pub.precision)
+    circuits = pub.rows * len(measurement_groups(compiled.program.observables))
+    return Estimate(
+        torch.from_numpy(values.T.copy()).to(parameters).expand(len(parameters), -1),
+        torch.from_numpy(errors.T.copy()).to(parameters).expand(len(parameters), -1),
+        Usage(circuits, circuits * (stated or math.ceil(1 / pub.precision**2))),
+    )
+
+
+def asked_of(pub: Pub) -> str:
+    """What a PUB asks for, in words."""
+    return f"{len(pub.observables)} observables at {pub.rows} rows of parameters, precision {pub.precision:g}"

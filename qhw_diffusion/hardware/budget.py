@@ -1,0 +1,74 @@
+"""May these jobs be sent, by the run's cap, the ledger's, and what the account has left? And what may each take?"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from qhw_diffusion.errors import BudgetError
+from qhw_diffusion.hardware.job import Job
+from qhw_diffusion.hardware.ledger import Ledger
+
+# The service's own limit for one job, seconds
+LONGEST_JOB = 3 * 3600
+
+
+def share_budget(
+    jobs: Sequence[Job],
+    ledger: Ledger,
+    *,
+    run: str,
+    device: str,
+    cap: float | None,
+    remaining: float | None,
+    session_overhead: float = 0.0,
+) -> int:
+    """Give each job its limit, `Job.max_seconds`; together they fit into what is left, even if every job uses it up.
+
+    The service takes limits in whole seconds, so each job counts with its estimate rounded up.
+
+    Args:
+        jobs: about to be sent to a paid device, with their estimates.
+        ledger: what was spent so far, and its own cap.
+        run: whose cap it is.
+        device: for the message.
+        cap: of the run, QPU seconds.
+        remaining: QPU seconds the account has left; None without limit.
+        session_overhead: seconds charged for sessions of the run beyond their jobs.
+
+    Returns:
+        Whole seconds left before these jobs.
+
+    Raises:
+        BudgetError: neither a cap of the run nor of the ledger, or less left than the jobs need.
+    """
+    if cap is None and ledger.cap is None:
+        raise BudgetError(
+            f"{device} is paid by the second and there is no cap: give --max-qpu-seconds (max_qpu_seconds), or the "
+            "ledger one (Ledger.set_cap). `qhw cost` says what to expect. Nothing was sent"
+        )
+    # Rows that an interrupted call planned for these very jobs are in `spent` already
+    planned = [row for job in jobs if (row := ledger.get(job.key)) is not None and row.state == "planned"]
+    left: dict[str, float] = {}
+    if cap is not None:
+        spent = ledger.spent(run) - sum(row.estimate_seconds for row in planned if row.run == run) + session_overhead
+        left[f"the run's cap is {cap:g} s, {spent:.1f} s of it spent or in flight"] = cap - spent
+    if ledger.cap is not None:
+        spent = ledger.spent() - sum(row.estimate_seconds for row in planned) + session_overhead
+        left[f"the ledger's cap is {ledger.cap:g} s, {spent:.1f} s of it spent or in flight"] = ledger.cap - spent
+    if remaining is not None:
+        flying = sum(row.estimate_seconds for row in ledger.rows(state="submitted"))
+        left[f"the account has {remaining:.0f} s, {flying:.1f} s of it in flight"] = remaining - flying
+    why = min(left, key=lambda text: left[text])
+    need = sum(job.whole_seconds for job in jobs)
+    if need > left[why]:
+        raise BudgetError(
+            f"{len(jobs)} job{'s' if len(jobs) > 1 else ''} on {device} would take about "
+            f"{sum(job.seconds for job in jobs):.1f} s ({need} s in whole seconds), and {max(left[why], 0):.1f} s are "
+            f"left: {why}. Nothing was sent; use fewer shots or rows, or raise the cap"
+        )
+    spare = math.floor(left[why]) - need
+    for job in jobs:
+        share = spare * job.whole_seconds // need if need else spare
+        job.max_seconds = max(1, min(job.whole_seconds + share, LONGEST_JOB))
+    return math.floor(left[why])

@@ -1,0 +1,346 @@
+"""The one adapter to qiskit-ibm-runtime: jobs of either estimator, sent once, found again by tag, decoded offline.
+
+The default program is ``"executor"``, of the client's `executor_estimator.Estimator`, which prepares circuits and
+post-processes counts on this side; its post-processing travels with the job, so a stored answer can be decoded at any
+later time. ``"estimator"`` is the deprecated `EstimatorV2`, whose processing is the service's.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from functools import reduce
+from typing import Any, TypeVar
+
+import numpy as np
+from qiskit_ibm_runtime import RuntimeJobV2
+from qiskit_ibm_runtime.decoders.defaults import DEFAULT_DECODERS
+from qiskit_ibm_runtime.decoders.result_decoder import ResultDecoder
+from qiskit_ibm_runtime.exceptions import (
+    IBMError,
+    IBMNotAuthorizedError,
+    RuntimeInvalidStateError,
+    RuntimeJobNotFound,
+)
+from qiskit_ibm_runtime.utils import validate_isa_circuits
+
+from qhw_diffusion.devices import Device
+from qhw_diffusion.devices.account import connect, live_backend, without_tokens
+from qhw_diffusion.errors import AccountError, DamagedFileError, InvalidInputError, QhwError, ServiceError
+from qhw_diffusion.hardware.modes import Context
+from qhw_diffusion.hardware.service import (
+    JobState,
+    Limits,
+    Measured,
+    NotSentError,
+    Pub,
+    RefusedError,
+    UncertainError,
+)
+from qhw_diffusion.hardware.times import Times
+from qhw_diffusion.hardware.transport import Transport
+
+PROGRAMS = ("executor", "estimator")
+# The service's code for a job sent to a session that takes no more
+_SESSION_CLOSED = "1217"
+# Options that are the runner's own business
+_RESERVED = ("max_execution_time", "environment")
+
+T = TypeVar("T")
+
+
+class _RawText(ResultDecoder):
+    """Leaves the service's text as it is."""
+
+    @classmethod
+    def decode(cls, data: Any) -> Any:
+        return data
+
+
+class IBMService:
+    """A device of IBM Quantum through the user's account (`service.Service`).
+
+    Args:
+        device: name of the device, ``"ibm_…"``.
+        client: a connected `QiskitRuntimeService`; None connects with the saved account or the environment.
+        program: ``"executor"`` or ``"estimator"``.
+        times: time-outs and pauses.
+        sleep: waits for so many seconds.
+
+    Raises:
+        AccountError: no account, wrong credentials, or a device that the account cannot use.
+        InvalidInputError: another program.
+    """
+
+    paid = True
+
+    def __init__(
+        self,
+        device: str,
+        *,
+        client: Any = None,
+        program: str = "executor",
+        times: Times | None = None,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        if program not in PROGRAMS:
+            raise InvalidInputError(f"program is {program!r}; allowed: {', '.join(PROGRAMS)}")
+        client = connect() if client is None else client
+        self.device = device
+        self.program = program
+        self.times = times or Times()
+        self._client = client
+        self._sleep = sleep
+        self._secret = _secret_of(client)
+        self._transport = Transport(self.times, sleep)
+        for api in {id(api): api for api in (client._active_api_client, *client._api_clients.values())}.values():
+            for scheme in ("https://", "http://"):
+                api._session.mount(scheme, self._transport)
+        self._jobs: dict[str, RuntimeJobV2] = {}
+        self._context: Context | None = None
+        self._backend = live_backend(device, client)
+
+    def snapshot(self) -> Device:
+        from qhw_diffusion.devices.live import backend_snapshot
+
+        return Device(self._ask(f"read the calibration of {self.device}", lambda: backend_snapshot(self._backend)))
+
+    def check(self, pubs: Sequence[Pub], options: Mapping[str, Any]) -> None:
+        if reserved := [name for name in _RESERVED if name in options]:
+            raise InvalidInputError(
+                f"option {reserved[0]!r} is set by the runner (tags, limits from the cap); leave it out"
+            )
+        for pub in pubs:
+            width = self._backend.num_qubits
+            if pub.circuit.num_qubits > width:
+                raise InvalidInputError(
+                    f"the circuit has {pub.circuit.num_qubits} qubits, {self.device} has {width}; compile it for "
+                    f"this device, compile_circuit(…, Device.load({self.device!r}))"
+                )
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                self._estimator(self._backend, options, [], Limits())
+        except (ValueError, TypeError, KeyError) as error:
+            raise InvalidInputError(f"the client refuses these options: {self._clean(error)}") from None
+        try:
+            validate_isa_circuits([pub.circuit for pub in pubs], self._backend.target)
+        except ValueError as error:
+            raise InvalidInputError(
+                f"the circuit does not fit {self.device}: {self._clean(error)} Compile it for this device"
+            ) from None
+
+    def submit(self, pubs: Sequence[Pub], options: Mapping[str, Any], tags: Sequence[str], limits: Limits) -> str:
+        for _ in range(4):  # a session closed, the one opened again closed, a batch closed, and a last one
+            refusal: RefusedError | None = None
+            try:
+                return self._authorized(lambda: self._submit(pubs, options, tags, limits))
+            except _SessionClosedError as error:
+                refusal = RefusedError(str(error))
+                if self._context is not None:
+                    self._context.forget()
+        assert refusal is not None
+        raise refusal
+
+    def find(self, tag: str) -> list[str]:
+        jobs = self._ask(f"find jobs tagged {tag}", lambda: self._client.jobs(limit=50, job_tags=[tag]))
+        tagged = [job for job in jobs if tag in (job.tags or [])]
+        self._jobs.update({job.job_id(): job for job in tagged})
+        oldest_first = sorted(tagged, key=lambda job: (str(job.creation_date or ""), job.job_id()))
+        return [job.job_id() for job in oldest_first]
+
+    def status(self, job_id: str) -> JobState:
+        try:
+            job = self._job(job_id)
+        except RuntimeJobNotFound:
+            return JobState("UNKNOWN", "the service does not know this job")
+        name = self._ask(f"look at job {job_id}", job.status)
+        if name in ("QUEUED", "RUNNING", "DONE", "INITIALIZING"):
+            return JobState("QUEUED" if name == "INITIALIZING" else name)
+        reason = getattr(job, "_reason", None) or ("" if name == "CANCELLED" else job.error_message())
+        return JobState("CANCELLED" if name == "CANCELLED" else "ERROR", self._clean(reason or "no reason given"))
+
+    def raw(self, job_id: str) -> str:
+        job = self._job(job_id)
+        for attempt in range(self.times.attempts):
+            text = self._ask(f"read the answer of job {job_id}", lambda: job.result(decoder=_RawText))
+            try:
+                json.loads(text)
+                return text
+            except (TypeError, ValueError):
+                self._sleep(min(self.times.backoff * 2**attempt, self.times.backoff_most))
+        raise ServiceError(
+            f"the answer of job {job_id} came cut off {self.times.attempts} times; it is still there, the same "
+            "command goes on with it"
+        )
+
+    def decode(self, raw: str) -> list[Measured]:
+        return decode(raw)
+
+    def qpu_seconds(self, job_id: str) -> float | None:
+        job = self._job(job_id)
+        usage = self._ask(f"read the usage of job {job_id}", job.metrics).get("usage") or {}
+        if usage.get("status") == "pending":
+            return None
+        charged = usage.get("qpu_charge_time_seconds", usage.get("quantum_seconds"))
+        return None if charged is None else float(charged)
+
+    def cancel(self, job_id: str) -> None:
+        job = self._job(job_id)
+
+        def ask() -> None:
+            try:
+                job.cancel()
+            except RuntimeInvalidStateError:  # it has finished, or was cancelled before
+                return
+
+        self._ask(f"cancel job {job_id}", ask)
+        # The client's job object now says "cancelled", whatever the service did: look at a fresh one from here on.
+        self._jobs.pop(job_id, None)
+
+    def remaining_seconds(self) -> float | None:
+        usage = self._ask("read the account's usage", self._client.usage)
+        if usage.get("usage_limit_reached"):
+            return 0.0
+        remaining = usage.get("usage_remaining_seconds")
+        return None if remaining is None else float(remaining)
+
+    def session_id(self) -> str | None:
+        return None if self._context is None else self._context.session_id
+
+    def session_seconds(self) -> float:
+        if self._context is None:
+            return 0.0
+        return self._ask("read the session's usage", self._context.seconds)
+
+    def close(self) -> None:
+        if self._context is not None:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                self._context.close()
+
+    def _submit(self, pubs: Sequence[Pub], options: Mapping[str, Any], tags: Sequence[str], limits: Limits) -> str:
+        if self._context is None or self._context.asked != (limits.mode, limits.max_session_seconds):
+            self.close()
+            self._context = Context(self._backend, limits.mode, limits.max_session_seconds)
+        self._transport.posted = None
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                estimator = self._estimator(self._context.target(), options, tags, limits)
+                job = estimator.run([pub.as_tuple() for pub in pubs])
+        except Exception as error:
+            raise self._what_happened(error) from None
+        self._jobs[job.job_id()] = job
+        return job.job_id()
+
+    def _what_happened(self, error: Exception) -> Exception:
+        """Whether the job was refused, was never sent, or may have been accepted: from what the transport has seen."""
+        posted, text = self._transport.posted, self._clean(error)
+        if isinstance(error, IBMNotAuthorizedError) or posted == 401:
+            return IBMNotAuthorizedError(text)
+        if posted is None and not isinstance(error, IBMError) and isinstance(error, (ValueError, TypeError)):
+            return InvalidInputError(f"the client refuses the job: {text}")
+        if posted in (None, "refused", 429):
+            return NotSentError(f"the job could not be sent: {text}")
+        if isinstance(posted, int) and 400 <= posted < 500 and posted not in (408, 425):
+            if re.search(rf"\b{_SESSION_CLOSED}\b", text):
+                return _SessionClosedError(text)
+            return AccountError(text) if posted == 403 else RefusedError(f"the service refused the job: {text}")
+        return UncertainError(f"no usable reply to the job: {text}")
+
+    def _estimator(self, mode: Any, options: Mapping[str, Any], tags: Sequence[str], limits: Limits) -> Any:
+        own = {"environment": {"job_tags": list(tags)}}
+        if self.program == "estimator":
+            from qiskit_ibm_runtime import EstimatorV2
+
+            estimator: Any = EstimatorV2(mode=mode, options={**options, **own})
+        else:
+            from qiskit_ibm_runtime.executor_estimator import Estimator
+
+            estimator = Estimator(mode=mode, options={**options, **own})
+        if limits.max_execution_seconds is not None:
+            estimator.options.max_execution_time = limits.max_execution_seconds
+        return estimator
+
+    def _job(self, job_id: str) -> RuntimeJobV2:
+        if job_id not in self._jobs:
+            self._jobs[job_id] = self._ask(f"look up job {job_id}", lambda: self._client.job(job_id))
+        return self._jobs[job_id]
+
+    def _ask(self, what: str, question: Callable[[], T]) -> T:
+        """The answer to a question that may be repeated; ServiceError if there is none."""
+
+        def asked() -> T:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                return question()
+
+        try:
+            return self._authorized(asked)
+        except (QhwError, RuntimeJobNotFound):
+            raise
+        except Exception as error:  # the client's own, and whatever a garbled reply makes it raise
+            raise ServiceError(f"the service did not answer, asked to {what}: {self._clean(error)}") from None
+
+    def _authorized(self, request: Callable[[], T]) -> T:
+        """The request, repeated while its credentials are not taken: a token that could not be fetched passes."""
+        for attempt in range(3):
+            try:
+                return request()
+            except IBMNotAuthorizedError as error:
+                refusal = self._clean(error)
+                if attempt < 2:
+                    self._sleep(self.times.backoff * 2**attempt)
+        raise AccountError(
+            f"the service does not take the account's credentials: {refusal}. Save a valid key with "
+            "QiskitRuntimeService.save_account(…, overwrite=True), or set QISKIT_IBM_TOKEN"
+        )
+
+    def _clean(self, error: object) -> str:
+        """The text of an error without credentials, on one line."""
+        text = str(error) or type(error).__name__
+        if self._secret:
+            text = text.replace(self._secret, "(token hidden)")
+        return " ".join(without_tokens(text).split())[:500]
+
+
+class _SessionClosedError(Exception):
+    """The batch or session takes no more jobs; this one was not accepted."""
+
+
+def decode(raw: str) -> list[Measured]:
+    """What the stored text of a job says; no service is asked.
+
+    Raises:
+        DamagedFileError: the text is no result of either program.
+    """
+    try:
+        program = "executor" if "schema_version" in json.loads(raw) else "estimator"
+        result: Any = reduce(
+            lambda value, decoder: decoder.decode(value) if decoder.is_applicable(value) else value,
+            DEFAULT_DECODERS[program],
+            raw,
+        )
+        measured = []
+        for answer in result:
+            shots = answer.metadata.get("shots", result.metadata.get("shots"))
+            measured.append((np.asarray(answer.data.evs, float), np.asarray(answer.data.stds, float), int(shots or 0)))
+        return measured
+    except Exception as error:
+        raise DamagedFileError(
+            f"the stored answer is no result of the client's estimators ({type(error).__name__}: {error}); "
+            "`qhw ledger show` gives its job, whose answer can be read again"
+        ) from error
+
+
+def _secret_of(client: Any) -> str:
+    """The account's key, only to keep it out of messages."""
+    try:
+        account = client.active_account() or {}
+    except Exception:
+        return ""
+    return str(account.get("token") or "")

@@ -1,0 +1,62 @@
+"""One job of a call, on its way through the ledger."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from qhw_diffusion.hardware.service import Pub
+from qhw_diffusion.hardware.split import Piece, bases
+
+
+@dataclass(eq=False)
+class Job:
+    """What is sent, under which key, and what is known of it so far.
+
+    Attributes:
+        key: of the ledger.
+        pieces: which rows of which PUBs of the call it holds.
+        pubs: the PUBs to send.
+        options: of the client's estimator.
+        purpose: as the caller names it.
+        seconds: estimate of its QPU time.
+        summary: what the ledger's row should say besides.
+        max_seconds: QPU seconds after which the service cancels it.
+        sent_before: whether an earlier call has sent it.
+        uncertain: whether a submission got no usable reply.
+        reused: whether its answer was in the ledger already.
+    """
+
+    key: str
+    pieces: list[Piece]
+    pubs: list[Pub]
+    options: Mapping[str, Any]
+    purpose: str
+    seconds: float = 0.0
+    summary: dict[str, Any] = field(default_factory=dict)
+    max_seconds: int | None = None
+    sent_before: bool = False
+    uncertain: bool = False
+    reused: bool = False
+
+    @property
+    def whole_seconds(self) -> int:
+        """The estimate in whole seconds, as the service takes limits."""
+        return math.ceil(self.seconds)
+
+    @property
+    def circuits(self) -> int:
+        """Rows of parameters times settings of the measurement."""
+        return sum(pub.rows * bases(pub) for pub in self.pubs)
+
+    @property
+    def shots(self) -> int:
+        """Of each circuit; the most, if they differ."""
+        return max(pub.shots for pub in self.pubs)
+
+
+def distinct(jobs: Sequence[Job]) -> list[Job]:
+    """One job for each key, in order: equal work in one call is done once."""
+    return list({job.key: job for job in jobs}.values())

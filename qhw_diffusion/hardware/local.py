@@ -1,0 +1,138 @@
+"""A fake device as a service: jobs run in this process, for nothing, with the same keys and the same ledger.
+
+So what runs on a fake device is planned, stored and resumed as it will be on a real one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import uuid
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from qiskit.primitives import BaseEstimatorV2
+
+from qhw_diffusion.devices import Device
+from qhw_diffusion.errors import DamagedFileError, InvalidInputError, JobError
+from qhw_diffusion.hardware.aer import AerEstimator, aer_simulator, on_qubits, qubits_in_use
+from qhw_diffusion.hardware.service import JobState, Limits, Measured, Pub, RefusedError, without_attempts
+
+_FORMAT = "qhw-local-1"
+
+
+class LocalService:
+    """Runs jobs in this process (`service.Service`), at once when they are sent.
+
+    Without an estimator of your own, Aer samples each circuit on its qubits in use, with the device's noise and
+    asymmetric readout. Outcomes depend on the seed and the job's tags alone: a job that is run again, and a run that
+    was interrupted and goes on, have the outcomes that they would have had.
+
+    Args:
+        device: the fake device, loaded.
+        estimator: any Estimator primitive for circuits of that device, instead.
+        seed: of the outcomes (not of an estimator of your own).
+    """
+
+    paid = False
+    program = "local"
+
+    def __init__(self, device: Device, *, estimator: BaseEstimatorV2 | None = None, seed: int = 0) -> None:
+        if not isinstance(device, Device):
+            raise InvalidInputError(f"device must be a Device, not {type(device).__name__}: use Device.load(…)")
+        if estimator is not None and not isinstance(estimator, BaseEstimatorV2):
+            raise InvalidInputError(f"estimator is a {type(estimator).__name__}; give an Estimator primitive")
+        self.device = device.name
+        self._device = device
+        self._estimator = estimator
+        self._seed = seed
+        self._answers: dict[str, str] = {}
+        self._tags: dict[str, tuple[str, ...]] = {}
+
+    def snapshot(self) -> Device:
+        return self._device
+
+    def check(self, pubs: Sequence[Pub], options: Mapping[str, Any]) -> None:
+        if set(options) - {"resilience_level"} or options.get("resilience_level", 0) != 0:
+            raise InvalidInputError(
+                f"options {sorted(options)} are for IBM's service; a fake device in this process takes "
+                "resilience_level 0 only"
+            )
+        width = self._device.n_qubits
+        for pub in pubs:
+            if width is not None and pub.circuit.num_qubits > width:
+                raise InvalidInputError(
+                    f"the circuit has {pub.circuit.num_qubits} qubits, {self.device} has {width}; compile it for "
+                    f"this device"
+                )
+
+    def submit(self, pubs: Sequence[Pub], options: Mapping[str, Any], tags: Sequence[str], limits: Limits) -> str:
+        job_id = f"local-{uuid.uuid4().hex[:12]}"
+        seed = int.from_bytes(
+            hashlib.sha256(json.dumps([self._seed, *without_attempts(tags)]).encode()).digest()[:8], "big"
+        )
+        try:
+            measured = [self._measure(pub, seed + index) for index, pub in enumerate(pubs)]
+        except Exception as error:
+            raise RefusedError(f"{self.device} failed on the job: {type(error).__name__}: {error}") from error
+        answers = [{"values": v.tolist(), "std_errors": e.tolist(), "shots": s} for v, e, s in measured]
+        self._answers[job_id] = json.dumps({"format": _FORMAT, "pubs": answers})
+        self._tags[job_id] = tuple(tags)
+        return job_id
+
+    def _measure(self, pub: Pub, seed: int) -> Measured:
+        if self._estimator is None:
+            qubits = qubits_in_use(pub.circuit, pub.observables)
+            simulator = aer_simulator(self._device, qubits, scheduled="delay" in pub.circuit.count_ops())
+            circuit, observables = on_qubits(pub.circuit, pub.observables, qubits)
+            small = Pub(circuit, observables, pub.parameters, pub.values, pub.precision)
+            result = AerEstimator(simulator, seed).run([small.as_tuple()]).result()
+        else:
+            result = self._estimator.run([pub.as_tuple()]).result()
+        shots = result[0].metadata.get("shots", result.metadata.get("shots"))
+        data = result[0].data
+        return np.asarray(data.evs, float), np.asarray(data.stds, float), int(shots or pub.shots)
+
+    def find(self, tag: str) -> list[str]:
+        return [job_id for job_id, tags in self._tags.items() if tag in tags]
+
+    def status(self, job_id: str) -> JobState:
+        if job_id in self._answers:
+            return JobState("DONE")
+        return JobState("UNKNOWN", "it ended with the process that ran it")
+
+    def raw(self, job_id: str) -> str:
+        try:
+            return self._answers[job_id]
+        except KeyError:
+            raise JobError(f"job {job_id} ended with the process that ran it") from None
+
+    def decode(self, raw: str) -> list[Measured]:
+        try:
+            document = json.loads(raw)
+            assert document["format"] == _FORMAT
+            return [
+                (np.asarray(p["values"], float), np.asarray(p["std_errors"], float), int(p["shots"]))
+                for p in document["pubs"]
+            ]
+        except (AssertionError, KeyError, TypeError, ValueError) as error:
+            raise DamagedFileError(f"the stored answer is none of a fake device ({type(error).__name__})") from error
+
+    def qpu_seconds(self, job_id: str) -> float | None:
+        return 0.0
+
+    def cancel(self, job_id: str) -> None:
+        """Jobs are done when they are sent; there is nothing to cancel."""
+
+    def remaining_seconds(self) -> float | None:
+        return None
+
+    def session_id(self) -> str | None:
+        return None
+
+    def session_seconds(self) -> float:
+        return 0.0
+
+    def close(self) -> None:
+        """Nothing is open."""

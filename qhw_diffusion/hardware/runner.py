@@ -1,0 +1,368 @@
+"""PUBs → results, through the ledger: a row before a job is sent, its id before waiting, its answer before use.
+
+The same key never runs twice. After an ambiguous reply, a restart or a crash the job is looked up by its tag and taken
+over; it is sent again only when every look-up was answered and none found it. Nothing goes to a paid device without a
+cap, and nothing that would pass the run's cap, the ledger's, or what the account has left.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from qiskit.primitives import BaseEstimatorV2
+
+from qhw_diffusion.devices import Device
+from qhw_diffusion.errors import DamagedFileError, InvalidInputError, JobError, LedgerError, QhwError, ServiceError
+from qhw_diffusion.hardware.budget import share_budget
+from qhw_diffusion.hardware.estimate import Estimator, job_estimator
+from qhw_diffusion.hardware.job import Job, distinct
+from qhw_diffusion.hardware.keys import job_key
+from qhw_diffusion.hardware.ledger import Ledger, Row
+from qhw_diffusion.hardware.local import LocalService
+from qhw_diffusion.hardware.modes import check_mode
+from qhw_diffusion.hardware.service import JobState, Pub, Service
+from qhw_diffusion.hardware.split import JobLimits, cut, join, split
+from qhw_diffusion.hardware.submission import Sender
+from qhw_diffusion.hardware.times import Times
+from qhw_diffusion.hardware.waiting import Waiter
+
+# Reasons of failed rows that never ran or were cancelled on request: the next call sends these again by itself
+_NEVER_RAN = ("not sent", "refused", "cancelled", "lost")
+
+
+@dataclass(frozen=True, eq=False)
+class Answer:
+    """Results of one call.
+
+    Attributes:
+        values: [M, B] expectation values, one array a PUB.
+        std_errors: [M, B] their standard errors.
+        shots: of each circuit, one number a PUB; 0 where the service does not say.
+        job_ids: of all jobs, in order.
+        qpu_seconds: measured, of all jobs, those of earlier calls included.
+        reused: how many jobs were in the ledger already, and cost nothing now.
+    """
+
+    values: list[np.ndarray]
+    std_errors: list[np.ndarray]
+    shots: list[int]
+    job_ids: list[str]
+    qpu_seconds: float
+    reused: int
+
+
+class Runner:
+    """Runs PUBs on one service, with one ledger, under one cap.
+
+    Args:
+        service: `IBMService` or `LocalService`.
+        ledger: an open `Ledger`.
+        run: name of the run; its jobs carry it as a tag, and the cap counts for it.
+        mode: ``"batch"``, ``"job"`` or ``"session"``.
+        max_qpu_seconds: cap of the run, all its jobs ever together; needed on a paid device unless the ledger has one.
+        max_session_seconds: wall-clock seconds of the session; never more than what is left of the cap.
+        retry_failed: send jobs again that failed in an earlier call (those that never ran are in any case).
+        estimate: cost of a job; None estimates from the device's data and the ledger (`job_estimator`).
+        times: pauses, attempts, deadline.
+        limits: of one job.
+        sleep: waits for so many seconds; tests replace it.
+
+    Raises:
+        InvalidInputError: another mode, an empty name, a cap or a time that is not positive.
+    """
+
+    def __init__(
+        self,
+        service: Service,
+        ledger: Ledger,
+        *,
+        run: str,
+        mode: str = "batch",
+        max_qpu_seconds: float | None = None,
+        max_session_seconds: int | None = None,
+        retry_failed: bool = False,
+        estimate: Estimator | None = None,
+        times: Times | None = None,
+        limits: JobLimits | None = None,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        check_mode(mode)
+        if not isinstance(run, str) or not run.strip():
+            raise InvalidInputError("the run needs a name: jobs are tagged and counted by it")
+        for name, value in (("max_qpu_seconds", max_qpu_seconds), ("max_session_seconds", max_session_seconds)):
+            if value is not None and not (math.isfinite(value) and value > 0):
+                raise InvalidInputError(f"{name} is {value!r}; allowed: seconds > 0")
+        self.service = service
+        self.ledger = ledger
+        self.name = run
+        self.max_qpu_seconds = max_qpu_seconds
+        self.retry_failed = retry_failed
+        self.times = times or Times()
+        self._limits = limits or JobLimits()
+        self._estimate = estimate
+        self._waiter = Waiter(self.times, sleep)
+        self._sender = Sender(service, ledger, self._waiter, mode=mode, max_session_seconds=max_session_seconds)
+
+    def run(
+        self, pubs: Sequence[Pub], *, options: Mapping[str, Any] | None = None, purpose: str = "evaluate"
+    ) -> Answer:
+        """Evaluate PUBs: from the ledger what is there, by jobs what is not.
+
+        Args:
+            pubs: what to evaluate.
+            options: of the client's estimator (resilience level and so on), plain JSON types.
+            purpose: part of the key; the same PUBs for another purpose are another job.
+
+        Raises:
+            InvalidInputError: circuits or options that the service would refuse.
+            BudgetError: no cap on a paid device, or too little left; nothing was sent.
+            JobError: a job was refused, cancelled, or failed, now or in an earlier call.
+            ServiceError, AccountError: no answer; what was sent is in the ledger, the same call goes on with it.
+            KeyboardInterrupt: passed on, after cancellation of the unfinished jobs was asked for.
+        """
+        options = dict(options or {})
+        self.service.check(pubs, options)
+        jobs = []
+        for pieces in split(pubs, self._limits):
+            mine = cut(pubs, pieces)
+            jobs.append(Job(self._key(mine, options, purpose), pieces, mine, options, purpose))
+        different = distinct(jobs)
+        with contextlib.ExitStack() as stack:
+            for key in sorted(job.key for job in different):  # one order, so that processes never wait for each other
+                stack.enter_context(self.ledger.lock(key))
+            self._share_budget([job for job in different if self._to_be_sent(job)])
+            try:
+                for job in different:
+                    self._start(job)
+                for number, job in enumerate(different, start=1):
+                    self._finish(job, f", job {number} of {len(different)}" if len(different) > 1 else "")
+            except KeyboardInterrupt:
+                self._ask_to_cancel(different)
+                raise
+        rows = {job.key: self._row(job) for job in different}
+        answers = {key: self.service.decode(self.ledger.result(key)) for key in rows}
+        measured = join(pubs, [job.pieces for job in jobs], [answers[job.key] for job in jobs])
+        return Answer(
+            values=[m[0] for m in measured],
+            std_errors=[m[1] for m in measured],
+            shots=[m[2] for m in measured],
+            job_ids=[rows[job.key].job_id or "" for job in different],
+            qpu_seconds=sum(row.qpu_seconds or 0.0 for row in rows.values()),
+            reused=sum(job.reused for job in different),
+        )
+
+    def close(self) -> None:
+        """Close the batch or session; jobs in it go on."""
+        self.service.close()
+
+    def __enter__(self) -> Runner:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _key(self, pubs: Sequence[Pub], options: Mapping[str, Any], purpose: str) -> str:
+        work = {"options": options, "program": self.service.program}
+        return job_key(list(pubs), work, self.service.device, purpose)  # type: ignore[arg-type]  # Pub is frozen
+
+    def _row(self, job: Job) -> Row:
+        row = self.ledger.get(job.key)
+        if row is None:
+            raise LedgerError(f"the row of key {job.key[:12]} has disappeared from the ledger while its job ran")
+        return row
+
+    def _to_be_sent(self, job: Job) -> bool:
+        row = self.ledger.get(job.key)
+        if row is None:
+            return True
+        if row.state == "done":
+            row = self._whole(row)
+        job.sent_before = row.state == "submitted"
+        job.reused = row.state == "done"
+        if row.state == "failed" and not (self.retry_failed or (row.reason or "").startswith(_NEVER_RAN)):
+            raise JobError(
+                f"job {row.job_id} on {row.device} failed: {row.reason}. It is not sent again by itself; "
+                "retry_failed (--retry-failed) does, within the cap"
+            )
+        return row.state in ("planned", "failed")
+
+    def _whole(self, row: Row) -> Row:
+        """The row; with a damaged result file it is "submitted" again, so that the answer is read again, for free."""
+        try:
+            self.ledger.result(row.key)
+        except DamagedFileError:
+            return self.ledger.refetch(row.key)
+        return row
+
+    def _share_budget(self, jobs: Sequence[Job]) -> None:
+        """Estimates and limits of the jobs about to be sent; BudgetError if they do not fit."""
+        if not jobs or not self.service.paid:
+            return
+        if self._estimate is None:
+            self._estimate = job_estimator(self.service.snapshot(), lambda: self.ledger.rows(state="done"))
+        for job in jobs:
+            cost = self._estimate(job.pubs, job.options)
+            job.seconds, job.summary = cost.seconds, {"formula_seconds": cost.formula_seconds}
+        session = self._sender.mode == "session"
+        overhead = self._waiter.answered(self.service.session_seconds) - self.ledger.spent(self.name) if session else 0
+        left = share_budget(
+            jobs,
+            self.ledger,
+            run=self.name,
+            device=self.service.device,
+            cap=self.max_qpu_seconds,
+            remaining=self._waiter.answered(self.service.remaining_seconds),
+            session_overhead=max(0.0, overhead),
+        )
+        self._sender.limit_session(left)
+
+    def _start(self, job: Job) -> None:
+        """Bring a job to "submitted", unless it is there or done."""
+        row = self.ledger.get(job.key)
+        if row is not None and row.state in ("submitted", "done"):
+            return
+        # A new key has no job, unless the ledger has lost rows; a row left planned may have one
+        may_exist = self.ledger.incomplete if row is None else row.state == "planned"
+        if row is None:
+            row = self.ledger.plan(
+                job.key,
+                run=self.name,
+                purpose=job.purpose,
+                device=self.service.device,
+                circuits=job.circuits,
+                shots=job.shots,
+                estimate_seconds=job.seconds,
+                paid=self.service.paid,
+                summary=job.summary,
+                cap=self.max_qpu_seconds,
+            )
+        elif row.state == "failed":
+            row = self._retry(job)
+        if may_exist:
+            if self._sender.take_over(job, row):
+                return
+            row = self.ledger.permit(job.key, run=self.name, cap=self.max_qpu_seconds)
+        self._sender.send(job, row)
+
+    def _retry(self, job: Job) -> Row:
+        return self.ledger.retry(job.key, run=self.name, cap=self.max_qpu_seconds)
+
+    def _finish(self, job: Job, note: str) -> None:
+        """Wait for a job and store its answer; what else became of it is stored too, and raised."""
+        row = self._row(job)
+        while row.state != "done":
+            state = self._waiter.wait(self.service, row.job_id or "", note=note)
+            if state.name == "DONE":
+                self._store(job, row)
+            elif self._goes_again(job, state):
+                what = "lost" if state.name == "UNKNOWN" else "cancelled"
+                self.ledger.failed(job.key, f"{what}: {state.reason}", qpu_seconds=self._charged(row, state))
+                self._share_budget([job])
+                self._sender.send(job, self._retry(job))
+            else:
+                self._failed(row, state)
+            row = self._row(job)
+
+    def _store(self, job: Job, row: Row) -> None:
+        raw = self._waiter.answered(lambda: self.service.raw(row.job_id or ""))
+        self.ledger.done(job.key, raw, self._charged(row, JobState("DONE")))
+        if job.uncertain:
+            self._sender.cancel_duplicates(row)
+
+    def _charged(self, row: Row, state: JobState) -> float | None:
+        """What a job used, waited for a little: the service states it some time after the job has ended."""
+        if state.name == "UNKNOWN":
+            return 0.0
+        waited, pause = 0.0, max(self.times.backoff, self.times.settle / 64)
+        while True:
+            with contextlib.suppress(ServiceError):
+                seconds = self.service.qpu_seconds(row.job_id or "")
+                if seconds is not None:
+                    return seconds
+            if waited >= self.times.settle:
+                return None
+            self._waiter.sleep(pause)
+            waited, pause = waited + pause, pause * 2
+
+    def _goes_again(self, job: Job, state: JobState) -> bool:
+        """Whether a job without answer is sent again at once: a free one that ended with its process; one that was
+        cancelled since an earlier call sent it.
+        """
+        if state.name == "UNKNOWN":
+            return not self.service.paid
+        again = state.name == "CANCELLED" and job.sent_before
+        job.sent_before = False
+        return again
+
+    def _failed(self, row: Row, state: JobState) -> None:
+        if state.name == "UNKNOWN":
+            raise JobError(
+                f"{row.device} does not know job {row.job_id} of this ledger: another account or instance? Its row "
+                "stays as it is"
+            )
+        charged = self._charged(row, state)
+        if state.name == "CANCELLED":
+            self.ledger.failed(row.key, f"cancelled: {state.reason}", qpu_seconds=charged)
+            raise JobError(
+                f"job {row.job_id} on {row.device} was cancelled: {state.reason}. The same command sends it again"
+            )
+        self.ledger.failed(row.key, state.reason, qpu_seconds=charged)
+        raise JobError(
+            f"job {row.job_id} on {row.device} failed: {state.reason}. It is not sent again by itself; retry_failed "
+            "(--retry-failed) does, within the cap"
+        )
+
+    def _ask_to_cancel(self, jobs: Sequence[Job]) -> None:
+        """After Ctrl-C. Whether they were cancelled is for the next call to find out: their rows stay as they are."""
+        for job in jobs:
+            row = self.ledger.get(job.key)
+            if row is not None and row.state == "submitted" and row.job_id:
+                with contextlib.suppress(QhwError):
+                    self.service.cancel(row.job_id)
+
+
+def open_runner(
+    device: str,
+    *,
+    ledger: Ledger,
+    run: str,
+    program: str = "executor",
+    estimator: BaseEstimatorV2 | None = None,
+    seed: int = 0,
+    client: Any = None,
+    times: Times | None = None,
+    **settings: Any,
+) -> Runner:
+    """A runner for a device by its name.
+
+    Args:
+        device: a live one (``"ibm_…"``, through the user's account), or a fake one or a snapshot's path, which runs in
+            this process and costs nothing.
+        ledger: an open `Ledger`.
+        run: name of the run.
+        program: of a live device, ``"executor"`` or ``"estimator"``.
+        estimator: of a fake device, instead of Aer with its noise.
+        seed: of a fake device's outcomes.
+        client: of a live device, a connected `QiskitRuntimeService`; None connects.
+        times: pauses, attempts, deadline.
+        settings: what else `Runner` takes: mode, max_qpu_seconds, max_session_seconds, retry_failed, …
+
+    Raises:
+        UnknownNameError, MissingDataError: no such fake device or snapshot.
+        AccountError, ServiceError: no account, no such device for it, or no answer.
+        InvalidInputError: as `Runner`.
+    """
+    service: Service
+    if isinstance(device, str) and device.startswith("ibm_"):
+        from qhw_diffusion.hardware.ibm import IBMService  # the client takes a second to import
+
+        service = IBMService(device, client=client, program=program, times=times)
+    else:
+        service = LocalService(Device.load(device), estimator=estimator, seed=seed)
+    return Runner(service, ledger, run=run, times=times, **settings)

@@ -1,0 +1,195 @@
+"""What the runner asks of a service that runs jobs: IBM's (`ibm`), or a fake device in this process (`local`)."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from qiskit import QuantumCircuit
+from qiskit.circuit import Parameter
+from qiskit.quantum_info import SparsePauliOp
+
+from qhw_diffusion.devices import Device
+from qhw_diffusion.errors import InvalidInputError, JobError, ServiceError
+
+# One PUB's answer: values [M, B], standard errors [M, B], shots of each circuit
+Measured = tuple[np.ndarray, np.ndarray, int]
+
+FINAL_STATES = ("DONE", "ERROR", "CANCELLED", "UNKNOWN")
+
+
+@dataclass(frozen=True, eq=False)
+class Pub:
+    """One broadcast PUB: every observable at every row of parameters.
+
+    Args:
+        circuit: the ISA circuit, parameters unbound.
+        observables: M Pauli sums at the circuit's width.
+        parameters: the circuit's parameters, in the order of the columns of `values`.
+        values: [B, P] radians.
+        precision: target standard error, > 0 (`precision_of` a number of shots).
+
+    Raises:
+        InvalidInputError: another shape, NaN or infinity, a precision that is not positive, no observables.
+    """
+
+    circuit: QuantumCircuit
+    observables: tuple[SparsePauliOp, ...]
+    parameters: tuple[Parameter, ...]
+    values: np.ndarray
+    precision: float
+
+    def __post_init__(self) -> None:
+        values = np.ascontiguousarray(self.values, dtype=np.float64)
+        if values.ndim != 2 or values.shape[1] != len(self.parameters) or len(values) == 0:
+            raise InvalidInputError(
+                f"values have shape {values.shape}; allowed: [rows ≥ 1, {len(self.parameters)} parameters]"
+            )
+        if not np.isfinite(values).all():
+            raise InvalidInputError("values contain NaN or infinity; check what produced them")
+        if set(self.parameters) != set(self.circuit.parameters) or len(set(self.parameters)) != len(self.parameters):
+            raise InvalidInputError("parameters must be those of the circuit, each of them once")
+        if not self.observables:
+            raise InvalidInputError("observables is empty; give at least one SparsePauliOp")
+        if not (math.isfinite(self.precision) and self.precision > 0):
+            raise InvalidInputError(f"precision is {self.precision!r}; allowed: positive numbers")
+        object.__setattr__(self, "values", values)
+
+    @property
+    def rows(self) -> int:
+        """Circuits with bound parameters: B, or 1 for a circuit without parameters."""
+        return len(self.values) if self.parameters else 1
+
+    @property
+    def shots(self) -> int:
+        """Shots of each circuit that the precision asks for."""
+        return shots_of(self.precision)
+
+    def as_tuple(self) -> tuple[Any, ...]:
+        """What an Estimator primitive takes: observables [M, 1] against rows [B]; values bound by parameter."""
+        bindings = {self.parameters: self.values} if self.parameters else None
+        return (self.circuit, [[o] for o in self.observables], bindings, self.precision)
+
+
+def shots_of(precision: float) -> int:
+    """ceil(1/precision²), as every Estimator primitive counts."""
+    return math.ceil(1.0 / precision**2)
+
+
+def precision_of(shots: int) -> float:
+    """The precision for which primitives take exactly `shots` shots.
+
+    Raises:
+        InvalidInputError: not a whole number from 1.
+    """
+    if isinstance(shots, bool) or not isinstance(shots, int) or shots < 1:
+        raise InvalidInputError(f"shots is {shots!r}; allowed: whole numbers from 1")
+    precision = 1.0 / math.sqrt(shots)
+    while shots_of(precision) > shots:  # 1/√1000 would mean 1001
+        precision = math.nextafter(precision, math.inf)
+    return precision
+
+
+def attempt_tag(key_tag: str, attempt: int) -> str:
+    """The tag that only the jobs of one attempt have: what an ambiguous submission is looked up by."""
+    return f"{key_tag}-{attempt}"
+
+
+def without_attempts(tags: Sequence[str]) -> list[str]:
+    """The tags that every attempt of a job has."""
+    return [tag for tag in tags if not re.fullmatch(r"qhw-[0-9a-f]+-\d+", tag)]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a job may cost at most and where it runs.
+
+    Args:
+        max_execution_seconds: QPU seconds after which the service cancels the job; None for the service's own limit.
+        mode: ``"job"``, ``"batch"`` or ``"session"``.
+        max_session_seconds: wall-clock seconds after which the service closes the session or batch.
+    """
+
+    max_execution_seconds: int | None = None
+    mode: str = "batch"
+    max_session_seconds: int | None = None
+
+
+@dataclass(frozen=True)
+class JobState:
+    """Where a job is: QUEUED, RUNNING, DONE, ERROR, CANCELLED, or UNKNOWN to the service; and its reason."""
+
+    name: str
+    reason: str = ""
+
+    @property
+    def final(self) -> bool:
+        return self.name in FINAL_STATES
+
+
+class NotSentError(ServiceError):
+    """The job was certainly not accepted, and may be sent again (too many requests, no connection)."""
+
+
+class UncertainError(ServiceError):
+    """The job may or may not have been accepted: the reply is missing or says nothing."""
+
+
+class RefusedError(JobError):
+    """The service refused the job and says why; there is no job."""
+
+
+class Service(Protocol):
+    """Runs jobs. Every method may raise ServiceError (no answer) and AccountError; what else is said below.
+
+    Attributes:
+        paid: whether a job costs QPU time of an account.
+        device: name of the device.
+        program: what evaluates the PUBs; part of the ledger's key.
+    """
+
+    paid: bool
+    device: str
+    program: str
+
+    def snapshot(self) -> Device:
+        """The device as it is calibrated now, for estimates."""
+
+    def check(self, pubs: Sequence[Pub], options: Mapping[str, Any]) -> None:
+        """Raise InvalidInputError for what the service would refuse, before anything is sent."""
+
+    def submit(self, pubs: Sequence[Pub], options: Mapping[str, Any], tags: Sequence[str], limits: Limits) -> str:
+        """Send one job, once, and return its id. NotSentError, UncertainError or RefusedError otherwise."""
+
+    def find(self, tag: str) -> list[str]:
+        """Ids of the jobs with this tag, oldest first."""
+
+    def status(self, job_id: str) -> JobState: ...
+
+    def raw(self, job_id: str) -> str:
+        """The service's answer as text, before any post-processing."""
+
+    def decode(self, raw: str) -> list[Measured]:
+        """What the text says, one entry a PUB; asks nobody, so it works later as well."""
+
+    def qpu_seconds(self, job_id: str) -> float | None:
+        """QPU seconds charged; None as long as the service does not know."""
+
+    def cancel(self, job_id: str) -> None:
+        """Ask for the job to be cancelled. Whether it was is for `status` to say."""
+
+    def remaining_seconds(self) -> float | None:
+        """QPU seconds the account has left; None where it has no limit."""
+
+    def session_id(self) -> str | None:
+        """The batch or session that jobs are sent to now."""
+
+    def session_seconds(self) -> float:
+        """Wall-clock seconds charged for sessions of this object so far; 0 in the other modes."""
+
+    def close(self) -> None:
+        """Close the batch or session; jobs in it go on."""

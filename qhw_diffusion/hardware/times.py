@@ -1,0 +1,53 @@
+"""Every time scale of a hardware run in one place, so that tests can shrink them together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+from qhw_diffusion.errors import InvalidInputError
+
+
+@dataclass(frozen=True)
+class Times:
+    """Seconds, and numbers of attempts.
+
+    Args:
+        connect: to open a connection.
+        read: without a byte from the service before a request counts as lost (the client itself waits forever).
+        attempts: of a request that may be repeated safely.
+        backoff: before the second attempt; doubled for each further one, up to `backoff_most`, with jitter.
+        backoff_most: the longest pause between attempts.
+        retry_after_most: the longest Retry-After that is waited for; the service's refusal is reported beyond it.
+        poll: between two looks at a job's state; the pause grows to `poll_most` while nothing changes, with jitter.
+        poll_most: the longest pause between two looks.
+        patience: without any answer about a job before the wait is given up (the job goes on).
+        grace: over which look-ups by tag are spread before a job counts as absent.
+        lookups: how many of these must all be answered, and find nothing.
+        submissions: how often one job is sent at most, each time after it was certainly absent.
+        settle: to wait for the service to state what a finished job used.
+        deadline: for one job, from being sent to its answer; None waits as long as the queue takes.
+    """
+
+    connect: float = 10.0
+    read: float = 60.0
+    attempts: int = 6
+    backoff: float = 0.5
+    backoff_most: float = 30.0
+    retry_after_most: float = 300.0
+    poll: float = 1.0
+    poll_most: float = 15.0
+    patience: float = 900.0
+    grace: float = 30.0
+    lookups: int = 4
+    submissions: int = 4
+    settle: float = 10.0
+    deadline: float | None = None
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            least = 1 if field.name in ("attempts", "lookups", "submissions") else 0
+            if value is None and field.name == "deadline":
+                continue
+            if not isinstance(value, (int, float)) or isinstance(value, bool) or not value >= least:
+                raise InvalidInputError(f"Times.{field.name} is {value!r}; allowed: numbers from {least}")
