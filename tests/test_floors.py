@@ -23,6 +23,7 @@ FORBIDDEN_LIBRARIES = {
     "images": {"qiskit", "qiskit_aer", "qiskit_ibm_runtime"},
     "runs": {"qiskit", "qiskit_aer", "diffusers"},
     "devices": {"torch", "diffusers"},
+    "hardware": {"torch", "diffusers"},
 }
 
 
