@@ -22,7 +22,7 @@ class Family:
     Attributes:
         circuits: C circuits with the parameters of their parent.
         weights: [C] of their expectation values in the result.
-        draws: how often each was drawn; None where nothing is left to chance.
+        draws: how often each was drawn, 0 for one whose weight is exact; None where nothing is left to chance.
     """
 
     circuits: tuple[CompiledCircuit, ...]
@@ -78,7 +78,9 @@ class Weighted(Strategy):
 
 def _drawing_variance(values: Tensor, errors: Tensor, weights: Tensor, draws: tuple[int, ...]) -> Tensor:
     """[B, M] variance of the mean over N draws, less what the engine's own errors contribute to their scatter."""
-    counts = torch.tensor(draws).to(values)[:, None, None]
+    drawn = [c for c, count in enumerate(draws) if count]
+    values, errors, weights = values[drawn], errors[drawn], weights[drawn]
+    counts = torch.tensor([draws[c] for c in drawn]).to(values)[:, None, None]
     n = counts.sum()
     scale = weights * n / counts  # what one draw of this circuit stands for
     single, share = scale * values, counts / n
