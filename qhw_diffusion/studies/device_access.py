@@ -1,0 +1,154 @@
+"""Engines on a device for the commands that run policies there: the runner, the ledger, mitigation, costs, receipts."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from qhw_diffusion.devices import Device
+from qhw_diffusion.errors import BudgetError, InvalidInputError
+from qhw_diffusion.execution import CompiledCircuit, Engine
+from qhw_diffusion.execution.hardware_engine import Hardware
+from qhw_diffusion.hardware.cost import Cost, estimate_cost, history_of
+from qhw_diffusion.hardware.ledger import Ledger, ledger_folder
+from qhw_diffusion.hardware.runner import Runner, open_runner
+from qhw_diffusion.mitigation import Mitigated
+from qhw_diffusion.mitigation.parse import strategy_of
+from qhw_diffusion.mitigation.strategy import Strategy
+from qhw_diffusion.studies.device_rollout import Receipt
+
+
+@dataclass(frozen=True)
+class AccessConfig:
+    """How circuits get to the device.
+
+    shots: of each circuit; mode, max_qpu_seconds, max_session_seconds, retry_failed: see `hardware.runner.Runner`;
+    resilience_level: of the runtime client, None for 0; mitigation: strategies of ours, as text,
+    the one next to the device first; ledger: folder, "" for the default one.
+    """
+
+    device: str
+    shots: int
+    mode: str = "batch"
+    max_qpu_seconds: float | None = None
+    max_session_seconds: int | None = None
+    retry_failed: bool = False
+    resilience_level: int | None = None
+    mitigation: str = ""
+    ledger: str = ""
+
+    @classmethod
+    def from_arguments(cls, arguments: argparse.Namespace) -> AccessConfig:
+        """From the flags of `flags_device`. Raises InvalidInputError where device or shots are missing."""
+        if arguments.device is None or arguments.shots is None:
+            raise InvalidInputError("a run on a device needs its name and the shots: give --device and --shots")
+        return cls(
+            device=arguments.device,
+            shots=arguments.shots,
+            mode=arguments.mode,
+            max_qpu_seconds=arguments.max_qpu_seconds,
+            max_session_seconds=arguments.max_session_seconds,
+            retry_failed=arguments.retry_failed,
+            resilience_level=arguments.resilience_level,
+            mitigation=arguments.mitigation,
+            ledger=str(ledger_folder(arguments.ledger)),
+        )
+
+    def strategies(self) -> list[Strategy]:
+        """The mitigation strategies, made anew. Raises UnknownNameError or InvalidInputError for another text."""
+        return [strategy_of(text) for text in self.mitigation.split("+")] if self.mitigation else []
+
+
+class DeviceAccess:
+    """Engines of one run on one device (`studies.device_rollout.Access`). Open it with `open_access`.
+
+    Every evaluation has a purpose and its own mitigation object, so that calibration circuits are part of its job and
+    an evaluation that is asked for again is the same job, whatever the process has done before.
+    """
+
+    def __init__(self, config: AccessConfig, runner: Runner, ledger: Ledger, run: str) -> None:
+        self.config, self.runner, self.ledger, self.run = config, runner, ledger, run
+
+    @property
+    def paid(self) -> bool:
+        """Whether jobs cost QPU time of an account."""
+        return self.runner.service.paid
+
+    def engine(self, purpose: str) -> Engine:
+        """An engine whose jobs are filed under `purpose`."""
+        level = self.config.resilience_level
+        options = {} if level is None else {"resilience_level": level}
+        engine = Hardware(self.runner, shots=self.config.shots, options=options, purpose=purpose)
+        strategies = self.config.strategies()
+        return Mitigated(engine, strategies) if strategies else engine
+
+    def receipt(self, purpose: str) -> Receipt:
+        """Jobs of `purpose` and what they were charged; None seconds while the service has not said of one of them."""
+        rows = [row for row in self.ledger.rows(run=self.run, state="done") if row.purpose == purpose]
+        seconds = [row.qpu_seconds for row in rows]
+        total = None if any(s is None for s in seconds) else float(sum(s or 0.0 for s in seconds))
+        return Receipt(tuple(row.job_id or "" for row in rows), total)
+
+    def cost(self, compiled: CompiledCircuit, circuits: int, *, jobs: int = 1) -> Cost:
+        """What `jobs` jobs of `circuits` circuits each (before mitigation) are expected to take."""
+        from qhw_diffusion.execution.shots import measurement_groups
+
+        strategies, factor, extra = self.config.strategies(), 1.0, 0
+        if strategies:
+            expected = Mitigated("ideal", strategies).cost(compiled)
+            factor, extra = max(1.0, float(expected.circuits_factor)), expected.calibration_circuits
+        groups = len(measurement_groups(compiled.program.observables))
+        return estimate_cost(
+            compiled.duration,
+            circuits * groups + extra,
+            self.config.shots,
+            compiled.device,
+            jobs=jobs,
+            qubits=compiled.physical_qubits,
+            resilience_level=self.config.resilience_level or 0,
+            factor=factor,
+            history=history_of(self.ledger.rows(state="done"), compiled.device.name),
+        )
+
+    def require_cap(self) -> None:
+        """Raises BudgetError on a paid device without any cap, before anything is made."""
+        if self.paid and self.config.max_qpu_seconds is None and self.ledger.cap is None:
+            raise BudgetError(
+                f"{self.config.device} is paid by the second and there is no cap: give --max-qpu-seconds. `qhw cost` "
+                "says what to expect. Nothing was sent"
+            )
+
+    def cost_text(self, cost: Cost) -> str:
+        """The arithmetic, and what it means under the cap."""
+        if not self.paid:
+            return f"{self.config.device} is simulated here and costs nothing; on the device itself:\n{cost.text}"
+        lines = [cost.text]
+        cap = self.config.max_qpu_seconds
+        if cap is not None:
+            left = cap - self.ledger.spent(self.run)
+            enough = "" if cost.seconds <= left else "; that is not enough: it will stop there, and can go on with more"
+            lines.append(f"cap             {cap:g} s for this run, {left:.1f} s left{enough}")
+        return "\n".join(lines)
+
+
+@contextmanager
+def open_access(config: AccessConfig, run: str, *, device: Device | None = None) -> Iterator[DeviceAccess]:
+    """Connect: AccountError, LedgerError or UnknownNameError where that fails. `run` is the name jobs are counted by.
+
+    device: the device, when it is loaded already.
+    """
+    config.strategies()  # a mistyped strategy is told now
+    with Ledger.open(config.ledger or None) as ledger:
+        runner = open_runner(
+            config.device,
+            ledger=ledger,
+            run=run,
+            mode=config.mode,
+            max_qpu_seconds=config.max_qpu_seconds,
+            max_session_seconds=config.max_session_seconds,
+            retry_failed=config.retry_failed,
+        )
+        with runner:
+            yield DeviceAccess(config, runner, ledger, run)

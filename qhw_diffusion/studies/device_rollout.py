@@ -1,0 +1,272 @@
+"""A trained policy steers a batch of images with its circuit on a device: one broadcast job per DDIM step.
+
+    config.json  manifest.json  model/ (policy, circuit, device snapshot)  device.json  models.json
+    checkpoint.safetensors      after every step: the episode, and what was measured so far
+    results.json  report.html   at the end
+
+The folder holds its own copy of the policy and of the device's snapshot, so that a rollout that goes on tomorrow asks
+for the same circuits as today, and finds those that have run in the ledger.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from qhw_diffusion.devices import Device
+from qhw_diffusion.errors import DamagedFileError, InvalidInputError
+from qhw_diffusion.execution import CompiledCircuit, Engine, Noisy
+from qhw_diffusion.execution.engine import rows_of
+from qhw_diffusion.guidance import (
+    GuidanceConfig,
+    GuidedEpisode,
+    QuantumActor,
+    RewardConfig,
+    load_actor,
+    load_controller,
+    save_actor,
+)
+from qhw_diffusion.runs import RunFolder, atomic_write_json, read_json
+from qhw_diffusion.studies.models import Models, draw_starts, load_models
+from qhw_diffusion.studies.settings import ModelConfig, Settings
+from qhw_diffusion.studies.single import MODELS_FILE, models_of
+from qhw_diffusion.studies.study_work import EVALUATION_SEED
+
+KIND, DEVICE_FILE = "device-rollout", "device.json"
+_KEPT = ("measured", "std_errors", "predicted", "g", "actions", "states")
+
+
+@dataclass(frozen=True)
+class RolloutConfig(Settings):
+    """What decides the numbers of a rollout; a rollout goes on with exactly these."""
+
+    run: str
+    """Run folder of the trained policy."""
+    device: str
+    """Device the circuits run on."""
+    shots: int
+    """Shots of each circuit."""
+    images: int = 32
+    """Images steered together: rows of every job."""
+    seed: int = 0
+    """Seed of labels and starting noise; the same as in the simulated evaluation."""
+    resilience_level: int | None = None
+    """Resilience level of the runtime client; None leaves it to the engine."""
+    mitigation: str = ""
+    """Strategies of `qhw_diffusion.mitigation`, such as "readout+zne"."""
+    ledger: str = ""
+    """Folder of the ledger that holds the jobs."""
+
+    def __post_init__(self) -> None:
+        for name in ("shots", "images"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise InvalidInputError(f"{name} is {value!r}; allowed: whole numbers from 1")
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """What one step's evaluation was on the device: ids of its jobs, and their QPU seconds (None until stated)."""
+
+    job_ids: tuple[str, ...] = ()
+    qpu_seconds: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON types."""
+        return {"job_ids": list(self.job_ids), "qpu_seconds": self.qpu_seconds}
+
+
+class Access(Protocol):
+    """Where circuits are evaluated; `studies.device_access` has the one for devices."""
+
+    def engine(self, purpose: str) -> Engine:
+        """An engine whose jobs are filed under `purpose`. A purpose that has run gives its stored results."""
+
+    def receipt(self, purpose: str) -> Receipt:
+        """What the evaluation filed under `purpose` was."""
+
+
+@dataclass(frozen=True)
+class Played:
+    """A finished rollout of B images in T steps.
+
+    measured, std_errors, predicted: ⟨Z⟩ [T, B, M] as the device gave them, their standard errors, and the exact values
+    under the noise of the snapshot at the same angles; g, actions: [T, B]; states: [T, B, n_state]; images
+    [B, C, H, W]; labels int64 [B]; receipts: one a step.
+    """
+
+    measured: Tensor
+    std_errors: Tensor
+    predicted: Tensor
+    g: Tensor
+    actions: Tensor
+    states: Tensor
+    images: Tensor
+    labels: Tensor
+    receipts: tuple[Receipt, ...]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A rollout's folder, opened: everything it needs that does not change any more."""
+
+    folder: RunFolder
+    asked: RolloutConfig
+    policy: QuantumActor
+    guidance: GuidanceConfig
+    reward: RewardConfig
+    models: Models
+
+    @property
+    def compiled(self) -> CompiledCircuit:
+        """The circuit, compiled for the device."""
+        return self.policy.layer.compiled
+
+
+def prepare(
+    asked: RolloutConfig,
+    out: Path,
+    *,
+    resume: bool,
+    command: str | None = None,
+    device: Device | None = None,
+    changes: Mapping[str, Any] | None = None,
+) -> Prepared:
+    """Make the rollout's folder with its copies of policy and snapshot, or open it to go on.
+
+    device: `asked.device`, when it is loaded already; changes: to the models, such as another judge.
+    Raises RunFolderError for a folder in use or started with other settings, InvalidInputError for a classical policy.
+    """
+    if not resume:
+        _create(asked, out, command)
+    folder = RunFolder.open(out, kind=KIND)
+    folder.require_settings({"rollout": asked.to_dict()})
+    if not (out / DEVICE_FILE).exists():  # a new folder, or one that was left before anything was sent
+        _fill(asked, out, device, dict(changes or {}))
+    try:
+        guidance = GuidanceConfig.from_dict(folder.config["guidance"])
+        reward = RewardConfig.from_dict(folder.config["reward"])
+    except (KeyError, TypeError) as error:
+        raise DamagedFileError(f"{folder.path / 'config.json'} does not describe a rollout ({error!r})") from error
+    policy = load_actor(folder.path / "model", engine="noisy")
+    assert isinstance(policy, QuantumActor)
+    models = load_models(ModelConfig.from_dict(read_json(folder.path / MODELS_FILE)))
+    return Prepared(folder, asked, policy, guidance, reward, models)
+
+
+def _create(asked: RolloutConfig, out: Path, command: str | None) -> None:
+    trained = load_controller(asked.run)
+    if not isinstance(trained.actor, QuantumActor):
+        raise InvalidInputError(f"the policy in {asked.run} is classical ({trained.actor.kind}); it needs no device")
+    config = {
+        "rollout": asked.to_dict(),
+        "guidance": trained.config.to_dict(),
+        "reward": trained.reward.to_dict(),
+    }
+    RunFolder.create(out, kind=KIND, config=config, command=command)
+
+
+def _fill(asked: RolloutConfig, out: Path, device: Device | None, changes: dict[str, Any]) -> None:
+    """Copies of the policy and of the device's snapshot; device.json comes last and says that all is there."""
+    policy = load_controller(asked.run).actor
+    assert isinstance(policy, QuantumActor)
+    atomic_write_json(out / MODELS_FILE, models_of(Path(asked.run)).replace(**changes).to_dict())
+    save_actor(policy.on(device if device is not None else Device.load(asked.device), Noisy()), out / "model")
+    atomic_write_json(out / DEVICE_FILE, read_json(out / "model" / DEVICE_FILE))
+
+
+def starts_of(prepared: Prepared) -> tuple[Tensor, Tensor]:
+    """Labels int64 [B] and starting noise [B, C, H, W] of the rollout."""
+    models, asked = prepared.models, prepared.asked
+    return draw_starts(models.backbone, models.heldout, asked.images, EVALUATION_SEED + asked.seed)
+
+
+def purpose_of(folder: Path, step: int) -> str:
+    """What the ledger files step `step` (from 0) of the rollout in this folder under."""
+    return f"{folder.name} step {step + 1}"
+
+
+@torch.no_grad()
+def play(
+    prepared: Prepared,
+    access: Access,
+    *,
+    resume: bool,
+    on_step: Callable[[int, Played], None] | None = None,
+) -> Played | None:
+    """Steer the batch, from the last checkpoint if there is one; the checkpoint is replaced after every step.
+
+    on_step(steps done, what there is so far). Ctrl-C ends after the present step; None is returned then.
+    """
+    guidance, models, folder = prepared.guidance, prepared.models, prepared.folder
+    episode = GuidedEpisode(models.backbone, guidance, models.reward)
+    kept: dict[str, list[Tensor]] = {name: [] for name in _KEPT}
+    receipts: list[Receipt] = []
+    if resume and folder.has_checkpoint:
+        kept, receipts = _restore(folder, episode)
+    else:
+        episode.begin(*starts_of(prepared))
+    with folder.interruptible() as stop:
+        while not episode.done:
+            purpose = purpose_of(folder.path, episode.step_index)
+            step = _measure(prepared, episode.state(), access.engine(purpose))
+            action, g = episode.guidance(_action(prepared.policy, step["measured"]))
+            episode.advance(g, action)
+            for name, value in {**step, "g": g, "actions": action}.items():
+                kept[name].append(value)
+            receipts.append(access.receipt(purpose))
+            _save(folder, episode, kept, receipts)
+            if on_step is not None:
+                on_step(episode.step_index, _played(episode, kept, receipts))
+            if stop.requested and not episode.done:
+                return None
+    return _played(episode, kept, receipts)
+
+
+def _measure(prepared: Prepared, state: Tensor, engine: Engine) -> dict[str, Tensor]:
+    policy, compiled = prepared.policy, prepared.compiled
+    rows = rows_of(policy.angles(state).to(policy.layer.weight.dtype), policy.layer.weight)
+    engine.check(compiled)
+    measured = engine.estimate(compiled, rows)
+    predicted = Noisy().estimate(compiled, rows)
+    return {
+        "states": state,
+        "measured": measured.values,
+        "std_errors": measured.std_errors,
+        "predicted": predicted.values,
+    }
+
+
+def _action(policy: QuantumActor, values: Tensor) -> Tensor:
+    """Mean ΔCFG [B] for expectation values [B, M]."""
+    if policy.output_scale is not None:
+        values = values * policy.output_scale
+    mean: Tensor = policy.head(values.to(torch.float32))[:, 0]
+    return mean
+
+
+def _played(episode: GuidedEpisode, kept: dict[str, list[Tensor]], receipts: list[Receipt]) -> Played:
+    stacked = {name: torch.stack(values) for name, values in kept.items()}
+    return Played(**stacked, images=episode.x, labels=episode.labels, receipts=tuple(receipts))
+
+
+def _save(folder: RunFolder, episode: GuidedEpisode, kept: dict[str, list[Tensor]], receipts: list[Receipt]) -> None:
+    tensors = {f"episode.{name}": value for name, value in episode.state_dict().items()}
+    tensors |= {name: torch.stack(values) for name, values in kept.items()}
+    folder.save_checkpoint(tensors, {"receipts": [receipt.to_dict() for receipt in receipts]})
+
+
+def _restore(folder: RunFolder, episode: GuidedEpisode) -> tuple[dict[str, list[Tensor]], list[Receipt]]:
+    tensors, meta = folder.load_checkpoint()
+    try:
+        episode.load_state_dict({k.removeprefix("episode."): v for k, v in tensors.items() if k.startswith("episode.")})
+        kept = {name: list(tensors[name].unbind(0)) for name in _KEPT}
+        receipts = [Receipt(tuple(r["job_ids"]), r["qpu_seconds"]) for r in meta["receipts"]]
+    except (KeyError, TypeError, ValueError) as error:
+        raise DamagedFileError(f"the checkpoint in {folder.path} is not one of a rollout ({error!r})") from error
+    return kept, receipts

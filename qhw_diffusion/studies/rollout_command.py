@@ -1,0 +1,87 @@
+"""`qhw evaluate guidance RUN --device … --shots …`: cost, rollout, comparison, report."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from qhw_diffusion.devices import Device
+from qhw_diffusion.errors import InvalidInputError
+from qhw_diffusion.runs import atomic_write_json
+from qhw_diffusion.studies.device_access import AccessConfig, open_access
+from qhw_diffusion.studies.device_rollout import KIND, Played, Prepared, RolloutConfig, play, prepare
+from qhw_diffusion.studies.rollout_analysis import Compared, check_steps, compare_controllers, results_of
+from qhw_diffusion.studies.rollout_report import render_rollout
+from qhw_diffusion.studies.single import clear_out, one_thread
+
+IMAGES = 32
+
+
+def rollout_from_arguments(arguments: argparse.Namespace) -> str:
+    """Run what the flags ask for and return the text for the terminal.
+
+    Raises KeyboardInterrupt after Ctrl-C, with a checkpoint; what the errors of the runner mean is in errors.py.
+    """
+    one_thread()
+    access_config = AccessConfig.from_arguments(arguments)
+    if arguments.engine is not None:
+        raise InvalidInputError("--engine is for the simulated evaluation; with --shots the device is the engine")
+    if arguments.seeds is not None:
+        raise InvalidInputError("--seeds is for the simulated evaluation; on a device give --images and --seed")
+    run = Path(arguments.folder)
+    out = arguments.out or run.with_name(f"{run.name}-{Path(access_config.device).name}")
+    arguments.out = out
+    clear_out(arguments, KIND)
+    asked = RolloutConfig(
+        run=str(run),
+        device=access_config.device,
+        shots=access_config.shots,
+        images=IMAGES if arguments.images is None else arguments.images,
+        seed=arguments.seed,
+        resilience_level=access_config.resilience_level,
+        mitigation=access_config.mitigation,
+        ledger=access_config.ledger,
+    )
+    changes = {name: v for name in ("judge", "data_root") if (v := getattr(arguments, name)) is not None}
+    with open_access(access_config, out.name) as access:
+        access.require_cap()
+        prepared = prepare(
+            asked,
+            out,
+            resume=arguments.resume,
+            command=arguments.command_line,
+            device=None if arguments.resume else Device.load(asked.device),
+            changes=changes,
+        )
+        steps = prepared.guidance.n_steps
+        print(access.cost_text(access.cost(prepared.compiled, asked.images, jobs=steps)), flush=True)
+        played = play(
+            prepared, access, resume=arguments.resume, on_step=lambda done, so_far: _say(done, so_far, prepared)
+        )
+        paid = access.paid
+    if played is None:
+        raise KeyboardInterrupt
+    compared = compare_controllers(prepared, played)
+    atomic_write_json(out / "results.json", results_of(prepared, played, compared))
+    command = prepared.folder.manifest["command"] or arguments.command_line
+    report = render_rollout(prepared, played, compared, mode=access_config.mode, paid=paid, command=command)
+    return _text(compared, report)
+
+
+def _say(done: int, so_far: Played, prepared: Prepared) -> None:
+    check, receipt = check_steps(so_far, prepared.asked.shots)[-1], so_far.receipts[-1]
+    seconds = f", {receipt.qpu_seconds:.1f} QPU s" if receipt.qpu_seconds else ""
+    jobs, steps, g = ", ".join(receipt.job_ids), prepared.guidance.n_steps, float(so_far.g[-1].mean())
+    print(
+        f"step {done} of {steps}: {jobs}{seconds}; g {g:.2f}; measured − predicted ⟨Z⟩ {check.rms:.4f} rms "
+        f"({check.expected_rms:.4f} from shots), χ² {check.chi2:.2f}",
+        flush=True,
+    )
+
+
+def _text(compared: list[Compared], report: Path) -> str:
+    lines = [f"{'controller':<40} {'accuracy':>9} {'FD':>8} {'mean g':>7}"]
+    for one in compared:
+        fd = f"{one.judged['fd']:.2f}" if "fd" in one.judged else "–"
+        lines.append(f"{one.name:<40} {one.judged['accuracy']:>9.1%} {fd:>8} {float(one.g.mean()):>7.2f}")
+    return "\n".join([*lines, f"report: {report}"])

@@ -1,0 +1,200 @@
+"""The report of a rollout on a device: what was sent, what came back, whether it was what was predicted, the images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from qhw_diffusion.runs import RunFolder
+from qhw_diffusion.studies import figures
+from qhw_diffusion.studies.device_rollout import Played, Prepared
+from qhw_diffusion.studies.report import Report, Section
+from qhw_diffusion.studies.rollout_analysis import MIN_FD_IMAGES, Compared, StepCheck, check_steps
+
+
+def render_rollout(
+    prepared: Prepared, played: Played, compared: Sequence[Compared], *, mode: str, paid: bool, command: str
+) -> Path:
+    """Write report.html into the rollout's folder; returns its path."""
+    asked, compiled = prepared.asked, prepared.compiled
+    checks = check_steps(played, asked.shots)
+    report = Report(
+        f"A trained policy on {compiled.device.name}",
+        subtitle=f"{asked.images} images steered by {asked.run} in {prepared.guidance.n_steps} DDIM steps, one job a "
+        f"step, {asked.shots:,} shots a circuit.",
+    )
+    _outcome(report.section("What came out"), played, compared, checks, paid)
+    _agreement(report.section("Predicted and measured expectation values"), played, checks)
+    _guidance(report.section("Guidance"), prepared, compared)
+    _images(report.section("Images"), asked.images, compared)
+    _device(report.section("Device and circuit"), prepared)
+    _jobs(report.section("Jobs"), prepared, played, mode, paid)
+    _reproduce(report.section("How to reproduce"), prepared.folder, asked.ledger, command)
+    return report.save(prepared.folder.path / "report.html")
+
+
+def _outcome(
+    section: Section, played: Played, compared: Sequence[Compared], checks: Sequence[StepCheck], paid: bool
+) -> None:
+    mean, count = float(np.mean([c.chi2 for c in checks])), played.measured[0].numel()
+    spread = (2.0 / (count * len(checks))) ** 0.5
+    if abs(mean - 1.0) <= 3.0 * spread:
+        section.note(
+            f"The measured ⟨Z⟩ agree with the noise predicted from the calibration: mean squared deviation {mean:.2f} "
+            f"standard errors squared, 1 ± {spread:.2f} expected.", "good",
+        )  # fmt: skip
+    else:
+        section.note(
+            f"The measured ⟨Z⟩ are not what the calibration predicts: mean squared deviation {mean:.2f} standard "
+            f"errors squared, 1 ± {spread:.2f} expected. The table below says by how much.", "caution",
+        )  # fmt: skip
+    seconds = [r.qpu_seconds for r in played.receipts]
+    used = "not stated yet" if any(s is None for s in seconds) else f"{sum(s or 0.0 for s in seconds):.1f}"
+    rms = float(np.sqrt(np.mean([c.rms**2 for c in checks])))
+    section.numbers(
+        [
+            (used if paid else "0", "QPU seconds charged" if paid else "QPU seconds (simulated device)"),
+            (str(sum(len(r.job_ids) for r in played.receipts)), "jobs"),
+            (f"{rms:.4f}", "root mean square of measured − predicted ⟨Z⟩"),
+            (f"{compared[0].judged['accuracy']:.1%}", "images the judge sees as asked for"),
+        ]
+    )
+
+
+def _agreement(section: Section, played: Played, checks: Sequence[StepCheck]) -> None:
+    section.text(
+        "Predicted: the exact values of the same circuits at the same angles under the noise of the device's snapshot "
+        "(`noisy` engine). Each ⟨Z⟩ counts with the standard error the device's answer states. χ² is the mean of "
+        "((measured − predicted) / standard error)²: 1 where the prediction holds, larger where the device has drifted "
+        "or has errors the calibration does not know. The ⟨Z⟩ of one circuit share their shots, so p is approximate."
+    )
+    rows = [
+        [c.step, f"{c.rms:.4f}", f"{c.expected_rms:.4f}", f"{c.bias:+.4f} ± {c.bias_error:.4f}", f"{c.chi2:.2f}",
+         "< 0.001" if c.p < 0.001 else f"{c.p:.3f}", f"{c.worst:.1f}"]
+        for c in checks
+    ]  # fmt: skip
+    columns = ["step", "rms", "rms of shots alone", "bias ± standard error", "χ²", "p", "worst, in standard errors"]
+    section.table(columns, rows, caption="Measured minus predicted ⟨Z⟩, over samples and qubits.")
+    section.figure(
+        expectation_figure(played),
+        alt="Measured against predicted expectation values, a panel per step, with error bars on the diagonal.",
+        caption="Every point is ⟨Z⟩ of one qubit for one image; error bars are one standard error.",
+        wide=True,
+    )
+
+
+def _guidance(section: Section, prepared: Prepared, compared: Sequence[Compared]) -> None:
+    section.figure(
+        figures.guidance_trajectories({one.name: one.g for one in compared}, n_steps=prepared.guidance.n_steps),
+        alt="Guidance scale over the sampling steps: on the device, simulated with its noise, simulated without.",
+        caption="Mean and standard deviation over the images, all from the same starts. The constant is the policy's "
+        "zero action.",
+    )
+
+
+def _images(section: Section, count: int, compared: Sequence[Compared]) -> None:
+    shown = min(count, 32)
+    rows = min(4, shown)
+    section.figure(
+        figures.sample_grids({one.name: one.images[:shown].numpy() for one in compared}, rows=rows),
+        alt="Generated images, one grid per controller; the same place has the same label and starting noise.",
+        wide=True,
+    )
+    full = "fd" in compared[0].judged
+    columns = ["controller", "accuracy", *(["FD", "KD"] if full else []), "pixel rms to the device's"]
+    rows_ = []
+    for one in compared:
+        rms = f"{one.judged['pixel_rms']:.3f}" if "pixel_rms" in one.judged else "–"
+        middle = [f"{one.judged['fd']:.2f}", f"{one.judged['kd']:.4f}"] if full else []
+        rows_.append([one.name, f"{one.judged['accuracy']:.1%}", *middle, rms])
+    section.table(columns, rows_, caption="By the judge, a classifier that no training saw. One batch, one seed.")
+    if not full:
+        section.text(
+            f"{count} images are too few for a Fréchet distance (from {MIN_FD_IMAGES} on it is given). Distances "
+            "between policies are measured by `qhw evaluate guidance` without a device, over seeds."
+        )
+
+
+def _device(section: Section, prepared: Prepared) -> None:
+    compiled, device = prepared.compiled, prepared.compiled.device
+    duration = "not stated" if compiled.duration is None else f"{compiled.duration * 1e6:.2f} µs"
+    section.table(
+        ["what", "value"],
+        [
+            ["device", device.name],
+            ["calibration of", device.date or "not stated"],
+            ["physical qubits", ", ".join(map(str, compiled.physical_qubits))],
+            ["two-qubit gates", compiled.two_qubit_gates],
+            ["depth", compiled.depth],
+            ["duration", duration],
+            ["transpiler seed, level", f"{compiled.seed}, {compiled.optimization_level}"],
+            ["snapshot", "model/device.snapshot.json.gz (summary in device.json)"],
+        ],
+        caption="Compiled once, before the first job; a rollout that goes on later keeps layout and snapshot.",
+    )
+    section.figure(
+        figures.circuit_drawing(compiled.isa, fold=40),
+        alt=f"The circuit as compiled for {device.name}: native gates on the physical qubits in use.",
+        wide=True,
+    )
+    if device.target is not None:
+        section.figure(
+            figures.device_layout(device.target, compiled.physical_qubits, title=f"{device.name}: qubits in use"),
+            alt=f"Coupling map of {device.name} with the physical qubits {list(compiled.physical_qubits)} marked.",
+            wide=True,
+        )
+
+
+def _jobs(section: Section, prepared: Prepared, played: Played, mode: str, paid: bool) -> None:
+    asked = prepared.asked
+    level = "–" if not paid else str(asked.resilience_level or 0)
+    section.text(
+        f"Mode `{mode}`, resilience level {level}, mitigation `{asked.mitigation or 'none'}`, {asked.shots:,} shots. "
+        "All images of a step are one broadcast job; raw results are in the ledger."
+    )
+    rows = [
+        [index + 1, ", ".join(receipt.job_ids) or "–",
+         "not stated yet" if receipt.qpu_seconds is None else f"{receipt.qpu_seconds:.2f}"]
+        for index, receipt in enumerate(played.receipts)
+    ]  # fmt: skip
+    section.table(["step", "job", "QPU seconds"], rows)
+
+
+def _reproduce(section: Section, folder: RunFolder, ledger: str, command: str) -> None:
+    section.code(command)
+    packages = ", ".join(f"{name} {number}" for name, number in folder.manifest["packages"].items())
+    section.text(
+        f"The same command with `--resume` takes every result from the ledger in `{ledger or 'runs/ledger'}` and sends "
+        f"nothing twice. Started {folder.manifest['created']}; {packages}."
+    )
+
+
+def expectation_figure(played: Played) -> Figure:
+    """Measured (with standard errors) against predicted ⟨Z⟩: a panel per step, at most twelve of them."""
+    steps = len(played.measured)
+    shown = sorted({round(float(s)) for s in np.linspace(0, steps - 1, min(12, steps))})
+    across = min(3, len(shown))
+    down = -(-len(shown) // across)
+    figure = Figure(figsize=(3.1 * across, 2.9 * down), layout="constrained")
+    axes = np.atleast_1d(figure.subplots(down, across, sharex=True, sharey=True, squeeze=False)).ravel()
+    for axis in axes[len(shown) :]:
+        axis.set_axis_off()
+    for axis, step in zip(axes, shown, strict=False):
+        axis.plot([-1, 1], [-1, 1], color=figures.INK, lw=0.8, ls="--")
+        for qubit in range(played.measured.shape[2]):
+            axis.errorbar(
+                played.predicted[step, :, qubit].numpy(),
+                played.measured[step, :, qubit].numpy(),
+                yerr=played.std_errors[step, :, qubit].numpy(),
+                fmt="o", ms=2.5, lw=0.8, color=figures.colour(qubit), label=f"⟨Z⟩ of qubit {qubit}",
+            )  # fmt: skip
+        axis.set_title(f"step {step + 1}", fontsize=9, color=figures.INK)
+        axis.grid(color=figures.FAINT, lw=0.5)
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.supxlabel("predicted by the calibration", fontsize=9)
+    figure.supylabel("measured", fontsize=9)
+    axes[0].legend(frameon=False, fontsize=7)
+    return figure
