@@ -6,7 +6,7 @@ import math
 import sqlite3
 
 from qhw_diffusion.errors import BudgetError, InvalidInputError, LedgerError
-from qhw_diffusion.hardware.ledger_file import Row
+from qhw_diffusion.hardware.ledger_rows import Row, store_note
 
 
 def check_caps(connection: sqlite3.Connection, row: Row, cap: float | None) -> None:
@@ -56,8 +56,7 @@ def store_cap(connection: sqlite3.Connection, seconds: float | None, run: str | 
     if seconds is None:
         connection.execute("DELETE FROM notes WHERE name = ?", (_name(run),))
     else:
-        values = (_name(run), repr(as_seconds("cap", seconds)))
-        connection.execute("INSERT OR REPLACE INTO notes VALUES (?, ?)", values)
+        store_note(connection, _name(run), repr(as_seconds("cap", seconds)))
 
 
 def as_seconds(name: str, value: float) -> float:

@@ -20,7 +20,8 @@ from qhw_diffusion.errors import DamagedFileError, InvalidInputError, LedgerErro
 from qhw_diffusion.hardware.caps import as_seconds, check_caps, seconds_spent, store_cap, stored_cap
 from qhw_diffusion.hardware.key_lock import FolderLock, exclusive_lock
 from qhw_diffusion.hardware.keys import check_key, tag_of
-from qhw_diffusion.hardware.ledger_file import STATES, LedgerFile, Row, check_folder, now, read_rows, write_row
+from qhw_diffusion.hardware.ledger_file import LedgerFile, check_folder
+from qhw_diffusion.hardware.ledger_rows import STATES, Row, now, read_rows, write_row
 from qhw_diffusion.hardware.results import read_result, write_result
 
 DEFAULT_FOLDER = "runs/ledger"
@@ -34,7 +35,7 @@ def ledger_folder(given: str | os.PathLike[str] | None = None) -> Path:
 class Ledger:
     """An open ledger; threads may share it, every process opens its own. Use `Ledger.open`, best in a `with` block."""
 
-    def __init__(self, file: LedgerFile, lock: FolderLock) -> None:
+    def __init__(self, file: LedgerFile, lock: FolderLock | None = None) -> None:
         self.folder = file.folder
         self._file = file
         self._lock = lock
@@ -59,7 +60,8 @@ class Ledger:
     def close(self) -> None:
         """Close it; a second call does nothing."""
         self._file.close()
-        self._lock.close()
+        if self._lock is not None:
+            self._lock.close()
 
     def __enter__(self) -> Ledger:
         return self
@@ -246,7 +248,8 @@ class Ledger:
             return row
         _allow(row, ("submitted",), "done")
         kept = row.qpu_seconds if seconds is None else seconds
-        after = replace(row, state="done", qpu_seconds=kept, reason="", summary={**row.summary, **extra})
+        after = replace(row, state="done", qpu_seconds=kept, reason="", updated=now(),
+                        summary={**row.summary, **extra})  # fmt: skip
         name, checksum = write_result(self.folder, key, asdict(after), raw)
 
         def change(current: Row, connection: sqlite3.Connection) -> Row:
@@ -327,7 +330,8 @@ class Ledger:
             row = self._known(next(read_rows(connection, "WHERE key = ?", (check_key(key),)), None), key)
             after: Row = change(row, connection)
             if after != row:
-                after = replace(after, updated=now())
+                if after.updated == row.updated:
+                    after = replace(after, updated=now())
                 write_row(connection, after)
         return after
 
