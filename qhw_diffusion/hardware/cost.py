@@ -29,11 +29,16 @@ RESILIENCE_LEVELS: dict[int, tuple[tuple[int, ...], bool]] = {0: ((1,), False), 
 class DoneJob(Protocol):
     """What a ledger's row must say to count as history."""
 
-    device: str
-    state: str
-    estimate_seconds: float
-    qpu_seconds: float | None
-    summary: Mapping[str, Any]
+    @property
+    def device(self) -> str: ...
+    @property
+    def state(self) -> str: ...
+    @property
+    def estimate_seconds(self) -> float: ...
+    @property
+    def qpu_seconds(self) -> float | None: ...
+    @property
+    def summary(self) -> Mapping[str, Any]: ...
 
 
 @dataclass(frozen=True)
