@@ -80,11 +80,40 @@ def evaluate_guidance(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _flags_fine_tune(parser: Parser) -> None:
+    from qhw_diffusion.studies.fine_tune import FineTuneConfig
+    from qhw_diffusion.studies.flags import add_flags
+
+    parser.add_argument("folder", metavar="RUN", help="run folder of `qhw train guidance` with a quantum policy")
+    parser.add_argument("--device", required=True, help="device to tune on: ibm_… or fake_…")
+    text = "run folder to write; its name stands for the run in the ledger [RUN-tuned-DEVICE]"
+    parser.add_argument("--out", "--run-folder", type=Path, metavar="DIR", help=text)
+    parser.add_argument("--resume", action="store_true", help="go on with the run in the folder, at any job")
+    text = "delete the folder first if it holds an earlier run of the same kind (nothing else)"
+    parser.add_argument("--overwrite", action="store_true", help=text)
+    flags_device(parser.add_argument_group("device"))
+    shown = FineTuneConfig(run="", device="", shots=1)
+    skip = ["run", "device", "shots", "resilience_level", "mitigation", "ledger"]
+    add_flags(parser, FineTuneConfig, title="updates", skip=skip, defaults=shown)
+    group = parser.add_argument_group("before and after, simulated with the device's noise")
+    group.add_argument("--compare-seeds", type=int, default=5, metavar="N", help="seeds [5]")
+    group.add_argument("--compare-images", type=int, default=500, metavar="N", help="images per seed [500]")
+
+
+def fine_tune(arguments: argparse.Namespace) -> int:
+    """`qhw fine-tune RUN`."""
+    from qhw_diffusion.studies.fine_tune_command import fine_tune_from_arguments
+
+    print(fine_tune_from_arguments(arguments))
+    return 0
+
+
 COMMANDS: dict[tuple[str, ...], tuple[str, Callable[[Parser], None], Callable[[argparse.Namespace], int]]] = {
     ("evaluate", "guidance"): (
         "evaluate a trained controller: simulated, on another device or engine, or on hardware (--shots)",
         _flags_evaluate_guidance,
         evaluate_guidance,
     ),
+    ("fine-tune",): ("a few PPO updates of a trained policy on a device", _flags_fine_tune, fine_tune),
     ("distill",): ("a quantum policy as a table or a small network, with what is lost", _flags_distill, distill),
 }

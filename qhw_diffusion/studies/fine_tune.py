@@ -1,0 +1,227 @@
+"""`qhw fine-tune`: a few PPO updates of a trained policy with its expectation values from a device.
+
+    original/    the policy as it came, on the device's snapshot: what a run that goes on starts from
+    the rest     a run folder as `qhw train guidance` writes it, with fine_tuning.json (before and after)
+
+Values come from the device in the forward pass; gradients from a simulation of it (surrogate), or from the device as
+well (SPSA, parameter-shift). Every job is filed in the ledger under its update, and the checkpoint is replaced after
+every update, so a run that goes on repeats at most the update it was in, with the results that were paid for.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qhw_diffusion.devices import Device
+from qhw_diffusion.errors import InvalidInputError, UnknownNameError
+from qhw_diffusion.execution import SPSA, CompiledCircuit, GradientMethod, Noisy, ParameterShift, Surrogate
+from qhw_diffusion.execution.unroll import unrolled
+from qhw_diffusion.guidance import (
+    Critic,
+    GuidanceEnv,
+    PPOConfig,
+    QuantumActor,
+    Reward,
+    TrainedController,
+    load_actor,
+    load_controller,
+    save_actor,
+    train_ppo,
+)
+from qhw_diffusion.guidance.ppo import History
+from qhw_diffusion.guidance.training import KIND
+from qhw_diffusion.runs import RunFolder, atomic_write_json, read_json
+from qhw_diffusion.runs.folder import CHECKPOINT
+from qhw_diffusion.runs.tensorfile import read_tensors
+from qhw_diffusion.studies.device_rollout import Access
+from qhw_diffusion.studies.filed_engine import FiledEngine
+from qhw_diffusion.studies.models import Models
+from qhw_diffusion.studies.settings import Settings
+from qhw_diffusion.studies.single import MODELS_FILE, models_of
+
+GRADIENTS = ("surrogate", "spsa", "parameter-shift")
+ORIGINAL = "original"
+
+
+@dataclass(frozen=True)
+class FineTuneConfig(Settings):
+    """What decides the numbers of a fine-tuning; it goes on with exactly these."""
+
+    run: str
+    """Run folder of the trained policy."""
+    device: str
+    """Device the circuits run on."""
+    shots: int
+    """Shots of each circuit."""
+    gradient: str = "surrogate"
+    """Where gradients come from: "surrogate" (the simulated noise of the device's snapshot; costs no circuits),
+    "spsa" (two circuits per state and gradient step) or "parameter-shift" (two circuits per rotation gate)."""
+    updates: int = 3
+    """PPO updates."""
+    num_envs: int = 40
+    """Images sampled in an update: rows of every job of its rollout."""
+    epochs: int = 1
+    """Passes over each rollout. From the second gradient step on the states are measured anew."""
+    minibatches: int = 1
+    """Minibatches per pass."""
+    lr_circuit: float = 2e-2
+    """Learning rate of the circuit's weights and input scales."""
+    lr_head: float = 3e-3
+    """Learning rate of the head."""
+    lr_critic: float = 3e-3
+    """Learning rate of the critic."""
+    clip: float = 0.2
+    """Clipping range of the probability ratio."""
+    seed: int = 0
+    """Seed of action noise, starts, minibatches and SPSA's directions."""
+    resilience_level: int | None = None
+    """Resilience level of the runtime client."""
+    mitigation: str = ""
+    """Strategies of `qhw_diffusion.mitigation`."""
+    ledger: str = ""
+    """Folder of the ledger that holds the jobs."""
+
+    def __post_init__(self) -> None:
+        if self.gradient not in GRADIENTS:
+            raise UnknownNameError.of("gradient", self.gradient, GRADIENTS)
+        if isinstance(self.shots, bool) or not isinstance(self.shots, int) or self.shots < 1:
+            raise InvalidInputError(f"shots is {self.shots!r}; allowed: whole numbers from 1")
+
+    def ppo(self, trained: PPOConfig) -> PPOConfig:
+        """The trained settings with those of the fine-tuning; rates stay constant. Validated by `PPOConfig`."""
+        return trained.replace(
+            updates=self.updates,
+            num_envs=self.num_envs,
+            epochs=self.epochs,
+            minibatches=self.minibatches,
+            rollout_steps=None,
+            lr_circuit=self.lr_circuit,
+            lr_head=self.lr_head,
+            lr_critic=self.lr_critic,
+            lr_final=1.0,
+            clip=self.clip,
+            seed=self.seed,
+            checkpoint_every=1,
+        )
+
+    def method(self, update: int) -> GradientMethod:
+        """The gradient method of one update. SPSA starts anew in every update, so that one that is repeated repeats
+        its directions.
+        """
+        if self.gradient == "spsa":
+            return SPSA(seed=1_000 * self.seed + update)
+        return ParameterShift() if self.gradient == "parameter-shift" else Surrogate("noisy")
+
+
+@dataclass(frozen=True)
+class Work:
+    """Jobs of a whole fine-tuning: (circuits, how many such jobs), before mitigation."""
+
+    rollout: tuple[int, int]
+    values: tuple[int, int]
+    gradients: tuple[int, int]
+
+
+def work_of(asked: FineTuneConfig, compiled: CompiledCircuit, n_steps: int) -> Work:
+    """What will be asked of the device. The first gradient step of an update finds its values measured already if it
+    takes the whole rollout at once.
+    """
+    steps = asked.epochs * asked.minibatches
+    rows = -(-asked.num_envs * n_steps // asked.minibatches)
+    anew = steps - (asked.minibatches == 1)
+    free = unrolled(compiled)
+    gates = int(((free.input_coefficients != 0).any(axis=1) | (free.weight_coefficients != 0).any(axis=1)).sum())
+    moved = {"surrogate": 0, "spsa": 2, "parameter-shift": 2 * gates}[asked.gradient]
+    return Work(
+        rollout=(asked.num_envs, n_steps * asked.updates),
+        values=(rows, anew * asked.updates),
+        gradients=(moved * rows, steps * asked.updates if moved else 0),
+    )
+
+
+def prepare_fine_tune(
+    asked: FineTuneConfig, out: Path, *, resume: bool, command: str | None = None, device: Device | None = None
+) -> tuple[RunFolder, TrainedController, QuantumActor]:
+    """Make the run folder with a copy of the policy and of the device's snapshot, or open it to go on.
+
+    Returns the folder, the controller as it was trained, and its policy on the device's noisy simulation.
+    Raises RunFolderError for a folder in use or started with other settings, InvalidInputError for a classical policy.
+    """
+    trained = load_controller(asked.run)
+    if not isinstance(trained.actor, QuantumActor):
+        raise InvalidInputError(f"the policy in {asked.run} is classical ({trained.actor.kind}); no device tunes it")
+    actor_config = trained.actor_config.replace(device=asked.device, engine="noisy")
+    settings = {
+        "guidance": trained.config.to_dict(),
+        "reward": trained.reward.to_dict(),
+        "ppo": asked.ppo(trained.ppo).to_dict(),
+        "actor": actor_config.to_dict(),
+        "fine_tune": asked.to_dict(),
+    }
+    if not resume:
+        RunFolder.create(out, kind=KIND, config=settings, command=command)
+    run = RunFolder.open(out, kind=KIND)
+    run.require_settings(settings)
+    if not (out / MODELS_FILE).exists():  # a new folder, or one that was left before anything was sent
+        policy = trained.actor.on(device if device is not None else Device.load(asked.device), Noisy())
+        save_actor(policy, out / ORIGINAL)
+        atomic_write_json(out / MODELS_FILE, models_of(Path(asked.run)).to_dict())
+    original = load_actor(out / ORIGINAL)
+    assert isinstance(original, QuantumActor)
+    return run, trained, original
+
+
+def fine_tune(
+    asked: FineTuneConfig,
+    run: RunFolder,
+    trained: TrainedController,
+    original: QuantumActor,
+    models: Models,
+    access: Access,
+    *,
+    resume: bool,
+    on_update: Any = None,
+) -> tuple[QuantumActor, History]:
+    """The updates; returns the policy (on the device's noisy simulation) and the log. `on_update` as in `train_ppo`.
+
+    After Ctrl-C fewer updates are in the log than asked for; the checkpoint has them.
+    """
+    ppo = asked.ppo(trained.ppo)
+    first = int(run.load_checkpoint()[1]["updates"]) if resume and run.has_checkpoint else 0
+    actor = original.on()
+
+    def engine(update: int) -> FiledEngine:
+        return FiledEngine(access, f"{run.path.name} update {update + 1}")
+
+    reward = Reward.from_config(trained.reward, models.reward, models.train)
+    env = GuidanceEnv(models.backbone, reward, trained.config, num_envs=ppo.num_envs, seed=ppo.seed)
+
+    def after(update: int, metrics: dict[str, float]) -> None:
+        actor.layer.engine, actor.layer.gradient = engine(update + 1), asked.method(update + 1)
+        if on_update is not None:
+            on_update(update, metrics)
+
+    actor.layer = actor.layer.with_engine(engine(first), gradient=asked.method(first))
+    if not run.has_checkpoint:
+        run.truncate_metrics(0)  # of an update that was cut short
+    critic = critic_of(Path(asked.run), trained)
+    history = train_ppo(env, actor, critic, ppo, run=run, resume=resume and run.has_checkpoint, on_update=after)
+    return actor.on(engine=Noisy()), history
+
+
+def critic_of(folder: Path, trained: TrainedController) -> Critic:
+    """The critic the policy was trained with; a new one where the run kept no checkpoint."""
+    critic = Critic(trained.config.n_state, seed=trained.ppo.seed)
+    if (folder / CHECKPOINT).is_file():
+        tensors, _ = read_tensors(folder / CHECKPOINT, kind="checkpoint")
+        critic.load_state_dict({k.removeprefix("critic."): v for k, v in tensors.items() if k.startswith("critic.")})
+    return critic
+
+
+def keep_result(run: RunFolder, actor: QuantumActor, record: dict[str, Any]) -> None:
+    """Write the tuned policy and fine_tuning.json into the run folder."""
+    save_actor(actor, run.path / "model")
+    atomic_write_json(run.path / "device.json", read_json(run.path / "model" / "device.json"))
+    atomic_write_json(run.path / "fine_tuning.json", record)

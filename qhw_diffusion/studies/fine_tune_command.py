@@ -1,0 +1,175 @@
+"""`qhw fine-tune RUN --device …`: cost, updates, and the policy before and after on the same starts."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from qhw_diffusion.devices import Device
+from qhw_diffusion.errors import InvalidInputError
+from qhw_diffusion.execution import CompiledCircuit
+from qhw_diffusion.guidance import QuantumActor, TrainedController, rollout
+from qhw_diffusion.guidance.ppo import History
+from qhw_diffusion.guidance.training import KIND
+from qhw_diffusion.runs import RunFolder, progress, read_json
+from qhw_diffusion.studies.analysis import p_text
+from qhw_diffusion.studies.device_access import AccessConfig, DeviceAccess, open_access
+from qhw_diffusion.studies.fine_tune import (
+    FineTuneConfig,
+    Work,
+    fine_tune,
+    keep_result,
+    prepare_fine_tune,
+    work_of,
+)
+from qhw_diffusion.studies.flags import given_flags
+from qhw_diffusion.studies.measure import sample_and_measure
+from qhw_diffusion.studies.models import Models, draw_starts, load_models
+from qhw_diffusion.studies.settings import ModelConfig
+from qhw_diffusion.studies.single import MODELS_FILE, clear_out, one_thread
+from qhw_diffusion.studies.statistics import mean_interval, paired_test
+from qhw_diffusion.studies.study_work import EVALUATION_SEED
+
+METRICS = ("fd", "accuracy", "return")
+
+
+def fine_tune_from_arguments(arguments: argparse.Namespace) -> str:
+    """Run what the flags ask for and return the text for the terminal.
+
+    Raises KeyboardInterrupt after Ctrl-C, with a checkpoint; what the errors of the runner mean is in errors.py.
+    """
+    one_thread()
+    if arguments.compare_seeds < 1 or arguments.compare_images < 20:
+        raise InvalidInputError(
+            f"at least 1 seed and 20 images are needed, not {arguments.compare_seeds} and {arguments.compare_images}"
+        )
+    access_config = AccessConfig.from_arguments(arguments)
+    run_folder = Path(arguments.folder)
+    out = arguments.out or run_folder.with_name(f"{run_folder.name}-tuned-{Path(access_config.device).name}")
+    arguments.out = out
+    if out.resolve() == run_folder.resolve():
+        raise InvalidInputError("--out is the folder of the policy itself; choose another one")
+    clear_out(arguments, KIND)
+    asked = FineTuneConfig(
+        run=str(run_folder),
+        device=access_config.device,
+        shots=access_config.shots,
+        resilience_level=access_config.resilience_level,
+        mitigation=access_config.mitigation,
+        ledger=access_config.ledger,
+        **given_flags(arguments, FineTuneConfig),
+    )
+    with open_access(access_config, out.name) as access:
+        access.require_cap()
+        device = None if arguments.resume else Device.load(asked.device)
+        run, trained, original = prepare_fine_tune(
+            asked, out, resume=arguments.resume, command=arguments.command_line, device=device
+        )
+        models = load_models(ModelConfig.from_dict(read_json(out / MODELS_FILE)))
+        work = work_of(asked, original.layer.compiled, trained.config.n_steps)
+        print(_cost_text(access, original.layer.compiled, work), flush=True)
+        with run:
+            actor, history = fine_tune(
+                asked, run, trained, original, models, access, resume=arguments.resume, on_update=_say
+            )
+        spent = _spent(access, out.name)
+    if len(history) < asked.updates:
+        raise KeyboardInterrupt
+    values = compare(trained, original, actor, models, seeds=arguments.compare_seeds, images=arguments.compare_images)
+    record = {**spent, "work": work.__dict__, "seeds": arguments.compare_seeds, "images": arguments.compare_images,
+              "history": history, "values": values}  # fmt: skip
+    keep_result(run, actor, record)
+    return _text(asked, run, history, record)
+
+
+def compare(
+    trained: TrainedController, before: QuantumActor, after: QuantumActor, models: Models, *, seeds: int, images: int
+) -> dict[str, dict[str, list[float]]]:
+    """Judge's FD and accuracy and the reward side's return of both policies, a value per seed, on the same starts.
+
+    Both on the noisy simulation of the device's snapshot; the constant of the base scale goes with them.
+    """
+    config = trained.config
+    players: dict[str, Any] = {f"constant g = {config.g0:g}": config.g0, "before": before, "after": after}
+    values: dict[str, dict[str, list[float]]] = {name: {m: [] for m in METRICS} for name in players}
+    with progress(total=seeds * len(players), desc="before and after", unit="run") as bar:
+        for seed in range(seeds):
+            labels, noise = draw_starts(models.backbone, models.heldout, images, EVALUATION_SEED + seed)
+            base = rollout(models.backbone, config, labels, noise, config.g0).images
+            for name, player in players.items():
+                sampled = sample_and_measure(
+                    models, config, player, labels, noise, reward=trained.reward, reference=base
+                )
+                assert sampled.judged is not None
+                row = {**sampled.judged, "return": sampled.reward_side["return"]}
+                for metric in METRICS:
+                    values[name][metric].append(row[metric])
+                bar.update(1)
+    return values
+
+
+def _cost_text(access: DeviceAccess, compiled: CompiledCircuit, work: Work) -> str:
+    parts, costs = [], []
+    for what, (circuits, jobs) in (
+        ("rollouts", work.rollout),
+        ("values in gradient steps", work.values),
+        ("gradients", work.gradients),
+    ):
+        if jobs:
+            costs.append(access.cost(compiled, circuits, jobs=jobs))
+            parts.append(f"{what}: {jobs} jobs × {circuits} circuits × {costs[-1].shots} shots, "
+                         f"{costs[-1].seconds:,.1f} s")  # fmt: skip
+    total = replace(costs[0], jobs=sum(cost.jobs for cost in costs))
+    seconds = sum(cost.seconds for cost in costs)
+    where = (
+        "on the device" if access.paid else f"{access.config.device} is simulated here and costs nothing; on a device"
+    )
+    lines = [*parts, f"{where} about {seconds:,.1f} QPU seconds ({total.jobs} jobs)"]
+    cap = access.config.max_qpu_seconds
+    if access.paid and cap is not None:
+        left = cap - access.ledger.spent(access.run)
+        short = "" if seconds <= left else "; that is not enough: it will stop there, and can go on with more"
+        lines.append(f"cap {cap:g} s for this run, {left:.1f} s left{short}")
+    return "\n".join(lines)
+
+
+def _say(update: int, metrics: dict[str, float]) -> None:
+    print(
+        f"update {update + 1}: mean episode reward {metrics['charts/episodic_return']:.3f}, |ΔCFG| "
+        f"{metrics['charts/delta_g_abs']:.3f}, circuit gradient {metrics['gradients/circuit']:.3g}",
+        flush=True,
+    )
+
+
+def _spent(access: DeviceAccess, run: str) -> dict[str, Any]:
+    rows = access.ledger.rows(run=run, state="done")
+    seconds = [row.qpu_seconds for row in rows]
+    return {
+        "jobs": len(rows),
+        "circuits": sum(row.circuits for row in rows),
+        "qpu_seconds": None if any(s is None for s in seconds) else sum(s or 0.0 for s in seconds),
+    }
+
+
+def _text(asked: FineTuneConfig, run: RunFolder, history: History, record: dict[str, Any]) -> str:
+    values, used = record["values"], record["qpu_seconds"]
+    lines = [
+        f"{asked.updates} updates on {asked.device}, {asked.gradient} gradients: {record['jobs']} jobs, "
+        f"{record['circuits']:,} circuits, {'not yet stated' if used is None else f'{used:.1f}'} QPU seconds",
+        f"before and after on the same starts, noise of {asked.device} simulated: {record['seeds']} seeds × "
+        f"{record['images']} images",
+        f"{'':<20} {'FD [95 %]':>22} {'accuracy':>9} {'reward [95 %]':>24}",
+    ]
+    for name, metrics in values.items():
+        fd, reward = mean_interval(metrics["fd"]), mean_interval(metrics["return"])
+        accuracy = mean_interval(metrics["accuracy"]).mean
+        lines.append(f"{name:<20} {fd.format(3):>22} {accuracy:>9.1%} {reward.format(3):>24}")
+    if record["seeds"] >= 2:
+        for metric, name in (("fd", "FD"), ("return", "reward")):
+            test = paired_test(values["after"][metric], values["before"][metric])
+            d = test.difference
+            lines.append(f"after minus before, {name}: {d.mean:+.4f} [{d.low:+.4f}, {d.high:+.4f}], {p_text(test.t_p)}")
+    lines.append(f"saved in {run.path}; steer with it on the device: qhw evaluate guidance {run.path} --device …")
+    return "\n".join(lines)
