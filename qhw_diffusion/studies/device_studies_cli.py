@@ -1,0 +1,49 @@
+"""`qhw study shots` and `qhw study mitigation`. Thin: heavy libraries load only when a sub-command needs them."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+from qhw_diffusion.studies.common_flags import flags_out
+
+Parser = argparse.ArgumentParser
+
+
+def _flags(parser: Parser, out: str) -> None:
+    flags_out(parser, out, resume=True)
+    parser.add_argument(
+        "--workers", type=int, default=1, metavar="N", help="processes side by side, one thread each [1]"
+    )
+    parser.add_argument("--quick", action="store_true", help="little of everything: to see it run, not to conclude")
+    parser.add_argument("--report-only", action="store_true", help="render the report of a finished study again")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="also write the page as Markdown")
+    parser.add_argument("--figures", type=Path, metavar="DIR", help="with --markdown: plots as PNGs in this folder")
+
+
+def _flags_study_shots(parser: Parser) -> None:
+    from qhw_diffusion.studies.flags import add_flags
+    from qhw_diffusion.studies.shots_settings import ShotsStudyConfig
+    from qhw_diffusion.studies.subjects import SubjectsConfig
+
+    _flags(parser, "runs/study-shots")
+    add_flags(parser, ShotsStudyConfig, title="study", skip=["subjects"])
+    add_flags(parser, SubjectsConfig, title="trained policy and denoiser")
+
+
+def study_shots(arguments: argparse.Namespace) -> int:
+    """`qhw study shots`."""
+    from qhw_diffusion.studies.shots_command import study_from_arguments
+
+    print(study_from_arguments(arguments))
+    return 0
+
+
+COMMANDS: dict[tuple[str, ...], tuple[str, Callable[[Parser], None] | None, Callable[[argparse.Namespace], int]]] = {
+    ("study", "shots"): (
+        "what finite shots do to values, gradients, images, the denoiser and PPO",
+        _flags_study_shots,
+        study_shots,
+    ),
+}
