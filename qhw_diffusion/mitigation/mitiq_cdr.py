@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
-from qiskit.circuit import ParameterExpression, ParameterVector
+from qiskit.circuit import Parameter, ParameterExpression, ParameterVector
 from qiskit.circuit.library import RZGate
 from torch import Tensor
 
@@ -16,10 +16,13 @@ from qhw_diffusion.errors import InvalidInputError
 from qhw_diffusion.execution import CompiledCircuit, Estimate, Experiment, Ideal
 from qhw_diffusion.mitigation.mitiq_bridge import check_basis, require_mitiq, rz_angles, to_cirq
 from qhw_diffusion.mitigation.mitiq_weighted import check_number
-from qhw_diffusion.mitigation.strategy import Calibration, Cost, Strategy, kept, with_isa, without_delays
+from qhw_diffusion.mitigation.strategy import Cost, Strategy, kept, with_isa, without_delays
 
 if TYPE_CHECKING:
     import cirq
+
+# Standard deviation of the training circuits' ideal values below which a line through them means nothing
+_LEAST_SPREAD = 0.01
 
 
 @dataclass(frozen=True)
@@ -30,11 +33,11 @@ class MitiqCDR(Strategy):
     circuits are rows of one circuit whose rz angles are its inputs: one broadcast, nothing is compiled.
 
     rz is virtual, so rows of parameters share the noise of their gates. By default one set of training circuits, around
-    angles drawn at random, serves all rows and all weights: measured once, and a gradient goes through. With
-    `each_row` every row has its own set around its own angles, as in the paper: more accurate, `training_circuits`
-    times the cost, no gradient.
+    angles drawn at random, serves all rows, and a gradient goes through. With `each_row` every row has its own set
+    around its own angles, as in the paper: more accurate, `training_circuits` times the cost, no gradient.
 
-    Readout errors are learned along; list no `Readout` before it.
+    Training circuits are measured with every evaluation and go through the strategies listed before, as the circuit
+    itself does. Readout errors are learned along: `Readout` is not needed.
 
     Args:
         training_circuits: in one set, ≥ 3.
@@ -44,7 +47,8 @@ class MitiqCDR(Strategy):
         seed: of the angles and of Mitiq's choices.
 
     Raises:
-        InvalidInputError: a number out of range; a circuit without rz to replace.
+        InvalidInputError: a number out of range; a circuit without rz to replace; training circuits (when they are
+            made) with nearly the same ideal value each, so that no line can be learned.
     """
 
     training_circuits: int = 24
@@ -79,15 +83,8 @@ class MitiqCDR(Strategy):
 
     def construct(self, compiled: CompiledCircuit, rows: Tensor) -> list[Experiment]:
         self.check(compiled)
-        if not self.each_row:
-            return [(compiled, rows)]
-        return [(compiled, rows), (by_angle(compiled), self._around_rows(compiled, rows))]
-
-    def calibration(self, compiled: CompiledCircuit) -> Calibration | None:
-        if self.each_row:
-            return None
-        self.check(compiled)
-        return Calibration((compiled,), ((by_angle(compiled), self._around_random(compiled)),))
+        angles, _ = self._training(compiled, rows)
+        return [(compiled, rows), (by_angle(compiled), angles.to(rows))]
 
     def combine(
         self,
@@ -96,57 +93,65 @@ class MitiqCDR(Strategy):
         rows: Tensor,
         calibration: Sequence[Estimate] = (),
     ) -> Estimate:
-        measured = estimates[0]
-        if self.each_row:
-            angles, noisy = self._around_rows(compiled, rows), estimates[1].values.detach()
-            sets = len(rows)
-        else:
-            angles, noisy = self._around_random(compiled), calibration[0].values
-            sets = 1
-        ideal = Ideal().estimate(by_angle(compiled), angles).values
-        shape = (sets, self.training_circuits, compiled.n_observables)
-        return regress(ideal.double().reshape(shape), noisy.double().reshape(shape), measured)
+        measured, training = estimates
+        _, ideal = self._training(compiled, rows)
+        return regress(ideal.to(rows), training.values.detach().reshape(ideal.shape), measured)
 
     def cost(self, compiled: CompiledCircuit) -> Cost:
+        """With one set for all rows, `calibration_circuits` is what every evaluation adds, whatever its rows."""
         if self.each_row:
             return Cost(1 + self.training_circuits, 1 + self.training_circuits)
         return Cost(calibration_circuits=self.training_circuits)
 
-    def _around_random(self, compiled: CompiledCircuit) -> Tensor:
-        """[N, rz gates] radians."""
-        store, key = kept(compiled), (self, "training")
-        if key not in store:
-            expressions = rz_angles(without_delays(compiled))
-            drawn = np.random.default_rng(self.seed).uniform(-np.pi, np.pi, len(expressions))
-            fixed = [not (isinstance(e, ParameterExpression) and e.parameters) for e in expressions]
-            angles = [float(e) if f else d for e, f, d in zip(expressions, fixed, drawn, strict=True)]
-            store[key] = self._training(compiled, angles, self.seed)
-        training: Tensor = store[key]
-        return training
+    def _training(self, compiled: CompiledCircuit, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Angles [S · N, rz gates] of the training circuits and their ideal values [S, N, M]; S = 1 or the rows."""
+        store, rz = kept(compiled), rz_angles(without_delays(compiled))
+        # The rows of the last evaluation are enough: `combine` follows `construct`
+        key, seen = (self, "training"), rows.detach().cpu() if self.each_row else None
+        if key in store and (seen is None or torch.equal(store[key][0], seen)):
+            return store[key][1:]
+        sets = [self._angles_around(compiled, angles) for angles in self._references(compiled, rz, rows)]
+        angles = torch.cat(sets)
+        ideal = Ideal().estimate(by_angle(compiled), angles).values
+        ideal = ideal.reshape(len(sets), self.training_circuits, compiled.n_observables)
+        alike = (ideal.std(1) < _LEAST_SPREAD).any(0).nonzero().flatten().tolist()
+        if alike:
+            raise InvalidInputError(
+                f"the {self.training_circuits} training circuits have nearly the same ideal value in observables "
+                f"{alike} (numbered from 0): no line can be learned. Raise fraction_non_clifford (now "
+                f"{self.fraction_non_clifford:g}) or training_circuits, or take another seed"
+            )
+        store[key] = (seen, angles, ideal)
+        return angles, ideal
 
-    def _around_rows(self, compiled: CompiledCircuit, rows: Tensor) -> Tensor:
-        """[B · N, rz gates] radians, the sets one after the other."""
-        expressions = rz_angles(without_delays(compiled))
+    def _references(self, compiled: CompiledCircuit, rz: Sequence[float | ParameterExpression], rows: Tensor) -> Any:
+        """The angles around which training circuits are made: the rows' own, or drawn where parameters stand."""
+        if not self.each_row:
+            drawn = np.random.default_rng(self.seed).uniform(-np.pi, np.pi, len(rz))
+            return [[float(d) if _symbols(e) else float(e) for e, d in zip(rz, drawn, strict=True)]]
         order = [*compiled.inputs, *compiled.weights]
-        sets = []
-        for row in rows.detach().double().cpu().tolist():
-            values = dict(zip(order, row, strict=True))
-            angles = [
-                float(e.bind({p: values[p] for p in e.parameters})) if isinstance(e, ParameterExpression) else float(e)
-                for e in expressions
-            ]
-            sets.append(self._training(compiled, angles, self.seed))
-        return torch.cat(sets)
+        bindings = [dict(zip(order, row, strict=True)) for row in rows.detach().double().cpu().tolist()]
+        return [[_bound(e, values) for e in rz] for values in bindings]
 
-    def _training(self, compiled: CompiledCircuit, angles: Sequence[float], seed: int) -> Tensor:
+    def _angles_around(self, compiled: CompiledCircuit, angles: Sequence[float]) -> Tensor:
         """[N, rz gates]: the angles of Mitiq's training circuits around a circuit with these angles."""
         from mitiq.cdr import generate_training_circuits
 
         circuits = generate_training_circuits(
-            to_cirq(compiled, angles), self.training_circuits, self.fraction_non_clifford, random_state=seed
+            to_cirq(compiled, angles), self.training_circuits, self.fraction_non_clifford, random_state=self.seed
         )
         places = _rz_places(compiled)
         return torch.tensor([_angles_at(c, places) for c in circuits], dtype=torch.float64)
+
+
+def _symbols(angle: float | ParameterExpression) -> Any:
+    return angle.parameters if isinstance(angle, ParameterExpression) else ()
+
+
+def _bound(angle: float | ParameterExpression, values: dict[Parameter, float]) -> float:
+    if isinstance(angle, ParameterExpression):
+        return float(angle.bind({p: values[p] for p in angle.parameters}))
+    return float(angle)
 
 
 def regress(ideal: Tensor, noisy: Tensor, measured: Estimate) -> Estimate:
@@ -154,20 +159,14 @@ def regress(ideal: Tensor, noisy: Tensor, measured: Estimate) -> Estimate:
 
     Standard errors hold those of the measurement and those of the fit (from the scatter around the line).
     """
-    count = noisy.shape[1]
-    centre, target = noisy.mean(1), ideal.mean(1)
-    spread = ((noisy - centre[:, None]) ** 2).sum(1)  # [S, M]
-    covariance = ((noisy - centre[:, None]) * (ideal - target[:, None])).sum(1)
-    # Where all training values are alike there is no line, only their mean: slope 1 keeps the measurement's own
-    known = spread > 1e-12
-    slope = torch.where(known, covariance / spread.clamp(min=1e-12), torch.ones_like(spread))
-    residual = ((ideal - target[:, None] - slope[:, None] * (noisy - centre[:, None])) ** 2).sum(1) / (count - 2)
-    values = measured.values
-    away = values.detach().double() - centre
-    variance = (slope * measured.std_errors.double()) ** 2
-    variance = variance + residual * (1 / count + torch.where(known, away**2 / spread.clamp(min=1e-12), 0.0))
-    corrected = target.to(values) + slope.to(values) * (values - centre.to(values))
-    return Estimate(corrected, variance.sqrt().to(values))
+    values, count = measured.values, noisy.shape[1]
+    centre, target = noisy.mean(1), ideal.mean(1)  # [S, M]
+    x, y = noisy - centre[:, None], ideal - target[:, None]
+    slope = (x * y).sum(1) / (x**2).sum(1)
+    residual = ((y - slope[:, None] * x) ** 2).sum(1) / (count - 2)
+    away = values.detach() - centre
+    variance = (slope * measured.std_errors) ** 2 + residual * (1 / count + away**2 / (x**2).sum(1))
+    return Estimate(target + slope * (values - centre), variance.sqrt())
 
 
 def by_angle(compiled: CompiledCircuit) -> CompiledCircuit:

@@ -41,7 +41,7 @@ class MitiqLRE(Weighted):
 
     @property
     def spec(self) -> str:
-        return f"{self.name}:{self.degree},{self.chunks},{self.fold_multiplier}"
+        return f"{self.name}:{self.degree}:{self.chunks}:{self.fold_multiplier}"
 
     def make(self, compiled: CompiledCircuit) -> Family:
         require_mitiq()

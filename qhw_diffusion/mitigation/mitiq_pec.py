@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from qiskit.quantum_info import PTM, SuperOp, pauli_basis
 
-from qhw_diffusion.devices import Device
 from qhw_diffusion.errors import InvalidInputError
 from qhw_diffusion.execution import CompiledCircuit
 from qhw_diffusion.mitigation.mitiq_bridge import bridge, require_mitiq
@@ -127,33 +126,27 @@ def _gates(compiled: CompiledCircuit) -> list[_Gate]:
         }
         gates = []
         for name, qubits in sorted(places):
-            coefficients = inverse_paulis(compiled.device, name, qubits)
-            if coefficients is not None:
-                gates.append(_Gate(name, qubits, coefficients))
+            error = compiled.device.gate_error(name, qubits)
+            if error is not None:
+                gates.append(_Gate(name, qubits, inverse_paulis(error)))
         store["pec_gates"] = gates
     made: list[_Gate] = store["pec_gates"]
     return made
 
 
-def inverse_paulis(device: Device, name: str, qubits: Sequence[int]) -> dict[str, float] | None:
-    """Quasi-probabilities {Pauli label: coefficient} of the inverse of a gate's error, twirled; None if it has none.
+def inverse_paulis(error: SuperOp) -> dict[str, float]:
+    """Quasi-probabilities {Pauli label: coefficient} of the inverse of an error on n qubits, twirled.
 
     A Pauli channel multiplies Pauli P by f_P; its inverse is Σ_Q c_Q Q·Q with c_Q = 4^−n Σ_P ±1/f_P, + where P and Q
     commute. f_P is the diagonal of the Pauli transfer matrix.
 
     Raises:
-        InvalidInputError: an f_P of 0 or less: the error leaves nothing to amplify.
+        InvalidInputError: an f_P of 0 or less: nothing is left to amplify.
     """
-    error = device.gate_error(name, qubits)
-    if error is None:
-        return None
-    fidelities = np.real(np.diag(PTM(SuperOp(error)).data))
+    fidelities = np.real(np.diag(PTM(error).data))
     if fidelities.min() <= 0:
-        raise InvalidInputError(
-            f"{name} on qubits {tuple(qubits)} of {device.name} is too noisy to be inverted (a Pauli fidelity of "
-            f"{fidelities.min():.3f}); compile for other qubits"
-        )
-    paulis = pauli_basis(len(qubits))
+        raise InvalidInputError(f"an error with a Pauli fidelity of {fidelities.min():.3f} cannot be inverted")
+    paulis = pauli_basis(int(np.log2(error.dim[0])))
     signs = np.array([np.where(paulis.commutes(p), 1.0, -1.0) for p in paulis])
     coefficients = signs @ (1 / fidelities) / len(paulis)
     return {label: float(c) for label, c in zip(paulis.to_labels(), coefficients, strict=True) if abs(c) > 1e-12}

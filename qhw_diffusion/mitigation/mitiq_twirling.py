@@ -40,7 +40,7 @@ class MitiqTwirling(Weighted):
 
     @property
     def spec(self) -> str:
-        return f"{self.name}:{self.circuits},{self.seed}"
+        return f"{self.name}:{self.circuits}:{self.seed}"
 
     def check(self, compiled: CompiledCircuit) -> None:
         super().check(compiled)
