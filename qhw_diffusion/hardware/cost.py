@@ -129,7 +129,8 @@ class Cost:
                 f"history         none: no finished job of {self.device} in the ledger, so nothing to correct by"
             )
         lines.append(f"QPU seconds     {self.seconds:,.1f}")
-        lines.append(f"rule of thumb   {self.rule_of_thumb:,.1f} s by IBM's 2 s a job + 0.35 ms an execution")
+        if math.isclose(self.repetition_delay, USUAL_REPETITION_DELAY, rel_tol=1e-3):  # it takes this delay for granted
+            lines.append(f"rule of thumb   {self.rule_of_thumb:,.1f} s by IBM's 2 s a job + 0.35 ms an execution")
         return "\n".join(lines)
 
 
@@ -144,6 +145,7 @@ def estimate_cost(
     qubits: Sequence[int] | None = None,
     resilience_level: int = 0,
     factor: float = 1.0,
+    calibration_circuits: int = 0,
     history: Iterable[tuple[float, float]] = (),
 ) -> Cost:
     """What jobs take on a device's QPU. Pure: nothing is asked of any service.
@@ -159,7 +161,7 @@ def estimate_cost(
         qubits: physical qubits measured; None: the slowest readout of the device counts.
         resilience_level: of the client's estimator. 1: shots are rounded up to whole twirls and one calibration circuit
             is added to each job; 2: the circuits run also folded 3 and 5 times.
-        factor: what mitigation of our own multiplies the number of circuits by.
+        factor, calibration_circuits: what mitigation of our own multiplies the circuits by, and adds to each job.
         history: (estimated, measured) seconds of earlier jobs on this device (`history_of`).
 
     Raises:
@@ -176,18 +178,21 @@ def estimate_cost(
             raise InvalidInputError(f"{name} must be a whole number ≥ 1, not {count!r}")
     if not (math.isfinite(factor) and factor >= 1):
         raise InvalidInputError(f"the factor of mitigation must be at least 1, not {factor!r}")
+    if calibration_circuits < 0:
+        raise InvalidInputError(f"calibration_circuits must be at least 0, not {calibration_circuits!r}")
     if resilience_level not in RESILIENCE_LEVELS:
         raise InvalidInputError(f"resilience level {resilience_level!r}; allowed: 0, 1, 2")
     stated = default_repetition_delay(device)
     delay = _checked_delay(device, repetition_delay)
     scales, calibrated = RESILIENCE_LEVELS[resilience_level]
-    run, each = math.ceil(circuits * factor) * len(scales) + calibrated, _twirled(shots) if resilience_level else shots
-    notes = [f"{circuits:,} circuits"]
-    if factor > 1:
-        notes.append(f"× {factor:g} by mitigation")
+    run = (math.ceil(circuits * factor) + calibration_circuits) * len(scales) + calibrated
+    each = _twirled(shots) if resilience_level else shots
+    notes = [f"{circuits:,} circuits a job"]
+    if factor > 1 or calibration_circuits:
+        notes.append(f"mitigation × {factor:g} + {calibration_circuits} of calibration")
     if resilience_level:
         folded = " × 3 scales (1, 3, 5)" if len(scales) > 1 else ""
-        notes.append(f"resilience level {resilience_level}:{folded} + 1 readout calibration = {run:,}")
+        notes.append(f"resilience level {resilience_level}{folded} + 1 of calibration")
         if each != shots:
             notes.append(f"{shots:,} shots rounded up to {each:,} by twirling")
     ratio, n_history = _ratio(history)

@@ -118,7 +118,7 @@ def cost_of(
     jobs = _jobs(pub, workload.rows, math.ceil(factor * len(scales)))
     return estimate_cost(
         compiled.duration,
-        math.ceil(workload.rows / jobs) * bases(pub) + calibration,
+        math.ceil(workload.rows / jobs) * bases(pub),
         shots,
         compiled.device,
         jobs=workload.calls * jobs,
@@ -126,6 +126,7 @@ def cost_of(
         qubits=compiled.physical_qubits,
         resilience_level=resilience_level,
         factor=factor,
+        calibration_circuits=calibration,
         history=history_of(ledger, compiled.device.name),
     )
 
