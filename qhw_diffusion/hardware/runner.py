@@ -271,9 +271,13 @@ class Runner:
 
     def _store(self, job: Job, row: Row) -> None:
         raw = self._waiter.answered(lambda: self.service.raw(row.job_id or ""))
-        self.ledger.done(job.key, raw, self._charged(row, JobState("DONE")))
-        if job.uncertain:
-            self._sender.cancel_duplicates(row)
+        charged = self._charged(row, JobState("DONE"))
+        duplicates = self._sender.cancel_duplicates(row) if job.uncertain else {}
+        if not duplicates:
+            self.ledger.done(job.key, raw, charged)
+            return
+        total = None if charged is None else charged + sum(seconds or 0.0 for seconds in duplicates.values())
+        self.ledger.done(job.key, raw, total, duplicates=duplicates)
 
     def _charged(self, row: Row, state: JobState) -> float | None:
         """What a job used, waited for a little: the service states it some time after the job has ended."""
@@ -306,15 +310,13 @@ class Runner:
                 f"{row.device} does not know job {row.job_id} of this ledger: another account or instance? Its row "
                 "stays as it is"
             )
-        charged = self._charged(row, state)
+        charged, reason = self._charged(row, state), state.reason or "no reason given"
         if state.name == "CANCELLED":
-            self.ledger.failed(row.key, f"cancelled: {state.reason}", qpu_seconds=charged)
-            raise JobError(
-                f"job {row.job_id} on {row.device} was cancelled: {state.reason}. The same command sends it again"
-            )
-        self.ledger.failed(row.key, state.reason, qpu_seconds=charged)
+            self.ledger.failed(row.key, f"cancelled: {reason}", qpu_seconds=charged)
+            raise JobError(f"job {row.job_id} on {row.device} was cancelled: {reason}. The same command sends it again")
+        self.ledger.failed(row.key, reason, qpu_seconds=charged)
         raise JobError(
-            f"job {row.job_id} on {row.device} failed: {state.reason}. It is not sent again by itself; retry_failed "
+            f"job {row.job_id} on {row.device} failed: {reason}. It is not sent again by itself; retry_failed "
             "(--retry-failed) does, within the cap"
         )
 

@@ -74,6 +74,9 @@ class Sender:
                 self.ledger.failed(job.key, f"refused: {error}")
                 raise
             if job_id is not None:
+                if job.uncertain:  # an earlier submission may show only now
+                    with contextlib.suppress(ServiceError):
+                        job_id = self._oldest(self.service.find(self.tag(row))) or job_id
                 self._submitted(job, job_id)
                 return
         self.ledger.failed(job.key, f"not sent: {trouble}")
@@ -93,14 +96,22 @@ class Sender:
             if number:
                 self.waiter.sleep(times.grace / (times.lookups - 1))
             if found := self.waiter.answered(lambda: self.service.find(self.tag(row))):
-                self._cancel(found[1:])
-                return found[0]
+                return self._oldest(found)
         return None
 
-    def cancel_duplicates(self, row: Row) -> None:
-        """After a submission without reply: a job that was accepted twice shows by now. The row's own one counts."""
+    def cancel_duplicates(self, row: Row) -> dict[str, float | None]:
+        """After a submission without reply: a job that was accepted twice shows by now. The row's own one counts; the
+        others are cancelled, and what they were charged is told, None where the service does not say.
+        """
+        charged: dict[str, float | None] = {}
         with contextlib.suppress(ServiceError):
-            self._cancel([job_id for job_id in self.service.find(self.tag(row)) if job_id != row.job_id])
+            others = [job_id for job_id in self.service.find(self.tag(row)) if job_id != row.job_id]
+            self._cancel(others)
+            for job_id in others:
+                charged[job_id] = None
+                with contextlib.suppress(QhwError):
+                    charged[job_id] = self.service.qpu_seconds(job_id)
+        return charged
 
     def tag(self, row: Row) -> str:
         """Of this attempt's jobs alone."""
@@ -108,6 +119,11 @@ class Sender:
 
     def _submitted(self, job: Job, job_id: str) -> None:
         self.ledger.submitted(job.key, job_id, self.service.session_id())
+
+    def _oldest(self, found: Sequence[str]) -> str | None:
+        """Of several jobs with one tag the oldest counts; the others are asked to be cancelled."""
+        self._cancel(found[1:])
+        return found[0] if found else None
 
     def _cancel(self, job_ids: Sequence[str]) -> None:
         for job_id in job_ids:
