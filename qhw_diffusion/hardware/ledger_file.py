@@ -85,7 +85,7 @@ class LedgerFile:
         connection.execute("PRAGMA synchronous = FULL")
         # the database itself is up to date after every transaction, so that a lost log file loses nothing
         connection.execute("PRAGMA wal_autocheckpoint = 1")
-        told = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
+        told = connection.execute("PRAGMA integrity_check(1)").fetchone()[0]
         if told != "ok":
             raise sqlite3.DatabaseError(told)
         for _ in read_rows(connection):
