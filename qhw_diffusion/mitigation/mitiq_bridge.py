@@ -1,9 +1,9 @@
 """Compiled circuits ↔ Mitiq's circuits (Cirq), gate by gate; the parameters survive the way there and back.
 
 Mitiq itself goes through OpenQASM 2: bound circuits only, angles rounded to ten digits, the layout dropped, every ECR
-decomposed into several CX and other gates, so that folding at scale 3 gives five times as many ECR. Here every gate of
-the ISA basis has one counterpart in Cirq. What comes back is in the ISA basis without any transpilation, which would
-cancel what was inserted.
+taken apart, so that folding to scale 3 gives more than three times as many. Here every gate of the ISA basis has one
+counterpart in Cirq. What comes back is in the ISA basis without any transpilation, which would cancel what was
+inserted.
 """
 
 from __future__ import annotations
