@@ -77,7 +77,7 @@ def rows_for(compiled: CompiledCircuit, rows: int = 3, seed: int = 3) -> torch.T
     """[rows, P] with the same weights in every row."""
     generator = torch.Generator().manual_seed(seed)
     result = (torch.rand(rows, compiled.n_inputs + compiled.n_weights, generator=generator).double() - 0.5) * 4
-    result[:, compiled.n_inputs :] = result[0, compiled.n_inputs :]
+    result[1:, compiled.n_inputs :] = result[0, compiled.n_inputs :]
     return result
 
 
