@@ -38,11 +38,7 @@ def sample_counts(
     Raises:
         UnsupportedCircuitError: control flow, or a gate after a measurement.
     """
-    flat = (
-        values.reshape(-1, values.shape[-1])
-        if circuit.num_parameters
-        else np.zeros((int(np.prod(values.shape[:-1])), 0))
-    )
+    flat = values.reshape(int(np.prod(values.shape[:-1])), values.shape[-1])
     places = _measured(circuit)
     outcomes = np.zeros((len(flat), shots, circuit.num_clbits), dtype=bool)
     for group in joined_qubits(circuit):

@@ -10,6 +10,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from http.server import ThreadingHTTPServer
 from types import TracebackType
 from typing import Any
 
@@ -76,7 +77,8 @@ class StandIn:
         self._random: RandomFaults | None = None
         self._stop = threading.Event()
         self._threads: list[threading.Thread] = []
-        self._asked_port, self._server = port, None
+        self._asked_port = port
+        self._server: ThreadingHTTPServer | None = None
 
     # -- life ------------------------------------------------------------------------------------------------------
 
@@ -85,10 +87,10 @@ class StandIn:
         from qhw_diffusion.hardware.standin.server import make_server
 
         try:
-            self._server: Any = make_server(self, self._asked_port)
+            server = self._server = make_server(self, self._asked_port)
         except OSError as error:
             raise InvalidInputError(f"port {self._asked_port} cannot be used ({error}); choose another") from error
-        for target in (lambda: self._server.serve_forever(poll_interval=0.02), self._work):
+        for target in (lambda: server.serve_forever(poll_interval=0.02), self._work):
             thread = threading.Thread(target=target, daemon=True, name="qhw stand-in")
             thread.start()
             self._threads.append(thread)
