@@ -195,3 +195,15 @@ def test_refused_estimators_circuits_and_parameters() -> None:
     made = qhw.compile_circuit(qc, Device.load("ideal"), inputs=[], weights=[], observables=[SparsePauliOp("Z")])
     with pytest.raises(UnsupportedCircuitError, match="measure in mid-circuit"):
         qhw.QuantumLayer(made, engine)
+
+
+def test_several_circuits_go_out_in_one_call() -> None:
+    spy = Spy()
+    fewer = replace(compiled("ideal"), observables=compiled("ideal").observables[:1])
+    estimates = Primitive(spy, precision=0.01).estimate_many([(compiled("ideal"), ROWS), (fewer, ROWS[:2])])
+    assert [len(pubs) for pubs in spy.pubs] == [2]
+    assert [tuple(e.values.shape) for e in estimates] == [(6, 3), (2, 1)]
+    for estimate, (made, rows) in zip(estimates, [(compiled("ideal"), ROWS), (fewer, ROWS[:2])], strict=True):
+        difference = estimate.values - Ideal().estimate(made, rows).values
+        assert difference.abs().max() < 0.05
+    assert Primitive(spy).estimate_many([]) == []

@@ -18,9 +18,18 @@ from qhw_diffusion.hardware.service import JobState, Limits, Measured, Pub, Unce
 from qhw_diffusion.hardware.times import Times
 
 FAST = Times(
-    backoff=0.004, backoff_most=0.008, poll=0.0, poll_most=0.0, patience=0.05, grace=0.0, settle=0.0, retry_after_most=1.0, attempts=3,
-    connect=2.0, read=2.0,
-)  # fmt: skip
+    connect=2.0,
+    read=2.0,
+    attempts=3,
+    backoff=0.004,
+    backoff_most=0.008,
+    retry_after_most=1.0,
+    poll=0.0,
+    poll_most=0.0,
+    patience=0.05,
+    grace=0.0,
+    settle=0.0,
+)
 THETA = Parameter("θ")
 
 
