@@ -7,6 +7,7 @@ line of the client shows a token after `connect`.
 
 from __future__ import annotations
 
+import difflib
 import json
 import logging
 import os
@@ -17,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from qhw_diffusion.errors import AccountError, QhwError, ServiceError, UnknownNameError
+from qhw_diffusion.errors import AccountError, QhwError, ServiceError
 
 if TYPE_CHECKING:
     from qiskit_ibm_runtime import IBMBackend, QiskitRuntimeService
@@ -38,6 +39,9 @@ _CLIENT_LOGGERS = ("qiskit_ibm_runtime", "ibm_cloud_sdk_core", "ibm_platform_ser
 # Access tokens are JSON web tokens; headers carry them, or the key itself, after one of these words.
 _BEARER = re.compile(r"(?i)\b(bearer|apikey)(\s+|=|%20)[^\s'\",;&}]+|\beyJ[\w-]+\.[\w-]+\.[\w-]*")
 _MASK = "(token hidden)"
+# Of the client's warning that it goes on without an access token, and of the error after its repeats of a request.
+_NO_TOKEN = "Unable to retrieve IBM Cloud access token"
+_REPEATED = re.compile(r"too many (\d{3}) error responses")
 
 T = TypeVar("T")
 
@@ -69,12 +73,19 @@ def connect(*, patience: float = PATIENCE) -> QiskitRuntimeService:
         from qiskit_ibm_runtime import QiskitRuntimeService
 
         _mask_logs()  # importing the client has made loggers
-        service = QiskitRuntimeService()
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            service = QiskitRuntimeService()
+        said = [str(warning.message) for warning in caught]
+        if any(_NO_TOKEN in text for text in said):
+            # Without an access token every further request would first wait a minute.
+            raise problem(RuntimeError(), what, warned=said)
         # The constructor takes any refusal for an account without devices: ask something that says so.
         service.usage()
         return service
 
-    return ask("the connection to IBM Quantum", start, patience=patience)
+    what = "the connection to IBM Quantum"
+    return ask(what, start, patience=patience)
 
 
 def live_backend(name: str, service: QiskitRuntimeService | None = None) -> IBMBackend:
@@ -101,12 +112,12 @@ def live_backend(name: str, service: QiskitRuntimeService | None = None) -> IBMB
 
     backend = ask(f"device {name}", find)
     if backend is None:
-        names = [other.name for other in live_backends(service)]
-        if not names:
-            raise AccountError(f"the account has no device {name!r}, and no other: check its instance. {SETUP}")
+        names = sorted({other.name for other in live_backends(service)} - {name})
+        near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+        hint = f"; did you mean {', '.join(near)}" if near else ""
         raise AccountError(
-            f"{UnknownNameError.of('device of the account', name, names)}. It may be retired, out of reach of this "
-            f"instance, or mistyped; the account has {', '.join(sorted(names))}"
+            f"the account cannot use a device {name!r}: mistyped, retired, or of another instance{hint}. "
+            f"It has: {', '.join(names) or 'no other device; check its instance'}"
         )
     return backend
 
@@ -166,7 +177,7 @@ def problem(error: Exception, what: str, *, warned: list[str] | None = None) -> 
         return error
     kinds = {kind.__name__ for kind in type(error).__mro__}
     status = _status(error)
-    no_token = [text for text in warned or [] if "IBM Cloud access token" in text]
+    no_token = [text for text in warned or [] if _NO_TOKEN in text]
     if no_token and not any("Status code: 4" in text for text in no_token):
         return ServiceError(f"{what}: IBM's identity service cannot be reached. Check the network, or try again later")
     if "AccountNotFoundError" in kinds:
@@ -228,6 +239,8 @@ def _status(error: Exception) -> int | None:
             status = getattr(holder, "status_code", None)
             if isinstance(status, int) and status > 0:
                 return status
+        if repeated := _REPEATED.search(str(seen)):
+            return int(repeated[1])
         seen = seen.__cause__ or seen.__context__
     return None
 
