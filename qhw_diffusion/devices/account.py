@@ -128,7 +128,14 @@ def live_backends(service: QiskitRuntimeService) -> list[IBMBackend]:
     Raises:
         AccountError, ServiceError: as `connect`.
     """
-    return ask("the list of devices", lambda: service.backends(simulator=False))
+
+    def find() -> list[IBMBackend]:
+        found: list[IBMBackend] = service.backends(simulator=False)
+        if not found:
+            service.usage()  # the client shows refused credentials as an empty list; this says so
+        return found
+
+    return ask("the list of devices", find)
 
 
 def ask(what: str, call: Callable[[], T], *, patience: float = PATIENCE) -> T:

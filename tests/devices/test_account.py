@@ -90,6 +90,7 @@ def answer(status: int) -> Exception:
 
 
 REFUSED = "Unable to retrieve IBM Cloud access token. API Key will be used instead. Error: no, Status code: 400"
+GAVE_UP = requests.exceptions.RetryError("too many 502 error responses")
 SILENT = "Unable to retrieve IBM Cloud access token. API Key will be used instead. HTTPConnectionPool(…)"
 
 
@@ -102,7 +103,7 @@ SILENT = "Unable to retrieve IBM Cloud access token. API Key will be used instea
     (RequestsApiError("429 Too many", 429), [], ServiceError, "too many requests"),
     (RequestsApiError("500", 500), [], ServiceError, r"fails \(500\)"),
     (chained(RequestsApiError("maintenance"), answer(503)), [], ServiceError, r"fails \(503\)"),
-    (chained(RequestsApiError("x"), requests.exceptions.RetryError("too many 502 error responses")), [], ServiceError, r"\(502\)"),
+    (chained(RequestsApiError("x"), GAVE_UP), [], ServiceError, r"\(502\)"),
     (RequestsApiError("Connection refused", -1), [], ServiceError, "cannot be reached"),
     (requests.ConnectionError("no route"), [], ServiceError, "cannot be reached"),
     (IBMNotAuthorizedError("401"), [REFUSED], AccountError, "wrong, expired or disabled"),
