@@ -195,6 +195,15 @@ class StandIn:
         """What the account was charged so far."""
         return self.records.charged_seconds
 
+    def reset(self) -> None:
+        """Forget jobs, sessions, charges, counts and faults, as if just started; outcomes go on being drawn."""
+        with self.records.lock:
+            self.records.jobs.clear()
+            self.records.sessions.clear()
+            self.requests.clear()
+            self._planned.clear()
+            self._random = None
+
     # -- work ------------------------------------------------------------------------------------------------------
 
     def _work(self) -> None:

@@ -1,0 +1,147 @@
+"""The client is killed (SIGKILL) at every moment of a job's life and started again: nothing lost, nothing paid twice.
+
+What was accepted and charged is counted by the stand-in, which lives in this process and survives its clients.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from killed_client import MOMENTS, SHOTS
+from scripted import exact, pub
+
+from qhw_diffusion.hardware.ledger import Ledger
+from qhw_diffusion.hardware.standin import LostReply, StandIn
+
+CHARGE = 3.0
+# What the ledger says after the kill; the job exists at the service from "accepted" on
+STATES = {
+    "before planned": None,
+    "planned": "planned",
+    "about to be sent": "planned",
+    "batch opened": "planned",
+    "accepted, reply not read": "planned",
+    "accepted, id not noted": "planned",
+    "submitted": "submitted",
+    "answer fetched": "submitted",
+    "answer on the disk, row not done": "submitted",
+    "done": "done",
+}
+
+
+class Client:
+    """The process of killed_client.py, which forks one client after the other."""
+
+    def __init__(self, standin: StandIn, home: Path) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, str(Path(__file__).with_name("killed_client.py"))],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **standin.environment(), "HOME": str(home)},
+        )
+        assert self._line() == "ready"
+
+    def __call__(self, ledger: Path, stop: str | None = None, **settings: Any) -> dict[str, Any]:
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps({"ledger": str(ledger), "stop": stop, **settings}) + "\n")
+        self.process.stdin.flush()
+        told: dict[str, Any] = json.loads(self._line())
+        assert told["error"] is None, told["error"]
+        assert told["signal"] == (0 if stop is None else 9), "killed where it was to be killed, and nowhere else"
+        return told["answer"]
+
+    def _line(self) -> str:
+        assert self.process.stdout is not None
+        return self.process.stdout.readline().strip()
+
+    def close(self) -> None:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.close()
+        self.process.wait(timeout=30)
+        self.process.stdout.close()
+
+
+@pytest.fixture(scope="module")
+def standin() -> Iterator[StandIn]:
+    with StandIn("fake_manila", seconds_per_job=CHARGE) as serving:
+        yield serving
+
+
+@pytest.fixture(scope="module")
+def client(standin: StandIn, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+    started = Client(standin, tmp_path_factory.mktemp("home"))
+    yield started
+    started.close()
+
+
+@pytest.fixture(autouse=True)
+def anew(standin: StandIn) -> None:
+    standin.reset()
+
+
+def state_of(ledger: Path) -> str | None:
+    with Ledger.open(ledger) as opened:
+        rows = opened.rows()
+    return rows[0].state if rows else None
+
+
+def test_every_moment_has_an_expectation() -> None:
+    assert set(STATES) == set(MOMENTS)
+
+
+@pytest.mark.parametrize("moment", list(STATES))
+def test_killed_and_started_again(standin: StandIn, client: Client, tmp_path: Path, moment: str) -> None:
+    ledger = tmp_path / "ledger"
+    client(ledger, moment)
+    assert state_of(ledger) == STATES[moment]
+    accepted = len(standin.jobs)
+    assert accepted == (0 if list(STATES).index(moment) < list(STATES).index("accepted, reply not read") else 1)
+    answer = client(ledger)
+    (job,) = standin.jobs
+    assert (job.state, answer["jobs"]) == ("Completed", [job.id])
+    assert answer["reused"] == (1 if moment == "done" else 0)
+    assert (answer["seconds"], standin.charged_seconds) == (CHARGE, CHARGE)
+    np.testing.assert_allclose(answer["values"][0], exact(pub((0.1,), SHOTS)), atol=0.6)
+    again = client(ledger)
+    assert (again["values"], again["reused"], len(standin.jobs)) == (answer["values"], 1, 1)
+
+
+def test_killed_while_it_looks_for_a_job_whose_reply_was_lost(standin: StandIn, client: Client, tmp_path: Path) -> None:
+    ledger = tmp_path / "ledger"
+    standin.inject("jobs_post", LostReply())
+    client(ledger, "accepted, id not noted")
+    assert (state_of(ledger), len(standin.jobs)) == ("planned", 1)
+    assert client(ledger)["jobs"] == [standin.jobs[0].id]
+    assert (len(standin.jobs), standin.charged_seconds) == (1, CHARGE)
+
+
+def test_killed_again_and_again(standin: StandIn, client: Client, tmp_path: Path) -> None:
+    ledger = tmp_path / "ledger"
+    for moment in STATES:
+        client(ledger, moment)
+    assert client(ledger)["reused"] == 1
+    assert (len(standin.jobs), standin.charged_seconds) == (1, CHARGE)
+
+
+@pytest.mark.parametrize(
+    ("moment", "after"),
+    [("accepted, reply not read", 1), ("submitted", 1), ("answer fetched", 1), ("answer on the disk, row not done", 2)],
+)
+def test_killed_among_several_jobs(standin: StandIn, client: Client, tmp_path: Path, moment: str, after: int) -> None:
+    ledger = tmp_path / "ledger"
+    client(ledger, moment, after=after, jobs=3, program="estimator")
+    answer = client(ledger, jobs=3, program="estimator")
+    assert answer["jobs"] == [job.id for job in standin.jobs]
+    assert [job.state for job in standin.jobs] == ["Completed"] * 3
+    assert (answer["seconds"], standin.charged_seconds) == (3 * CHARGE, 3 * CHARGE)
+    assert answer["reused"] == after if "answer" in moment else answer["reused"] == 0
