@@ -142,11 +142,11 @@ def test_cap(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
 
 
 def test_recover(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "the database is whole: 4 jobs" in told(capsys, "recover")
+    assert "the database is whole, jobs in it: 4" in told(capsys, "recover")
     (folder / "ledger.sqlite").write_bytes(b"\0" * 5000)
     assert "qhw ledger recover" in refused(capsys, 6, "list")
     text = told(capsys, "recover")
-    assert "new database with 1 jobs" in text
+    assert "new database, jobs in it: 1" in text
     assert "rows may be missing" in text
     assert "rows may be missing since a recovery" in told(capsys, "list")
 

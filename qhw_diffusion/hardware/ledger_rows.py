@@ -8,9 +8,9 @@ from __future__ import annotations
 import hashlib
 import json
 import sqlite3
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
+from datetime import UTC, datetime
 from typing import Any
 
 from qhw_diffusion.errors import LedgerError
@@ -93,9 +93,8 @@ CREATE TABLE notes (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 
 
 def now() -> str:
-    """UTC, ISO 8601, milliseconds."""
-    seconds = time.time()
-    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds)) + f".{int(seconds % 1 * 1000):03d}Z"
+    """UTC, ISO 8601, microseconds."""
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
 def write_row(connection: sqlite3.Connection, row: Row) -> None:

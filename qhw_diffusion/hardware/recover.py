@@ -58,17 +58,17 @@ class Recovery:
     def text(self) -> str:
         """For a person: what was found, and what to do."""
         if self.kept is None:
-            lines = [f"the database is whole: {self.rows} jobs"]
+            lines = [f"the database is whole, jobs in it: {self.rows}"]
         else:
-            lines = [f"new database with {self.rows} jobs; the original is in {self.kept}"]
+            lines = [f"new database, jobs in it: {self.rows}; the original is in {self.kept}"]
         if self.from_results:
-            lines.append(f"{len(self.from_results)} of them are from their result files")
+            lines.append(f"rebuilt from their result files: {len(self.from_results)}")
         if self.refetch:
             lines.append(
                 f"{len(self.refetch)} results are lost here; the command that made them fetches them again, free"
             )
         if self.suspect:
-            lines.append(f"{len(self.suspect)} rows do not fit their checksums and were left out; they are in "
+            lines.append(f"rows that do not fit their checksums and were left out: {len(self.suspect)}, in "
                          f"{self.kept}/suspect.json")  # fmt: skip
         if not self.complete:
             lines.append("rows may be missing, and caps do not count them: check the account's usage. From now on "
@@ -118,7 +118,7 @@ def _whole(folder: Path) -> bool:
 
 def _rebuild(folder: Path, found: Recovery) -> None:
     found.kept = _keep_original(folder)
-    rows: dict[str, tuple[int, Row]] = {}
+    rows: dict[str, Row] = {}
     with tempfile.TemporaryDirectory(dir=folder, prefix=".recover-") as scratch:
         for name in _FILES[:2]:  # the shared-memory file is made anew from the other two
             with contextlib.suppress(FileNotFoundError):
@@ -128,17 +128,16 @@ def _rebuild(folder: Path, found: Recovery) -> None:
         there = rows.get(key)
         if there is None:
             found.from_results.append(key)
-            rows[key] = (2**62, row)
-        elif there[1].state != "done" and row.attempt >= there[1].attempt:
-            rows[key] = (there[0], row)  # killed between the file and the row
+            rows[key] = row
+        elif there.state != "done" and row.attempt >= there.attempt:
+            rows[key] = row  # killed between the file and the row
     if found.suspect:
         durable_write(found.kept / "suspect.json", json.dumps(found.suspect, indent=1).encode())
     # jobs without a file, and their order, are known from the database alone
     found.complete = found.complete and not found.suspect
     with contextlib.suppress(KeyError, ValueError, InvalidInputError):
         found.cap = as_seconds("cap", float(notes["cap"]))
-    ordered = [row for _, row in sorted(rows.values(), key=lambda pair: (pair[0], pair[1].created))]
-    _replace_database(folder, ordered, notes, found)
+    _replace_database(folder, sorted(rows.values(), key=lambda row: row.created), notes, found)
 
 
 def _keep_original(folder: Path) -> Path:
@@ -189,8 +188,8 @@ def _replace_database(folder: Path, rows: list[Row], notes: dict[str, str], foun
 # -- reading what is left ----------------------------------------------------------------------------------------------
 
 
-def _salvage(path: Path, rows: dict[str, tuple[int, Row]], found: Recovery) -> dict[str, str]:
-    """Fill `rows` (number and row by key) from a damaged database, and return its notes."""
+def _salvage(path: Path, rows: dict[str, Row], found: Recovery) -> dict[str, str]:
+    """Fill `rows` from a damaged database, and return its notes."""
     notes: dict[str, str] = {}
     if not path.exists() or path.stat().st_size == 0:
         found.complete = False
@@ -203,14 +202,14 @@ def _salvage(path: Path, rows: dict[str, tuple[int, Row]], found: Recovery) -> d
                 notes[str(name)] = str(value)
         except sqlite3.Error:
             found.complete = False
-        for number, record in _scan(connection, found):
+        for record in _scan(connection, found):
             try:
                 row = row_of(record)
             except (LedgerError, TypeError, ValueError):
                 found.suspect.append(json.dumps(record, ensure_ascii=False, default=str))
                 continue
-            if row.key not in rows or rows[row.key][1].updated < row.updated:
-                rows[row.key] = (number, row)
+            if row.key not in rows or rows[row.key].updated < row.updated:
+                rows[row.key] = row
         told = [line for (line,) in _quietly(connection, "PRAGMA integrity_check(5)")]
         # a wrong index loses nothing: the table itself was read from both ends
         if not told or any("index" not in line and line != "ok" for line in told):
@@ -220,7 +219,7 @@ def _salvage(path: Path, rows: dict[str, tuple[int, Row]], found: Recovery) -> d
     return notes
 
 
-def _scan(connection: sqlite3.Connection, found: Recovery) -> Iterator[tuple[int, tuple[Any, ...]]]:
+def _scan(connection: sqlite3.Connection, found: Recovery) -> Iterator[tuple[Any, ...]]:
     """Every row of the table that can be read: from the front, from the back, then one by one over the gap."""
     sql = f"SELECT number, {', '.join(COLUMNS)}, seal FROM jobs NOT INDEXED"
     seen: set[int] = set()
@@ -230,19 +229,19 @@ def _scan(connection: sqlite3.Connection, found: Recovery) -> Iterator[tuple[int
             for number, *record in connection.execute(f"{sql} ORDER BY number {order}"):
                 if number not in seen:
                     seen.add(number)
-                    yield number, tuple(record)
+                    yield tuple(record)
         except sqlite3.Error:
             failed = True
         if not failed:
             return
     found.complete = False
-    last = next(iter(_quietly(connection, "SELECT max(number) FROM jobs NOT INDEXED")), (None,))[0]
-    end = last if isinstance(last, int) else max(seen, default=0) + 10_000
-    for number in range(1, min(end, max(seen, default=0) + 100_000) + 1):
+    # a row takes more than 256 bytes, so there can be no more of them than this
+    pages = next(_quietly(connection, "PRAGMA page_count"), (0,))[0]
+    for number in range(1, pages * 4096 // 256 + max(seen, default=0) + 1):
         if number not in seen:
             for found_number, *record in _quietly(connection, f"{sql} WHERE number = {number}"):
                 seen.add(found_number)
-                yield found_number, tuple(record)
+                yield tuple(record)
 
 
 def _quietly(connection: sqlite3.Connection, sql: str) -> Iterator[tuple[Any, ...]]:

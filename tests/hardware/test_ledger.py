@@ -24,7 +24,7 @@ RAW = '{"answer": "⟨Z⟩ = 0.25"}'
 
 def plan(ledger: Ledger, key: str, seconds: float = 5.0, cap: float | None = 100.0, **change: Any) -> Row:
     settings: dict[str, Any] = {"run": "first", "purpose": "step 1", "device": "ibm_standin", "circuits": 3,
-                                "shots": 10, "estimate_seconds": seconds, "paid": True, "summary": {"n": 1}}  # fmt: skip
+                                "shots": 9, "estimate_seconds": seconds, "paid": True, "summary": {"n": 1}}  # fmt: skip
     return ledger.plan(key, cap=cap, **{**settings, **change})
 
 
