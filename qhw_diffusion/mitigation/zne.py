@@ -18,6 +18,8 @@ from qhw_diffusion.mitigation.folding import FOLDINGS, Folding, folded
 from qhw_diffusion.mitigation.strategy import Cost, Strategy
 
 EXTRAPOLATIONS = ("linear", "polynomial2", "polynomial3", "exponential", "richardson")
+# Of Richardson's growth of errors: what an exponential may have
+_MOST = 2.0
 _POLYNOMIAL = re.compile(r"polynomial([1-9])")
 
 
@@ -31,8 +33,9 @@ class ZNE(Strategy):
     - ``"linear"``: least squares, a + b λ;
     - ``"polynomial2"``, ``"polynomial3"``, …: least squares of that degree;
     - ``"richardson"``: the polynomial through all points;
-    - ``"exponential"``: least squares of log|y|, y = a e^(−bλ), which is the decay under depolarizing noise. Values of
-      one expectation that change sign, or vanish, are no exponential: those entries are extrapolated linearly.
+    - ``"exponential"``: least squares of log|y|, y = a e^(−bλ), which is the decay under depolarizing noise. Entries it
+      does not suit are extrapolated linearly: those whose values change sign, and those so close to 0 at some scale
+      that errors would grow more than twice as much as with ``"richardson"``.
 
     The scale factors reached take part in the fit, not those asked for. Standard errors are propagated to first order.
     Readout errors are not scaled and stay, unless `Readout` is listed before.
@@ -133,11 +136,13 @@ def extrapolate(
     weights = torch.from_numpy(at_zero(factors, degree)).to(values).reshape(-1, *[1] * (values.ndim - 1))
     result, slopes = (weights * values).sum(0), weights.expand_as(values)
     if extrapolation == "exponential":
-        decays = ((values > 0).all(0) | (values < 0).all(0)).expand_as(values)
-        safe = torch.where(decays, values, torch.ones_like(values))  # keeps NaN out of the gradient of the others
+        one_sign = (values > 0).all(0) | (values < 0).all(0)
+        safe = torch.where(one_sign, values, torch.ones_like(values))  # keeps NaN out of the gradient of the others
         exponential = safe[0].sign() * (weights * safe.abs().log()).sum(0).exp()
-        result = torch.where(decays[0], exponential, result)
-        slopes = torch.where(decays, weights * exponential / safe, slopes)
+        steep = weights * exponential / safe
+        tame = one_sign & (steep.square().sum(0) <= (_MOST * np.linalg.norm(at_zero(factors, len(factors) - 1))) ** 2)
+        result = torch.where(tame, exponential, result)
+        slopes = torch.where(tame, steep, slopes)
     return result, (slopes * std_errors).square().sum(0).sqrt()
 
 

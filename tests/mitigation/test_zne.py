@@ -56,7 +56,7 @@ def test_extrapolations_are_exact_on_their_own_curves():
         (a - b * scale, 1, "linear"),
         (a - b * scale + c * scale**2, 2, "polynomial2"),
         (a - b * scale + c * scale**3, 3, "richardson"),
-        (-a * torch.exp(-b * scale), 1, "exponential"),
+        (-a * torch.exp(-0.3 * b * scale), 1, "exponential"),
     ]:
         values, errors = extrapolate(curve, none, factors, degree, kind)
         np.testing.assert_allclose(values, -a[0] if kind == "exponential" else a[0], atol=1e-10)
@@ -77,6 +77,17 @@ def test_an_entry_that_changes_sign_is_extrapolated_linearly():
     assert result[0] != linear[0]
     result.sum().backward()
     assert torch.isfinite(values.grad).all()
+
+
+def test_an_exponential_through_values_near_zero_does_not_explode():
+    values = torch.tensor([[0.02, 0.5], [1e-9, 0.3], [0.01, 0.18]], dtype=torch.float64)
+    errors = torch.full_like(values, 0.01)
+    result, spread = extrapolate(values, errors, (1, 3, 5), 1, "exponential")
+    linear, _ = extrapolate(values, errors, (1, 3, 5), 1, "linear")
+    assert result[0] == linear[0]
+    assert result[1] == pytest.approx(0.5 * (0.5 / 0.18) ** 0.25, rel=0.01)
+    most = 2 * np.linalg.norm(at_zero((1, 3, 5), 2)) * 0.01
+    assert (spread <= most).all()
 
 
 @pytest.mark.parametrize("extrapolation", FIT)
