@@ -8,6 +8,7 @@ knows nothing of them.
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import signal
@@ -82,6 +83,7 @@ def work(ledger: str, jobs: int = 1, run: str = "killed", program: str = "execut
 
 def main() -> None:
     """Serve lines until the input ends."""
+    importlib.import_module("qhw_diffusion.runs")  # seconds; a client does it when it first shows its progress
     print("ready", flush=True)
     for line in sys.stdin:
         order = json.loads(line)
