@@ -5,6 +5,12 @@ from __future__ import annotations
 from qhw_diffusion.mitigation.decoupling import DynamicalDecoupling
 from qhw_diffusion.mitigation.folding import folded
 from qhw_diffusion.mitigation.mitigated import Mitigated
+from qhw_diffusion.mitigation.mitiq_cdr import MitiqCDR
+from qhw_diffusion.mitigation.mitiq_ddd import MitiqDDD
+from qhw_diffusion.mitigation.mitiq_lre import MitiqLRE
+from qhw_diffusion.mitigation.mitiq_pec import MitiqPEC
+from qhw_diffusion.mitigation.mitiq_twirling import MitiqTwirling
+from qhw_diffusion.mitigation.mitiq_zne import MitiqZNE
 from qhw_diffusion.mitigation.parse import STRATEGIES, engine_of, strategy_of
 from qhw_diffusion.mitigation.readout import Readout
 from qhw_diffusion.mitigation.strategy import Calibration, Cost, Strategy
@@ -19,6 +25,12 @@ __all__ = [
     "Cost",
     "DynamicalDecoupling",
     "Mitigated",
+    "MitiqCDR",
+    "MitiqDDD",
+    "MitiqLRE",
+    "MitiqPEC",
+    "MitiqTwirling",
+    "MitiqZNE",
     "PauliTwirling",
     "Readout",
     "Strategy",

@@ -10,6 +10,7 @@ from qhw_diffusion.execution import Engine
 from qhw_diffusion.execution import engine_of as plain_engine_of
 from qhw_diffusion.mitigation.decoupling import DynamicalDecoupling
 from qhw_diffusion.mitigation.mitigated import Mitigated
+from qhw_diffusion.mitigation.mitiq_text import MITIQ_GRAMMAR, MITIQ_STRATEGIES
 from qhw_diffusion.mitigation.readout import Readout
 from qhw_diffusion.mitigation.strategy import Strategy
 from qhw_diffusion.mitigation.twirling import PauliTwirling
@@ -17,8 +18,9 @@ from qhw_diffusion.mitigation.zne import ZNE
 
 Number = TypeVar("Number", int, float)
 GRAMMAR = (
-    "ENGINE+STRATEGY+…, with strategies readout[:snapshot|measured|correlated], "
-    "zne[:EXTRAPOLATION[:FACTOR,FACTOR,…[:local|global]]], twirling[:COUNT[:SEED]], decoupling[:xx|xy4]; "
+    "ENGINE+STRATEGY+…, with the strategies readout[:snapshot|measured|correlated], "
+    "zne[:EXTRAPOLATION[:FACTOR,FACTOR,…[:local|global]]], twirling[:COUNT[:SEED]], decoupling[:xx|xy4], "
+    f"{MITIQ_GRAMMAR}; "
     "for example noisy+readout+zne:linear:1,3,5"
 )
 
@@ -77,4 +79,5 @@ STRATEGIES: dict[str, tuple[Callable[..., Strategy], int]] = {
     "zne": (_zne, 3),
     "twirling": (_twirling, 2),
     "decoupling": (DynamicalDecoupling, 1),
+    **MITIQ_STRATEGIES,
 }
