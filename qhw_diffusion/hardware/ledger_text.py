@@ -92,11 +92,14 @@ def next_text(ledger: Ledger, row: Row) -> str:
     if row.state == "submitted":
         return "Next: run the same command again. It waits for this job and takes its result; no second job is sent."
     if row.state == "failed":
-        return "Next: run the same command with --retry-failed to send it once more, within the caps."
+        return (
+            "Next: run the same command again. What was refused, not sent or cancelled goes out once more; what\n"
+            "failed on the device only with --retry-failed. Both within the caps."
+        )
     if not _whole(ledger, row):
         return (
-            f"Next: qhw ledger recover --ledger {ledger.folder}, then the same command again: it fetches the result\n"
-            "from the service, without a new job."
+            "Next: run the same command again: it fetches the result from the service, without a new job. (qhw ledger\n"
+            f"recover --ledger {ledger.folder} checks all results.)"
         )
     return "Next: nothing. Every command that needs this result takes it from here, for nothing."
 
