@@ -11,7 +11,14 @@ from pathlib import Path
 
 import qhw_diffusion
 from qhw_diffusion.errors import QhwError
-from qhw_diffusion.studies import denoising_cli, guidance_cli
+from qhw_diffusion.studies import (
+    denoising_cli,
+    device_studies_cli,
+    guidance_cli,
+    guidance_hardware_cli,
+    hardware_cli,
+    ledger_cli,
+)
 from qhw_diffusion.studies.common_flags import flags_out, flags_workers
 
 Parser = argparse.ArgumentParser
@@ -195,17 +202,6 @@ def calibration_best_qubits(arguments: argparse.Namespace) -> int:
     return 0
 
 
-# -- small ones ------------------------------------------------------------------------------------------------------
-
-
-def devices(arguments: argparse.Namespace) -> int:
-    """`qhw devices`."""
-    from qhw_diffusion.devices import fake_backend_names
-
-    print("\n".join(["ideal", *fake_backend_names()]))
-    return 0
-
-
 def version(arguments: argparse.Namespace) -> int:
     """`qhw version`."""
     from qhw_diffusion.runs import package_versions
@@ -221,11 +217,14 @@ GROUPS = {
     "study": "run an experiment with statistics and a report",
     "circuits": "publish the circuits as files",
     "calibration": "look at devices: snapshots, tables, drift, good qubits",
+    "ledger": "look after the jobs that were sent: what ran, what it cost, what to do next",
 }
 COMMANDS: dict[tuple[str, ...], tuple[str, Callable[[Parser], None] | None, Command]] = {
     ("demo",): ("the main job in minutes: train under device noise, compare, report", _flags_demo, demo),
     **guidance_cli.COMMANDS,
+    **guidance_hardware_cli.COMMANDS,
     **denoising_cli.COMMANDS,
+    **device_studies_cli.COMMANDS,
     ("circuits", "export"): (
         "write every circuit the package trains, with drawings and the table of its costs",
         _flags_circuits_export,
@@ -243,7 +242,8 @@ COMMANDS: dict[tuple[str, ...], tuple[str, Callable[[Parser], None] | None, Comm
         _flags_calibration_best_qubits,
         calibration_best_qubits,
     ),
-    ("devices",): ("list the devices circuits can be compiled for", None, devices),
+    **hardware_cli.COMMANDS,
+    **ledger_cli.COMMANDS,
     ("version",): ("versions of the package and what results depend on", None, version),
 }
 

@@ -112,7 +112,7 @@ def test_train_resume_evaluate_overwrite(tmp_path: Path, capsys: pytest.CaptureF
     saved = json.loads((out / "evaluations" / "home-home.json").read_text())
     assert len(saved["values"]["as trained (matched)"]["fd"]) == 2
     assert main(["evaluate", "guidance", str(out), "--engine", "ideal"]) == 2
-    assert "matched" in capsys.readouterr().err
+    assert "classical" in capsys.readouterr().err
     assert main(["evaluate", "guidance", str(out), "--seeds", "0"]) == 2
 
 
