@@ -143,8 +143,9 @@ class RandomFaults:
                 "metrics": troubles,
                 "usage": troubles,
             }
-        for endpoint in self.kinds:
-            check_endpoint(endpoint)
+        for endpoint, kinds in self.kinds.items():
+            for fault in kinds:
+                check_endpoint(endpoint, fault)
         self.generator = np.random.default_rng(self.seed)
 
     def draw(self, endpoint: str) -> Fault | None:

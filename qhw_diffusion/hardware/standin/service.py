@@ -43,6 +43,10 @@ class StandIn:
         seconds_per_job: charged for a job; None for the rule of thumb.
         keys: API keys that are accepted; any other is refused as wrong.
 
+    Attributes:
+        requests: {endpoint: how many so far}.
+        hits: {endpoint: how many of them met a fault}.
+
     Raises:
         InvalidInputError: a name that does not begin with ``ibm_``, or the ideal device.
     """
@@ -72,6 +76,7 @@ class StandIn:
         self.expired_tokens = False
         self.records = Records()
         self.requests: Counter[str] = Counter()
+        self.hits: Counter[str] = Counter()
         self._generator = np.random.default_rng(seed)
         self._planned: dict[str, list[Planned]] = {}
         self._random: RandomFaults | None = None
@@ -170,17 +175,23 @@ class StandIn:
         """The fault that hits this request; for the server."""
         with self.records.lock:
             self.requests[endpoint] += 1
-            planned = self._planned.get(endpoint, [])
-            if planned:
-                first = planned[0]
-                if first.after > 0:
-                    first.after -= 1
-                    return None
-                first.times -= 1
-                if first.times <= 0:
-                    planned.pop(0)
-                return first.fault
+            fault = self._due(endpoint)
+            if fault is not None:
+                self.hits[endpoint] += 1
+            return fault
+
+    def _due(self, endpoint: str) -> Fault | None:
+        planned = self._planned.get(endpoint, [])
+        if not planned:
             return self._random.draw(endpoint) if self._random is not None else None
+        first = planned[0]
+        if first.after > 0:
+            first.after -= 1
+            return None
+        first.times -= 1
+        if first.times <= 0:
+            planned.pop(0)
+        return first.fault
 
     # -- the truth -------------------------------------------------------------------------------------------------
 
@@ -201,6 +212,7 @@ class StandIn:
             self.records.jobs.clear()
             self.records.sessions.clear()
             self.requests.clear()
+            self.hits.clear()
             self._planned.clear()
             self._random = None
 

@@ -1,0 +1,107 @@
+"""Many jobs under random faults: none lost, none run twice; the stand-in's books and the ledger's agree.
+
+40 jobs in `make test`; `QHW_SOAK=500 pytest tests/hardware/test_soak.py -s` for the full run, with its figures.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scripted import exact, pub
+
+from qhw_diffusion.errors import AccountError, JobError, ServiceError
+from qhw_diffusion.hardware.ledger import Ledger
+from qhw_diffusion.hardware.runner import Answer, Runner, open_runner
+from qhw_diffusion.hardware.split import JobLimits
+from qhw_diffusion.hardware.standin import (
+    CancelJob,
+    Delay,
+    Drop,
+    ExpireSession,
+    FailJob,
+    LostReply,
+    RandomFaults,
+    StandIn,
+    Status,
+    Truncate,
+)
+from qhw_diffusion.hardware.times import Times
+
+JOBS = int(os.environ.get("QHW_SOAK", "40"))
+PER_CALL = 4
+SHOTS = 128
+CHARGE = 1.0
+FAILURE = 0.25
+TIMES = Times(connect=5, read=5, attempts=3, backoff=0.005, backoff_most=0.02, poll=0.01, poll_most=0.03, patience=20,
+              grace=0.02, lookups=2, submissions=2, settle=20)  # fmt: skip
+
+TROUBLE = [Status(500), Status(503), Status(504), Status(429), Status(429, retry_after=0.01), Drop(), LostReply()]
+FAULTS = {
+    "jobs_post": [*TROUBLE, FailJob(seconds=FAILURE), CancelJob(), Delay(0.05), ExpireSession(), Truncate()],
+    "jobs_get": [*TROUBLE, Truncate()],
+    "job_get": TROUBLE,
+    "results": [*TROUBLE, Truncate(), Truncate(abrupt=True)],
+    "metrics": TROUBLE,
+    "usage": TROUBLE,
+    "sessions_post": TROUBLE,
+    "session_patch": TROUBLE,
+    "cancel": TROUBLE,
+}
+
+
+@pytest.mark.timeout(60 + 10 * JOBS)
+def test_many_jobs_under_random_faults(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = np.linspace(0.0, np.pi, JOBS)
+    raised: Counter[str] = Counter()
+    started = time.monotonic()
+    with (
+        StandIn("fake_manila", seconds_per_job=CHARGE, usage_limit_seconds=1e6, seed=1) as standin,
+        standin.as_account(),
+        Ledger.open(tmp_path / "ledger") as ledger,
+    ):
+        answers: list[Answer] = []
+        runners = [connected(ledger, program) for program in ("executor", "estimator")]
+        standin.inject_random(RandomFaults(seed=2, rate=0.15, kinds=FAULTS))
+        for number, first in enumerate(range(0, JOBS, PER_CALL)):
+            part = pub(rows[first : first + PER_CALL], SHOTS)
+            for _ in range(20):  # each is what a user does who repeats the command
+                try:
+                    answers.append(runners[number % 2].run([part]))
+                    break
+                except (ServiceError, JobError, AccountError) as error:
+                    raised[type(error).__name__] += 1
+            else:
+                pytest.fail(f"call {number} did not end in 20 attempts; raised so far: {dict(raised)}")
+        standin.inject_random(None)
+        states = Counter(job.state for job in standin.jobs)
+        completed = Counter(tag for job in standin.jobs if job.state == "Completed" for tag in job.tags[2:3])
+        ledger_rows = ledger.rows()
+        again = [runners[number % 2].run([pub(rows[first : first + PER_CALL], SHOTS)])
+                 for number, first in enumerate(range(0, JOBS, PER_CALL))]  # fmt: skip
+        with capsys.disabled():
+            print(
+                f"\nsoak: {JOBS} jobs, {sum(standin.requests.values())} requests, {sum(standin.hits.values())} faults, "
+                f"{sum(raised.values())} errors raised {dict(raised)}, jobs at the service {dict(states)}, charged "
+                f"{standin.charged_seconds:g} s, {JOBS - len(completed)} lost, "
+                f"{sum(completed.values()) - len(completed)} duplicated, {time.monotonic() - started:.0f} s"
+            )
+        assert [row.state for row in ledger_rows] == ["done"] * JOBS
+        assert len(completed) == JOBS, "lost"
+        assert set(completed.values()) == {1}, "duplicated"
+        assert {row.job_id for row in ledger_rows} == {job.id for job in standin.jobs if job.state == "Completed"}
+        assert ledger.spent() == pytest.approx(standin.charged_seconds)
+        assert standin.charged_seconds == JOBS * CHARGE + states["Failed"] * FAILURE
+        assert sum(answer.reused for answer in again) == JOBS
+        assert len(standin.jobs) == sum(states.values()), "results that are there cost nothing"
+    measured = np.concatenate([answer.values[0] for answer in answers], axis=1)
+    assert np.abs(measured - exact(pub(rows, SHOTS))).max() < 0.15 + 5 / np.sqrt(SHOTS), "each answer is its own job's"
+
+
+def connected(ledger: Ledger, program: str) -> Runner:
+    return open_runner("ibm_standin", ledger=ledger, run=program, program=program, max_qpu_seconds=1e4, times=TIMES,
+                       retry_failed=True, limits=JobLimits(executions=2 * SHOTS))  # fmt: skip
