@@ -8,10 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from qhw_diffusion import cli
 from qhw_diffusion.cli import main
 from qhw_diffusion.hardware import Ledger
-from qhw_diffusion.studies import ledger_cli
 
 KEYS = [f"{number:x}" * 64 for number in range(10, 15)]
 ANSWER = json.dumps({"format": "qhw-local-1", "pubs": [{"values": [[0.1, 0.3]], "std_errors": [[0.01, 0.02]],
@@ -21,13 +19,6 @@ ANSWER = json.dumps({"format": "qhw-local-1", "pubs": [{"values": [[0.1, 0.3]], 
 def plan(ledger: Ledger, key: str, run: str = "first", seconds: float = 4.0) -> None:
     ledger.plan(key, run=run, purpose=f"step {key[0]}", device="ibm_standin", circuits=12, shots=1000,
                 estimate_seconds=seconds, paid=True, summary={"rows": 2}, cap=1000.0)  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def commands(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(cli.GROUPS, "ledger", ledger_cli.GROUP)
-    for path, command in ledger_cli.COMMANDS.items():
-        monkeypatch.setitem(cli.COMMANDS, path, command)
 
 
 @pytest.fixture

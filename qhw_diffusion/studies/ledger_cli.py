@@ -7,8 +7,6 @@ from collections.abc import Callable
 
 Parser = argparse.ArgumentParser
 
-GROUP = "look at the ledger of jobs, and mend it"
-
 
 def _flags_ledger(parser: Parser) -> None:
     parser.add_argument("--ledger", metavar="DIR", help="folder of the ledger [$QHW_LEDGER, else runs/ledger]")
