@@ -20,7 +20,6 @@ from qiskit_ibm_runtime import RuntimeJobV2
 from qiskit_ibm_runtime.decoders.defaults import DEFAULT_DECODERS
 from qiskit_ibm_runtime.decoders.result_decoder import ResultDecoder
 from qiskit_ibm_runtime.exceptions import (
-    IBMError,
     IBMNotAuthorizedError,
     RuntimeInvalidStateError,
     RuntimeJobNotFound,
@@ -29,7 +28,7 @@ from qiskit_ibm_runtime.utils import validate_isa_circuits
 
 from qhw_diffusion.devices import Device
 from qhw_diffusion.devices.account import connect, live_backend, without_tokens
-from qhw_diffusion.errors import AccountError, DamagedFileError, InvalidInputError, QhwError, ServiceError
+from qhw_diffusion.errors import AccountError, BudgetError, DamagedFileError, InvalidInputError, QhwError, ServiceError
 from qhw_diffusion.hardware.modes import Context
 from qhw_diffusion.hardware.service import (
     JobState,
@@ -113,8 +112,9 @@ class IBMService:
             raise InvalidInputError(
                 f"option {reserved[0]!r} is set by the runner (tags, limits from the cap); leave it out"
             )
+        target = self._ask(f"read the target of {self.device}", lambda: self._backend.target)
         for pub in pubs:
-            width = self._backend.num_qubits
+            width = target.num_qubits
             if pub.circuit.num_qubits > width:
                 raise InvalidInputError(
                     f"the circuit has {pub.circuit.num_qubits} qubits, {self.device} has {width}; compile it for "
@@ -127,7 +127,7 @@ class IBMService:
         except (ValueError, TypeError, KeyError) as error:
             raise InvalidInputError(f"the client refuses these options: {self._clean(error)}") from None
         try:
-            validate_isa_circuits([pub.circuit for pub in pubs], self._backend.target)
+            validate_isa_circuits([pub.circuit for pub in pubs], target)
         except ValueError as error:
             raise InvalidInputError(
                 f"the circuit does not fit {self.device}: {self._clean(error)} Compile it for this device"
@@ -242,13 +242,15 @@ class IBMService:
         posted, text = self._transport.posted, self._clean(error)
         if isinstance(error, IBMNotAuthorizedError) or posted == 401:
             return IBMNotAuthorizedError(text)
-        if posted is None and not isinstance(error, IBMError) and isinstance(error, (ValueError, TypeError)):
+        if posted is None and isinstance(error, (ValueError, TypeError)):
             return InvalidInputError(f"the client refuses the job: {text}")
         if posted in (None, "refused", 429):
             return NotSentError(f"the job could not be sent: {text}")
         if isinstance(posted, int) and 400 <= posted < 500 and posted not in (408, 425):
             if re.search(rf"\b{_SESSION_CLOSED}\b", text):
                 return _SessionClosedError(text)
+            if re.search("usage limit|limit_reached|time available", text):
+                return BudgetError(f"the account has no time left for jobs on {self.device}: {text}")
             return AccountError(text) if posted == 403 else RefusedError(f"the service refused the job: {text}")
         return UncertainError(f"no usable reply to the job: {text}")
 

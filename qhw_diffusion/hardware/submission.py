@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 
-from qhw_diffusion.errors import AccountError, InvalidInputError, QhwError, ServiceError
+from qhw_diffusion.errors import AccountError, BudgetError, InvalidInputError, QhwError, ServiceError
 from qhw_diffusion.hardware.budget import LONGEST_JOB
 from qhw_diffusion.hardware.job import Job
 from qhw_diffusion.hardware.ledger import Ledger, Row
@@ -51,8 +51,8 @@ class Sender:
         """Send a job that the service certainly does not have; again only when it certainly still has not.
 
         Raises:
-            RefusedError, AccountError, InvalidInputError: the service, or its client, does not take it. The row is
-                failed as "refused"; the next call tries again.
+            RefusedError, AccountError, BudgetError, InvalidInputError: the service, or its client, does not take it.
+                The row is failed as "refused"; the next call tries again.
             ServiceError: it was not sent (the row is failed as "not sent"), or nobody says whether it was (the row
                 stays planned, and the next call looks it up).
         """
@@ -70,7 +70,7 @@ class Sender:
                 job_id = self.look_up(row)
             except NotSentError as error:
                 trouble = error
-            except (RefusedError, AccountError, InvalidInputError) as error:
+            except (RefusedError, AccountError, BudgetError, InvalidInputError) as error:
                 self.ledger.failed(job.key, f"refused: {error}")
                 raise
             if job_id is not None:
