@@ -21,8 +21,9 @@ from qhw_diffusion.mitigation.strategy import Cost, Strategy, kept, with_isa, wi
 if TYPE_CHECKING:
     import cirq
 
-# Standard deviation of the training circuits' ideal values below which a line through them means nothing
-_LEAST_SPREAD = 0.01
+# Standard deviation of a set's ideal values: below the first a line means nothing, from the second on it stands up to
+# a few thousand shots. A set between them is taken if none of the draws gives a better one.
+_LEAST_SPREAD, _ENOUGH_SPREAD, _DRAWS = 0.01, 0.05, 8
 
 
 @dataclass(frozen=True)
@@ -36,8 +37,9 @@ class MitiqCDR(Strategy):
     angles drawn at random, serves all rows, and a gradient goes through. With `each_row` every row has its own set
     around its own angles, as in the paper: more accurate, `training_circuits` times the cost, no gradient.
 
-    Training circuits are measured with every evaluation and go through the strategies listed before, as the circuit
-    itself does. Readout errors are learned along: `Readout` is not needed.
+    A set whose ideal values are too close together is drawn again, up to eight times; the one with the widest spread is
+    taken. Training circuits are measured with every evaluation and go through the strategies listed before, as the
+    circuit itself does. Readout errors are learned along: `Readout` is not needed.
 
     Args:
         training_circuits: in one set, ≥ 3.
@@ -95,7 +97,8 @@ class MitiqCDR(Strategy):
     ) -> Estimate:
         measured, training = estimates
         _, ideal = self._training(compiled, rows)
-        return regress(ideal.to(rows), training.values.detach().reshape(ideal.shape), measured)
+        noisy, errors = (t.detach().reshape(ideal.shape) for t in (training.values, training.std_errors))
+        return regress(ideal.to(rows), noisy, errors, measured)
 
     def cost(self, compiled: CompiledCircuit) -> Cost:
         """With one set for all rows, `calibration_circuits` is what every evaluation adds, whatever its rows."""
@@ -110,19 +113,27 @@ class MitiqCDR(Strategy):
         key, seen = (self, "training"), rows.detach().cpu() if self.each_row else None
         if key in store and (seen is None or torch.equal(store[key][0], seen)):
             return store[key][1:]
-        sets = [self._angles_around(compiled, angles) for angles in self._references(compiled, rz, rows)]
-        angles = torch.cat(sets)
-        ideal = Ideal().estimate(by_angle(compiled), angles).values
-        ideal = ideal.reshape(len(sets), self.training_circuits, compiled.n_observables)
-        alike = (ideal.std(1) < _LEAST_SPREAD).any(0).nonzero().flatten().tolist()
-        if alike:
+        references = self._references(compiled, rz, rows)
+        best: list[tuple[float, Tensor, Tensor]] = [(-1.0, rows, rows)] * len(references)
+        for attempt in range(_DRAWS):
+            poor = [i for i, (spread, _, _) in enumerate(best) if spread < _ENOUGH_SPREAD]
+            if not poor:
+                break
+            drawn = [self._angles_around(compiled, references[i], self.seed + attempt) for i in poor]
+            values = Ideal().estimate(by_angle(compiled), torch.cat(drawn)).values
+            values = values.reshape(len(poor), self.training_circuits, compiled.n_observables)
+            for i, angles, ideal in zip(poor, drawn, values, strict=True):
+                best[i] = max(best[i], (float(ideal.std(0).min()), angles, ideal), key=lambda each: each[0])
+        if min(spread for spread, _, _ in best) < _LEAST_SPREAD:
+            worst = min(best, key=lambda each: each[0])[2].std(0)
             raise InvalidInputError(
-                f"the {self.training_circuits} training circuits have nearly the same ideal value in observables "
-                f"{alike} (numbered from 0): no line can be learned. Raise fraction_non_clifford (now "
-                f"{self.fraction_non_clifford:g}) or training_circuits, or take another seed"
+                f"training circuits drawn {_DRAWS} times have nearly the same ideal value in observable "
+                f"{int(worst.argmin())} (counted from 0; standard deviation {float(worst.min()):.1e}): no line can be "
+                f"learned. Raise fraction_non_clifford (now {self.fraction_non_clifford:g}) or training_circuits"
+                + (", or leave each_row out" if self.each_row else "")
             )
-        store[key] = (seen, angles, ideal)
-        return angles, ideal
+        store[key] = (seen, torch.cat([angles for _, angles, _ in best]), torch.stack([ideal for _, _, ideal in best]))
+        return store[key][1:]
 
     def _references(self, compiled: CompiledCircuit, rz: Sequence[float | ParameterExpression], rows: Tensor) -> Any:
         """The angles around which training circuits are made: the rows' own, or drawn where parameters stand."""
@@ -133,12 +144,12 @@ class MitiqCDR(Strategy):
         bindings = [dict(zip(order, row, strict=True)) for row in rows.detach().double().cpu().tolist()]
         return [[_bound(e, values) for e in rz] for values in bindings]
 
-    def _angles_around(self, compiled: CompiledCircuit, angles: Sequence[float]) -> Tensor:
+    def _angles_around(self, compiled: CompiledCircuit, angles: Sequence[float], seed: int) -> Tensor:
         """[N, rz gates]: the angles of Mitiq's training circuits around a circuit with these angles."""
         from mitiq.cdr import generate_training_circuits
 
         circuits = generate_training_circuits(
-            to_cirq(compiled, angles), self.training_circuits, self.fraction_non_clifford, random_state=self.seed
+            to_cirq(compiled, angles), self.training_circuits, self.fraction_non_clifford, random_state=seed
         )
         places = _rz_places(compiled)
         return torch.tensor([_angles_at(c, places) for c in circuits], dtype=torch.float64)
@@ -154,18 +165,21 @@ def _bound(angle: float | ParameterExpression, values: dict[Parameter, float]) -
     return float(angle)
 
 
-def regress(ideal: Tensor, noisy: Tensor, measured: Estimate) -> Estimate:
+def regress(ideal: Tensor, noisy: Tensor, errors: Tensor, measured: Estimate) -> Estimate:
     """Least-squares lines through [S, N, M] training values, S = 1 or B, applied to a measured estimate [B, M].
 
-    Standard errors hold those of the measurement and those of the fit (from the scatter around the line).
+    Standard errors hold those of the measurement, those of the fit (from the scatter around the line), and by how much
+    the training values' own errors flatten the line: a share of var(errors) / var(noisy).
     """
     values, count = measured.values, noisy.shape[1]
     centre, target = noisy.mean(1), ideal.mean(1)  # [S, M]
     x, y = noisy - centre[:, None], ideal - target[:, None]
     slope = (x * y).sum(1) / (x**2).sum(1)
     residual = ((y - slope[:, None] * x) ** 2).sum(1) / (count - 2)
+    flattened = ((errors**2).sum(1) / (x**2).sum(1)).clamp(max=0.9)
     away = values.detach() - centre
     variance = (slope * measured.std_errors) ** 2 + residual * (1 / count + away**2 / (x**2).sum(1))
+    variance = variance + (slope * flattened / (1 - flattened) * away) ** 2
     return Estimate(target + slope * (values - centre), variance.sqrt())
 
 
