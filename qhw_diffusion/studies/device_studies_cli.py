@@ -40,10 +40,34 @@ def study_shots(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _flags_study_mitigation(parser: Parser) -> None:
+    from qhw_diffusion.studies.flags import add_flags
+    from qhw_diffusion.studies.mitigation_settings import MitigationStudyConfig
+    from qhw_diffusion.studies.subjects import SubjectsConfig
+
+    _flags(parser, "runs/study-mitigation")
+    add_flags(parser, MitigationStudyConfig, title="study", skip=["subjects"])
+    shown = MitigationStudyConfig().subjects
+    add_flags(parser, SubjectsConfig, title="trained policy and denoiser", defaults=shown)
+
+
+def study_mitigation(arguments: argparse.Namespace) -> int:
+    """`qhw study mitigation`."""
+    from qhw_diffusion.studies.mitigation_command import study_from_arguments
+
+    print(study_from_arguments(arguments))
+    return 0
+
+
 COMMANDS: dict[tuple[str, ...], tuple[str, Callable[[Parser], None] | None, Callable[[argparse.Namespace], int]]] = {
     ("study", "shots"): (
         "what finite shots do to values, gradients, images, the denoiser and PPO",
         _flags_study_shots,
         study_shots,
+    ),
+    ("study", "mitigation"): (
+        "compare mitigation strategies on devices and shots: bias, scatter, cost, guidance, images, the denoiser",
+        _flags_study_mitigation,
+        study_mitigation,
     ),
 }

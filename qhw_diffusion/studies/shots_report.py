@@ -60,12 +60,12 @@ def verdict(results: ShotsResults) -> list[str]:
     rows = [row for found in results.pieces["values"] for row in found["rows"]]
     worst = max(abs(row["se"] / row["se_closed"] - 1) for row in rows)
     bias, bias_g = (
-        max(mean_interval([r[key] / r[f"{key}_chance"] for r in rows if r["shots"] == n]).mean for n in c.shots)
+        max(np.mean([r[key] / r[f"{key}_chance"] for r in rows if r["shots"] == n]) for n in c.shots)
         for key in ("bias", "bias_g")
     )
     lines = [
-        f"The scatter of ⟨Z⟩ is √((1 − ⟨Z⟩²)/N): measured and closed form differ by {worst:.1%} at most. Its bias is at "
-        f"most {bias:.2f} times, that of the guidance scale at most {bias_g:.2f} times what chance leaves."
+        f"The scatter of ⟨Z⟩ is √((1 − ⟨Z⟩²)/N): measured and closed form differ by {worst:.1%} at most. Its bias is "
+        f"at most {bias:.2f} times, that of the guidance scale at most {bias_g:.2f} times what chance leaves."
     ]
     for piece, key, what in (("images", "fd", "the controller's images"), ("denoiser", "fd", "the denoiser's images")):
         tests = results.against_exact(piece, key)
@@ -174,7 +174,7 @@ def _images(results: ShotsResults) -> Part:
                 f"{results.interval('images', n, 'rms_g').mean:.3f}",
                 f"{results.interval('images', n, 'rms_pixel').mean:.4f}",
                 results.interval("images", n, "fd").format(),
-                *_test(tests.get(n)),
+                *told_test(tests.get(n)),
                 _share(results.interval("images", n, "accuracy")),
             ]
         )
@@ -244,7 +244,7 @@ def _learning(results: ShotsResults) -> Part:
             [
                 arm_label(arm),
                 mean_interval(results.gains(arm)).format(3),
-                *_test(tests.get(arm), 3),
+                *told_test(tests.get(arm), 3),
                 f"{own.mean:.3f}",
                 f"{mean_interval([r['fd_before'] for r in found]).mean:.2f}",
                 mean_interval([r["fd_after"] for r in found]).format(),
@@ -288,7 +288,7 @@ def _denoiser(results: ShotsResults) -> Part:
                 f"{mean['infidelity'].mean:.4f}",
                 f"{mean['infidelity_closed'].mean:.4f}",
                 results.interval("denoiser", n, "fd").format(),
-                *_test(tests.get(n)),
+                *told_test(tests.get(n)),
                 _share(results.interval("denoiser", n, "accuracy")),
             ]
         )
@@ -319,7 +319,7 @@ def _denoiser(results: ShotsResults) -> Part:
     return Part("The denoiser", (text,), tables=[Table(columns, rows)], plots=[Plot("shots-denoiser", plot, alt)])
 
 
-def _test(test: PairedTest | None, digits: int = 2) -> tuple[str, str]:
+def told_test(test: PairedTest | None, digits: int = 2) -> tuple[str, str]:
     """Difference with its interval, and p after Holm's correction."""
     if test is None:
         return "–", "–"

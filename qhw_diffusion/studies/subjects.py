@@ -56,6 +56,7 @@ from qhw_diffusion.studies.settings import ModelConfig, Settings
 
 EVALUATION_SEED, DENOISER_SEED = 5_000_000, 6_000_000
 LATENT_QUBITS, LABELS = 3, 10
+STEERED_TOGETHER = 256
 
 
 @dataclass(frozen=True)
@@ -223,14 +224,14 @@ def play(
     )
     base = _base_images(guidance, images or config.eval_images, seed)
     return sample_and_measure(
-        models(), guidance, controller, labels, noise, reward=reward, reference=base.images, batch=256
+        models(), guidance, controller, labels, noise, reward=reward, reference=base.images, batch=STEERED_TOGETHER
     )
 
 
 @lru_cache(maxsize=2)
 def _base_images(guidance: GuidanceConfig, images: int, seed: int) -> Rollout:
     labels, noise = draw_starts(models().backbone, models().heldout, images, EVALUATION_SEED + seed)
-    return rollout(models().backbone, guidance, labels, noise, guidance.g0, batch=256)
+    return rollout(models().backbone, guidance, labels, noise, guidance.g0, batch=STEERED_TOGETHER)
 
 
 def autoencoder(root: Path, config: SubjectsConfig) -> LatentAutoencoder:
@@ -245,11 +246,11 @@ def autoencoder(root: Path, config: SubjectsConfig) -> LatentAutoencoder:
     return LatentAutoencoder.load(folder)
 
 
-def denoiser(root: Path, config: SubjectsConfig, seed: int) -> LatentQDM:
-    """The trained denoiser of this seed on the ideal engine, trained if it is not there yet."""
+def denoiser(root: Path, config: SubjectsConfig, seed: int, *, steps: int = 4) -> LatentQDM:
+    """The trained denoiser of this seed on the ideal engine, trained if it is not there yet; steps: T."""
     folder = root / f"denoiser-seed{seed}"
     if not folder.is_dir():
-        study = config.denoiser()
+        study = replace(config.denoiser(), n_steps=steps)
         model = LatentQDM(
             study.reverse("postselected", seed, LATENT_QUBITS), study.forward, autoencoder=autoencoder(root, config)
         )
