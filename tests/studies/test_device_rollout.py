@@ -1,0 +1,298 @@
+"""Rollouts on a device: equal to the simulation where values are exact, resumable at any step, paid for once."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from qhw_diffusion import cli, guidance
+from qhw_diffusion.errors import BudgetError, InvalidInputError, RunFolderError
+from qhw_diffusion.execution import Engine, Noisy, Shots
+from qhw_diffusion.guidance import load_controller, rollout
+from qhw_diffusion.hardware.ledger import Ledger
+from qhw_diffusion.hardware.standin import StandIn
+from qhw_diffusion.runs import RunFolder
+from qhw_diffusion.studies.device_access import AccessConfig, open_access
+from qhw_diffusion.studies.device_rollout import (
+    KIND,
+    Played,
+    Prepared,
+    Receipt,
+    RolloutConfig,
+    play,
+    prepare,
+    purpose_of,
+    starts_of,
+)
+from qhw_diffusion.studies.rollout_analysis import check_steps
+
+STEPS = 3
+
+
+class Exact:
+    """An engine in place of a device; notes the purposes."""
+
+    def __init__(self, engine: Engine | None = None) -> None:
+        self.purposes: list[str] = []
+        self._engine = engine or Noisy()
+
+    def engine(self, purpose: str) -> Engine:
+        self.purposes.append(purpose)
+        return self._engine
+
+    def receipt(self, purpose: str) -> Receipt:
+        return Receipt((f"job of {purpose}",), 1.5)
+
+
+def _asked(run: Path, **changes: object) -> RolloutConfig:
+    return RolloutConfig(run=str(run), device="fake_manila", shots=500, images=6).replace(**changes)
+
+
+@pytest.fixture(scope="module")
+def prepared(small_policy: Path, tmp_path_factory: pytest.TempPathFactory) -> Prepared:
+    return prepare(_asked(small_policy, images=24), tmp_path_factory.mktemp("prepared") / "out", resume=False)
+
+
+@pytest.fixture
+def access_config(tmp_path: Path) -> AccessConfig:
+    return AccessConfig(device="fake_manila", shots=500, ledger=str(tmp_path / "ledger"))
+
+
+# -- without a device --------------------------------------------------------------------------------------------------
+
+
+def test_with_exact_values_it_is_the_simulated_rollout(prepared: Prepared) -> None:
+    """The step-by-step loop is the project's own `rollout`, bit for bit, when the values are the same."""
+    access = Exact()
+    played = play(prepared, access, resume=False)
+    assert played is not None
+    assert access.purposes == ["out step 1", "out step 2", "out step 3"]
+    assert played.receipts[1] == Receipt(("job of out step 2",), 1.5)
+    labels, noise = starts_of(prepared)
+    models = prepared.models
+    expected = rollout(models.backbone, prepared.guidance, labels, noise, prepared.policy, proxy=models.reward)
+    assert torch.equal(played.images, expected.images)
+    assert torch.equal(played.g, expected.g)
+    assert torch.equal(played.states, expected.states)
+    assert torch.equal(played.measured, played.predicted)
+    assert float(played.g.std()) > 0.01
+
+
+def test_the_folder_keeps_policy_and_device(prepared: Prepared, small_policy: Path) -> None:
+    device = json.loads((prepared.folder.path / "device.json").read_text())
+    assert device["name"] == "fake_manila"
+    assert device["physical_qubits"] == list(prepared.compiled.physical_qubits)
+    weights = load_controller(small_policy).actor.state_dict()
+    assert all(torch.equal(value, weights[name]) for name, value in prepared.policy.state_dict().items())
+
+
+def test_shots_agree_with_the_prediction(prepared: Prepared) -> None:
+    played = play(prepared, Exact(Shots(500, seed=3)), resume=False)
+    assert played is not None
+    assert all(0.5 < check.chi2 < 1.7 for check in check_steps(played, 500))
+    wrong = play(prepared, Exact(Shots(500, seed=3, noisy=False)), resume=False)
+    assert wrong is not None
+    assert max(check.chi2 for check in check_steps(wrong, 500)) > 2.0
+
+
+def _played(measured: torch.Tensor, predicted: torch.Tensor, errors: torch.Tensor) -> Played:
+    nothing = torch.zeros(0)
+    return Played(measured, errors, predicted, nothing, nothing, nothing, nothing, nothing, ())
+
+
+def test_the_check_is_one_for_a_right_prediction_and_finds_a_wrong_one() -> None:
+    generator = torch.Generator().manual_seed(0)
+    predicted = 2 * torch.rand(2, 200, 4, generator=generator) - 1
+    errors = torch.full((2, 200, 4), 0.02)
+    measured = predicted + errors * torch.randn(2, 200, 4, generator=generator)
+    measured[1] += 0.02  # one standard error of bias adds 1 to chi²
+    right, wrong = check_steps(_played(measured, predicted, errors), 2500)
+    assert abs(right.chi2 - 1.0) < 0.2
+    assert right.p > 0.001
+    assert right.expected_rms == pytest.approx(0.02)
+    assert wrong.chi2 == pytest.approx(2.0, abs=0.3)
+    assert wrong.p < 1e-6
+    assert wrong.bias == pytest.approx(0.02, abs=3 * wrong.bias_error)
+    assert wrong.bias_error == pytest.approx(0.02 / 800**0.5)
+
+
+def test_a_standard_error_of_zero_is_no_certainty() -> None:
+    one = torch.ones(1, 1, 1)
+    check = check_steps(_played(one, 0.999 * one, 0.0 * one), 1000)[0]
+    assert check.chi2 == pytest.approx(1.0, rel=1e-4)
+
+
+# -- bad input ---------------------------------------------------------------------------------------------------------
+
+
+def test_other_settings_do_not_go_on(prepared: Prepared, small_policy: Path, tmp_path: Path) -> None:
+    path = prepared.folder.path
+    with pytest.raises(RunFolderError, match="other settings"):
+        prepare(prepared.asked.replace(shots=600), path, resume=True)
+    with pytest.raises(RunFolderError, match="not an empty folder"):
+        prepare(prepared.asked, path, resume=False)
+    with pytest.raises(RunFolderError, match="no such folder"):
+        prepare(prepared.asked, tmp_path / "elsewhere", resume=True)
+    with pytest.raises(InvalidInputError, match="shots is 0"):
+        _asked(small_policy, shots=0)
+
+
+def test_a_classical_policy_needs_no_device(tmp_path: Path) -> None:
+    guidance.train_guidance(
+        guidance.GuidanceConfig(n_steps=2, starts=20),
+        guidance.PPOConfig.short(updates=1, num_envs=20, epochs=1, minibatches=1),
+        guidance.RewardConfig(),
+        guidance.ActorConfig(kind="matched"),
+        path=tmp_path / "mlp",
+    )
+    with pytest.raises(InvalidInputError, match="needs no device"):
+        prepare(_asked(tmp_path / "mlp"), tmp_path / "out", resume=False)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_paid_device_needs_a_cap(access_config: AccessConfig) -> None:
+    with open_access(access_config, "out") as access:
+        access.require_cap()
+        access.runner.service.paid = True
+        with pytest.raises(BudgetError, match="--max-qpu-seconds"):
+            access.require_cap()
+        access.ledger.set_cap(10.0)
+        access.require_cap()
+
+
+# -- resuming ----------------------------------------------------------------------------------------------------------
+
+
+class Cut(Exception):
+    pass
+
+
+def _cut(*_: object) -> None:
+    raise Cut
+
+
+@pytest.mark.slow
+def test_it_goes_on_where_it_was_cut(small_policy: Path, tmp_path: Path, access_config: AccessConfig) -> None:
+    """Cut after the first step's checkpoint, then between the second step's job and its checkpoint: equal to an
+    uninterrupted run, no job twice.
+    """
+    asked, out = _asked(small_policy, ledger=access_config.ledger), tmp_path / "out"
+    with open_access(access_config, "out") as access:
+        before = prepare(asked, out, resume=False)
+        with pytest.raises(Cut):
+            play(before, access, resume=False, on_step=_cut)
+        save = before.folder.save_checkpoint
+        before.folder.save_checkpoint = _cut  # type: ignore[method-assign,assignment]
+        with pytest.raises(Cut):
+            play(before, access, resume=True)
+        before.folder.save_checkpoint = save  # type: ignore[method-assign]
+        jobs = [row.job_id for row in access.ledger.rows()]
+        assert len(jobs) == 2
+    with open_access(access_config, "out") as access:
+        finished = play(prepare(asked, out, resume=True), access, resume=True)
+        rows = access.ledger.rows()
+    assert [row.job_id for row in rows][:2] == jobs
+    assert [row.purpose for row in rows] == [purpose_of(out, step) for step in range(STEPS)]
+    assert {row.attempt for row in rows} == {1}
+    assert finished is not None
+    assert [receipt.job_ids for receipt in finished.receipts] == [(row.job_id,) for row in rows]
+    # outcomes of a fake device depend on the jobs' tags, so the run is another folder of the same name
+    with open_access(replace(access_config, ledger=str(tmp_path / "other")), "out") as access:
+        whole = play(prepare(asked, tmp_path / "b" / "out", resume=False), access, resume=False)
+    assert whole is not None
+    for name in ("measured", "std_errors", "predicted", "g", "actions", "states", "images", "labels"):
+        assert torch.equal(getattr(finished, name), getattr(whole, name)), name
+
+
+def _command(run: Path, out: Path, ledger: Path, device: str, *more: str) -> list[str]:
+    words = ["evaluate", "guidance", str(run), "--device", device, "--shots", "200", "--images", "6"]
+    return [*words, "--out", str(out), "--ledger", str(ledger), *more]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_killed_rollout_goes_on_without_a_second_charge(small_policy: Path, tmp_path: Path) -> None:
+    """The real client against the stand-in: SIGKILL while the second step's job is in the queue."""
+    results = []
+    for folder, killed in (("a", True), ("b", False)):
+        out, ledger = tmp_path / folder / "out", tmp_path / folder / "ledger"
+        with StandIn("fake_manila", seed=7, queue_seconds=1.0, seconds_per_job=2.5) as standin, standin.as_account():
+            asked = _asked(small_policy, device=standin.name, shots=200, ledger=str(ledger))
+            if killed:
+                _kill_in_second_step(
+                    _command(small_policy, out, ledger, standin.name, "--max-qpu-seconds", "60"), standin
+                )
+                assert RunFolder.open(out, kind=KIND).load_checkpoint()[0]["measured"].shape == (1, 6, 3)
+            config = AccessConfig(device=standin.name, shots=200, max_qpu_seconds=60.0, ledger=str(ledger))
+            with open_access(config, "out") as access:
+                played = play(prepare(asked, out, resume=killed), access, resume=killed)
+                rows = access.ledger.rows()
+            # counted on the server's side
+            assert [job.id for job in standin.jobs] == [row.job_id for row in rows]
+            assert standin.charged_seconds == pytest.approx(2.5 * STEPS)
+        assert [(row.state, row.attempt, row.qpu_seconds) for row in rows] == [("done", 1, 2.5)] * STEPS
+        assert played is not None
+        assert [receipt.qpu_seconds for receipt in played.receipts] == [2.5] * STEPS
+        results.append(RunFolder.open(out, kind=KIND).load_checkpoint()[0])
+    assert all(torch.equal(results[0][name], value) for name, value in results[1].items())
+
+
+def _kill_in_second_step(words: list[str], standin: StandIn) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "qhw_diffusion.cli", *words], env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    try:
+        deadline = time.monotonic() + 600
+        while len(standin.jobs) < 2:
+            assert process.poll() is None, "it ended before it could be killed"
+            assert time.monotonic() < deadline, "it never got to its second job"
+            time.sleep(0.02)
+    finally:
+        process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+
+
+# -- the command -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_the_command_writes_a_report(small_policy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Mitigated; then the same command again, and with --resume."""
+    out, ledger = tmp_path / "out", tmp_path / "ledger"
+    words = _command(small_policy, out, ledger, "fake_manila", "--mitigation", "readout:measured+zne:linear:1,3")
+    assert cli.main(words) == 0
+    text = capsys.readouterr().out
+    assert "step 3 of 3: local-" in text
+    with Ledger.open(ledger) as opened:
+        rows = opened.rows()
+    ids = [row.job_id or "" for row in rows]
+    assert len(ids) == STEPS  # scaled and calibration circuits are in the step's own job
+    assert rows[0].circuits > 2 * 6
+    page = (out / "report.html").read_text()
+    assert all(job in page for job in ids)
+    assert "fake_manila" in page
+    results = json.loads((out / "results.json").read_text())
+    assert [step["job_ids"] for step in results["steps"]] == [[job] for job in ids]
+    assert "fd" not in results["controllers"]["on fake_manila"]  # six images make no distance
+    assert cli.main(words) == 2  # the folder is in use
+    assert cli.main([*words, "--resume"]) == 0
+    with Ledger.open(ledger) as opened:
+        assert [row.job_id for row in opened.rows()] == ids
+    assert cli.main([*words, "--resume", "--seeds", "2"]) == 2
+    assert "--seeds is for the simulated evaluation" in capsys.readouterr().err
+
+
+def test_without_shots_the_simulated_evaluation_is_as_it_was(
+    small_policy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["evaluate", "guidance", str(small_policy), "--seeds", "2", "--images", "20"]) == 0
+    assert "2 seeds, 20 images each" in capsys.readouterr().out
