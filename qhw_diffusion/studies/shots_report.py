@@ -8,7 +8,7 @@ from qhw_diffusion.studies import shots_figures as figures
 from qhw_diffusion.studies.analysis import p_text
 from qhw_diffusion.studies.pages import Part, Plot, Table, settings_table, versions_text
 from qhw_diffusion.studies.shots_settings import arm_label
-from qhw_diffusion.studies.shots_study import REFERENCE, ShotsResults
+from qhw_diffusion.studies.shots_study import REFERENCE, ShotsResults, fewest
 from qhw_diffusion.studies.statistics import Interval, PairedTest, mean_interval
 
 _METHOD = (
@@ -101,8 +101,8 @@ def _learning_verdict(results: ShotsResults) -> list[str]:
     exact = mean_interval(results.gains(REFERENCE))
     lines = [f"PPO on exact values raises the reward by {_i(exact)} through the circuit alone."]
     gains = {n: mean_interval(results.gains(f"shift:{n}")) for n in results.config.learn_shots}
-    learns = _from(gains, lambda i: i.low > 0)
-    whole = _from(gains, lambda i: i.mean >= 0.9 * exact.mean)
+    learns = fewest(gains, lambda i: i.low > 0)
+    whole = fewest(gains, lambda i: i.mean >= 0.9 * exact.mean)
     if exact.n > 1:
         lines.append(
             f"**From {_n(learns)} shots per circuit on PPO learns beyond chance by parameter-shift**"
@@ -118,17 +118,6 @@ def _learning_verdict(results: ShotsResults) -> list[str]:
     frozen = mean_interval(results.gains("frozen+head"))
     lines.append(f"With the head trained, the trained circuit gains {_i(head)}, a frozen random circuit {_i(frozen)}.")
     return lines
-
-
-def _from(intervals: dict[int, Interval], holds: object) -> int | None:
-    """The fewest shots from which on `holds` is true for every larger number tried."""
-    assert callable(holds)
-    found = None
-    for n in sorted(intervals, reverse=True):
-        if not holds(intervals[n]):
-            break
-        found = n
-    return found
 
 
 def _values(results: ShotsResults) -> Part:

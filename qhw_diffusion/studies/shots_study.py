@@ -131,3 +131,13 @@ def load_shots_results(run: RunFolder) -> ShotsResults:
     except FileNotFoundError as error:
         raise RunFolderError(f"{error.filename} is missing: start the study again to go on") from error
     return ShotsResults(run.path, config, found, run.manifest)
+
+
+def fewest(intervals: dict[int, Interval], holds: Callable[[Interval], bool]) -> int | None:
+    """The fewest shots from which on `holds` is true for every larger number tried; None where there are none."""
+    found = None
+    for n in sorted(intervals, reverse=True):
+        if not holds(intervals[n]):
+            break
+        found = n
+    return found
