@@ -98,8 +98,8 @@ def next_text(ledger: Ledger, row: Row) -> str:
         )
     if not _whole(ledger, row):
         return (
-            "Next: run the same command again: it fetches the result from the service, without a new job. (qhw ledger\n"
-            f"recover --ledger {ledger.folder} checks all results.)"
+            "Next: run the same command again: it fetches the result from the service, without a new job.\n"
+            f"qhw ledger recover --ledger {ledger.folder} checks all results."
         )
     return "Next: nothing. Every command that needs this result takes it from here, for nothing."
 

@@ -106,11 +106,25 @@ def recover(folder: str | os.PathLike[str]) -> Recovery:
 
 def _whole(folder: Path) -> bool:
     """Whether the database opens and every row fits its seal; LedgerError for what is no damage."""
-    try:
-        LedgerFile(folder, create=False).close()
-    except DamagedLedgerError:
+    if not (folder / FILE).exists():
         return False
+    # a copy: opening the original would already write its log into it
+    with _copies(folder, folder) as scratch:
+        try:
+            LedgerFile(scratch, create=False).close()
+        except DamagedLedgerError:
+            return False
     return True
+
+
+@contextlib.contextmanager
+def _copies(of: Path, beside: Path) -> Iterator[Path]:
+    """A folder with copies of a database and its log, gone afterwards."""
+    with tempfile.TemporaryDirectory(dir=beside, prefix=".recover-") as scratch:
+        for name in _FILES[:2]:  # the shared-memory file is made anew from the other two
+            with contextlib.suppress(FileNotFoundError):
+                shutil.copyfile(of / name, Path(scratch) / name)
+        yield Path(scratch)
 
 
 # -- a new database ----------------------------------------------------------------------------------------------------
@@ -119,11 +133,8 @@ def _whole(folder: Path) -> bool:
 def _rebuild(folder: Path, found: Recovery) -> None:
     found.kept = _keep_original(folder)
     rows: dict[str, Row] = {}
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".recover-") as scratch:
-        for name in _FILES[:2]:  # the shared-memory file is made anew from the other two
-            with contextlib.suppress(FileNotFoundError):
-                shutil.copyfile(found.kept / name, Path(scratch) / name)
-        notes = _salvage(Path(scratch) / FILE, rows, found)
+    with _copies(found.kept, folder) as scratch:
+        notes = _salvage(scratch / FILE, rows, found)
     for key, row in _rows_of_results(folder):
         there = rows.get(key)
         if there is None:

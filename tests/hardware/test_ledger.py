@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from qhw_diffusion.errors import BudgetError, DamagedFileError, InvalidInputError, LedgerError
-from qhw_diffusion.hardware import Ledger, Row, ledger_file, ledger_folder
+from qhw_diffusion.hardware import Ledger, Row, key_lock, ledger_file, ledger_folder
 
 A, B, C, D = (letter * 64 for letter in "abcd")
 RAW = '{"answer": "⟨Z⟩ = 0.25"}'
@@ -273,6 +273,22 @@ def test_one_worker_to_a_key(ledger: Ledger) -> None:
     with ledger.lock(A, timeout=0.0):
         pass
     assert list((ledger.folder / "locks").iterdir()) == []
+
+
+def test_a_lock_file_removed_by_its_last_holder_is_made_anew(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, flock, removed = ledger.folder / "locks" / A, key_lock.fcntl.flock, []
+
+    def holder_leaves_just_before(handle: int, how: int) -> None:
+        if not removed:
+            path.unlink()
+            removed.append(path)
+        flock(handle, how)
+
+    monkeypatch.setattr(key_lock.fcntl, "flock", holder_leaves_just_before)
+    with ledger.lock(A):
+        assert removed
+        with pytest.raises(LedgerError, match="in use"), ledger.lock(A, timeout=0.0):
+            pass
 
 
 def test_threads_take_turns(ledger: Ledger) -> None:

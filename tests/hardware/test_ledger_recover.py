@@ -112,6 +112,48 @@ def test_one_damaged_page_costs_only_its_rows(whole: tuple[Path, dict[str, Row]]
         assert ledger.rows()[-1] == whole[1][KEYS[-1]]  # behind the damaged page
 
 
+def test_a_wrong_index_is_noticed_and_costs_nothing(whole: tuple[Path, dict[str, Row]], tmp_path: Path) -> None:
+    folder = copy_of(whole[0], tmp_path / "ledger")
+    file, key = folder / "ledger.sqlite", KEYS[9].encode()
+    data = file.read_bytes()
+    # a row's key is followed by its run, the index's by the row's number
+    places = [n for n in range(len(data)) if data.startswith(key, n) and data[n + 64 : n + 66] != b"rp"]
+    assert places
+    for place in places:
+        data = data[:place] + b"1" + data[place + 1 :]
+    file.write_bytes(data)
+    with pytest.raises(LedgerError, match="qhw ledger recover"):
+        Ledger.open(folder)
+    result = recover(folder)
+    assert (result.rows, result.complete, result.cap) == (40, True, 500.0)
+    with Ledger.open(folder) as ledger:
+        assert {row.key: row for row in ledger.rows()} == whole[1]
+        assert ledger.get(KEYS[9]) == whole[1][KEYS[9]]
+
+
+def test_an_old_log_is_not_written_into_the_new_database(whole: tuple[Path, dict[str, Row]], tmp_path: Path) -> None:
+    folder = copy_of(whole[0], tmp_path / "ledger")
+    pid = os.fork()
+    if pid == 0:  # killed with the ledger open: its log stays
+        opened = Ledger.open(folder)
+        opened.failed(KEYS[0], "refused")
+        os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(pid, 0)
+    log = folder / "ledger.sqlite-wal"
+    assert log.stat().st_size > 0
+    file = folder / "ledger.sqlite"
+    file.write_bytes(file.read_bytes()[:20000])
+    result = recover(folder)
+    assert result.kept is not None
+    assert (result.kept / log.name).stat().st_size > 0
+    assert not log.exists()
+    with Ledger.open(folder) as ledger:
+        rows = ledger.rows()
+        assert len(rows) == result.rows >= 10
+        assert all(row == whole[1][row.key] for row in rows if row.key != KEYS[0])
+    assert recover(folder).kept is None
+
+
 def test_a_changed_value_is_noticed_and_left_out(whole: tuple[Path, dict[str, Row]], tmp_path: Path) -> None:
     folder = copy_of(whole[0], tmp_path / "ledger")
     connection = sqlite3.connect(folder / "ledger.sqlite")
