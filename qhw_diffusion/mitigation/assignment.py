@@ -40,7 +40,7 @@ class Local:
 
     def inverse(self, strings: Sequence[str], members: Sequence[Member], n_observables: int) -> Inverse:
         """Π_q (P_q − d_q) / s_q, multiplied out."""
-        scales, shifts = (self.zero - self.one) / 2, (self.zero + self.one) / 2
+        scales, shifts = self._scales, (self.zero + self.one) / 2
         index = {label: at for at, label in enumerate(strings)}
         weights, constants = np.zeros((n_observables, len(strings))), np.zeros(n_observables)
         for observable, coefficient, label in members:
@@ -55,6 +55,15 @@ class Local:
                     constants[observable] += weight
         return weights, constants
 
+    @property
+    def numbers(self) -> np.ndarray:
+        """All of them in one row, for comparison."""
+        return np.concatenate([self.zero, self.one, self.errors.ravel()])
+
+    @property
+    def _scales(self) -> np.ndarray:
+        return (self.zero - self.one) / 2
+
     def moved(self) -> list[Local]:
         """This calibration with one number after the other off by its standard error."""
         result = []
@@ -65,11 +74,10 @@ class Local:
         return result
 
     def check(self, qubits: Sequence[int]) -> None:
-        scales = (self.zero - self.one) / 2
-        for at in np.flatnonzero(scales < _SMALLEST_SCALE):
+        for at in np.flatnonzero(self._scales < _SMALLEST_SCALE):
             raise InvalidInputError(
-                f"qubit {qubits[at]} reads 0 and 1 almost alike (1 − p10 − p01 = {scales[at]:.3f}): its readout cannot "
-                "be inverted; compile for other qubits"
+                f"qubit {qubits[at]} reads 0 and 1 almost alike (1 − p10 − p01 = {self._scales[at]:.3f}): its readout "
+                "cannot be inverted; compile for other qubits"
             )
 
 
@@ -87,6 +95,11 @@ class Correlated:
     qubits: tuple[int, ...]
     read: np.ndarray
     errors: np.ndarray
+
+    @property
+    def numbers(self) -> np.ndarray:
+        """All of them in one row, for comparison."""
+        return np.concatenate([self.read.ravel(), self.errors.ravel()])
 
     @property
     def matrix(self) -> np.ndarray:

@@ -18,8 +18,8 @@ from qhw_diffusion.errors import InvalidInputError, UnknownNameError
 from qhw_diffusion.execution import CompiledCircuit, Estimate, Experiment
 from qhw_diffusion.mitigation.strategy import DECOUPLED, Cost, Strategy, kept, without_delays
 
-Sequence_ = Literal["xx", "xy4"]
-SEQUENCES: tuple[str, ...] = get_args(Sequence_)
+Pulses = Literal["xx", "xy4"]
+SEQUENCES: tuple[str, ...] = get_args(Pulses)
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class DynamicalDecoupling(Strategy):
         UnknownNameError: another sequence.
     """
 
-    sequence: Sequence_ = "xx"
+    sequence: Pulses = "xx"
     name: ClassVar[str] = "decoupling"
 
     def __post_init__(self) -> None:

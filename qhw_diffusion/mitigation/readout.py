@@ -94,37 +94,60 @@ class Readout(Strategy):
         calibration: Sequence[Estimate] = (),
     ) -> Estimate:
         plan = _plan(compiled, self.source)
-        n_observables = len(compiled.observables)
-        assignment: Local | Correlated
-        if self.source == "correlated":
-            assignment = measured_correlated(plan.measured, calibration)
-        elif self.source == "measured":
-            assignment = measured_local(len(compiled.physical_qubits), plan.measured, calibration)
-            assignment.check(compiled.physical_qubits)
-        else:
-            assignment = plan.snapshot
+        assignment = self._assignment(compiled, plan, calibration)
         like = estimates[0].values if estimates else rows
         total = torch.from_numpy(plan.constants).to(like).expand(len(rows), -1)
         variances = torch.zeros_like(total)
-        for estimate, strings, members in zip(estimates, plan.strings, plan.members, strict=True):
-            values, errors = estimate.values, estimate.std_errors
-            weights, constants = (
-                torch.from_numpy(a).to(values) for a in assignment.inverse(strings, members, n_observables)
-            )
+        for estimate, inverses in zip(estimates, _inverses(compiled, self.source, plan, assignment), strict=True):
+            values = estimate.values
+            (weights, constants), *moved = [(w.to(values), c.to(values)) for w, c in inverses]
             corrected = values @ weights.T + constants
             total = total + corrected
-            variances = variances + (errors @ weights.abs().T).square()
+            variances = variances + (estimate.std_errors @ weights.abs().T).square()
             with torch.no_grad():
-                if isinstance(assignment, Local):
-                    for other in assignment.moved():
-                        moved = [torch.from_numpy(a).to(values) for a in other.inverse(strings, members, n_observables)]
-                        variances = variances + (values @ moved[0].T + moved[1] - corrected).square()
-                elif assignment.errors.any():
+                for other_weights, other_constants in moved:
+                    variances = variances + (values @ other_weights.T + other_constants - corrected).square()
+                if isinstance(assignment, Correlated) and assignment.errors.any():
                     variances = variances + _calibration_variances(assignment, values, weights)
         return Estimate(total, variances.sqrt())
 
+    def _assignment(
+        self, compiled: CompiledCircuit, plan: _Plan, calibration: Sequence[Estimate]
+    ) -> Local | Correlated:
+        if self.source == "correlated":
+            return measured_correlated(plan.measured, calibration)
+        if self.source == "snapshot":
+            return plan.snapshot
+        local = measured_local(len(compiled.physical_qubits), plan.measured, calibration)
+        local.check(compiled.physical_qubits)
+        return local
+
     def cost(self, compiled: CompiledCircuit) -> Cost:
         return Cost(calibration_circuits=len(_plan(compiled, self.source).preparations))
+
+
+def _inverses(
+    compiled: CompiledCircuit, source: Source, plan: _Plan, assignment: Local | Correlated
+) -> list[list[tuple[Tensor, Tensor]]]:
+    """For each circuit of the plan weights [M, S] and constants [M], then the same for the calibration moved by each of
+    its standard errors; kept, since products of many factors take long.
+    """
+    made, key = kept(compiled), ("inverses", source)
+    if key not in made or not np.array_equal(made[key][0], assignment.numbers):
+        others = assignment.moved() if isinstance(assignment, Local) else []
+        made[key] = (
+            assignment.numbers,
+            [
+                [
+                    (torch.from_numpy(weights), torch.from_numpy(constants))
+                    for each in (assignment, *others)
+                    for weights, constants in [each.inverse(strings, members, len(plan.constants))]
+                ]
+                for strings, members in zip(plan.strings, plan.members, strict=True)
+            ],
+        )
+    result: list[list[tuple[Tensor, Tensor]]] = made[key][1]
+    return result
 
 
 def _calibration_variances(assignment: Correlated, values: Tensor, weights: Tensor) -> Tensor:

@@ -140,7 +140,8 @@ def extrapolate(
         safe = torch.where(one_sign, values, torch.ones_like(values))  # keeps NaN out of the gradient of the others
         exponential = safe[0].sign() * (weights * safe.abs().log()).sum(0).exp()
         steep = weights * exponential / safe
-        tame = one_sign & (steep.square().sum(0) <= (_MOST * np.linalg.norm(at_zero(factors, len(factors) - 1))) ** 2)
+        most = _MOST * float(np.linalg.norm(at_zero(factors, len(factors) - 1)))
+        tame = one_sign & (steep.square().sum(0) <= most**2)
         result = torch.where(tame, exponential, result)
         slopes = torch.where(tame, steep, slopes)
     return result, (slopes * std_errors).square().sum(0).sqrt()
