@@ -29,7 +29,7 @@ SETUP = (
     "qiskit_ibm_runtime; or set QISKIT_IBM_TOKEN and QISKIT_IBM_INSTANCE"
 )
 WITHOUT = (
-    "Without an account everything runs on fake devices (`qhw devices` lists them), `qhw cost --device fake_…` "
+    "Without an account everything runs on fake devices (`qhw devices --fake` lists them), `qhw cost --device fake_…` "
     "estimates what a job takes, and `qhw standin` serves a fake device the way the real service would"
 )
 # Seconds for one thing asked of the service. The client itself has no read time-out and would wait for ever.
