@@ -12,13 +12,9 @@ import re
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from functools import reduce
 from typing import Any, TypeVar
 
-import numpy as np
 from qiskit_ibm_runtime import RuntimeJobV2
-from qiskit_ibm_runtime.decoders.defaults import DEFAULT_DECODERS
-from qiskit_ibm_runtime.decoders.result_decoder import ResultDecoder
 from qiskit_ibm_runtime.exceptions import (
     IBMNotAuthorizedError,
     RuntimeInvalidStateError,
@@ -28,7 +24,8 @@ from qiskit_ibm_runtime.utils import validate_isa_circuits
 
 from qhw_diffusion.devices import Device
 from qhw_diffusion.devices.account import connect, live_backend, without_tokens
-from qhw_diffusion.errors import AccountError, BudgetError, DamagedFileError, InvalidInputError, QhwError, ServiceError
+from qhw_diffusion.errors import AccountError, BudgetError, InvalidInputError, QhwError, ServiceError
+from qhw_diffusion.hardware.ibm_answers import RawText, decode
 from qhw_diffusion.hardware.modes import Context
 from qhw_diffusion.hardware.service import (
     JobState,
@@ -49,14 +46,6 @@ _SESSION_CLOSED = "1217"
 _RESERVED = ("max_execution_time", "environment")
 
 T = TypeVar("T")
-
-
-class _RawText(ResultDecoder):
-    """Leaves the service's text as it is."""
-
-    @classmethod
-    def decode(cls, data: Any) -> Any:
-        return data
 
 
 class IBMService:
@@ -166,7 +155,7 @@ class IBMService:
     def raw(self, job_id: str) -> str:
         job = self._job(job_id)
         for attempt in range(self.times.attempts):
-            text = self._ask(f"read the answer of job {job_id}", lambda: job.result(decoder=_RawText))
+            text = self._ask(f"read the answer of job {job_id}", lambda: job.result(decoder=RawText))
             try:
                 json.loads(text)
                 return text
@@ -312,31 +301,6 @@ class IBMService:
 
 class _SessionClosedError(Exception):
     """The batch or session takes no more jobs; this one was not accepted."""
-
-
-def decode(raw: str) -> list[Measured]:
-    """What the stored text of a job says; no service is asked.
-
-    Raises:
-        DamagedFileError: the text is no result of either program.
-    """
-    try:
-        program = "executor" if "schema_version" in json.loads(raw) else "estimator"
-        result: Any = reduce(
-            lambda value, decoder: decoder.decode(value) if decoder.is_applicable(value) else value,
-            DEFAULT_DECODERS[program],
-            raw,
-        )
-        measured = []
-        for answer in result:
-            shots = answer.metadata.get("shots", result.metadata.get("shots"))
-            measured.append((np.asarray(answer.data.evs, float), np.asarray(answer.data.stds, float), int(shots or 0)))
-        return measured
-    except Exception as error:
-        raise DamagedFileError(
-            f"the stored answer is no result of the client's estimators ({type(error).__name__}: {error}); "
-            "`qhw ledger show` gives its job, whose answer can be read again"
-        ) from error
 
 
 def _secret_of(client: Any) -> str:

@@ -18,22 +18,20 @@ import numpy as np
 from qiskit.primitives import BaseEstimatorV2
 
 from qhw_diffusion.devices import Device
-from qhw_diffusion.errors import DamagedFileError, InvalidInputError, JobError, LedgerError, QhwError, ServiceError
+from qhw_diffusion.errors import DamagedFileError, InvalidInputError, LedgerError, QhwError
 from qhw_diffusion.hardware.budget import share_budget
+from qhw_diffusion.hardware.completion import SENT_AGAIN, Collector, failed_before
 from qhw_diffusion.hardware.estimate import Estimator, job_estimator
 from qhw_diffusion.hardware.job import Job, distinct
 from qhw_diffusion.hardware.keys import job_key
 from qhw_diffusion.hardware.ledger import Ledger, Row
 from qhw_diffusion.hardware.local import LocalService
 from qhw_diffusion.hardware.modes import check_mode
-from qhw_diffusion.hardware.service import JobState, Pub, Service
+from qhw_diffusion.hardware.service import Pub, Service
 from qhw_diffusion.hardware.split import JobLimits, cut, join, split
 from qhw_diffusion.hardware.submission import Sender
 from qhw_diffusion.hardware.times import Times
-from qhw_diffusion.hardware.waiting import Waiter
-
-# Reasons of failed rows that never ran or were cancelled on request: the next call sends these again by itself
-_NEVER_RAN = ("not sent", "refused", "cancelled", "lost")
+from qhw_diffusion.hardware.waiting import Waiter, tell
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,6 +106,7 @@ class Runner:
         self._estimate = estimate
         self._waiter = Waiter(self.times, sleep)
         self._sender = Sender(service, ledger, self._waiter, mode=mode, max_session_seconds=max_session_seconds)
+        self._collector = Collector(service, ledger, self._waiter, self._sender)
 
     def run(
         self, pubs: Sequence[Pub], *, options: Mapping[str, Any] | None = None, purpose: str = "evaluate"
@@ -159,7 +158,7 @@ class Runner:
 
     def close(self) -> None:
         """Close the batch or session; jobs in it go on."""
-        self.service.close()
+        self._collector.close()
 
     def __enter__(self) -> Runner:
         return self
@@ -185,11 +184,8 @@ class Runner:
             row = self._whole(row)
         job.sent_before = row.state == "submitted"
         job.reused = row.state == "done"
-        if row.state == "failed" and not (self.retry_failed or (row.reason or "").startswith(_NEVER_RAN)):
-            raise JobError(
-                f"job {row.job_id} on {row.device} failed: {row.reason}. It is not sent again by itself; "
-                "retry_failed (--retry-failed) does, within the cap"
-            )
+        if row.state == "failed" and not (self.retry_failed or row.reason.startswith(SENT_AGAIN)):
+            raise failed_before(row, row.reason)
         return row.state in ("planned", "failed")
 
     def _whole(self, row: Row) -> Row:
@@ -209,8 +205,6 @@ class Runner:
         for job in jobs:
             cost = self._estimate(job.pubs, job.options)
             job.seconds, job.summary = cost.seconds, {"formula_seconds": cost.formula_seconds}
-        session = self._sender.mode == "session"
-        overhead = self._waiter.answered(self.service.session_seconds) - self.ledger.spent(self.name) if session else 0
         left = share_budget(
             jobs,
             self.ledger,
@@ -218,7 +212,7 @@ class Runner:
             device=self.service.device,
             cap=self.max_qpu_seconds,
             remaining=self._waiter.answered(self.service.remaining_seconds),
-            session_overhead=max(0.0, overhead),
+            session_overhead=self._collector.session_overhead(),
         )
         self._sender.limit_session(left)
 
@@ -259,74 +253,32 @@ class Runner:
         while row.state != "done":
             state = self._waiter.wait(self.service, row.job_id or "", note=note)
             if state.name == "DONE":
-                self._store(job, row)
-            elif self._goes_again(job, state):
-                what = "lost" if state.name == "UNKNOWN" else "cancelled"
-                self.ledger.failed(job.key, f"{what}: {state.reason}", qpu_seconds=self._charged(row, state))
-                self._share_budget([job])
-                self._sender.send(job, self._retry(job))
-            else:
-                self._failed(row, state)
+                row = self._collector.store(job, row)
+                continue
+            # A free job ended with its process; a paid one was cancelled since an earlier call sent it
+            again = not self.service.paid if state.name == "UNKNOWN" else state.name == "CANCELLED" and job.sent_before
+            if not again:
+                self._collector.give_up(row, state)
+            job.sent_before = False
+            self._collector.lost_or_cancelled(row, state)
+            self._share_budget([job])
+            self._sender.send(job, self._retry(job))
             row = self._row(job)
-
-    def _store(self, job: Job, row: Row) -> None:
-        raw = self._waiter.answered(lambda: self.service.raw(row.job_id or ""))
-        charged = self._charged(row, JobState("DONE"))
-        duplicates = self._sender.cancel_duplicates(row) if job.uncertain else {}
-        if not duplicates:
-            self.ledger.done(job.key, raw, charged)
-            return
-        total = None if charged is None else charged + sum(seconds or 0.0 for seconds in duplicates.values())
-        self.ledger.done(job.key, raw, total, duplicates=duplicates)
-
-    def _charged(self, row: Row, state: JobState) -> float | None:
-        """What a job used, waited for a little: the service states it some time after the job has ended."""
-        if state.name == "UNKNOWN":
-            return 0.0
-        waited, pause = 0.0, max(self.times.backoff, self.times.settle / 64)
-        while True:
-            with contextlib.suppress(ServiceError):
-                seconds = self.service.qpu_seconds(row.job_id or "")
-                if seconds is not None:
-                    return seconds
-            if waited >= self.times.settle:
-                return None
-            self._waiter.sleep(pause)
-            waited, pause = waited + pause, pause * 2
-
-    def _goes_again(self, job: Job, state: JobState) -> bool:
-        """Whether a job without answer is sent again at once: a free one that ended with its process; one that was
-        cancelled since an earlier call sent it.
-        """
-        if state.name == "UNKNOWN":
-            return not self.service.paid
-        again = state.name == "CANCELLED" and job.sent_before
-        job.sent_before = False
-        return again
-
-    def _failed(self, row: Row, state: JobState) -> None:
-        if state.name == "UNKNOWN":
-            raise JobError(
-                f"{row.device} does not know job {row.job_id} of this ledger: another account or instance? Its row "
-                "stays as it is"
-            )
-        charged, reason = self._charged(row, state), state.reason or "no reason given"
-        if state.name == "CANCELLED":
-            self.ledger.failed(row.key, f"cancelled: {reason}", qpu_seconds=charged)
-            raise JobError(f"job {row.job_id} on {row.device} was cancelled: {reason}. The same command sends it again")
-        self.ledger.failed(row.key, reason, qpu_seconds=charged)
-        raise JobError(
-            f"job {row.job_id} on {row.device} failed: {reason}. It is not sent again by itself; retry_failed "
-            "(--retry-failed) does, within the cap"
-        )
 
     def _ask_to_cancel(self, jobs: Sequence[Job]) -> None:
         """After Ctrl-C. Whether they were cancelled is for the next call to find out: their rows stay as they are."""
+        asked = []
         for job in jobs:
             row = self.ledger.get(job.key)
             if row is not None and row.state == "submitted" and row.job_id:
                 with contextlib.suppress(QhwError):
                     self.service.cancel(row.job_id)
+                    asked.append(row.job_id)
+        if asked and self.service.paid:
+            tell(
+                f"asked {self.service.device} to cancel {', '.join(asked)}; it may run all the same. The same command "
+                "takes its result, or sends it again"
+            )
 
 
 def open_runner(

@@ -100,3 +100,8 @@ class _Line:
     def clear(self) -> None:
         if self._width:
             print(f"\r{' ' * self._width}\r", end="", file=sys.stderr, flush=True)
+
+
+def tell(text: str) -> None:
+    """A line for the person at the terminal, whatever its progress bars are set to."""
+    print(text, file=sys.stderr, flush=True)

@@ -121,12 +121,14 @@ def test_a_session_has_a_maximum_time_within_the_cap_and_counts_by_the_clock(led
     mine = runner(service, ledger, mode="session", max_qpu_seconds=20)
     mine.run([pub()])
     assert service.jobs["job-1"].limits.max_session_seconds == 20
-    short = runner(service, ledger, mode="session", max_qpu_seconds=20, max_session_seconds=5)
-    short.run([pub()], purpose="short")
-    assert service.jobs["job-2"].limits.max_session_seconds == 5
-    service.session = 19.0  # of which the two jobs took 4
+    other = ScriptedService(prefix="short")
+    runner(other, ledger, mode="session", max_qpu_seconds=20, max_session_seconds=5).run([pub()], purpose="short")
+    assert other.jobs["short-1"].limits.max_session_seconds == 5
+    service.session = 17.0  # by the clock: 15 s more than the job took
     with pytest.raises(BudgetError, match=r"1.0 s are left: the run's cap is 20 s, 19.0 s"):
         mine.run([pub()], purpose="later")
+    mine.close()
+    assert ledger.spent() == 19.0, "what the session took after its job counts with that job"
 
 
 def test_estimates_come_from_the_device_unless_given(ledger: Ledger) -> None:
