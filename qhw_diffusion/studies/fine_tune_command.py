@@ -171,5 +171,5 @@ def _text(asked: FineTuneConfig, run: RunFolder, history: History, record: dict[
             test = paired_test(values["after"][metric], values["before"][metric])
             d = test.difference
             lines.append(f"after minus before, {name}: {d.mean:+.4f} [{d.low:+.4f}, {d.high:+.4f}], {p_text(test.t_p)}")
-    lines.append(f"saved in {run.path}; steer with it on the device: qhw evaluate guidance {run.path} --device …")
+    lines.append(f"saved in {run.path}; on the device: qhw evaluate guidance {run.path} --device … --shots …")
     return "\n".join(lines)
