@@ -46,7 +46,7 @@ class Client:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env={**os.environ, **standin.environment(), "HOME": str(home)},
+            env={**os.environ, **standin.environment(), "HOME": str(home), "USAGE_DATA_OPT_OUT": "True"},
         )
         assert self._line() == "ready"
 

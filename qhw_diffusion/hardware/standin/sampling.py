@@ -97,7 +97,7 @@ def _sample_group(
     device: Device,
     generator: np.random.Generator,
 ) -> np.ndarray:
-    """bool [rows, shots, measured qubits] from Aer's density matrix of the group."""
+    """bool [rows, shots, measured qubits] from Aer, which takes density matrices or trajectories as it sees fit."""
     where = {qubit: index for index, qubit in enumerate(group)}
     reduced = QuantumCircuit(len(group), len(measured))
     for instruction in circuit.data:
@@ -116,7 +116,6 @@ def _sample_group(
         parameter_binds=[binds] if binds else None,
         shots=shots,
         memory=True,
-        method="density_matrix",
         seed_simulator=int(generator.integers(2**31)),
     )
     result = job.result()
