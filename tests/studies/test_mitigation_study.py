@@ -1,0 +1,261 @@
+"""The mitigation study, as small as it can be: the denoiser's circuit, costs, errors, recommendation, resume, page."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from qiskit import QuantumCircuit
+from qiskit.quantum_info import Statevector
+
+from qhw_diffusion.denoising import LatentQDM, ReverseConfig
+from qhw_diffusion.devices import Device
+from qhw_diffusion.errors import InvalidInputError, RunFolderError, UnknownNameError
+from qhw_diffusion.execution import Ideal, Noisy, Shots
+from qhw_diffusion.mitigation import Mitigated
+from qhw_diffusion.runs import RunFolder
+from qhw_diffusion.studies import mitigation_work as work
+from qhw_diffusion.studies.denoiser_step import DenoiserStep, classical_fidelity
+from qhw_diffusion.studies.device_studies_cli import COMMANDS
+from qhw_diffusion.studies.mitigation_report import parts_of, subtitle
+from qhw_diffusion.studies.mitigation_settings import STRATEGIES, MitigationStudyConfig, label_of, mitigated
+from qhw_diffusion.studies.mitigation_study import (
+    MitigationResults,
+    load_mitigation_results,
+    open_mitigation_study,
+    run_mitigation_study,
+)
+from qhw_diffusion.studies.mitigation_verdict import default_of, ratios, verdict
+from qhw_diffusion.studies.pages import write_markdown
+from qhw_diffusion.studies.subjects import SubjectsConfig
+
+DEVICE = "fake_manila"
+TINY = MitigationStudyConfig(
+    subjects=SubjectsConfig(
+        device=DEVICE,
+        n_steps=2,
+        updates=1,
+        num_envs=20,
+        epochs=1,
+        minibatches=2,
+        starts=40,
+        denoiser_iterations=2,
+        autoencoder_steps=30,
+        eval_images=40,
+        seeds=2,
+    ),
+    devices=(DEVICE,),
+    strategies=("none", "readout", "readout+zne"),
+    steering=("none", "readout"),
+    shots=(512,),
+    steering_shots=(512,),
+    states=8,
+    repeats=20,
+    denoiser_rows=40,
+)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    folder = open_mitigation_study(
+        tmp_path_factory.mktemp("mitigation") / "run", TINY, command="qhw study mitigation …"
+    )
+    run_mitigation_study(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def results(run: RunFolder) -> MitigationResults:
+    return load_mitigation_results(run)
+
+
+@pytest.fixture(scope="module")
+def step() -> DenoiserStep:
+    reverse = ReverseConfig(n_qubits=3, n_steps=1, depth=2, labels_by="angles", n_labels=10, init_scale=0.7, seed=3)
+    return DenoiserStep.of(LatentQDM(reverse))
+
+
+def test_the_denoisers_circuit_is_the_preparation_and_the_step(step: DenoiserStep) -> None:
+    labels = torch.tensor([3, 0, 7])
+    rows = step.rows(labels, torch.Generator().manual_seed(1))
+    compiled = step.compile(Device.load("ideal"))
+    shares, success = step.read(Ideal().estimate(compiled, rows).values)
+    # the same by Qiskit's states and the reverse process: nothing of the circuit's read-out is used
+    prepared = QuantumCircuit(3)
+    angles = iter(step.preparation)
+    for layer in range(3):
+        for qubit in range(3):
+            prepared.ry(next(angles), qubit)
+            prepared.rz(next(angles), qubit)
+        if layer < 2:
+            prepared.cx(0, 1)
+            prepared.cx(1, 2)
+    values = rows[:, : len(step.preparation)].numpy()
+    states = [Statevector(prepared.assign_parameters(dict(zip(step.preparation, v, strict=True)))).data for v in values]
+    after, log_probability, _ = step.model.reverse.advance(
+        torch.tensor(np.array(states)).to(torch.complex64), 1, labels
+    )
+    assert torch.allclose(shares, after.detach().abs().square().double(), atol=1e-5)
+    assert torch.allclose(success, log_probability.detach().exp().double(), atol=1e-5)
+    assert float(classical_fidelity(shares, shares).min()) == pytest.approx(1)
+
+
+def test_random_starting_states_are_spread_like_haar_random_ones(step: DenoiserStep) -> None:
+    rows = step.rows(torch.zeros(4000, dtype=torch.int64), torch.Generator().manual_seed(0))
+    polar = rows[:, 0 : len(step.preparation) : 2]
+    # for a random point on a sphere, cos of the polar angle is uniform in [-1, 1]
+    assert float(polar.cos().mean()) == pytest.approx(0, abs=0.02)
+    assert float(polar.cos().square().mean()) == pytest.approx(1 / 3, abs=0.01)
+
+
+def test_what_is_no_distribution_is_replaced_by_the_nearest(step: DenoiserStep) -> None:
+    values = torch.full((1, 15), -0.4)
+    shares, success = step.read(values)
+    assert float(shares.sum()) == pytest.approx(1)
+    assert float(shares.min()) >= 0
+    # the ancilla, highest bit, reads 1 for certain: Z on it is −1, products with it −1 times those without
+    certain = torch.tensor([[-1.0 if s & 8 else 1.0 for s in range(1, 16)]])
+    shares, success = step.read(certain)
+    assert float(success) == 0
+    assert torch.allclose(shares, torch.full((1, 8), 1 / 8, dtype=torch.float64))
+
+
+def test_only_one_post_selected_step_is_one_circuit() -> None:
+    model = LatentQDM(ReverseConfig(n_qubits=3, n_steps=2, depth=1))
+    with pytest.raises(InvalidInputError, match="2 postselected steps"):
+        DenoiserStep.of(model)
+
+
+def test_shots_are_shared_among_the_circuits() -> None:
+    assert list(work.runs_of("none", 1.0, (1024, 4096))) == [("total", 1024, 1024), ("total", 4096, 4096)]
+    assert list(work.runs_of("zne", 2.0, (1024,))) == [("total", 1024, 512), ("each", 1024, 1024)]
+    assert list(work.runs_of("readout", 1.04, (1000,))) == [("total", 1000, 962)]
+    assert list(work.runs_of("readout+mitiq-pec", 24.0, (1024,))) == [("total", 1024, 43)]
+
+
+@pytest.mark.slow
+def test_without_mitigation_the_error_is_bias_and_the_shots_variance(results: MitigationResults) -> None:
+    """rms² = bias² + mean(1 − ⟨Z⟩²)/N, with the noisy ⟨Z⟩ not far from the ideal one."""
+    for found in results.pieces["policy", DEVICE]:
+        exact, finite = (r for r in found["rows"] if r["strategy"] == "none")
+        variance = (1 - found["rms_z"] ** 2) / 512
+        assert finite["sd"] ** 2 == pytest.approx(variance, rel=0.12)
+        assert finite["rms"] ** 2 == pytest.approx(exact["bias"] ** 2 + finite["sd"] ** 2, rel=0.12)
+        assert finite["total_shots"] == 512
+
+
+@pytest.mark.slow
+def test_costs_and_biases(results: MitigationResults) -> None:
+    for piece in ("policy", "denoiser"):
+        none, readout, zne = (results.mean(piece, DEVICE, n, "bias", how="exact") for n in TINY.strategies)
+        assert zne < readout < none
+        n = {"policy": TINY.states, "denoiser": TINY.denoiser_rows}[piece]
+        wanted = {"none": 1, "readout": 1 + 2 / n, "readout+zne": 2 + 2 / n}
+        for name, factor in wanted.items():
+            assert results.mean(piece, DEVICE, name, "circuits", how="exact") == pytest.approx(factor)
+            total = results.mean(piece, DEVICE, name, "total_shots", how="total", shots=512)
+            assert total == pytest.approx(512, abs=factor)
+        each = results.mean(piece, DEVICE, "readout+zne", "total_shots", how="each", shots=512)
+        assert each == pytest.approx(512 * wanted["readout+zne"])
+    ideal = results.mean("denoiser", DEVICE, "ideal", "fidelity")
+    assert ideal == pytest.approx(1)
+    fidelity = [results.mean("denoiser", DEVICE, n, "fidelity", how="exact") for n in TINY.strategies]
+    assert fidelity == sorted(fidelity)
+    assert fidelity[-1] < 1
+    # 7 free probabilities: 1 − F ≈ 7 / (4 N · success) where only shots are in the way
+    shots = results.mean("denoiser", DEVICE, "shots", "fidelity", how="total", shots=512)
+    success = np.mean([r["success"] for r in results.pieces["denoiser", DEVICE]])
+    assert 1 - shots == pytest.approx(7 / (4 * 512 * success), rel=0.5)
+
+
+@pytest.mark.slow
+def test_the_steered_images_start_from_the_same_noise(results: MitigationResults) -> None:
+    for found in results.pieces["images", DEVICE]:
+        rows = {row["strategy"]: row for row in found["rows"]}
+        assert rows["ideal"]["rms_g"] == 0 < rows["shots"]["rms_g"]
+        for name, steps in (("shots", 0), ("none", 0), ("readout", 2)):
+            circuits = TINY.subjects.eval_images * TINY.subjects.n_steps + steps  # calibrated once
+            assert rows[name]["circuits"] == circuits
+
+
+@pytest.mark.slow
+def test_the_recommendation_is_the_smallest_product(results: MitigationResults) -> None:
+    assert ratios(results, "none") == pytest.approx((1, 1))
+    products = {name: np.prod(ratios(results, name)) for name in TINY.strategies}
+    assert default_of(results) == min(products, key=products.__getitem__)
+    # made worse by hand, it is no longer chosen
+    chosen = default_of(results)
+    spoiled = json.loads(json.dumps(results.pieces["policy", DEVICE]))
+    for found in spoiled:
+        for row in found["rows"]:
+            if row["strategy"] == chosen and row["how"] == "total":
+                row["rms_g"] *= 100
+    other = replace(results, pieces={**results.pieces, ("policy", DEVICE): spoiled})
+    assert default_of(other) != chosen
+    assert any(sentence.startswith("**Worse than nothing**") for sentence in verdict(other))
+    assert label_of(default_of(results)) in verdict(results)[0]
+
+
+@pytest.mark.slow
+def test_a_stopped_study_does_only_what_is_left(run: RunFolder, results: MitigationResults) -> None:
+    again, kept = (work.piece_file(run.path, "policy", DEVICE, seed) for seed in (0, 1))
+    untouched = kept.stat().st_mtime_ns
+    again.unlink()
+    with pytest.raises(RunFolderError, match="policy-fake_manila-seed0"):
+        load_mitigation_results(run)
+    run_mitigation_study(open_mitigation_study(run.path, TINY, resume=True))
+    assert json.loads(again.read_text()) == results.pieces["policy", DEVICE][0]
+    assert kept.stat().st_mtime_ns == untouched
+    with pytest.raises(RunFolderError, match="states"):
+        open_mitigation_study(run.path, TINY.replace(states=9), resume=True)
+
+
+@pytest.mark.slow
+def test_the_page_shows_every_strategy(tmp_path: Path, results: MitigationResults) -> None:
+    parts = parts_of(results, "qhw study mitigation")
+    text = write_markdown(
+        parts, tmp_path / "p.md", title="T", subtitle=subtitle(results), figures=tmp_path / "f"
+    ).read_text()
+    for name in TINY.strategies:
+        assert text.count(f"| {label_of(name)} |") >= 2
+    assert (tmp_path / "f" / "mitigation-policy.png").exists()
+    assert "Recommended default" in text
+
+
+def test_strategies_are_made_anew_and_bad_settings_refused() -> None:
+    engine = Shots(100)
+    assert mitigated(engine, "none") is engine
+    made = [mitigated(Noisy(), "readout+zne") for _ in range(2)]
+    assert all(isinstance(each, Mitigated) for each in made)
+    assert made[0].spec == "noisy+readout:measured+zne:linear:1,3"
+    assert MitigationStudyConfig.from_dict(json.loads(json.dumps(TINY.to_dict()))) == TINY
+    with pytest.raises(UnknownNameError, match="readout"):
+        TINY.replace(strategies=("none", "readuot"))
+    for changes in ({"strategies": ("zne",)}, {"shots": (8,)}, {"devices": ()}, {"repeats": 1}, {"denoiser_rows": 3}):
+        with pytest.raises(InvalidInputError):
+            TINY.replace(**changes)
+    with pytest.raises(UnknownNameError, match="fake_manila"):
+        open_mitigation_study("nowhere", TINY.replace(devices=("fake_manilla",)))
+
+
+def test_every_strategy_of_mitiq_is_made() -> None:
+    pytest.importorskip("mitiq")
+    for name in STRATEGIES:
+        assert (STRATEGIES[name][1] == ()) == (mitigated(Noisy(), name) == Noisy())
+
+
+def test_every_setting_is_a_flag() -> None:
+    parser = argparse.ArgumentParser()
+    flags = COMMANDS["study", "mitigation"][1]
+    assert flags is not None
+    flags(parser)
+    given = vars(parser.parse_args(["--devices", "fake_manila", "--strategies", "none,zne", "--eval-images", "30"]))
+    assert given["MitigationStudyConfig.strategies"] == ("none", "zne")
+    assert given["SubjectsConfig.eval_images"] == 30
+    for field in (name for name in TINY.to_dict() if name != "subjects"):
+        parser.parse_args([f"--{field.replace('_', '-')}", "3"])
