@@ -84,12 +84,12 @@ class IBMService:
         self._sleep = sleep
         self._secret = _secret_of(client)
         self._transport = Transport(self.times, sleep)
-        for api in {id(api): api for api in (client._active_api_client, *client._api_clients.values())}.values():
-            for scheme in ("https://", "http://"):
-                api._session.mount(scheme, self._transport)
+        self._mount()
         self._jobs: dict[str, RuntimeJobV2] = {}
         self._context: Context | None = None
         self._backend = live_backend(device, client)
+        self._instance = self._backend._instance
+        self._mount()  # another instance's connection may have been made to find the device
 
     def snapshot(self) -> Device:
         from qhw_diffusion.devices.live import backend_snapshot
@@ -135,7 +135,9 @@ class IBMService:
         raise refusal
 
     def find(self, tag: str) -> list[str]:
-        jobs = self._ask(f"find jobs tagged {tag}", lambda: self._client.jobs(limit=50, job_tags=[tag]))
+        jobs = self._ask(
+            f"find jobs tagged {tag}", lambda: self._client.jobs(limit=50, job_tags=[tag], instance=self._instance)
+        )
         tagged = [job for job in jobs if tag in (job.tags or [])]
         self._jobs.update({job.job_id(): job for job in tagged})
         oldest_first = sorted(tagged, key=lambda job: (str(job.creation_date or ""), job.job_id()))
@@ -191,11 +193,12 @@ class IBMService:
         self._jobs.pop(job_id, None)
 
     def remaining_seconds(self) -> float | None:
-        usage = self._ask("read the account's usage", self._client.usage)
+        api = self._client._get_api_client(self._instance)  # the client's own `usage` is of its active instance
+        usage = self._ask("read the account's usage", api.cloud_usage)
         if usage.get("usage_limit_reached"):
             return 0.0
-        remaining = usage.get("usage_remaining_seconds")
-        return None if remaining is None else float(remaining)
+        limit = usage.get("usage_limit_seconds") or usage.get("usage_allocation_seconds")
+        return None if not limit else max(float(limit) - float(usage.get("usage_consumed_seconds") or 0.0), 0.0)
 
     def session_id(self) -> str | None:
         return None if self._context is None else self._context.session_id
@@ -256,6 +259,11 @@ class IBMService:
         if limits.max_execution_seconds is not None:
             estimator.options.max_execution_time = limits.max_execution_seconds
         return estimator
+
+    def _mount(self) -> None:
+        for api in (self._client._active_api_client, *self._client._api_clients.values()):
+            for scheme in ("https://", "http://"):
+                api._session.mount(scheme, self._transport)
 
     def _job(self, job_id: str) -> RuntimeJobV2:
         if job_id not in self._jobs:

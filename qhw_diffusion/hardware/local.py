@@ -47,6 +47,7 @@ class LocalService:
         self._device = device
         self._estimator = estimator
         self._seed = seed
+        self._simulators: dict[tuple[tuple[int, ...], bool], Any] = {}
         self._answers: dict[str, str] = {}
         self._tags: dict[str, tuple[str, ...]] = {}
 
@@ -84,7 +85,7 @@ class LocalService:
     def _measure(self, pub: Pub, seed: int) -> Measured:
         if self._estimator is None:
             qubits = qubits_in_use(pub.circuit, pub.observables)
-            simulator = aer_simulator(self._device, qubits, scheduled="delay" in pub.circuit.count_ops())
+            simulator = self._simulator(qubits, "delay" in pub.circuit.count_ops())
             circuit, observables = on_qubits(pub.circuit, pub.observables, qubits)
             small = Pub(circuit, observables, pub.parameters, pub.values, pub.precision)
             result = AerEstimator(simulator, seed).run([small.as_tuple()]).result()
@@ -93,6 +94,12 @@ class LocalService:
         shots = result[0].metadata.get("shots", result.metadata.get("shots"))
         data = result[0].data
         return np.asarray(data.evs, float), np.asarray(data.stds, float), int(shots or pub.shots)
+
+    def _simulator(self, qubits: tuple[int, ...], scheduled: bool) -> Any:
+        """Kept, since making the noise model takes longer than most jobs."""
+        if (qubits, scheduled) not in self._simulators:
+            self._simulators[qubits, scheduled] = aer_simulator(self._device, qubits, scheduled=scheduled)
+        return self._simulators[qubits, scheduled]
 
     def find(self, tag: str) -> list[str]:
         return [job_id for job_id, tags in self._tags.items() if tag in tags]

@@ -56,7 +56,7 @@ def test_both_programs_give_their_shots_and_decode_offline(standin: StandIn, led
     assert_right(answer)
     assert (answer.shots, [v.shape for v in answer.values]) == ([1000, 1000], [(2, 2), (2, 1)])
     (job,) = standin.jobs
-    assert job.program == program
+    assert (job.program, job.limit_seconds) == (program, 50)
     (row,) = ledger.rows()
     before = dict(standin.requests)
     for (values, errors, shots), value, error in zip(
