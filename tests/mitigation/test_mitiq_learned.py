@@ -126,7 +126,7 @@ def test_pec_says_what_the_drawing_leaves_uncertain(pair):
 
 @pytest.mark.parametrize("spread", [0.3, 0.03])
 def test_cdr_error_bars_hold_under_shot_noise(spread):
-    """300 sets at once. With the narrow ones shot noise flattens the lines: without that in the bars, off is above 3."""
+    """300 sets at once. Shot noise flattens the lines of the narrow ones: without that in the bars, off is 4."""
     generator, shot = torch.Generator().manual_seed(1), 0.02
 
     def noise(*shape: int) -> torch.Tensor:
