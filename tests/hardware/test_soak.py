@@ -24,6 +24,7 @@ from qhw_diffusion.hardware.standin import (
     Drop,
     ExpireSession,
     FailJob,
+    Fault,
     LostReply,
     RandomFaults,
     StandIn,
@@ -41,8 +42,9 @@ TIMES = Times(connect=5, read=5, attempts=3, backoff=0.005, backoff_most=0.02, p
               grace=0.02, lookups=2, submissions=2, settle=20)  # fmt: skip
 
 TROUBLE = [Status(500), Status(503), Status(504), Status(429), Status(429, retry_after=0.01), Drop(), LostReply()]
+LOST = [LostReply(), Truncate(), Truncate(abrupt=True)]  # accepted, and the client does not hear of it
 FAULTS = {
-    "jobs_post": [*TROUBLE, FailJob(seconds=FAILURE), CancelJob(), Delay(0.05), ExpireSession(), Truncate()],
+    "jobs_post": [*TROUBLE, *LOST, *LOST, FailJob(seconds=FAILURE), CancelJob(), Delay(0.05), ExpireSession()],
     "jobs_get": [*TROUBLE, Truncate()],
     "job_get": TROUBLE,
     "results": [*TROUBLE, Truncate(), Truncate(abrupt=True)],
@@ -52,6 +54,18 @@ FAULTS = {
     "session_patch": TROUBLE,
     "cancel": TROUBLE,
 }
+
+
+class Counted(RandomFaults):
+    """Counts what it draws."""
+
+    drawn: Counter[tuple[str, Fault]]
+
+    def draw(self, endpoint: str) -> Fault | None:
+        fault = super().draw(endpoint)
+        if fault is not None:
+            self.drawn[endpoint, fault] += 1
+        return fault
 
 
 @pytest.mark.timeout(60 + 10 * JOBS)
@@ -69,7 +83,9 @@ def test_many_jobs_under_random_faults(
     ):
         answers: list[Answer] = []
         runners = [connected(ledger, program) for program in ("executor", "estimator")]
-        standin.inject_random(RandomFaults(seed=2, rate=0.15, kinds=FAULTS))
+        faults = Counted(seed=24, rate=0.2, kinds=FAULTS)  # of the first jobs, each kind of fault hits one
+        faults.drawn = Counter()
+        standin.inject_random(faults)
         for number, first in enumerate(range(0, JOBS, PER_CALL)):
             part = pub(rows[first : first + PER_CALL], SHOTS)
             for _ in range(20):  # each is what a user does who repeats the command
@@ -83,16 +99,19 @@ def test_many_jobs_under_random_faults(
         standin.inject_random(None)
         states = Counter(job.state for job in standin.jobs)
         completed = Counter(tag for job in standin.jobs if job.state == "Completed" for tag in job.tags[2:3])
+        unheard = sum(faults.drawn["jobs_post", fault] for fault in set(LOST))
         ledger_rows = ledger.rows()
         again = [runners[number % 2].run([pub(rows[first : first + PER_CALL], SHOTS)])
                  for number, first in enumerate(range(0, JOBS, PER_CALL))]  # fmt: skip
         with capsys.disabled():
             print(
                 f"\nsoak: {JOBS} jobs, {sum(standin.requests.values())} requests, {sum(standin.hits.values())} faults, "
-                f"{sum(raised.values())} errors raised {dict(raised)}, jobs at the service {dict(states)}, charged "
-                f"{standin.charged_seconds:g} s, {JOBS - len(completed)} lost, "
-                f"{sum(completed.values()) - len(completed)} duplicated, {time.monotonic() - started:.0f} s"
+                f"{unheard} jobs accepted without a reply, {sum(raised.values())} errors raised {dict(raised)}, "
+                f"jobs at the service {dict(states)}, charged {standin.charged_seconds:g} s, "
+                f"{JOBS - len(completed)} lost, {sum(completed.values()) - len(completed)} duplicated, "
+                f"{time.monotonic() - started:.0f} s"
             )
+        assert unheard >= JOBS / 20, "too few for a test"
         assert [row.state for row in ledger_rows] == ["done"] * JOBS
         assert len(completed) == JOBS, "lost"
         assert set(completed.values()) == {1}, "duplicated"

@@ -119,7 +119,7 @@ class RandomFaults:
     """Each request of the endpoints is hit with probability `rate`, by a fault drawn from `kinds`.
 
     Args:
-        seed: of the draws. Which request a draw meets depends on timing, so a run is like another, not equal to it.
+        seed: of the draws. Each endpoint has its own, so that how often a client polls changes nothing for its jobs.
         rate: probability, 0 to 1.
         kinds: {endpoint: faults to draw from}; None: replies lost, connections dropped, 429, 500, 503 and truncation
             wherever they can happen, and failing jobs nowhere.
@@ -128,7 +128,7 @@ class RandomFaults:
     seed: int = 0
     rate: float = 0.1
     kinds: dict[str, Sequence[Fault]] | None = None
-    generator: np.random.Generator = field(init=False, repr=False)
+    generators: dict[str, np.random.Generator] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         if not 0 <= self.rate <= 1:
@@ -146,15 +146,17 @@ class RandomFaults:
         for endpoint, kinds in self.kinds.items():
             for fault in kinds:
                 check_endpoint(endpoint, fault)
-        self.generator = np.random.default_rng(self.seed)
+        self.generators = {
+            endpoint: np.random.default_rng([self.seed, list(ENDPOINTS).index(endpoint)]) for endpoint in self.kinds
+        }
 
     def draw(self, endpoint: str) -> Fault | None:
         """The fault that hits this request, or None."""
         assert self.kinds is not None
         choices = self.kinds.get(endpoint)
-        if not choices or self.generator.random() >= self.rate:
+        if not choices or self.generators[endpoint].random() >= self.rate:
             return None
-        return choices[int(self.generator.integers(len(choices)))]
+        return choices[int(self.generators[endpoint].integers(len(choices)))]
 
 
 def check_endpoint(name: str, fault: Fault | None = None) -> None:
