@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from qhw_diffusion.devices import Device
-from qhw_diffusion.errors import BudgetError, InvalidInputError
+from qhw_diffusion.errors import BudgetError, InvalidInputError, QhwError
 from qhw_diffusion.execution import CompiledCircuit, Engine
 from qhw_diffusion.execution.hardware_engine import Hardware
 from qhw_diffusion.hardware.cost import Cost, estimate_cost, history_of
@@ -152,3 +154,13 @@ def open_access(config: AccessConfig, run: str, *, device: Device | None = None)
         )
         with runner:
             yield DeviceAccess(config, runner, ledger, run)
+
+
+@contextmanager
+def hint_to_resume(out: Path) -> Iterator[None]:
+    """Where an error ends a run that has begun, say on stderr how it goes on; the error passes."""
+    try:
+        yield
+    except QhwError:
+        print(f"qhw: what was done is kept in {out}; the same command with --resume goes on", file=sys.stderr)
+        raise

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from qhw_diffusion.devices import Device
-from qhw_diffusion.errors import DamagedFileError, InvalidInputError
+from qhw_diffusion.errors import DamagedFileError, InvalidInputError, RunFolderError
 from qhw_diffusion.execution import CompiledCircuit, Engine, Noisy
 from qhw_diffusion.execution.engine import rows_of
 from qhw_diffusion.guidance import (
@@ -155,8 +155,12 @@ def prepare(
         raise DamagedFileError(f"{folder.path / 'config.json'} does not describe a rollout ({error!r})") from error
     policy = load_actor(folder.path / "model", engine="noisy")
     assert isinstance(policy, QuantumActor)
-    models = load_models(ModelConfig.from_dict(read_json(folder.path / MODELS_FILE)))
-    return Prepared(folder, asked, policy, guidance, reward, models)
+    used = ModelConfig.from_dict(read_json(folder.path / MODELS_FILE))
+    if used != used.replace(**dict(changes or {})):
+        raise RunFolderError(
+            f"{folder.path} was started with other models ({', '.join(changes or {})}); resume it without"
+        )
+    return Prepared(folder, asked, policy, guidance, reward, load_models(used))
 
 
 def _create(asked: RolloutConfig, out: Path, command: str | None) -> None:

@@ -15,7 +15,7 @@ from qhw_diffusion.guidance.ppo import History
 from qhw_diffusion.guidance.training import KIND
 from qhw_diffusion.runs import RunFolder, progress, read_json
 from qhw_diffusion.studies.analysis import p_text
-from qhw_diffusion.studies.device_access import AccessConfig, DeviceAccess, open_access
+from qhw_diffusion.studies.device_access import AccessConfig, DeviceAccess, hint_to_resume, open_access
 from qhw_diffusion.studies.fine_tune import (
     FineTuneConfig,
     Work,
@@ -70,7 +70,7 @@ def fine_tune_from_arguments(arguments: argparse.Namespace) -> str:
         models = load_models(ModelConfig.from_dict(read_json(out / MODELS_FILE)))
         work = work_of(asked, original.layer.compiled, trained.config.n_steps)
         print(_cost_text(access, original.layer.compiled, work), flush=True)
-        with run:
+        with run, hint_to_resume(out):
             actor, history = fine_tune(
                 asked, run, trained, original, models, access, resume=arguments.resume, on_update=_say
             )

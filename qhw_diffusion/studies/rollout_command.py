@@ -8,7 +8,7 @@ from pathlib import Path
 from qhw_diffusion.devices import Device
 from qhw_diffusion.errors import InvalidInputError
 from qhw_diffusion.runs import atomic_write_json
-from qhw_diffusion.studies.device_access import AccessConfig, open_access
+from qhw_diffusion.studies.device_access import AccessConfig, hint_to_resume, open_access
 from qhw_diffusion.studies.device_rollout import KIND, Played, Prepared, RolloutConfig, play, prepare
 from qhw_diffusion.studies.rollout_analysis import Compared, check_steps, compare_controllers, results_of
 from qhw_diffusion.studies.rollout_report import render_rollout
@@ -55,9 +55,10 @@ def rollout_from_arguments(arguments: argparse.Namespace) -> str:
         )
         steps = prepared.guidance.n_steps
         print(access.cost_text(access.cost(prepared.compiled, asked.images, jobs=steps)), flush=True)
-        played = play(
-            prepared, access, resume=arguments.resume, on_step=lambda done, so_far: _say(done, so_far, prepared)
-        )
+        with hint_to_resume(out):
+            played = play(
+                prepared, access, resume=arguments.resume, on_step=lambda done, so_far: _say(done, so_far, prepared)
+            )
         paid = access.paid
     if played is None:
         raise KeyboardInterrupt

@@ -80,7 +80,7 @@ def _agreement(section: Section, played: Played, checks: Sequence[StepCheck]) ->
     section.table(columns, rows, caption="Measured minus predicted ⟨Z⟩, over samples and qubits.")
     section.figure(
         expectation_figure(played),
-        alt="Measured against predicted expectation values, a panel per step, with error bars on the diagonal.",
+        alt="Measured minus predicted expectation values against the prediction, with error bars, a panel per step.",
         caption="Every point is ⟨Z⟩ of one qubit for one image; error bars are one standard error.",
         wide=True,
     )
@@ -173,28 +173,29 @@ def _reproduce(section: Section, folder: RunFolder, ledger: str, command: str) -
 
 
 def expectation_figure(played: Played) -> Figure:
-    """Measured (with standard errors) against predicted ⟨Z⟩: a panel per step, at most twelve of them."""
+    """Measured minus predicted ⟨Z⟩ with standard errors, against the prediction: a panel per step, at most twelve."""
     steps = len(played.measured)
     shown = sorted({round(float(s)) for s in np.linspace(0, steps - 1, min(12, steps))})
     across = min(3, len(shown))
     down = -(-len(shown) // across)
-    figure = Figure(figsize=(3.1 * across, 2.9 * down), layout="constrained")
-    axes = np.atleast_1d(figure.subplots(down, across, sharex=True, sharey=True, squeeze=False)).ravel()
+    figure = Figure(figsize=(3.4 * across, 2.6 * down), layout="constrained")
+    axes = figure.subplots(down, across, sharex=True, sharey=True, squeeze=False).ravel()
     for axis in axes[len(shown) :]:
         axis.set_axis_off()
     for axis, step in zip(axes, shown, strict=False):
-        axis.plot([-1, 1], [-1, 1], color=figures.INK, lw=0.8, ls="--")
+        axis.axhline(0.0, color=figures.INK, lw=0.8, ls="--")
         for qubit in range(played.measured.shape[2]):
+            predicted = played.predicted[step, :, qubit].numpy()
             axis.errorbar(
-                played.predicted[step, :, qubit].numpy(),
-                played.measured[step, :, qubit].numpy(),
+                predicted,
+                played.measured[step, :, qubit].numpy() - predicted,
                 yerr=played.std_errors[step, :, qubit].numpy(),
-                fmt="o", ms=2.5, lw=0.8, color=figures.colour(qubit), label=f"⟨Z⟩ of qubit {qubit}",
+                fmt="o", ms=2.0, lw=0.5, color=figures.colour(qubit), label=f"⟨Z⟩ of qubit {qubit}",
             )  # fmt: skip
         axis.set_title(f"step {step + 1}", fontsize=9, color=figures.INK)
         axis.grid(color=figures.FAINT, lw=0.5)
         axis.spines[["top", "right"]].set_visible(False)
-    figure.supxlabel("predicted by the calibration", fontsize=9)
-    figure.supylabel("measured", fontsize=9)
-    axes[0].legend(frameon=False, fontsize=7)
+    figure.supxlabel("predicted ⟨Z⟩", fontsize=9)
+    figure.supylabel("measured − predicted", fontsize=9)
+    axes[0].legend(frameon=False, fontsize=6, ncols=2)
     return figure

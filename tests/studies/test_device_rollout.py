@@ -15,10 +15,11 @@ import pytest
 import torch
 
 from qhw_diffusion import cli, guidance
-from qhw_diffusion.errors import BudgetError, InvalidInputError, RunFolderError
+from qhw_diffusion.errors import BudgetError, InvalidInputError, JobError, RunFolderError
 from qhw_diffusion.execution import Engine, Noisy, Shots
 from qhw_diffusion.guidance import load_controller, rollout
 from qhw_diffusion.hardware.ledger import Ledger
+from qhw_diffusion.hardware.runner import Runner
 from qhw_diffusion.hardware.standin import StandIn
 from qhw_diffusion.runs import RunFolder
 from qhw_diffusion.studies.device_access import AccessConfig, open_access
@@ -138,6 +139,8 @@ def test_other_settings_do_not_go_on(prepared: Prepared, small_policy: Path, tmp
     path = prepared.folder.path
     with pytest.raises(RunFolderError, match="other settings"):
         prepare(prepared.asked.replace(shots=600), path, resume=True)
+    with pytest.raises(RunFolderError, match=r"other models \(judge\)"):
+        prepare(prepared.asked, path, resume=True, changes={"judge": "elsewhere"})
     with pytest.raises(RunFolderError, match="not an empty folder"):
         prepare(prepared.asked, path, resume=False)
     with pytest.raises(RunFolderError, match="no such folder"):
@@ -167,6 +170,20 @@ def test_a_paid_device_needs_a_cap(access_config: AccessConfig) -> None:
             access.require_cap()
         access.ledger.set_cap(10.0)
         access.require_cap()
+
+
+def test_an_error_on_the_way_says_how_to_go_on(
+    small_policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise JobError("job x on fake_manila failed: broken")
+
+    monkeypatch.setattr(Runner, "run", fail)
+    out = tmp_path / "out"
+    assert cli.main(_command(small_policy, out, tmp_path / "ledger", "fake_manila")) == JobError.exit_code
+    text = capsys.readouterr().err
+    assert "broken" in text
+    assert f"kept in {out}; the same command with --resume goes on" in text
 
 
 # -- resuming ----------------------------------------------------------------------------------------------------------
