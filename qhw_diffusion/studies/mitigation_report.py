@@ -105,28 +105,27 @@ def _images(results: MitigationResults) -> Part:
     n = c.steering_shots[-1]
     for device in c.devices:
         against = results.tests("images", device, "fd", "ideal", shots=n)
-        rows = [["no noise, exact", "0", _interval(results, device, "ideal", None), "–", "–", "–"]]
+        rows = [["no noise, exact", "–", "0", "0", _interval(results, device, "ideal", None), "–", "–"]]
         rows.append(
             [
                 f"no noise, {n:,} shots",
-                f"{results.mean('images', device, 'shots', 'rms_g', shots=n):.3f}",
+                *_moved(results, device, "shots", n),
                 _interval(results, device, "shots", n),
                 "–",
                 "–",
-                f"{results.mean('images', device, 'shots', 'rms_pixel', shots=n):.4f}",
             ]
         )
         for name in c.steering:
             rows.append(
                 [
                     label_of(name),
-                    f"{results.mean('images', device, name, 'rms_g', shots=n):.3f}",
+                    *_moved(results, device, name, n),
                     _interval(results, device, name, n),
                     *told_test(against.get(name)),
-                    f"{results.mean('images', device, name, 'rms_pixel', shots=n):.4f}",
                 ]
             )
-        columns = ["strategy", "error of g along the path", "FD", "FD − ideal", "p (Holm)", "rms change of a pixel"]
+        columns = ["strategy", "shots a value, counted", "error of g along the path", "rms change of a pixel", "FD",
+                   "FD − ideal", "p (Holm)"]  # fmt: skip
         tables.append(Table(columns, rows, caption=f"{_device(device)}, {n:,} shots for a value in all"))
     text = (
         f"The ideal policy steers {c.subjects.eval_images} images a seed from the same starts, its circuit run under "
@@ -195,6 +194,15 @@ def _denoiser(results: MitigationResults) -> Part:
         "Infidelity of the denoiser's read-out against the shots for an image, one panel a device, one line a strategy."
     )
     return Part("The denoiser", text, tables=tables, plots=[Plot("mitigation-denoiser", plot, alt)])
+
+
+def _moved(results: MitigationResults, device: str, name: str, shots: int) -> list[str]:
+    """Shots counted for a value, error of g, change of a pixel."""
+    config = results.config.subjects
+    total = results.mean("images", device, name, "total_shots", shots=shots)
+    counted = f"{total / config.eval_images / config.n_steps:,.0f}"
+    moved = (results.mean("images", device, name, key, shots=shots) for key in ("rms_g", "rms_pixel"))
+    return [counted, *(f"{value:.4f}" for value in moved)]
 
 
 def _at(results: MitigationResults, device: str, name: str, key: str, shots: int) -> float:
