@@ -1,9 +1,10 @@
 """A client process for test_kill.py: runs jobs through the ledger and kills itself (SIGKILL) where it is told to.
 
-Started as a program, it imports what a client needs, once, and then forks a process for each line of its input:
-`{"ledger": folder, "stop": name of a moment or null, "after": how often to let it pass, "jobs": n, …}`. Each answer is
-a line: `{"signal": 9 or 0, "answer": … or null, "error": … or null}`. The stops are patches in this file; the package
-knows nothing of them.
+Started as a program, it imports what a client needs, once, and then forks processes for each line of its input:
+`{"ledger": folder, "stop": name of a moment or null, "signal": which, "after": how often to let it pass, "processes":
+how many at once, "jobs": n, …}`. The answer is a line with a list, one entry a process:
+`{"signal": 9 or 0, "answer": … or null, "error": … or null}`. The stops are patches in this file; the package knows
+nothing of them.
 """
 
 from __future__ import annotations
@@ -46,8 +47,8 @@ MOMENTS: dict[str, tuple[Any, str, str]] = {
 }
 
 
-def die_at(moment: str, after: int) -> None:
-    """Patch one function so that this process is killed when it is called for the (after + 1)-th time."""
+def die_at(moment: str, after: int, number: int) -> None:
+    """Patch one function so that this process gets a signal when it is called for the (after + 1)-th time."""
     owner, name, when = MOMENTS[moment]
     original: Callable[..., Any] = getattr(owner, name)
     left = [after]
@@ -56,11 +57,11 @@ def die_at(moment: str, after: int) -> None:
         counts = owner is not transport.Transport or _posts_a_job(arguments[1])
         if counts:
             left[0] -= 1
-        if counts and left[0] < 0 and when == "before":
-            os.kill(os.getpid(), signal.SIGKILL)
+        if counts and left[0] == -1 and when == "before":
+            os.kill(os.getpid(), number)
         result = original(*arguments, **named)
-        if counts and left[0] < 0:
-            os.kill(os.getpid(), signal.SIGKILL)
+        if counts and left[0] == -1 and when == "after":
+            os.kill(os.getpid(), number)
         return result
 
     setattr(owner, name, patched)
@@ -87,22 +88,32 @@ def main() -> None:
     print("ready", flush=True)
     for line in sys.stdin:
         order = json.loads(line)
-        stop, after = order.pop("stop"), order.pop("after", 0)
-        told = Path(order["ledger"]).with_suffix(".told")
-        told.unlink(missing_ok=True)
-        child = os.fork()
-        if child == 0:
-            warnings.simplefilter("ignore")  # the client warns of its own deprecations
-            if stop is not None:
-                die_at(stop, after)
-            try:
-                told.write_text(json.dumps({"answer": work(**order), "error": None}))
-            except BaseException as error:
-                told.write_text(json.dumps({"answer": None, "error": f"{type(error).__name__}: {error}"}))
-            os._exit(0)
-        _, status = os.waitpid(child, 0)
-        said = json.loads(told.read_text()) if told.exists() else {"answer": None, "error": None}
-        print(json.dumps({"signal": os.waitstatus_to_exitcode(status) * -1, **said}), flush=True)
+        stop = (order.pop("stop"), order.pop("after", 0), order.pop("signal", signal.SIGKILL))
+        told = [Path(f"{order['ledger']}.{number}.told") for number in range(order.pop("processes", 1))]
+        children = [_fork(order, stop, path) for path in told]
+        answers = []
+        for child, path in zip(children, told, strict=True):
+            _, status = os.waitpid(child, 0)
+            said = json.loads(path.read_text()) if path.exists() else {"answer": None, "error": None}
+            path.unlink(missing_ok=True)
+            answers.append({"signal": os.waitstatus_to_exitcode(status) * -1, **said})
+        print(json.dumps(answers), flush=True)
+
+
+def _fork(order: dict[str, Any], stop: tuple[str | None, int, int], told: Path) -> int:
+    child = os.fork()
+    if child == 0:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs have it ignored
+        warnings.simplefilter("ignore")  # the client warns of its own deprecations
+        moment, after, number = stop
+        if moment is not None:
+            die_at(moment, after, number)
+        try:
+            told.write_text(json.dumps({"answer": work(**order), "error": None}))
+        except BaseException as error:
+            told.write_text(json.dumps({"answer": None, "error": f"{type(error).__name__}: {error}"}))
+        os._exit(0)
+    return child
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ from killed_client import MOMENTS, SHOTS
 from scripted import exact, pub
 
 from qhw_diffusion.hardware.ledger import Ledger
-from qhw_diffusion.hardware.standin import LostReply, StandIn
+from qhw_diffusion.hardware.standin import Delay, LostReply, StandIn
 
 CHARGE = 3.0
 # What the ledger says after the kill; the job exists at the service from "accepted" on
@@ -51,13 +52,19 @@ class Client:
         assert self._line() == "ready"
 
     def __call__(self, ledger: Path, stop: str | None = None, **settings: Any) -> dict[str, Any]:
-        assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps({"ledger": str(ledger), "stop": stop, **settings}) + "\n")
-        self.process.stdin.flush()
-        told: dict[str, Any] = json.loads(self._line())
+        """One process: its answer if it was to end well, else None; killed where it was to be, and nowhere else."""
+        (told,) = self.all(ledger, stop=stop, **settings)
         assert told["error"] is None, told["error"]
-        assert told["signal"] == (0 if stop is None else 9), "killed where it was to be killed, and nowhere else"
+        assert told["signal"] == (0 if stop is None else 9)
         return told["answer"]
+
+    def all(self, ledger: Path, **settings: Any) -> list[dict[str, Any]]:
+        """What became of several processes at once."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps({"ledger": str(ledger), "stop": None, **settings}) + "\n")
+        self.process.stdin.flush()
+        told: list[dict[str, Any]] = json.loads(self._line())
+        return told
 
     def _line(self) -> str:
         assert self.process.stdout is not None
@@ -145,3 +152,31 @@ def test_killed_among_several_jobs(standin: StandIn, client: Client, tmp_path: P
     assert [job.state for job in standin.jobs] == ["Completed"] * 3
     assert (answer["seconds"], standin.charged_seconds) == (3 * CHARGE, 3 * CHARGE)
     assert answer["reused"] == after if "answer" in moment else answer["reused"] == 0
+
+
+def test_several_processes_with_the_same_work_run_it_once(standin: StandIn, client: Client, tmp_path: Path) -> None:
+    told = client.all(tmp_path / "ledger", processes=3, jobs=2)
+    assert [entry["error"] for entry in told] == [None] * 3
+    assert len({json.dumps(entry["answer"]["values"]) for entry in told}) == 1
+    assert sorted(entry["answer"]["reused"] for entry in told) == [0, 2, 2]
+    assert (len(standin.jobs), standin.charged_seconds) == (2, 2 * CHARGE)
+
+
+def test_ctrl_c_asks_for_cancellation_and_the_next_call_pays_once(
+    standin: StandIn, client: Client, tmp_path: Path
+) -> None:
+    ledger = tmp_path / "ledger"
+    standin.inject("jobs_post", Delay(60))
+    (told,) = client.all(ledger, stop="submitted", signal=int(signal.SIGINT))
+    assert told["error"].startswith("KeyboardInterrupt")
+    assert (state_of(ledger), [job.state for job in standin.jobs]) == ("submitted", ["Cancelled"])
+    assert client(ledger)["jobs"] == [standin.jobs[1].id], "sent again, since it never ran"
+    assert ([job.seconds for job in standin.jobs], standin.charged_seconds) == ([0.0, CHARGE], CHARGE)
+
+
+def test_ctrl_c_too_late_keeps_the_answer(standin: StandIn, client: Client, tmp_path: Path) -> None:
+    ledger = tmp_path / "ledger"
+    (told,) = client.all(ledger, stop="answer fetched", signal=int(signal.SIGINT))
+    assert told["error"].startswith("KeyboardInterrupt")
+    assert client(ledger)["jobs"] == [standin.jobs[0].id]
+    assert (len(standin.jobs), standin.charged_seconds) == (1, CHARGE)
