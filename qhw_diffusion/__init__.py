@@ -20,6 +20,8 @@ _PUBLIC: dict[str, tuple[str, str | None]] = {
     "Noisy": ("qhw_diffusion.execution", "Noisy"),
     "Shots": ("qhw_diffusion.execution", "Shots"),
     "Primitive": ("qhw_diffusion.execution", "Primitive"),
+    "Hardware": ("qhw_diffusion.execution", "Hardware"),
+    "Mitigated": ("qhw_diffusion.mitigation", "Mitigated"),
     "ParameterShift": ("qhw_diffusion.execution", "ParameterShift"),
     "SPSA": ("qhw_diffusion.execution", "SPSA"),
     "Surrogate": ("qhw_diffusion.execution", "Surrogate"),
@@ -27,6 +29,8 @@ _PUBLIC: dict[str, tuple[str, str | None]] = {
     "circuits": ("qhw_diffusion.circuits", None),
     "denoising": ("qhw_diffusion.denoising", None),
     "guidance": ("qhw_diffusion.guidance", None),
+    "hardware": ("qhw_diffusion.hardware", None),
+    "mitigation": ("qhw_diffusion.mitigation", None),
     "images": ("qhw_diffusion.images", None),
     "studies": ("qhw_diffusion.studies", None),
 }
@@ -35,7 +39,9 @@ __all__ = [
     "SPSA",
     "CompiledCircuit",
     "Device",
+    "Hardware",
     "Ideal",
+    "Mitigated",
     "Noisy",
     "ParameterShift",
     "Primitive",
@@ -48,17 +54,20 @@ __all__ = [
     "compile_circuit",
     "denoising",
     "guidance",
+    "hardware",
     "images",
+    "mitigation",
     "studies",
 ]
 
 if TYPE_CHECKING:
-    from qhw_diffusion import circuits, denoising, guidance, images, studies
+    from qhw_diffusion import circuits, denoising, guidance, hardware, images, mitigation, studies
     from qhw_diffusion.devices import Device
     from qhw_diffusion.errors import QhwError
     from qhw_diffusion.execution import (
         SPSA,
         CompiledCircuit,
+        Hardware,
         Ideal,
         Noisy,
         ParameterShift,
@@ -68,6 +77,7 @@ if TYPE_CHECKING:
         Surrogate,
         compile_circuit,
     )
+    from qhw_diffusion.mitigation import Mitigated
 
 
 def __getattr__(name: str) -> Any:

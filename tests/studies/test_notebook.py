@@ -36,4 +36,8 @@ def test_notebook_runs(path: Path) -> None:
 
 
 def test_the_notebooks_are_there() -> None:
-    assert [path.stem for path in NOTEBOOKS][:2] == ["01_quantum_guidance", "02_quantum_denoiser"]
+    assert [path.stem for path in NOTEBOOKS] == [
+        "01_quantum_guidance",
+        "02_quantum_denoiser",
+        "03_hardware_and_mitigation",
+    ]
