@@ -14,6 +14,8 @@ class Times:
     Args:
         connect: to open a connection.
         read: without a byte from the service before a request counts as lost (the client itself waits forever).
+        accept: without a byte in reply to a job; longer, since large jobs are slow to be taken, and what is given up
+            too early has to be looked up.
         attempts: of a request that may be repeated safely.
         backoff: before the second attempt; doubled for each further one, up to `backoff_most`, with jitter.
         backoff_most: the longest pause between attempts.
@@ -30,6 +32,7 @@ class Times:
 
     connect: float = 10.0
     read: float = 60.0
+    accept: float = 300.0
     attempts: int = 6
     backoff: float = 0.5
     backoff_most: float = 30.0

@@ -57,10 +57,11 @@ class Transport(HTTPAdapter):
         proxies: Any = None,
     ) -> requests.Response:
         job = request.method == "POST" and urlsplit(request.url or "").path.rstrip("/").endswith("/jobs")
+        patience = self.times.accept if job else self.times.read
         for attempt in range(1, self.times.attempts + 1):
             last = attempt == self.times.attempts
             try:
-                response = super().send(request, stream, (self.times.connect, self.times.read), verify, cert, proxies)
+                response = super().send(request, stream, (self.times.connect, patience), verify, cert, proxies)
                 if not stream:
                     response.content  # noqa: B018 (a reply cut off, or never ending, shows here)
             except requests.RequestException as error:

@@ -133,6 +133,7 @@ class ScriptedService:
         return self.jobs[job_id].charged
 
     def cancel(self, job_id: str) -> None:
+        self.calls.append("cancel")
         self.cancelled.append(job_id)
 
     def remaining_seconds(self) -> float | None:

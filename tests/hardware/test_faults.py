@@ -40,6 +40,7 @@ from qhw_diffusion.hardware.times import Times
 TIMES = Times(
     connect=5.0,
     read=10.0,
+    accept=10.0,
     attempts=3,
     backoff=0.004,
     backoff_most=0.02,
@@ -159,7 +160,7 @@ def test_a_reply_that_stalls_is_not_waited_for(standin: StandIn, tmp_path: Path)
     standin.inject("jobs_post", Stall(1.0))
     standin.inject("results", Stall(1.0))
     standin.inject("job_get", Stall(1.0))
-    assert_one_job(standin, tmp_path, run(tmp_path, times=replace(TIMES, read=0.4)))
+    assert_one_job(standin, tmp_path, run(tmp_path, times=replace(TIMES, read=0.4, accept=0.4)))
 
 
 def test_results_that_never_come_stay_for_the_next_call(standin: StandIn, tmp_path: Path) -> None:

@@ -127,6 +127,7 @@ def test_of_duplicates_the_oldest_counts_and_the_others_are_cancelled(ledger: Le
     service = ScriptedService(on_submit=["lost reply", "lost reply"], on_find=["not yet"] * FAST.lookups)
     answer = runner(service, ledger).run([pub()])
     assert (answer.job_ids, set(service.cancelled)) == (["job-1"], {"job-2"})
+    assert service.calls.index("cancel") < service.calls.index("status"), "while it may still be in the queue"
     assert ledger.spent() == 4.0, "the service charged both"
     # one that shows only after another was sent and accepted
     late = ScriptedService(prefix="late", on_submit=["lost reply"], on_find=["not yet"] * FAST.lookups)

@@ -6,6 +6,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from email.utils import formatdate
 
 import pytest
@@ -15,11 +16,11 @@ from qhw_diffusion.errors import InvalidInputError
 from qhw_diffusion.hardware.times import Times
 from qhw_diffusion.hardware.transport import Transport, retry_after
 
-TIMES = Times(connect=1.0, read=0.15, attempts=3, backoff=0.001, backoff_most=0.002, retry_after_most=5.0)
+TIMES = Times(connect=1.0, read=0.15, accept=0.15, attempts=3, backoff=0.001, backoff_most=0.002, retry_after_most=5.0)
 
 
 class Server:
-    """Answers each connection with the next of `replies`: bytes, "drop", or "stall"."""
+    """Answers each connection with the next of `replies`: bytes, "drop", "slow" (0.3 s), or "stall"."""
 
     def __init__(self) -> None:
         self.socket = socket.create_server(("127.0.0.1", 0))
@@ -40,6 +41,9 @@ class Server:
             if reply == "stall":
                 held.append(connection)
                 continue
+            if reply == "slow":
+                time.sleep(0.3)
+                reply = answer(200)
             if isinstance(reply, bytes):
                 connection.sendall(reply)
             connection.close()
@@ -132,6 +136,14 @@ def test_a_silent_server_does_not_hold_us(server: Server) -> None:
     with pytest.raises(requests.RequestException):
         made.get(server.url, timeout=900)  # the client asks for this
     assert time.monotonic() - started < 3
+
+
+def test_a_job_may_take_longer_to_be_accepted(server: Server) -> None:
+    made, transport, _ = session()
+    transport.times = replace(TIMES, accept=5.0)
+    server.replies = ["slow"]
+    assert made.post(server.url + "/jobs").status_code == 200
+    assert (server.requests, transport.posted) == (["POST /jobs"], 200)
 
 
 def test_retry_after() -> None:
