@@ -9,29 +9,33 @@ from typing import Any
 
 from qhw_diffusion.devices import Device
 from qhw_diffusion.errors import InvalidInputError, UnknownNameError
-from qhw_diffusion.execution import Engine
+from qhw_diffusion.execution import Engine, Noisy
 from qhw_diffusion.guidance import (
     Actor,
+    LookupActor,
     QuantumActor,
     TrainedController,
     action_error,
     explored_states,
     fit_network,
+    load_actor,
     load_controller,
     save_actor,
     tabulate,
     visited_states,
 )
 from qhw_diffusion.guidance.distill import HIDDEN
+from qhw_diffusion.guidance.lookup import input_degrees, table_rows
 from qhw_diffusion.guidance.training import KIND
 from qhw_diffusion.runs import RunFolder, atomic_write_json, progress
+from qhw_diffusion.studies.device_access import AccessConfig, hint_to_resume, open_access
 from qhw_diffusion.studies.measure import sample_and_measure
 from qhw_diffusion.studies.models import Models, draw_starts, load_models
 from qhw_diffusion.studies.single import MODELS_FILE, clear_out, models_of, one_thread
 from qhw_diffusion.studies.statistics import mean_interval, paired_test
 from qhw_diffusion.studies.study_work import EVALUATION_SEED
 
-FORMS = ("lookup", "network")
+FORMS, ORIGINAL = ("lookup", "network"), "original"
 _FIT_SEED, _HELDOUT_SEED = 7_000_000, 8_000_000
 _STARTS = 512
 
@@ -72,43 +76,64 @@ def distill_run(asked: Distillation, *, command: str | None = None) -> str:
     distillation.json has the numbers.
     Raises InvalidInputError for a classical policy and for a circuit that no table of reasonable size holds.
     """
-    trained = load_controller(asked.run)
-    if not isinstance(trained.actor, QuantumActor):
-        raise InvalidInputError(
-            f"the policy in {asked.run} is classical ({trained.actor.kind}) already; distil a quantum one"
-        )
+    trained, policy = _load(asked)
     if asked.out.exists() and any(asked.out.iterdir()):
         # refused before minutes of work
         RunFolder.create(asked.out, kind=KIND, config={})
-    original = trained.actor
+    original = policy
     if asked.device is not None or asked.engine is not None:
         device = None if asked.device is None else Device.load(asked.device)
-        original = original.on(device, asked.engine)
-    given = models_of(asked.run)
-    changes = {name: v for name in ("judge", "data_root") if (v := getattr(asked, name)) is not None}
-    models = load_models(given.replace(**changes))
+        original = policy.on(device, asked.engine)
+    models = _models(asked)
     stand_in = _distil(asked, trained, original, models)
-    error = action_error(original, stand_in, _states(trained, original, models), trained.config)
-    judged = _compare_images(asked, trained, original, stand_in, models)
-    layer = original.layer
-    record = {
-        "from": str(asked.run),
-        "form": asked.form,
-        "device": layer.compiled.device.name,
-        "engine": layer.engine.spec,
-        "numbers": sum(t.numel() for t in stand_in.state_dict().values()),
-        "circuits": len(stand_in.table) if asked.form == "lookup" else 0,  # type: ignore[arg-type]
-        "action_error": error.to_dict(),
-        "judged": judged,
-        "seeds": asked.seeds,
-        "images": asked.images,
-    }
-    _save(asked, trained, stand_in, record, given.to_dict(), command)
+    record = _compare(asked, trained, original, stand_in, models)
+    run = RunFolder.create(asked.out, kind=KIND, config=_config(asked, trained, original), command=command)
+    _save(run, stand_in, record, models_of(asked.run).to_dict())
+    return _text(asked, trained, record)
+
+
+def distill_on_device(
+    asked: Distillation, access_config: AccessConfig, *, resume: bool, command: str | None = None
+) -> str:
+    """Distil into a lookup whose table is measured on a device, by one job; the rest as `distill_run`.
+
+    The original it is compared with is the policy under the simulated noise of the device's snapshot, which is kept in
+    the folder: a distillation that goes on asks for the same circuits, and finds them in the ledger.
+    """
+    if asked.form != "lookup" or asked.engine is not None:
+        raise InvalidInputError(
+            "on a device (--shots) the table of a lookup is measured; leave --engine and --into network out"
+        )
+    trained, policy = _load(asked)
+    table_rows(input_degrees(policy.layer.compiled))  # refused before anything is made
+    out = asked.out
+    with open_access(access_config, out.name) as access:
+        access.require_cap()
+        names = ("device", "shots", "resilience_level", "mitigation", "ledger")
+        settings = _config(asked, trained, policy) | {"access": {name: getattr(access_config, name) for name in names}}
+        settings["distilled"] |= {"device": access_config.device, "engine": "hardware"}
+        if not resume:
+            RunFolder.create(out, kind=KIND, config=settings, command=command)
+        run = RunFolder.open(out, kind=KIND)
+        run.require_settings(settings)
+        if not (out / ORIGINAL / "device.json").exists():
+            save_actor(policy.on(Device.load(access_config.device), Noisy()), out / ORIGINAL)
+        original = load_actor(out / ORIGINAL, engine="noisy")
+        assert isinstance(original, QuantumActor)
+        rows = table_rows(input_degrees(original.layer.compiled))
+        print(access.cost_text(access.cost(original.layer.compiled, rows)), flush=True)
+        with hint_to_resume(out):
+            purpose = f"{out.name} table"
+            stand_in = tabulate(original.on(engine=access.engine(purpose)))
+            receipt = access.receipt(purpose)
+    models = _models(asked)
+    record = {**_compare(asked, trained, original, stand_in, models), **receipt.to_dict(), "shots": access_config.shots}
+    _save(run, stand_in, record, models_of(asked.run).to_dict())
     return _text(asked, trained, record)
 
 
 def distill_from_arguments(arguments: argparse.Namespace) -> str:
-    """`distill_run` with the flags of the command."""
+    """`distill_run`, or with --shots `distill_on_device`, with the flags of the command."""
     one_thread()
     run = Path(arguments.folder)
     arguments.out = arguments.out or run.with_name(f"{run.name}-{arguments.into}")
@@ -126,7 +151,48 @@ def distill_from_arguments(arguments: argparse.Namespace) -> str:
         seeds=arguments.seeds,
         images=arguments.images,
     )
+    if arguments.shots is not None:
+        config = AccessConfig.from_arguments(arguments)
+        return distill_on_device(asked, config, resume=arguments.resume, command=arguments.command_line)
+    if arguments.resume:
+        raise InvalidInputError(
+            "--resume is for a table measured on a device (--shots); a simulated one is quickly made"
+        )
     return distill_run(asked, command=arguments.command_line)
+
+
+def _load(asked: Distillation) -> tuple[TrainedController, QuantumActor]:
+    trained = load_controller(asked.run)
+    if not isinstance(trained.actor, QuantumActor):
+        raise InvalidInputError(
+            f"the policy in {asked.run} is classical ({trained.actor.kind}) already; distil a quantum one"
+        )
+    return trained, trained.actor
+
+
+def _models(asked: Distillation) -> Models:
+    changes = {name: v for name in ("judge", "data_root") if (v := getattr(asked, name)) is not None}
+    return load_models(models_of(asked.run).replace(**changes))
+
+
+def _compare(
+    asked: Distillation, trained: TrainedController, original: QuantumActor, stand_in: Actor, models: Models
+) -> dict[str, Any]:
+    """What distillation.json holds."""
+    config, layer = trained.config, original.layer
+    states = visited_states(original, config, models.backbone, models.reward, starts=_STARTS, seed=_HELDOUT_SEED)
+    return {
+        "from": str(asked.run),
+        "form": asked.form,
+        "device": layer.compiled.device.name,
+        "engine": layer.engine.spec,
+        "numbers": sum(t.numel() for t in stand_in.state_dict().values()),
+        "circuits": len(stand_in.table) if isinstance(stand_in, LookupActor) else 0,
+        "action_error": action_error(original, stand_in, states, config).to_dict(),
+        "judged": _compare_images(asked, trained, original, stand_in, models),
+        "seeds": asked.seeds,
+        "images": asked.images,
+    }
 
 
 def _distil(asked: Distillation, trained: TrainedController, original: QuantumActor, models: Models) -> Actor:
@@ -135,10 +201,6 @@ def _distil(asked: Distillation, trained: TrainedController, original: QuantumAc
     backbone, proxy = models.backbone, models.reward
     states = explored_states(original, trained.config, backbone, proxy, starts=_STARTS, seed=_FIT_SEED + asked.seed)
     return fit_network(original, states, hidden=asked.hidden, iterations=asked.iterations, seed=asked.seed)
-
-
-def _states(trained: TrainedController, original: QuantumActor, models: Models) -> Any:
-    return visited_states(original, trained.config, models.backbone, models.reward, starts=_STARTS, seed=_HELDOUT_SEED)
 
 
 def _compare_images(
@@ -161,31 +223,29 @@ def _compare_images(
     return out
 
 
-def _save(
-    asked: Distillation,
-    trained: TrainedController,
-    stand_in: Actor,
-    record: dict[str, Any],
-    models: dict[str, Any],
-    command: str | None,
-) -> None:
-    config = {
+def _config(asked: Distillation, trained: TrainedController, original: QuantumActor) -> dict[str, Any]:
+    layer = original.layer
+    return {
         "guidance": trained.config.to_dict(),
         "reward": trained.reward.to_dict(),
         "ppo": trained.ppo.to_dict(),
         "actor": trained.actor_config.to_dict(),
-        "distilled": {name: record[name] for name in ("from", "form", "device", "engine")},
-    }
-    with RunFolder.create(asked.out, kind=KIND, config=config, command=command) as run:
-        atomic_write_json(run.path / MODELS_FILE, models)
-        save_actor(stand_in, run.path / "model")
-        atomic_write_json(run.path / "distillation.json", record)
+        "distilled": {"from": str(asked.run), "form": asked.form, "device": layer.compiled.device.name,
+                      "engine": layer.engine.spec},
+    }  # fmt: skip
+
+
+def _save(run: RunFolder, stand_in: Actor, record: dict[str, Any], models: dict[str, Any]) -> None:
+    atomic_write_json(run.path / MODELS_FILE, models)
+    save_actor(stand_in, run.path / "model")
+    atomic_write_json(run.path / "distillation.json", record)
+    run.close()
 
 
 def _text(asked: Distillation, trained: TrainedController, record: dict[str, Any]) -> str:
     error, judged = record["action_error"], record["judged"]
     made = (
-        f"{record['circuits']:,} circuits evaluated once, {record['numbers']:,} numbers kept"
+        f"{record['circuits']:,} circuits evaluated once{_where(record)}, {record['numbers']:,} numbers kept"
         if asked.form == "lookup"
         else f"{record['numbers']:,} weights"
     )
@@ -206,3 +266,11 @@ def _text(asked: Distillation, trained: TrainedController, record: dict[str, Any
     lines.append(f"  root mean square between their pixels {rms:.2g} (range of a pixel: −1 to 1)")
     lines.append(f"saved in {asked.out}; it needs no circuit: qhw evaluate guidance {asked.out}")
     return "\n".join(lines)
+
+
+def _where(record: dict[str, Any]) -> str:
+    if "shots" not in record:
+        return ""
+    seconds = record["qpu_seconds"]
+    used = "QPU seconds not stated yet" if seconds is None else f"{seconds:.1f} QPU seconds"
+    return f" on {record['device']} ({record['shots']:,} shots; {', '.join(record['job_ids'])}; {used})"

@@ -44,6 +44,9 @@ def _flags_distill(parser: Parser) -> None:
     parser.add_argument("--data-root", help="folder of the data set [the one of the run]")
     parser.add_argument("--seeds", type=int, default=5, metavar="N", help="seeds of the comparison of images [5]")
     parser.add_argument("--images", type=int, default=500, metavar="N", help="images per seed [500]")
+    group = parser.add_argument_group("a lookup measured on --device by one job (with --shots)")
+    flags_device(group)
+    group.add_argument("--resume", action="store_true", help="go on with the measured table in the folder")
 
 
 def distill(arguments: argparse.Namespace) -> int:
