@@ -55,7 +55,8 @@ class AccessConfig:
             retry_failed=arguments.retry_failed,
             resilience_level=arguments.resilience_level,
             mitigation=arguments.mitigation,
-            ledger=str(ledger_folder(arguments.ledger)),
+            # absolute, so that a run that goes on from another folder finds its results
+            ledger=str(ledger_folder(arguments.ledger).resolve()),
         )
 
     def strategies(self) -> list[Strategy]:
