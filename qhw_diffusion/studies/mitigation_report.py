@@ -9,7 +9,7 @@ import numpy as np
 from qhw_diffusion.studies import shots_figures as figures
 from qhw_diffusion.studies.mitigation_settings import DEVICES, label_of
 from qhw_diffusion.studies.mitigation_study import MitigationResults
-from qhw_diffusion.studies.mitigation_verdict import verdict
+from qhw_diffusion.studies.mitigation_verdict import ratios_table, verdict
 from qhw_diffusion.studies.pages import Part, Plot, Table, settings_table, versions_text
 from qhw_diffusion.studies.shots_report import told_test
 from qhw_diffusion.studies.statistics import mean_interval
@@ -42,7 +42,7 @@ def subtitle(results: MitigationResults) -> str:
 def parts_of(results: MitigationResults, command: str) -> list[Part]:
     """The whole page."""
     return [
-        Part("What came out", _METHOD, bullets=verdict(results)),
+        Part("What came out", _METHOD, bullets=verdict(results), tables=[ratios_table(results)]),
         _policy(results),
         _images(results),
         _denoiser(results),

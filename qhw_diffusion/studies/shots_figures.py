@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from qhw_diffusion.studies.figures import FAINT, INK, colour
 from qhw_diffusion.studies.statistics import mean_interval
 
+MOST_BANDS = 4  # of more curves the intervals hide each other; tables have them
 Curves = Mapping[str, tuple[Sequence[float], Sequence[Sequence[float]]]]  # name → x [N], seeds [N][S]
 
 
@@ -24,6 +25,8 @@ def against_shots(
 ) -> Figure:
     """Panels side by side, {y label: {name: (x, values per seed)}}: mean and 95 % interval against shots.
 
+    With more than four curves in every panel: no intervals, and one legend below.
+
     closed: {y label: {name: (x, y)}} drawn dashed; marks: {y label: (y, name)} as dotted lines; log: the y labels whose
     axis is logarithmic.
     """
@@ -33,7 +36,7 @@ def against_shots(
         for index, (name, (x, seeds)) in enumerate(curves.items()):
             found = [mean_interval(values) for values in seeds]
             axis.plot(x, [i.mean for i in found], color=colour(index), marker="o", ms=4, lw=1.8, label=name)
-            if found[0].n > 1:
+            if found[0].n > 1 and len(curves) <= MOST_BANDS:
                 low, high = [i.low for i in found], [i.high for i in found]
                 if ylabel in log:  # an interval that reaches 0 has no place on a logarithmic axis
                     low = [max(edge, i.mean / 10) for edge, i in zip(low, found, strict=True)]
@@ -48,6 +51,11 @@ def against_shots(
         if ylabel in log:
             axis.set_yscale("log")
         _finish(axis, xlabel, ylabel)
+    if all(len(curves) > MOST_BANDS for curves in panels.values()):
+        for axis in axes:
+            axis.get_legend().remove()
+        handles, labels = axes[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=8)
     return figure
 
 

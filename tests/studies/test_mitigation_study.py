@@ -30,7 +30,7 @@ from qhw_diffusion.studies.mitigation_study import (
     open_mitigation_study,
     run_mitigation_study,
 )
-from qhw_diffusion.studies.mitigation_verdict import default_of, ratios, verdict
+from qhw_diffusion.studies.mitigation_verdict import default_of, ratios, shots_where_zne_pays, verdict
 from qhw_diffusion.studies.pages import write_markdown
 from qhw_diffusion.studies.subjects import SubjectsConfig
 
@@ -225,6 +225,19 @@ def test_the_page_shows_every_strategy(tmp_path: Path, results: MitigationResult
         assert text.count(f"| {label_of(name)} |") >= 2
     assert (tmp_path / "f" / "mitigation-policy.png").exists()
     assert "Recommended default" in text
+
+
+def test_from_how_many_shots_on_zne_pays() -> None:
+    """At that number both errors, bias and scatter together, are equal; more shots favour ZNE."""
+    shots = shots_where_zne_pays(0.02, 0.005, 0.04)
+
+    def gap(n: float) -> float:
+        variance = (1 - 0.04) / n
+        return (0.02**2 + variance) - (0.005**2 + 2 * (1.5**2 + 0.5**2) * variance)
+
+    assert gap(shots) == pytest.approx(0, abs=1e-12)
+    assert gap(shots / 2) < 0 < gap(2 * shots)
+    assert shots_where_zne_pays(0.01, 0.02, 0.0) == float("inf")
 
 
 def test_strategies_are_made_anew_and_bad_settings_refused() -> None:
