@@ -114,6 +114,12 @@ def _learning_verdict(results: ShotsResults) -> list[str]:
             if whole
             else "; at none it gains nine tenths of what exact values give."
         )
+    if exact.n > 1 and min(results.gains(REFERENCE)) > 0:
+        base = np.array(results.gains(REFERENCE))
+        told = ", ".join(
+            f"{_n(n)}: {np.mean(np.array(results.gains(f'shift:{n}')) / base):.0%}" for n in results.config.learn_shots
+        )
+        lines.append(f"Share of the gain on exact values, by shots per circuit, mean over seeds: {told}.")
     head = mean_interval(results.gains("exact+head"))
     frozen = mean_interval(results.gains("frozen+head"))
     lines.append(f"With the head trained, the trained circuit gains {_i(head)}, a frozen random circuit {_i(frozen)}.")

@@ -59,7 +59,7 @@ class ShotsStudyConfig(Settings):
 def arm_label(arm: str) -> str:
     """What a table calls a training."""
     name, _, shots = arm.removesuffix("+head").partition(":")
-    text = ARMS[name] + (f", {int(shots):,} shots" if shots else "")
+    text = ARMS[name] + (f", {int(shots):,} shot{'s' * (int(shots) > 1)}" if shots else "")
     return text + (", head trained" if arm.endswith("+head") else "")
 
 
