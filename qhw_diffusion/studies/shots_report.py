@@ -105,7 +105,7 @@ def _learning_verdict(results: ShotsResults) -> list[str]:
     whole = fewest(gains, lambda i: i.mean >= 0.9 * exact.mean)
     if exact.n > 1:
         lines.append(
-            f"**From {_n(learns)} shots per circuit on PPO learns beyond chance by parameter-shift**"
+            f"**From {_n(learns)} shot{'s' * (learns > 1)} per circuit on PPO learns beyond chance by parameter-shift**"
             if learns
             else "No number of shots tried makes PPO learn beyond chance by parameter-shift"
         )
@@ -319,7 +319,9 @@ def told_test(test: PairedTest | None, digits: int = 2) -> tuple[str, str]:
     if test is None:
         return "–", "–"
     d = test.difference
-    return f"{d.mean:+.{digits}f} [{d.low:+.{digits}f}, {d.high:+.{digits}f}]", p_text(test.p_holm).removeprefix("p = ")
+    return f"{d.mean:+.{digits}f} [{d.low:+.{digits}f}, {d.high:+.{digits}f}]", p_text(test.p_holm).removeprefix(
+        "p = "
+    ).removeprefix("p ")
 
 
 def _share(interval: Interval) -> str:
