@@ -34,9 +34,9 @@ def _flags_study_shots(parser: Parser) -> None:
 
 def study_shots(arguments: argparse.Namespace) -> int:
     """`qhw study shots`."""
-    from qhw_diffusion.studies.shots_command import study_from_arguments
+    from qhw_diffusion.studies.device_studies_command import shots_study, study_from_arguments
 
-    print(study_from_arguments(arguments))
+    print(study_from_arguments(shots_study(), arguments))
     return 0
 
 
@@ -53,9 +53,9 @@ def _flags_study_mitigation(parser: Parser) -> None:
 
 def study_mitigation(arguments: argparse.Namespace) -> int:
     """`qhw study mitigation`."""
-    from qhw_diffusion.studies.mitigation_command import study_from_arguments
+    from qhw_diffusion.studies.device_studies_command import mitigation_study, study_from_arguments
 
-    print(study_from_arguments(arguments))
+    print(study_from_arguments(mitigation_study(), arguments))
     return 0
 
 
