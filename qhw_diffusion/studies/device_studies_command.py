@@ -16,7 +16,7 @@ from qhw_diffusion.studies.subjects import SubjectsConfig
 
 @dataclass(frozen=True)
 class Study:
-    """A study of trained subjects (`studies.subjects`): its folder's kind, settings, work, and what its page is made of.
+    """A study of trained subjects (`studies.subjects`): kind of folder, settings, work, what its page has.
 
     The functions are those of its own files; `open` makes or opens its folder, `run` does what is left.
     """
