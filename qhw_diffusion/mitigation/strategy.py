@@ -127,7 +127,10 @@ def with_isa(compiled: CompiledCircuit, isa: QuantumCircuit) -> CompiledCircuit:
     """`compiled` with another ISA circuit (without delays); a scheduled one is scheduled again, since times change."""
     if compiled.scheduled:
         manager = generate_preset_pass_manager(
-            optimization_level=0, target=compiled.device.target, scheduling_method="alap"
+            optimization_level=0,
+            target=compiled.device.target,
+            seed_transpiler=compiled.seed,
+            scheduling_method="alap",
         )
         isa = manager.scheduling.run(isa)
     return replace(compiled, isa=isa)
