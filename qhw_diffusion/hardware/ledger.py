@@ -155,6 +155,7 @@ class Ledger:
         paid: bool,
         summary: Mapping[str, Any],
         cap: float | None = None,
+        attempt: int = 1,
     ) -> Row:
         """The row of a key, made if there is none; checking the caps and making it is one transaction.
 
@@ -163,6 +164,7 @@ class Ledger:
             paid: whether it costs QPU time of an account. If so, a cap is needed: `cap`, the ledger's own, or both.
             summary: JSON values to keep with the row.
             cap: QPU seconds that all jobs of `run` may cost together.
+            attempt: more than 1 for a row that was lost after failures (`incomplete`).
 
         Returns:
             The new row, or the one that was there, whatever its state. Call `permit` before sending one that was there.
@@ -179,8 +181,8 @@ class Ledger:
                 raise InvalidInputError(f"{name} is {number!r}; allowed: whole numbers from 1")
         moment = now()
         row = Row(check_key(key), run, purpose, device, "planned", bool(paid), circuits, shots,
-                  as_seconds("estimate_seconds", estimate_seconds), created=moment, updated=moment,
-                  summary=_json(summary))  # fmt: skip
+                  as_seconds("estimate_seconds", estimate_seconds), attempt=attempt, created=moment,
+                  updated=moment, summary=_json(summary))  # fmt: skip
         with self._file.writing() as connection:
             there = next(read_rows(connection, "WHERE key = ?", (key,)), None)
             if there is not None:

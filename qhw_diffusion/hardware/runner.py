@@ -235,6 +235,7 @@ class Runner:
                 paid=self.service.paid,
                 summary=job.summary,
                 cap=self.max_qpu_seconds,
+                attempt=self._sender.last_attempt(self.name, job.key) if may_exist else 1,
             )
         elif row.state == "failed":
             row = self._retry(job)

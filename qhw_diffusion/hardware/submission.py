@@ -12,6 +12,9 @@ from qhw_diffusion.hardware.ledger import Ledger, Row
 from qhw_diffusion.hardware.service import Limits, NotSentError, RefusedError, Service, UncertainError, attempt_tag
 from qhw_diffusion.hardware.waiting import Waiter
 
+# Attempts that are looked for after a ledger has lost rows; refused ones leave gaps in their numbers
+_MOST_ATTEMPTS = 50
+
 
 class Sender:
     """Brings jobs from "planned" to "submitted".
@@ -98,6 +101,19 @@ class Sender:
             if found := self.waiter.answered(lambda: self.service.find(self.tag(row))):
                 return self._oldest(found)
         return None
+
+    def last_attempt(self, run: str, key: str) -> int:
+        """The last attempt that the service has a job of, for a row that was lost; 1 if it has none."""
+        tag = self.ledger.tag_of(run, key)[-1]
+        found = set(self.waiter.answered(lambda: self.service.find(tag)))
+        last = number = 1
+        while found and number <= _MOST_ATTEMPTS:
+            wanted = attempt_tag(tag, number)
+            if here := self.waiter.answered(lambda wanted=wanted: self.service.find(wanted)):  # type: ignore[misc]
+                last = number
+                found -= set(here)
+            number += 1
+        return last
 
     def cancel_duplicates(self, row: Row) -> dict[str, float | None]:
         """After a submission without reply: a job that was accepted twice shows by now. The row's own one counts; the

@@ -1,0 +1,80 @@
+"""Accidents that take two things to go wrong: still nothing paid twice, no cap passed, no wrong value."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from scripted import FAST, Job, ScriptedService, estimate, pub
+
+from qhw_diffusion.errors import JobError
+from qhw_diffusion.hardware.ledger import Ledger
+from qhw_diffusion.hardware.ledger_file import FILE
+from qhw_diffusion.hardware.recover import recover
+from qhw_diffusion.hardware.runner import Runner
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Iterator[Ledger]:
+    with Ledger.open(tmp_path / "ledger") as opened:
+        yield opened
+
+
+def runner(service: ScriptedService, ledger: Ledger, **settings: Any) -> Runner:
+    given = {"run": "test", "max_qpu_seconds": 100.0, "times": FAST, "estimate": estimate}
+    return Runner(service, ledger, **{**given, **settings})
+
+
+def failing(job: Job) -> None:
+    job.state, job.reason = "ERROR", "calibration lost"
+
+
+def lose_all_rows(folder: Path) -> None:
+    """The database is damaged beyond its rows, and recovered."""
+    with sqlite3.connect(folder / FILE) as connection:
+        connection.execute("UPDATE jobs SET seal = ''")
+    connection.close()
+    assert not recover(folder).complete
+
+
+def test_a_later_attempt_is_found_after_its_row_was_lost(tmp_path: Path) -> None:
+    service, folder = ScriptedService(new_job=failing), tmp_path / "ledger"
+    with Ledger.open(folder) as ledger:
+        with pytest.raises(JobError, match="calibration lost"):
+            runner(service, ledger).run([pub()])
+        service.new_job = lambda job: None
+        service.on_status = [KeyboardInterrupt()]
+        with pytest.raises(KeyboardInterrupt):
+            runner(service, ledger, retry_failed=True).run([pub()])
+    lose_all_rows(folder)
+    with Ledger.open(folder) as ledger:
+        assert ledger.incomplete
+        assert ledger.rows() == []
+        answer = runner(service, ledger).run([pub()])
+        assert (answer.job_ids, list(service.jobs)) == (["job-2"], ["job-1", "job-2"])
+        assert ledger.rows()[0].attempt == 2
+        assert runner(service, ledger).run([pub()], purpose="never sent").job_ids == ["job-3"]
+
+
+def test_after_rows_were_lost_the_next_attempt_is_a_new_one(tmp_path: Path) -> None:
+    """Attempts 1 and 3 failed, attempt 2 was refused: the one after them is the fourth, not a second third."""
+    service, folder = ScriptedService(new_job=failing), tmp_path / "ledger"
+    with Ledger.open(folder) as ledger:
+        for trouble in (None, JobError("refused"), None):
+            if trouble is not None:
+                key = ledger.rows()[0].key
+                ledger.retry(key)
+                ledger.failed(key, f"refused: {trouble}")
+                continue
+            with pytest.raises(JobError, match="calibration lost"):
+                runner(service, ledger, retry_failed=True).run([pub()])
+    lose_all_rows(folder)
+    with Ledger.open(folder) as ledger:
+        with pytest.raises(JobError, match=r"job-2 .* failed: calibration lost"):
+            runner(service, ledger).run([pub()])
+        service.new_job = lambda job: None
+        assert runner(service, ledger, retry_failed=True).run([pub()]).job_ids == ["job-3"]
+    assert [job.tags[-1].rsplit("-", 1)[1] for job in service.jobs.values()] == ["1", "3", "4"]
