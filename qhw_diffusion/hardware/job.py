@@ -25,7 +25,7 @@ class Job:
         summary: what the ledger's row should say besides.
         max_seconds: QPU seconds after which the service cancels it.
         sent_before: whether an earlier call has sent it.
-        uncertain: whether a submission got no usable reply.
+        uncertain: whether a submission got no usable reply, or may have got none in an earlier call.
         reused: whether its answer was in the ledger already.
     """
 

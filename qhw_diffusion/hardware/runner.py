@@ -182,7 +182,7 @@ class Runner:
             return True
         if row.state == "done":
             row = self._whole(row)
-        job.sent_before = row.state == "submitted"
+        job.sent_before = job.uncertain = row.state == "submitted"
         job.reused = row.state == "done"
         if row.state == "failed" and not (self.retry_failed or row.reason.startswith(SENT_AGAIN)):
             raise failed_before(row, row.reason)

@@ -47,6 +47,7 @@ class Sender:
         """Whether the job of a row left "planned" by an interrupted call was found at the service, and taken over."""
         job_id = self.look_up(row)
         if job_id is not None:
+            job.uncertain = True  # the call that was interrupted may have sent it twice
             self._submitted(job, job_id)
         return job_id is not None
 

@@ -78,3 +78,23 @@ def test_after_rows_were_lost_the_next_attempt_is_a_new_one(tmp_path: Path) -> N
         service.new_job = lambda job: None
         assert runner(service, ledger, retry_failed=True).run([pub()]).job_ids == ["job-3"]
     assert [job.tags[-1].rsplit("-", 1)[1] for job in service.jobs.values()] == ["1", "3", "4"]
+
+
+@pytest.mark.parametrize("killed", ["before the id was noted", "after the id was noted"])
+def test_a_job_sent_twice_by_a_killed_process_is_cancelled_and_counted(ledger: Ledger, killed: str) -> None:
+    """Two replies lost, the look-ups in between too early; then the process dies, and the next one knows of neither."""
+    early = "not yet"
+    service = ScriptedService(on_submit=["lost reply", "lost reply"], on_find=[early] * FAST.lookups)
+    if killed == "before the id was noted":
+        service.on_find.append(KeyboardInterrupt())
+    else:
+        service.on_submit[1] = "accept"
+        service.on_find.append(early)  # the first job shows only after the second one's id was noted
+        service.on_status = [KeyboardInterrupt()]
+    with pytest.raises(KeyboardInterrupt):
+        runner(service, ledger).run([pub()])
+    assert len(service.jobs) == 2
+    service.cancelled.clear()
+    (job_id,) = runner(service, ledger).run([pub()]).job_ids
+    assert set(service.cancelled) == set(service.jobs) - {job_id}
+    assert ledger.spent() == 4.0, "the service charged both"
