@@ -24,6 +24,7 @@ from qhw_diffusion.guidance import (
     sweep_constants,
     train_guidance,
 )
+from qhw_diffusion.mitigation import engine_of
 from qhw_diffusion.runs import RunFolder, atomic_write_json, progress, read_json
 from qhw_diffusion.studies.analysis import p_text
 from qhw_diffusion.studies.flags import given_flags
@@ -172,6 +173,7 @@ def evaluate_run(
     """Evaluate a trained controller against the constant of its base scale, on the same starts; returns a text.
 
     device, engine: where the policy runs, if not where it was trained; then the trained setting is evaluated as well.
+    The engine may be mitigated, "noisy+readout".
     The numbers go into RUN/evaluations/. Raises InvalidInputError for a classical policy with a device or an engine.
     """
     if seeds < 1 or images < 20:
@@ -188,7 +190,8 @@ def evaluate_run(
     players: dict[str, Any] = {f"constant g = {trained.config.g0:g}": trained.config.g0, home: trained.actor}
     if elsewhere:
         assert isinstance(trained.actor, QuantumActor)
-        moved = trained.actor.on(Device.load(device) if device is not None else None, engine)
+        where = Device.load(device) if device is not None else None
+        moved = trained.actor.on(where, None if engine is None else engine_of(engine))
         players[f"on {moved.layer.compiled.device.name}, {moved.layer.engine.spec}"] = moved
     values: dict[str, dict[str, list[float]]] = {name: {} for name in players}
     with progress(total=seeds * len(players), desc="evaluation", unit="run") as bar:
