@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from qhw_diffusion.errors import BudgetError
 from qhw_diffusion.hardware.job import Job
 from qhw_diffusion.hardware.ledger import Ledger
+from qhw_diffusion.hardware.ledger_rows import LIMIT
 
 # The service's own limit for one job, seconds
 LONGEST_JOB = 3 * 3600
@@ -25,7 +26,8 @@ def share_budget(
 ) -> int:
     """Give each job its limit, `Job.max_seconds`; together they fit into what is left, even if every job uses it up.
 
-    The service takes limits in whole seconds, so each job counts with its estimate rounded up.
+    So a job in flight counts with its limit until its charge is known: for another process under the same cap, what it
+    leaves is all there is. The service takes limits in whole seconds, so each job counts with its estimate rounded up.
 
     Args:
         jobs: about to be sent to a paid device, with their estimates.
@@ -40,21 +42,28 @@ def share_budget(
         Whole seconds left before these jobs.
 
     Raises:
-        BudgetError: neither a cap of the run nor of the ledger, or less left than the jobs need.
+        BudgetError: neither a cap of the run nor of the ledger, less left than the jobs need, or a job that is longer
+            than the service allows.
     """
     if cap is None and ledger.cap is None:
         raise BudgetError(
             f"{device} is paid by the second and there is no cap: give --max-qpu-seconds (max_qpu_seconds), or the "
             "ledger one (Ledger.set_cap). `qhw cost` says what to expect. Nothing was sent"
         )
+    for job in jobs:
+        if job.seconds > LONGEST_JOB:
+            raise BudgetError(
+                f"a job on {device} would take about {job.seconds:.0f} s; the service ends jobs after three hours "
+                f"({LONGEST_JOB} s) and charges them. Nothing was sent; use fewer shots or rows"
+            )
     # Rows that an interrupted call planned for these very jobs are in `spent` already
     planned = [row for job in jobs if (row := ledger.get(job.key)) is not None and row.state == "planned"]
     left: dict[str, float] = {}
     if cap is not None:
-        spent = ledger.spent(run) - sum(row.estimate_seconds for row in planned if row.run == run) + session_overhead
+        spent = ledger.spent(run) - sum(row.counted_now for row in planned if row.run == run) + session_overhead
         left[f"the run's cap is {cap:g} s, {spent:.1f} s of it spent or in flight"] = cap - spent
     if ledger.cap is not None:
-        spent = ledger.spent() - sum(row.estimate_seconds for row in planned) + session_overhead
+        spent = ledger.spent() - sum(row.counted_now for row in planned) + session_overhead
         left[f"the ledger's cap is {ledger.cap:g} s, {spent:.1f} s of it spent or in flight"] = ledger.cap - spent
     if remaining is not None:
         flying = sum(row.estimate_seconds for row in ledger.rows(state="submitted"))
@@ -71,4 +80,5 @@ def share_budget(
     for job in jobs:
         share = spare * job.whole_seconds // need if need else spare
         job.max_seconds = max(1, min(job.whole_seconds + share, LONGEST_JOB))
+        job.summary = {**job.summary, LIMIT: job.max_seconds}
     return math.floor(left[why])

@@ -21,7 +21,7 @@ from qhw_diffusion.hardware.caps import as_seconds, check_caps, seconds_spent, s
 from qhw_diffusion.hardware.key_lock import FolderLock, exclusive_lock
 from qhw_diffusion.hardware.keys import check_key, tag_of
 from qhw_diffusion.hardware.ledger_file import LedgerFile, check_folder
-from qhw_diffusion.hardware.ledger_rows import STATES, Row, now, read_rows, write_row
+from qhw_diffusion.hardware.ledger_rows import LIMIT, STATES, Row, now, read_rows, write_row
 from qhw_diffusion.hardware.results import read_result, write_result
 
 DEFAULT_FOLDER = "runs/ledger"
@@ -117,8 +117,8 @@ class Ledger:
                                    f"recover --ledger {self.folder} lets them be fetched again") from error  # fmt: skip
 
     def spent(self, run: str | None = None) -> float:
-        """QPU seconds that count against caps: measured where known, estimated for what is planned or submitted, with
-        every earlier attempt; 0 for jobs that cost nothing.
+        """QPU seconds that count against caps: measured where known, what the service lets it take (or else the
+        estimate) for what is planned or submitted, with every earlier attempt; 0 for jobs that cost nothing.
         """
         with self._file.reading() as connection:
             return sum(seconds_spent(connection, run))
@@ -192,18 +192,24 @@ class Ledger:
             write_row(connection, row)
         return row
 
-    def permit(self, key: str, *, run: str, cap: float | None = None) -> Row:
+    def permit(self, key: str, *, run: str, cap: float | None = None, summary: Mapping[str, Any] | None = None) -> Row:
         """Check the caps again for a planned row, just before its job is sent by `run`, which it then counts for.
+
+        Args:
+            run, cap: as in `plan`.
+            summary: added to the row's.
 
         Raises:
             BudgetError: as `plan`. LedgerError: the row is not planned.
         """
+        extra = _json(summary or {})
 
         def change(row: Row, connection: sqlite3.Connection) -> Row:
             _allow(row, ("planned",), "sent")
-            check_caps(connection, replace(row, run=run), cap)
+            after = replace(row, run=run, summary={**row.summary, **extra})
+            check_caps(connection, after, cap)
             store_cap(connection, cap, run)
-            return replace(row, run=run)
+            return after
 
         return self._change(key, change)
 
@@ -286,23 +292,34 @@ class Ledger:
 
         return self._change(key, change)
 
-    def retry(self, key: str, *, run: str | None = None, cap: float | None = None) -> Row:
+    def retry(
+        self,
+        key: str,
+        *,
+        run: str | None = None,
+        cap: float | None = None,
+        summary: Mapping[str, Any] | None = None,
+    ) -> Row:
         """failed → planned, with attempt + 1; what the failed attempts cost goes on counting.
 
         Args:
             run: the run it counts for from now on; None for the one it has.
             cap: of that run, as in `plan`; None for the one it last stated. The caps are checked anew.
+            summary: added to the row's.
 
         Raises:
             BudgetError: another attempt would pass a cap. LedgerError: the row has not failed.
         """
+        extra = _json(summary or {})
 
         def change(row: Row, connection: sqlite3.Connection) -> Row:
             _allow(row, ("failed",), "tried again")
             names = ("attempt", "job_id", "session_id", "reason", "qpu_seconds")
             past = {**{name: getattr(row, name) for name in names}, "counted": row.counted_now}
+            kept = {name: value for name, value in row.summary.items() if name != LIMIT}  # of the attempt that failed
             again = replace(row, state="planned", run=run or row.run, attempt=row.attempt + 1, job_id=None,
-                            session_id=None, reason="", qpu_seconds=None, earlier=[*row.earlier, past])  # fmt: skip
+                            session_id=None, reason="", qpu_seconds=None, earlier=[*row.earlier, past],
+                            summary={**kept, **extra})  # fmt: skip
             limit = stored_cap(connection, again.run) if cap is None else cap
             check_caps(connection, again, limit)
             store_cap(connection, limit, again.run)

@@ -16,6 +16,8 @@ from typing import Any
 from qhw_diffusion.errors import LedgerError
 
 STATES = ("planned", "submitted", "done", "failed")
+# In a row's summary: QPU seconds after which the service ends its job, so that this is what it may still cost
+LIMIT = "limit_seconds"
 
 
 @dataclass(frozen=True)
@@ -62,10 +64,15 @@ class Row:
 
     @property
     def counted_now(self) -> float:
-        """QPU seconds of this attempt that count against caps: measured, else estimated; 0 if nothing was ever sent."""
+        """QPU seconds of this attempt that count against caps: measured; what the service lets it take while it is
+        planned or submitted; else estimated; 0 if nothing was ever sent.
+        """
         if not self.paid or (self.state == "failed" and self.job_id is None and self.qpu_seconds is None):
             return 0.0
-        return self.estimate_seconds if self.qpu_seconds is None else self.qpu_seconds
+        if self.qpu_seconds is not None:
+            return self.qpu_seconds
+        limit = self.summary.get(LIMIT, 0.0) if self.state in ("planned", "submitted") else 0.0
+        return max(self.estimate_seconds, float(limit))
 
     @property
     def counted(self) -> float:

@@ -18,7 +18,7 @@ import numpy as np
 from qiskit.primitives import BaseEstimatorV2
 
 from qhw_diffusion.devices import Device
-from qhw_diffusion.errors import DamagedFileError, InvalidInputError, LedgerError, QhwError
+from qhw_diffusion.errors import BudgetError, DamagedFileError, InvalidInputError, LedgerError, QhwError
 from qhw_diffusion.hardware.budget import share_budget
 from qhw_diffusion.hardware.completion import SENT_AGAIN, Collector, failed_before
 from qhw_diffusion.hardware.estimate import Estimator, job_estimator
@@ -135,8 +135,17 @@ class Runner:
         with contextlib.ExitStack() as stack:
             for key in sorted(job.key for job in different):  # one order, so that processes never wait for each other
                 stack.enter_context(self.ledger.lock(key))
-            self._share_budget([job for job in different if self._to_be_sent(job)])
+            new = [job for job in different if self._to_be_sent(job)]
             try:
+                try:
+                    self._share_budget(new)
+                except BudgetError:
+                    # what is out already is taken in all the same, and may leave more than was reserved for it
+                    if not (out := [job for job in different if job.sent_before]):
+                        raise
+                    for job in out:
+                        self._finish(job, "")
+                    self._share_budget(new)
                 for job in different:
                     self._start(job)
                 for number, job in enumerate(different, start=1):
@@ -242,11 +251,11 @@ class Runner:
         if may_exist:
             if self._sender.take_over(job, row):
                 return
-            row = self.ledger.permit(job.key, run=self.name, cap=self.max_qpu_seconds)
+            row = self.ledger.permit(job.key, run=self.name, cap=self.max_qpu_seconds, summary=job.summary)
         self._sender.send(job, row)
 
     def _retry(self, job: Job) -> Row:
-        return self.ledger.retry(job.key, run=self.name, cap=self.max_qpu_seconds)
+        return self.ledger.retry(job.key, run=self.name, cap=self.max_qpu_seconds, summary=job.summary)
 
     def _finish(self, job: Job, note: str) -> None:
         """Wait for a job and store its answer; what else became of it is stored too, and raised."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,11 +11,13 @@ from typing import Any
 import pytest
 from scripted import FAST, Job, ScriptedService, estimate, pub
 
-from qhw_diffusion.errors import JobError
+from qhw_diffusion.errors import BudgetError, JobError
+from qhw_diffusion.hardware.cost import Cost
 from qhw_diffusion.hardware.ledger import Ledger
 from qhw_diffusion.hardware.ledger_file import FILE
 from qhw_diffusion.hardware.recover import recover
 from qhw_diffusion.hardware.runner import Runner
+from qhw_diffusion.hardware.split import JobLimits
 
 
 @pytest.fixture
@@ -98,3 +101,49 @@ def test_a_job_sent_twice_by_a_killed_process_is_cancelled_and_counted(ledger: L
     (job_id,) = runner(service, ledger).run([pub()]).job_ids
     assert set(service.cancelled) == set(service.jobs) - {job_id}
     assert ledger.spent() == 4.0, "the service charged both"
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_jobs_in_flight_count_with_their_limits(ledger: Ledger, again: bool) -> None:
+    """Estimates that are too low: two jobs sent by two processes, or one sent again beside another one."""
+
+    def use_it_up(job: Job) -> None:
+        job.charged = float(job.limits.max_execution_seconds or 0)
+
+    service = ScriptedService(new_job=use_it_up)
+    cap: dict[str, Any] = {"max_qpu_seconds": 12.0}
+    rows = pub((0.1, 0.2)) if again else pub()
+    if again:
+        service.on_status = ["CANCELLED"]
+        with pytest.raises(JobError, match="was cancelled"):
+            runner(service, ledger, limits=JobLimits(executions=200), **cap).run([rows])
+        assert [job.limits.max_execution_seconds for job in service.jobs.values()] == [6, 6]
+    else:
+        service.on_status = [KeyboardInterrupt()]
+        with pytest.raises(KeyboardInterrupt):
+            runner(service, ledger, **cap).run([rows])
+        with pytest.raises(BudgetError, match=r"0.0 s are left: .* 12 s, 12.0 s of it spent or in flight"):
+            runner(service, ledger, **cap).run([rows], purpose="beside it")
+        ledger.set_cap(15)
+        runner(service, ledger, run="other", **cap).run([rows], purpose="another run, the same ledger")
+        assert service.jobs["job-2"].limits.max_execution_seconds == 3
+    with contextlib.suppress(BudgetError):
+        runner(service, ledger, limits=JobLimits(executions=200), **cap).run([rows])
+    assert sum(job.charged or 0 for job in service.jobs.values()) <= (12 if again else 15)
+    assert ledger.spent("test") <= 12
+    if again:
+        assert [row.state for row in ledger.rows()] == ["failed", "done"], "what is out is taken in all the same"
+        service.new_job = lambda job: None
+        assert runner(service, ledger, max_qpu_seconds=14.0, limits=JobLimits(executions=200)).run([rows]).values
+
+
+def test_a_job_longer_than_the_service_allows_is_not_sent(ledger: Ledger) -> None:
+    """The service would end it after three hours and charge them."""
+
+    def long(pubs: Any, options: Any) -> Cost:
+        return Cost("ibm_scripted", 1, 1, 10_000_000, 0.0, 0.0, 4e-3)
+
+    service = ScriptedService()
+    with pytest.raises(BudgetError, match=r"40002 s; .* three hours.*fewer shots"):
+        runner(service, ledger, max_qpu_seconds=1e6, estimate=long).run([pub()])
+    assert service.jobs == {}
