@@ -151,6 +151,8 @@ class IBMService:
         name = self._ask(f"look at job {job_id}", job.status)
         if name in ("QUEUED", "RUNNING", "DONE", "INITIALIZING"):
             return JobState("QUEUED" if name == "INITIALIZING" else name)
+        if name != "ERROR" and not name.startswith("CANCELLED"):  # the client passes on what it does not know itself
+            raise ServiceError(f"job {job_id} is in state {name!r}, which this package does not know; its row stays")
         reason = getattr(job, "_reason", None) or ("" if name == "CANCELLED" else job.error_message())
         return JobState("CANCELLED" if name == "CANCELLED" else "ERROR", self._clean(reason or "no reason given"))
 
@@ -232,9 +234,11 @@ class IBMService:
     def _what_happened(self, error: Exception) -> Exception:
         """Whether the job was refused, was never sent, or may have been accepted: from what the transport has seen."""
         posted, text = self._transport.posted, self._clean(error)
-        if isinstance(error, IBMNotAuthorizedError) or posted == 401:
+        if posted == 401 or (posted is None and isinstance(error, IBMNotAuthorizedError)):
             return IBMNotAuthorizedError(text)
-        if posted is None and isinstance(error, (ValueError, TypeError)):
+        # a reply cut off on the way to the job is a ValueError too
+        cut_off = isinstance(error, json.JSONDecodeError)
+        if posted is None and isinstance(error, (ValueError, TypeError)) and not cut_off:
             return InvalidInputError(f"the client refuses the job: {text}")
         if posted in (None, "refused", 429):
             return NotSentError(f"the job could not be sent: {text}")

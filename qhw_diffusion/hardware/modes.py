@@ -66,8 +66,10 @@ class Context:
     def forget(self) -> None:
         """The service has closed it: a session is opened again once while it has time left, then a batch takes over."""
         if self.mode == "session":
-            with contextlib.suppress(Exception):  # what it used is asked for only to shorten the next one
+            try:
                 self._seconds_before = self.seconds()
+            except Exception:  # nobody says what it used: it counts as all of its time, so that caps hold
+                self._seconds_before = float(self.max_seconds or 0)
             if self._reopened or (self.max_seconds or 0) - self._seconds_before < 1:
                 self.mode = "batch"
             self._reopened = True

@@ -5,19 +5,26 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from qiskit_ibm_runtime.exceptions import IBMNotAuthorizedError
 from scripted import FAST, Job, ScriptedService, estimate, pub
+from test_faults import TIMES
 
-from qhw_diffusion.errors import BudgetError, JobError
+from qhw_diffusion.errors import BudgetError, JobError, ServiceError
 from qhw_diffusion.hardware.cost import Cost
+from qhw_diffusion.hardware.ibm import IBMService
 from qhw_diffusion.hardware.ledger import Ledger
 from qhw_diffusion.hardware.ledger_file import FILE
 from qhw_diffusion.hardware.recover import recover
-from qhw_diffusion.hardware.runner import Runner
+from qhw_diffusion.hardware.runner import Runner, open_runner
 from qhw_diffusion.hardware.split import JobLimits
+from qhw_diffusion.hardware.standin import Delay, ExpireSession, StandIn, Status, Truncate
+
+RAW = {"resilience_level": 0}
 
 
 @pytest.fixture
@@ -147,3 +154,73 @@ def test_a_job_longer_than_the_service_allows_is_not_sent(ledger: Ledger) -> Non
     with pytest.raises(BudgetError, match=r"40002 s; .* three hours.*fewer shots"):
         runner(service, ledger, max_qpu_seconds=1e6, estimate=long).run([pub()])
     assert service.jobs == {}
+
+
+@pytest.fixture
+def standin(monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIn]:
+    monkeypatch.setenv("USAGE_DATA_OPT_OUT", "True")
+    with StandIn("fake_manila", seconds_per_job=3.0) as running, running.as_account():
+        yield running
+
+
+def live(ledger: Ledger, **settings: Any) -> Runner:
+    given: dict[str, Any] = {"run": "test", "max_qpu_seconds": 50.0, "times": TIMES, "estimate": estimate}
+    return open_runner("ibm_standin", ledger=ledger, **{**given, **settings})
+
+
+def test_a_state_that_nobody_has_heard_of_is_no_failure(standin: StandIn, ledger: Ledger) -> None:
+    standin.inject("jobs_post", Delay(30.0))
+    with live(ledger, times=replace(TIMES, patience=0.05)) as mine:
+        submit = mine.service.submit
+
+        def submit_and_pause(*arguments: Any) -> str:
+            job_id = submit(*arguments)
+            standin.jobs[0].state = "Paused"
+            return job_id
+
+        mine.service.submit = submit_and_pause  # type: ignore[method-assign]
+        with pytest.raises(ServiceError, match=r"state 'PAUSED'"):
+            mine.run([pub()], options=RAW)
+    standin.jobs[0].state, standin.jobs[0].not_before = "Queued", 0.0
+    with live(ledger) as mine:
+        assert mine.run([pub()], options=RAW).job_ids == [standin.jobs[0].id]
+
+
+@pytest.mark.parametrize(("endpoint", "after"), [("sessions_post", 0), ("usage", 2), ("status", 0)])
+def test_a_reply_cut_off_before_the_job_is_sent_is_no_refusal(
+    standin: StandIn, ledger: Ledger, endpoint: str, after: int
+) -> None:
+    standin.inject(endpoint, Truncate(), after=after)
+    with live(ledger) as mine:
+        mine.run([pub()], options=RAW)
+    assert (standin.hits[endpoint], len(standin.jobs)) == (1, 1)
+
+
+def test_refused_credentials_after_the_job_was_accepted_do_not_send_it_again(standin: StandIn, ledger: Ledger) -> None:
+    with live(ledger) as mine:
+        service = mine.service
+        assert isinstance(service, IBMService)
+        run, seen = service._client._run, []
+
+        def refused_afterwards(*arguments: Any, **named: Any) -> Any:
+            job = run(*arguments, **named)
+            if not seen:
+                seen.append(job)
+                raise IBMNotAuthorizedError("401")
+            return job
+
+        service._client._run = refused_afterwards
+        assert mine.run([pub()], options=RAW).job_ids == [job.id for job in standin.jobs]
+    assert len(seen) == len(standin.jobs) == 1
+
+
+def test_a_session_whose_clock_nobody_tells_counts_with_all_its_time(standin: StandIn, ledger: Ledger) -> None:
+    """It closes while the service does not say what it took: what is opened next may not have its time again."""
+    with live(ledger, mode="session", max_qpu_seconds=20) as mine:
+        mine.run([pub()], options=RAW)
+        standin.inject("jobs_post", ExpireSession())
+        standin.inject("session_get", Status(500), times=TIMES.attempts, after=1)  # the budget asks first
+        mine.run([pub()], options=RAW, purpose="second")
+    assert standin.hits["session_get"] == TIMES.attempts
+    assert [session.mode for session in standin.records.sessions.values()] == ["dedicated", "batch"]
+    assert ledger.spent() == 20
