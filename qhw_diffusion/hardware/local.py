@@ -31,12 +31,12 @@ class LocalService:
 
     Args:
         device: the fake device, loaded.
-        estimator: any Estimator primitive for circuits of that device, instead.
+        estimator: any Estimator primitive for circuits of that device, instead. For the ledger it is known by its
+            class: with other settings give the work another purpose.
         seed: of the outcomes (not of an estimator of your own).
     """
 
     paid = False
-    program = "local"
 
     def __init__(self, device: Device, *, estimator: BaseEstimatorV2 | None = None, seed: int = 0) -> None:
         if not isinstance(device, Device):
@@ -47,9 +47,19 @@ class LocalService:
         self._device = device
         self._estimator = estimator
         self._seed = seed
+        self.program = "local" + self._other_than_usual()
         self._simulators: dict[tuple[tuple[int, ...], bool], Any] = {}
         self._answers: dict[str, str] = {}
         self._tags: dict[str, tuple[str, ...]] = {}
+
+    def _other_than_usual(self) -> str:
+        """What tells this simulation from the usual one of that name, so that the ledger does not mix them up."""
+        other = "" if self._estimator is None else f" by {type(self._estimator).__name__}"
+        if self._seed:
+            other += f" seed {self._seed}"
+        if not self.device.startswith("fake_"):  # a snapshot: its name is the live device's, whatever the day
+            other += f" snapshot {self._device.snapshot.fingerprint[:16]}"
+        return other
 
     def snapshot(self) -> Device:
         return self._device

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import sqlite3
 from collections.abc import Iterator
 from dataclasses import replace
@@ -10,15 +11,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from qiskit.primitives import StatevectorEstimator
 from qiskit_ibm_runtime.exceptions import IBMNotAuthorizedError
 from scripted import FAST, Job, ScriptedService, estimate, pub
 from test_faults import TIMES
 
+from qhw_diffusion.devices import Device
+from qhw_diffusion.devices.snapshot import Snapshot
 from qhw_diffusion.errors import BudgetError, JobError, ServiceError
 from qhw_diffusion.hardware.cost import Cost
 from qhw_diffusion.hardware.ibm import IBMService
 from qhw_diffusion.hardware.ledger import Ledger
 from qhw_diffusion.hardware.ledger_file import FILE
+from qhw_diffusion.hardware.local import LocalService
 from qhw_diffusion.hardware.recover import recover
 from qhw_diffusion.hardware.runner import Runner, open_runner
 from qhw_diffusion.hardware.split import JobLimits
@@ -224,3 +229,19 @@ def test_a_session_whose_clock_nobody_tells_counts_with_all_its_time(standin: St
     assert standin.hits["session_get"] == TIMES.attempts
     assert [session.mode for session in standin.records.sessions.values()] == ["dedicated", "batch"]
     assert ledger.spent() == 20
+
+
+def test_another_simulation_in_a_devices_place_is_other_work(ledger: Ledger) -> None:
+    """Noisy values are not to come back for an exact estimator's, nor one calibration's or seed's for another's."""
+    fake = Device.load("fake_manila")
+    configuration, properties = json.loads(fake.snapshot.configuration), json.loads(fake.snapshot.properties)
+    days = []
+    for date in ("2026-01-01T00:00:00Z", "2026-02-01T00:00:00Z"):
+        given = ({**configuration, "backend_name": "ibm_manila"}, {**properties, "last_update_date": date}, "a test")
+        days.append(Device(Snapshot.from_provider(*given)))
+    services = [LocalService(fake), LocalService(fake, seed=1), LocalService(fake, estimator=StatevectorEstimator())]
+    services += [LocalService(day) for day in days]
+    for _ in range(2):
+        answers = [Runner(service, ledger, run="test").run([pub()]) for service in services]
+    assert [answer.reused for answer in answers] == [1] * 5
+    assert len(ledger.rows()) == 5
