@@ -21,6 +21,7 @@ from qhw_diffusion.devices import Device
 from qhw_diffusion.errors import BudgetError, DamagedFileError, InvalidInputError, LedgerError, QhwError
 from qhw_diffusion.hardware.budget import share_budget
 from qhw_diffusion.hardware.completion import SENT_AGAIN, Collector, failed_before
+from qhw_diffusion.hardware.cost import RESILIENCE_LEVELS
 from qhw_diffusion.hardware.estimate import Estimator, job_estimator
 from qhw_diffusion.hardware.job import Job, distinct
 from qhw_diffusion.hardware.keys import job_key
@@ -128,7 +129,8 @@ class Runner:
         options = dict(options or {})
         self.service.check(pubs, options)
         jobs = []
-        for pieces in split(pubs, self._limits):
+        scales, _ = RESILIENCE_LEVELS.get(options.get("resilience_level", 1), ((1,), False))  # 1: the client's default
+        for pieces in split(pubs, self._limits, factor=len(scales)):
             mine = cut(pubs, pieces)
             jobs.append(Job(self._key(mine, options, purpose), pieces, mine, options, purpose))
         different = distinct(jobs)

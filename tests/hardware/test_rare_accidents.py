@@ -245,3 +245,14 @@ def test_another_simulation_in_a_devices_place_is_other_work(ledger: Ledger) -> 
         answers = [Runner(service, ledger, run="test").run([pub()]) for service in services]
     assert [answer.reused for answer in answers] == [1] * 5
     assert len(ledger.rows()) == 5
+
+
+def test_folded_circuits_count_against_the_limits_of_a_job(ledger: Ledger) -> None:
+    """Resilience level 2 runs every circuit at three scales: the service would refuse what fits without."""
+    service = ScriptedService()
+    mine = runner(service, ledger, limits=JobLimits(executions=3 * 2 * 100))  # three rows of two settings, 100 shots
+    jobs = 0
+    for level, more in ((0, 2), (1, 2), (2, 6)):
+        mine.run([pub((0.1, 0.2, 0.3, 0.4, 0.5, 0.6))], options={"resilience_level": level})
+        jobs += more
+        assert len(service.jobs) == jobs
