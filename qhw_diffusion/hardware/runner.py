@@ -136,7 +136,7 @@ class Runner:
         different = distinct(jobs)
         with contextlib.ExitStack() as stack:
             for key in sorted(job.key for job in different):  # one order, so that processes never wait for each other
-                stack.enter_context(self.ledger.lock(key))
+                self._take_turns(stack, key)
             new = [job for job in different if self._to_be_sent(job)]
             try:
                 try:
@@ -176,6 +176,14 @@ class Runner:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+    def _take_turns(self, stack: contextlib.ExitStack, key: str) -> None:
+        """Hold the key's lock; the person at the terminal is told whom a long wait is for."""
+        try:
+            stack.enter_context(self.ledger.lock(key, self.times.turn))
+        except LedgerError as busy:
+            tell(f"{busy}. Waiting for it")
+            stack.enter_context(self.ledger.lock(key))
 
     def _key(self, pubs: Sequence[Pub], options: Mapping[str, Any], purpose: str) -> str:
         work = {"options": options, "program": self.service.program}

@@ -27,6 +27,7 @@ class Times:
         lookups: how many of these must all be answered, and find nothing.
         submissions: how often one job is sent at most, each time after it was certainly absent.
         settle: to wait for the service to state what a finished job used.
+        turn: for another process that has the same work, before the person at the terminal is told of it.
         deadline: for one job, from being sent to its answer; None waits as long as the queue takes.
     """
 
@@ -44,6 +45,7 @@ class Times:
     lookups: int = 4
     submissions: int = 4
     settle: float = 10.0
+    turn: float = 10.0
     deadline: float | None = None
 
     def __post_init__(self) -> None:

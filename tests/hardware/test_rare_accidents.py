@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sqlite3
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -256,3 +258,18 @@ def test_folded_circuits_count_against_the_limits_of_a_job(ledger: Ledger) -> No
         mine.run([pub((0.1, 0.2, 0.3, 0.4, 0.5, 0.6))], options={"resilience_level": level})
         jobs += more
         assert len(service.jobs) == jobs
+
+
+def test_waiting_for_another_process_says_for_whom(ledger: Ledger, capsys: pytest.CaptureFixture[str]) -> None:
+    service = ScriptedService(on_submit=[KeyboardInterrupt()])
+    with pytest.raises(KeyboardInterrupt):
+        runner(service, ledger).run([pub()])
+    (row,) = ledger.rows()
+    waiting = threading.Thread(target=lambda: runner(service, ledger, times=replace(FAST, turn=0.05)).run([pub()]))
+    with ledger.lock(row.key):
+        waiting.start()
+        waiting.join(0.5)
+        assert f"in use by process {os.getpid()}" in capsys.readouterr().err
+        assert service.jobs == {}
+    waiting.join(10)
+    assert ledger.rows()[0].state == "done"
