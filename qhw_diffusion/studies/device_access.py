@@ -43,9 +43,11 @@ class AccessConfig:
 
     @classmethod
     def from_arguments(cls, arguments: argparse.Namespace) -> AccessConfig:
-        """From the flags of `flags_device`. Raises InvalidInputError where device or shots are missing."""
+        """From the flags of `flags_device`. Raises InvalidInputError without a device, or without shots from 1."""
         if arguments.device is None or arguments.shots is None:
             raise InvalidInputError("a run on a device needs its name and the shots: give --device and --shots")
+        if arguments.shots < 1:
+            raise InvalidInputError(f"shots is {arguments.shots}; allowed: whole numbers from 1")
         return cls(
             device=arguments.device,
             shots=arguments.shots,
@@ -140,6 +142,7 @@ class DeviceAccess:
 def open_access(config: AccessConfig, run: str, *, device: Device | None = None) -> Iterator[DeviceAccess]:
     """Connect: AccountError, LedgerError or UnknownNameError where that fails. `run` is the name jobs are counted by.
 
+    Raises InvalidInputError for a resilience level on a device that is simulated here.
     device: the device, when it is loaded already.
     """
     config.strategies()  # a mistyped strategy is told now
@@ -153,6 +156,11 @@ def open_access(config: AccessConfig, run: str, *, device: Device | None = None)
             max_session_seconds=config.max_session_seconds,
             retry_failed=config.retry_failed,
         )
+        if config.resilience_level and not runner.service.paid:
+            raise InvalidInputError(
+                f"--resilience-level {config.resilience_level} is for IBM's service; {config.device} is simulated here "
+                "and takes level 0 only. Give --mitigation instead (readout is level 1's), or a device of `qhw standin`"
+            )
         with runner:
             yield DeviceAccess(config, runner, ledger, run)
 
@@ -162,6 +170,10 @@ def hint_to_resume(out: Path) -> Iterator[None]:
     """Where an error ends a run that has begun, say on stderr how it goes on; the error passes."""
     try:
         yield
+    except InvalidInputError:
+        # the folder keeps its settings, so with them no --resume can succeed
+        print(f"qhw: {out} was begun with these settings; with others, replace it (--overwrite)", file=sys.stderr)
+        raise
     except QhwError:
         print(f"qhw: what was done is kept in {out}; the same command with --resume goes on", file=sys.stderr)
         raise

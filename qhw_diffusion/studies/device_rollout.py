@@ -166,7 +166,10 @@ def prepare(
 def _create(asked: RolloutConfig, out: Path, command: str | None) -> None:
     trained = load_controller(asked.run)
     if not isinstance(trained.actor, QuantumActor):
-        raise InvalidInputError(f"the policy in {asked.run} is classical ({trained.actor.kind}); it needs no device")
+        raise InvalidInputError(
+            f"the policy in {asked.run} is classical ({trained.actor.kind}) and needs no device; without --shots it is "
+            "evaluated here"
+        )
     config = {
         "rollout": asked.to_dict(),
         "guidance": trained.config.to_dict(),

@@ -10,7 +10,7 @@ from qhw_diffusion.errors import InvalidInputError
 from qhw_diffusion.runs import atomic_write_json
 from qhw_diffusion.studies.device_access import AccessConfig, hint_to_resume, open_access
 from qhw_diffusion.studies.device_rollout import KIND, Played, Prepared, RolloutConfig, play, prepare
-from qhw_diffusion.studies.rollout_analysis import Compared, check_steps, compare_controllers, results_of
+from qhw_diffusion.studies.rollout_analysis import MIN_FD_IMAGES, Compared, check_steps, compare_controllers, results_of
 from qhw_diffusion.studies.rollout_report import render_rollout
 from qhw_diffusion.studies.single import clear_out, one_thread
 
@@ -85,4 +85,6 @@ def _text(compared: list[Compared], report: Path) -> str:
     for one in compared:
         fd = f"{one.judged['fd']:.2f}" if "fd" in one.judged else "–"
         lines.append(f"{one.name:<40} {one.judged['accuracy']:>9.1%} {fd:>8} {float(one.g.mean()):>7.2f}")
+    if any("fd" not in one.judged for one in compared):
+        lines.append(f"FD needs at least {MIN_FD_IMAGES} images (--images)")
     return "\n".join([*lines, f"report: {report}"])

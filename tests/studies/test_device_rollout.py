@@ -157,7 +157,7 @@ def test_a_classical_policy_needs_no_device(tmp_path: Path) -> None:
         guidance.ActorConfig(kind="matched"),
         path=tmp_path / "mlp",
     )
-    with pytest.raises(InvalidInputError, match="needs no device"):
+    with pytest.raises(InvalidInputError, match="and needs no device; without --shots"):
         prepare(_asked(tmp_path / "mlp"), tmp_path / "out", resume=False)
     assert not (tmp_path / "out").exists()
 
@@ -184,6 +184,34 @@ def test_an_error_on_the_way_says_how_to_go_on(
     text = capsys.readouterr().err
     assert "broken" in text
     assert f"kept in {out}; the same command with --resume goes on" in text
+
+
+def test_where_settings_are_wrong_no_resume_is_advised(
+    small_policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise InvalidInputError("not with these options")
+
+    monkeypatch.setattr(Runner, "run", refuse)
+    out = tmp_path / "out"
+    assert cli.main(_command(small_policy, out, tmp_path / "ledger", "fake_manila")) == InvalidInputError.exit_code
+    text = capsys.readouterr().err
+    assert "--overwrite" in text
+    assert "--resume" not in text
+
+
+@pytest.mark.parametrize(("flags", "words"), [
+    (["--resilience-level", "1"], "takes level 0 only. Give --mitigation"),
+    (["--shots", "0"], "shots is 0; allowed: whole numbers from 1"),
+])  # fmt: skip
+def test_what_cannot_run_is_told_before_a_folder_is_made(
+    small_policy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str], words: str
+) -> None:
+    out = tmp_path / "out"
+    command = [*_command(small_policy, out, tmp_path / "ledger", "fake_manila"), *flags]
+    assert cli.main(command) == InvalidInputError.exit_code
+    assert words in capsys.readouterr().err
+    assert not out.exists()
 
 
 # -- resuming ----------------------------------------------------------------------------------------------------------
