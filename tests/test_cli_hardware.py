@@ -167,7 +167,7 @@ def test_repetition_delay_and_mitigation(capsys: pytest.CaptureFixture[str], run
     (["{run}", "--repetition-delay", "9999"], "0 to 500 µs, not 9999 µs", 2),
     (["{run}", "--mitigation", "zme"], "did you mean zne", 2),
     (["{run}", "--resilience-level", "7"], "allowed: 0, 1, 2", 2),
-    (["{circuit}"], "--device says where", 2),
+    (["{circuit}"], "names no device: give --device", 2),
     (["{circuit}", "--device", "fake_manila", "--images", "3"], "--images does not go with", 2),
     (["{circuit}", "--device", "fake_armonk"], "4 qubits but fake_armonk has 1", 2),
     (["{isa}", "--device", "fake_marrakesh"], "compiled for a device of 5 qubits", 2),

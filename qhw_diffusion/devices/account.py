@@ -113,11 +113,11 @@ def live_backend(name: str, service: QiskitRuntimeService | None = None) -> IBMB
     backend = ask(f"device {name}", find)
     if backend is None:
         names = sorted({other.name for other in live_backends(service)} - {name})
-        near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
-        hint = f"; did you mean {', '.join(near)}" if near else ""
+        near = difflib.get_close_matches(name, names, n=3, cutoff=0.75)
+        hint = f"; did you mean {', '.join(near)}?" if near else ""
         raise AccountError(
-            f"the account cannot use a device {name!r}: mistyped, retired, or of another instance{hint}. "
-            f"It has: {', '.join(names) or 'no other device; check its instance'}"
+            f"the account cannot use a device {name!r}: mistyped, retired, or of another instance. "
+            f"It has: {', '.join(names) or 'no other device; check its instance'}{hint}"
         )
     return backend
 

@@ -160,12 +160,12 @@ def _text(asked: FineTuneConfig, run: RunFolder, history: History, record: dict[
         f"{record['circuits']:,} circuits, {'not yet stated' if used is None else f'{used:.1f}'} QPU seconds",
         f"before and after on the same starts, noise of {asked.device} simulated: {record['seeds']} seeds × "
         f"{record['images']} images",
-        f"{'':<20} {'FD [95 %]':>22} {'accuracy':>9} {'reward [95 %]':>24}",
+        f"{'':<20} {'FD [95 %]':>26} {'accuracy':>9} {'reward [95 %]':>24}",
     ]
     for name, metrics in values.items():
         fd, reward = mean_interval(metrics["fd"]), mean_interval(metrics["return"])
         accuracy = mean_interval(metrics["accuracy"]).mean
-        lines.append(f"{name:<20} {fd.format(3):>22} {accuracy:>9.1%} {reward.format(3):>24}")
+        lines.append(f"{name:<20} {fd.format(3):>26} {accuracy:>9.1%} {reward.format(3):>24}")
     if record["seeds"] >= 2:
         for metric, name in (("fd", "FD"), ("return", "reward")):
             test = paired_test(values["after"][metric], values["before"][metric])

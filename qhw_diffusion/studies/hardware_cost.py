@@ -185,7 +185,7 @@ def _denoising(folder: Path, device: Device | None, images: int) -> Workload:
 def _file(path: Path, device: Device | None, rows: int) -> Workload:
     if device is None:
         raise InvalidInputError(
-            "--device says where the circuit is to run: a fake or a live device, or a snapshot file"
+            f"{path} is a circuit, which names no device: give --device: live (ibm_…), fake, or a snapshot file"
         )
     circuit = load_circuit(path)
     name = f"{circuit.name} of {path}, {rows:,} row{'s' if rows > 1 else ''} of parameters"

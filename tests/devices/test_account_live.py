@@ -65,7 +65,7 @@ def test_credentials_that_expire_after_the_connection(standin: StandIn) -> None:
 
 
 def test_a_mistyped_device_lists_those_of_the_account(standin: StandIn) -> None:
-    with pytest.raises(AccountError, match=r"'ibm_standing'.*did you mean ibm_standin.*It has: ibm_standin"):
+    with pytest.raises(AccountError, match=r"'ibm_standing'.*It has: ibm_standin; did you mean ibm_standin\?"):
         Device.load("ibm_standing")
 
 
