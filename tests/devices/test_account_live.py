@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import time
 import traceback
 from collections.abc import Iterator
@@ -114,6 +115,9 @@ def test_no_log_line_shows_the_key_or_the_access_token(
 ) -> None:
     """Everything logs at its lowest level, and the service repeats the key in an answer that the client logs."""
     standin.inject("configuration", Status(404, message=f"key {TOKEN} may not see this"), after=1)
+    for handler in logging.getLogger("qiskit_ibm_runtime").handlers:
+        if isinstance(handler, logging.StreamHandler):
+            handler.setStream(sys.stderr)  # made when the client was imported: for another test, whose stream is closed
     with caplog.at_level(logging.DEBUG):
         loggers = [logging.getLogger(name) for name in list(logging.root.manager.loggerDict)]
         levels = [logger.level for logger in loggers]
