@@ -117,7 +117,7 @@ def test_no_log_line_shows_the_key_or_the_access_token(
     standin.inject("configuration", Status(404, message=f"key {TOKEN} may not see this"), after=1)
     for handler in logging.getLogger("qiskit_ibm_runtime").handlers:
         if isinstance(handler, logging.StreamHandler):
-            handler.setStream(sys.stderr)  # made when the client was imported: for another test, whose stream is closed
+            handler.stream = sys.stderr  # its own is that of the test which imported the client, and closed
     with caplog.at_level(logging.DEBUG):
         loggers = [logging.getLogger(name) for name in list(logging.root.manager.loggerDict)]
         levels = [logger.level for logger in loggers]
