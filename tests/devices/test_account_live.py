@@ -116,7 +116,7 @@ def test_no_log_line_shows_the_key_or_the_access_token(
     """Everything logs at its lowest level, and the service repeats the key in an answer that the client logs."""
     standin.inject("configuration", Status(404, message=f"key {TOKEN} may not see this"), after=1)
     for handler in logging.getLogger("qiskit_ibm_runtime").handlers:
-        if isinstance(handler, logging.StreamHandler):
+        if type(handler) is logging.StreamHandler:
             handler.stream = sys.stderr  # its own is that of the test which imported the client, and closed
     with caplog.at_level(logging.DEBUG):
         loggers = [logging.getLogger(name) for name in list(logging.root.manager.loggerDict)]
