@@ -19,7 +19,7 @@ from typing import Any
 from qhw_diffusion.errors import DamagedFileError, InvalidInputError, LedgerError
 from qhw_diffusion.hardware.caps import as_seconds, check_caps, seconds_spent, store_cap, stored_cap
 from qhw_diffusion.hardware.key_lock import FolderLock, exclusive_lock
-from qhw_diffusion.hardware.keys import check_key, tag_of
+from qhw_diffusion.hardware.keys import check_key
 from qhw_diffusion.hardware.ledger_file import LedgerFile, check_folder
 from qhw_diffusion.hardware.ledger_rows import LIMIT, STATES, Row, now, read_rows, write_row
 from qhw_diffusion.hardware.results import read_result, write_result
@@ -78,11 +78,6 @@ class Ledger:
             timeout: seconds to wait for the other one; None for as long as it takes. LedgerError after that.
         """
         return exclusive_lock(self.folder / "locks" / check_key(key), f"job {key[:12]}", timeout)
-
-    @staticmethod
-    def tag_of(run: str, key: str) -> list[str]:
-        """Tags of a job (`keys.tag_of`); the last one finds it again at the service."""
-        return tag_of(run, key)
 
     # -- reading -------------------------------------------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from qhw_diffusion.errors import AccountError, BudgetError, InvalidInputError, QhwError, ServiceError
 from qhw_diffusion.hardware.budget import LONGEST_JOB
 from qhw_diffusion.hardware.job import Job
+from qhw_diffusion.hardware.keys import tag_of
 from qhw_diffusion.hardware.ledger import Ledger, Row
 from qhw_diffusion.hardware.service import Limits, NotSentError, RefusedError, Service, UncertainError, attempt_tag
 from qhw_diffusion.hardware.waiting import Waiter
@@ -60,7 +61,7 @@ class Sender:
             ServiceError: it was not sent (the row is failed as "not sent"), or nobody says whether it was (the row
                 stays planned, and the next call looks it up).
         """
-        tags = [*self.ledger.tag_of(row.run, row.key), self.tag(row)]
+        tags = [*tag_of(row.run, row.key), self.tag(row)]
         times = self.waiter.times
         trouble: Exception | None = None
         for number in range(times.submissions):
@@ -105,7 +106,7 @@ class Sender:
 
     def last_attempt(self, run: str, key: str) -> int:
         """The last attempt that the service has a job of, for a row that was lost; 1 if it has none."""
-        tag = self.ledger.tag_of(run, key)[-1]
+        tag = tag_of(run, key)[-1]
         found = set(self.waiter.answered(lambda: self.service.find(tag)))
         last = number = 1
         while found and number <= _MOST_ATTEMPTS:
@@ -132,7 +133,7 @@ class Sender:
 
     def tag(self, row: Row) -> str:
         """Of this attempt's jobs alone."""
-        return attempt_tag(self.ledger.tag_of(row.run, row.key)[-1], row.attempt)
+        return attempt_tag(tag_of(row.run, row.key)[-1], row.attempt)
 
     def _submitted(self, job: Job, job_id: str) -> None:
         self.ledger.submitted(job.key, job_id, self.service.session_id())
