@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from ..errors import InvalidInputError
+from ..execution.tape import first_order_only, refuse_transforms
 from .states import as_density
 
 
@@ -73,8 +73,13 @@ def hilbert_schmidt(a: Tensor, b: Tensor) -> Tensor:
     return _squared_modulus(as_density(a) - as_density(b)).sum((-2, -1))
 
 
+_DENSITIES = "the fidelity of two density matrices"
+_INSTEAD = "use superfidelity, or a pure state as one of the two"
+
+
 def density_fidelity(rho: Tensor, sigma: Tensor) -> Tensor:
     """`fidelity` of density matrices [..., d, d] whose leading axes broadcast; used pairwise and all-against-all."""
+    refuse_transforms(_DENSITIES, rho, sigma, instead=_INSTEAD)
     value: Tensor = _DensityFidelity.apply(_hermitian(rho), _hermitian(sigma))
     return value
 
@@ -112,15 +117,14 @@ class _DensityFidelity(torch.autograd.Function):
         left, values, right = torch.linalg.svd(factor_a.mH @ factor_b)
         # the inputs' own rounding, seen through the product of two factors of norm ≤ 1
         support = values > 4 * values.shape[-1] * torch.finfo(rho.dtype).eps
-        ctx.save_for_backward(factor_a, factor_b, left, values * support, right)
+        ctx.save_for_backward(factor_a, factor_b, left, values * support, right, rho, sigma)
         ctx.shapes = rho.shape, sigma.shape
         ctx.dtype = rho.dtype
         return (values * support).sum(-1).square().to(rho.real.dtype)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:  # type: ignore[override]
-        factor_a, factor_b, left, values, right = ctx.saved_tensors
+        factor_a, factor_b, left, values, right, rho, sigma = ctx.saved_tensors
         root = values.sum(-1, keepdim=True)
         weights = torch.where(values > 0, root / values.where(values > 0, torch.ones_like(values)), 0)
         grads: list[Tensor | None] = [None, None]
@@ -133,7 +137,8 @@ class _DensityFidelity(torch.autograd.Function):
             turned = factor @ vectors
             slope = (turned * scale[..., None, :]) @ turned.mH
             grads[which] = (grad[..., None, None] * slope).sum_to_size(ctx.shapes[which]).to(ctx.dtype)
-        return grads[0], grads[1]
+        by_rho, by_sigma = first_order_only(_DENSITIES, tuple(grads), rho, sigma, grad, instead=_INSTEAD)
+        return by_rho, by_sigma
 
 
 def _factor(rho: Tensor) -> Tensor:

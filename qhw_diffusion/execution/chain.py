@@ -24,7 +24,7 @@ from qhw_diffusion.execution.program import FixedMap, Program, Rotation
 
 
 @dataclass(frozen=True, eq=False)
-class _Runs:
+class Moment:
     """Runs of one moment: the rows `select` of the chain's table of runs, on `places` (qubits)."""
 
     per_column: bool
@@ -33,7 +33,7 @@ class _Runs:
 
 
 @dataclass(frozen=True, eq=False)
-class _Move:
+class Permutation:
     """y[i] = sign[i] · x[source[i]], and the same backwards."""
 
     source: np.ndarray
@@ -42,7 +42,7 @@ class _Move:
     sign_back: np.ndarray
 
 
-class _Table:
+class Table:
     """Runs with the same kind of angles (shared by all columns, or one a column), and their matrices."""
 
     def __init__(self, runs: Sequence[Run], dtype: Precision) -> None:
@@ -103,14 +103,14 @@ class Chain:
         nodes: list[Run | Map] = collect(operations, basis, noisy)
         if transposed:
             nodes = [node.transposed() for node in reversed(nodes)]
-        self._rate = RATE[basis]
-        self._sign = (-SIGN[basis] if transposed else SIGN[basis]).astype(dtype)  # transposed, a turn turns back
+        self.rate = RATE[basis]
+        self.sign = (-SIGN[basis] if transposed else SIGN[basis]).astype(dtype)  # transposed, a turn turns back
         self._places: dict[tuple[int, ...], tuple[np.ndarray, np.ndarray]] = {}
         singles = [self._place((q,)) for q in range(self.n_qubits)]
-        self._bases = np.stack([bases for bases, _ in singles])
-        self._offsets = np.stack([offsets for _, offsets in singles])
+        self.bases = np.stack([bases for bases, _ in singles])
+        self.offsets = np.stack([offsets for _, offsets in singles])
         depends = np.asarray(program.input_coefficients.any(axis=1))
-        self.steps: list[_Runs | _Move | tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+        self.steps: list[Moment | Permutation | tuple[np.ndarray, np.ndarray, np.ndarray]] = []
         tables: dict[bool, list[Run]] = {False: [], True: []}
         for moment in schedule(nodes, self.n_qubits):
             runs = [node for node in moment if isinstance(node, Run)]
@@ -119,13 +119,13 @@ class Chain:
                 chosen = [run for run in runs if bool(depends[list(run.rotations)].any()) == per_column]
                 if chosen:
                     select = slice(len(table), len(table) + len(chosen))
-                    self.steps.append(_Runs(per_column, select, np.array([run.qubits[0] for run in chosen])))
+                    self.steps.append(Moment(per_column, select, np.array([run.qubits[0] for run in chosen])))
                     table.extend(chosen)
             if maps and is_monomial(maps[0].matrix):
                 self.steps.append(self._move(maps))
             else:
                 self.steps += [(*self._place(m.qubits), np.ascontiguousarray(m.matrix, dtype)) for m in maps]
-        self.tables = {kind: _Table(runs, dtype) for kind, runs in tables.items()}
+        self.tables = {kind: Table(runs, dtype) for kind, runs in tables.items()}
         self.orthogonal = basis == "state" and all(
             np.allclose(m @ m.T, np.eye(len(m)), atol=1e-9)
             for node in nodes
@@ -135,7 +135,7 @@ class Chain:
     @property
     def n_kept(self) -> int:
         """Copies of the rows that the backward pass needs: one a moment of runs and one a run of the moment in work."""
-        moments = [len(step.places) for step in self.steps if isinstance(step, _Runs)]
+        moments = [len(step.places) for step in self.steps if isinstance(step, Moment)]
         return 1 if self.orthogonal else len(moments) + max(moments, default=0)
 
     def forward(self, x: np.ndarray, angles: np.ndarray, keep: bool) -> tuple[np.ndarray, Trace | None]:
@@ -144,12 +144,12 @@ class Chain:
         copies: list[np.ndarray] = []
         spare, scratch = np.empty_like(x), np.empty((16, x.shape[1]), self.dtype)
         for step in self.steps:
-            if isinstance(step, _Runs):
+            if isinstance(step, Moment):
                 if keep and not self.orthogonal:
                     copies.append(x.copy())
                 apply = kernel.apply_rows if step.per_column else kernel.apply_shared
-                apply(x, self._bases, self._offsets, step.places, built[step.per_column].matrices[step.select])
-            elif isinstance(step, _Move):
+                apply(x, self.bases, self.offsets, step.places, built[step.per_column].matrices[step.select])
+            elif isinstance(step, Permutation):
                 kernel.move_rows(x, spare, step.source, step.sign)
                 x, spare = spare, x
             else:
@@ -170,11 +170,11 @@ class Chain:
         spare, scratch = np.empty_like(adjoint), np.empty((16, adjoint.shape[1]), self.dtype)
         x = copies.pop().copy() if self.orthogonal else adjoint
         for step in reversed(self.steps):
-            if isinstance(step, _Runs):
+            if isinstance(step, Moment):
                 kind = step.per_column
                 before = x if self.orthogonal else copies.pop()
                 self._pull(step, adjoint, before, built[kind].matrices, back[kind], outer[kind])
-            elif isinstance(step, _Move):
+            elif isinstance(step, Permutation):
                 kernel.move_rows(adjoint, spare, step.source_back, step.sign_back)
                 adjoint, spare = spare, adjoint
                 if self.orthogonal:
@@ -192,13 +192,13 @@ class Chain:
                 by_turn = np.zeros_like(slope)
                 s = outer[kind] if kind else outer[kind][..., None]
                 kernel.run_slopes(
-                    table.first, table.rotation, table.fixed, b.cos, b.sin, self._sign, b.steps, s, by_turn
+                    table.first, table.rotation, table.fixed, b.cos, b.sin, self.sign, b.steps, s, by_turn
                 )
-                slope += self._rate * by_turn
+                slope += self.rate * by_turn
         return adjoint
 
     def _pull(
-        self, step: _Runs, adjoint: np.ndarray, x: np.ndarray, g: np.ndarray, back: np.ndarray, outer: np.ndarray
+        self, step: Moment, adjoint: np.ndarray, x: np.ndarray, g: np.ndarray, back: np.ndarray, outer: np.ndarray
     ) -> None:
         """Take the runs of a moment back one by one: the derivative by each one's matrix needs the rows just before it.
 
@@ -206,7 +206,7 @@ class Chain:
         """
         apply = kernel.apply_rows if step.per_column else kernel.apply_shared
         collect = kernel.outer_rows if step.per_column else kernel.outer_shared
-        bases, offsets = self._bases, self._offsets
+        bases, offsets = self.bases, self.offsets
         g, back, outer = g[step.select], back[step.select], outer[step.select]
         runs = [(step.places[r : r + 1], slice(r, r + 1)) for r in range(len(step.places))]
         befores = [x]
@@ -222,11 +222,11 @@ class Chain:
             collect(adjoint, x, bases, offsets, place, outer[r])
             apply(adjoint, bases, offsets, place, back[r])
 
-    def _build(self, table: _Table, angles: np.ndarray, per_column: bool) -> _Built:
-        turns = self._rate * (angles if per_column else angles[:, :1])
+    def _build(self, table: Table, angles: np.ndarray, per_column: bool) -> _Built:
+        turns = self.rate * (angles if per_column else angles[:, :1])
         cos, sin = np.cos(turns), np.sin(turns)
         steps = np.empty((*table.fixed.shape, cos.shape[1]), self.dtype)
-        kernel.build_runs(table.first, table.rotation, table.fixed, cos, sin, self._sign, steps)
+        kernel.build_runs(table.first, table.rotation, table.fixed, cos, sin, self.sign, steps)
         matrices = steps[table.last]
         return _Built(matrices if per_column else matrices[..., 0], cos, sin, steps)
 
@@ -248,7 +248,7 @@ class Chain:
             self._places[qubits] = (index[free], offsets)
         return self._places[qubits]
 
-    def _move(self, nodes: Sequence[Map]) -> _Move:
+    def _move(self, nodes: Sequence[Map]) -> Permutation:
         source, sign = np.arange(self.n_rows), np.ones(self.n_rows)
         for node in nodes:
             bases, offsets = self._place(node.qubits)
@@ -260,4 +260,4 @@ class Chain:
                 local_sign[bases + offsets[i]] = np.sign(signs[i])
             source, sign = source[local], local_sign * sign[local]
         back = np.argsort(source)
-        return _Move(source, sign.astype(self.dtype), back, sign[back].astype(self.dtype))
+        return Permutation(source, sign.astype(self.dtype), back, sign[back].astype(self.dtype))

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from qhw_diffusion.errors import InvalidInputError
 from qhw_diffusion.execution.compile import CompiledCircuit
+from qhw_diffusion.execution.tape import refuse_transforms
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,8 @@ class Engine(ABC):
             parameters: [B, P] radians, the inputs in their order, then the weights in theirs.
 
         Returns:
-            Values and standard errors [B, M], in the dtype and on the device of `parameters`, without gradient.
+            Values and standard errors [B, M], on the device of `parameters` and in their dtype (float32 for shorter
+            floats and integers), without gradient.
 
         Raises:
             InvalidInputError: parameters of another shape, or not finite.
@@ -102,8 +104,12 @@ class Engine(ABC):
         """Raise if this engine cannot evaluate the circuit at all; called once, when a layer is made."""
 
 
-def check_parameters(compiled: CompiledCircuit, parameters: Tensor) -> None:
-    """Raise InvalidInputError unless `parameters` is a finite tensor [B ≥ 1, inputs + weights]."""
+def check_parameters(compiled: CompiledCircuit, parameters: Tensor) -> Tensor:
+    """`parameters` as a dense tensor of float32 or float64 (shorter floats and integers become float32).
+
+    Raises:
+        InvalidInputError: no real, finite tensor [B ≥ 1, inputs + weights], or one inside torch.func.
+    """
     wanted = compiled.n_inputs + compiled.n_weights
     if not isinstance(parameters, Tensor) or parameters.ndim != 2 or parameters.shape[1] != wanted:
         given = tuple(parameters.shape) if isinstance(parameters, Tensor) else type(parameters).__name__
@@ -113,10 +119,26 @@ def check_parameters(compiled: CompiledCircuit, parameters: Tensor) -> None:
         )
     if len(parameters) == 0:
         raise InvalidInputError("parameters has no rows; give at least one")
+    refuse_transforms("an estimate", parameters)
+    parameters = real_dense(parameters, "parameters")
+    if parameters.dtype not in (torch.float32, torch.float64):
+        parameters = parameters.float()
     if not bool(torch.isfinite(parameters).all()):
         raise InvalidInputError("parameters contain NaN or infinity; check what produced them")
+    return parameters
+
+
+def real_dense(tensor: Tensor, name: str) -> Tensor:
+    """A sparse tensor made dense; `name` is what the error calls it.
+
+    Raises:
+        InvalidInputError: complex or quantised numbers, which are no angles.
+    """
+    if tensor.is_complex() or tensor.is_quantized:
+        raise InvalidInputError(f"{name} are of dtype {tensor.dtype}; angles are real: give floating-point numbers")
+    return tensor if tensor.layout == torch.strided else tensor.to_dense()
 
 
 def rows_of(inputs: Tensor, weights: Tensor) -> Tensor:
-    """[B, inputs], [weights] → [B, inputs + weights]: the same weights in every row."""
-    return torch.cat([inputs, weights.expand(len(inputs), -1)], dim=1)
+    """[B, inputs], [weights] → [B, inputs + weights], the same weights in every row, on the device of the inputs."""
+    return torch.cat([inputs, weights.to(inputs.device).expand(len(inputs), -1)], dim=1)

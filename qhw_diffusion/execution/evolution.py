@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from qhw_diffusion.errors import InvalidInputError
 from qhw_diffusion.execution.arrange import REAL_LOCAL, Basis
@@ -25,7 +24,6 @@ from qhw_diffusion.execution.engine import Engine
 from qhw_diffusion.execution.exact import Ideal
 from qhw_diffusion.execution.layer import engine_of
 from qhw_diffusion.execution.program import angles_of, check_limits
-from qhw_diffusion.execution.readoff import confuse
 from qhw_diffusion.execution.simulator import (
     BLOCK_BYTES,
     BLOCK_COLUMNS,
@@ -35,6 +33,15 @@ from qhw_diffusion.execution.simulator import (
     blocks_of,
     columns_of,
     refuse_if_too_large,
+    refuse_tape,
+)
+from qhw_diffusion.execution.tape import (
+    angles_in_torch,
+    evolve_in_torch,
+    gradients_in_torch,
+    is_transformed,
+    refuse_unchecked_angles,
+    without_autocast,
 )
 
 REAL = {torch.complex64: torch.float32, torch.complex128: torch.float64}
@@ -56,13 +63,14 @@ class Branches:
 
     def select(self, outcomes: Tensor) -> tuple[Tensor, Tensor]:
         """States [B, …] and probabilities [B] of the outcomes [B] (int64)."""
+        outcomes = outcomes.to(self.states.device)
         index = torch.arange(len(outcomes), device=outcomes.device)
         return self.states[outcomes, index], self.probabilities[outcomes, index]
 
     def sample(self, generator: torch.Generator) -> Tensor:
-        """[B] int64: an outcome drawn for every sample."""
-        weights = self.probabilities.detach().clamp_min(0).T
-        return torch.multinomial(weights, 1, generator=generator)[:, 0]
+        """[B] int64: an outcome drawn for every sample, on the device of the probabilities."""
+        weights = self.probabilities.detach().clamp_min(0).T.to(generator.device)
+        return torch.multinomial(weights, 1, generator=generator)[:, 0].to(self.probabilities.device)
 
     def average(self) -> Tensor:
         """[B, d, d]: the density matrix with the outcomes forgotten."""
@@ -76,6 +84,7 @@ class Evolution:
     """A compiled circuit as a map from states on `data` to states on `data`.
 
     Pure states stay pure where the engine is ideal and every other qubit is measured; else density matrices come out.
+    Simulation runs on the CPU, whatever device the tensors are on; the branches come back to the states' device.
     Logical qubits that are neither data nor measured start in |0⟩ and are traced out (an ancilla that is reset).
 
     Args:
@@ -139,20 +148,31 @@ class Evolution:
         Raises:
             InvalidInputError: shapes or types that do not fit.
         """
-        inputs = self._check(states, weights, inputs)
-        if states.ndim == 2 and self.pure:
-            return self._pure(states, weights, inputs)
-        if states.ndim == 2:
-            states = states.unsqueeze(-1) * states.unsqueeze(-2).conj()
-        return self._density(states, weights, inputs)
+        inputs, where = self._check(states, weights, inputs), states.device
+        states, weights, inputs = states.cpu(), weights.cpu(), inputs.cpu()
+        with without_autocast():
+            if states.ndim == 2 and self.pure:
+                branches = self._pure(states, weights, inputs)
+            else:
+                if states.ndim == 2:
+                    states = states.unsqueeze(-1) * states.unsqueeze(-2).conj()
+                branches = self._density(states, weights, inputs)
+        return Branches(branches.states.to(where), branches.probabilities.to(where))
 
     def read_data(self, probabilities: Tensor) -> Tensor:
         """[B, d] of true outcomes of the data qubits → of outcomes read (readout errors, if the engine has them)."""
         if not self.noisy:
             return probabilities
-        readout = [self.compiled.program.readout[q] for q in self._end]
-        read = confuse(probabilities.numpy().astype(np.float64), readout)
-        return torch.from_numpy(np.ascontiguousarray(read)).to(probabilities)
+        confusion = self._confusion(self._end).to(probabilities.device)
+        return (probabilities.double() @ confusion.T).to(probabilities.dtype)
+
+    def _confusion(self, qubits: Sequence[int]) -> Tensor:
+        """[2^k, 2^k] float64: P(outcomes read | true outcomes) of these qubits, the first least significant."""
+        confusion = np.ones((1, 1))
+        for q in qubits:
+            p10, p01 = self.compiled.program.readout[q]
+            confusion = np.kron(np.array([[1 - p10, p01], [p10, 1 - p01]]), confusion)
+        return torch.from_numpy(confusion)
 
     def kraus(self, weights: Tensor, inputs: Tensor | None = None) -> Tensor:
         """[K, d, d]: the operator of each outcome (Σ K†K = 1) for one row of inputs [1, I], where states stay pure.
@@ -166,9 +186,10 @@ class Evolution:
             )
         dtype = torch.complex64 if weights.dtype == torch.float32 else torch.complex128
         columns = torch.eye(self.dim, dtype=dtype)
-        expanded = inputs if inputs is None else inputs.expand(self.dim, -1)
-        rows = self._pure_rows(columns, weights, self._check(columns, weights, expanded))
-        return rows.transpose(1, 2)
+        expanded = self._check(columns, weights, inputs if inputs is None else inputs.expand(self.dim, -1))
+        with without_autocast():
+            rows = self._pure_rows(columns, weights.cpu(), expanded.cpu())
+        return rows.transpose(1, 2).to(weights.device)
 
     def _pure_rows(self, states: Tensor, weights: Tensor, inputs: Tensor) -> Tensor:
         """[B, d] → [K, B, d], not normalised."""
@@ -200,11 +221,7 @@ class Evolution:
         for offset in traced:
             parts = parts + rows[read[:, None] + kept[None, :] + offset]
         if self.noisy and self._read:
-            confusion = np.ones((1, 1))
-            for q in self._read:
-                p10, p01 = program.readout[q]
-                confusion = np.kron(np.array([[1 - p10, p01], [p10, 1 - p01]]), confusion)
-            parts = torch.einsum("kj,jdb->kdb", torch.from_numpy(confusion).to(parts), parts)
+            parts = torch.einsum("kj,jdb->kdb", self._confusion(self._read).to(parts), parts)
         matrices = torch.stack([density_matrices(part) for part in parts])
         probabilities = torch.diagonal(matrices, dim1=-2, dim2=-1).real.sum(-1)
         return Branches(matrices / probabilities.clamp_min(TINY)[..., None, None], probabilities)
@@ -214,8 +231,17 @@ class Evolution:
         if key not in self._chains:
             program = self.compiled.program
             self._chains[key] = Chain(program.operations, program, basis, noisy=self.noisy, dtype=NUMPY[rows.dtype])
+        if is_transformed(rows, inputs, weights):
+            return self._evolve_in_torch(self._chains[key], rows, inputs, weights)
         result: Tensor = _Evolve.apply(rows, inputs, weights, self, self._chains[key])
         return result
+
+    def _evolve_in_torch(self, chain: Chain, rows: Tensor, inputs: Tensor, weights: Tensor) -> Tensor:
+        program = self.compiled.program
+        if self.noisy:
+            refuse_unchecked_angles(program, inputs, weights)
+        refuse_tape(chain, program.n_qubits, rows.shape[1])
+        return evolve_in_torch(chain, rows, angles_in_torch(program, inputs, weights))
 
     def _check(self, states: Tensor, weights: Tensor, inputs: Tensor | None) -> Tensor:
         if states.dtype not in REAL or states.ndim not in (2, 3) or any(s != self.dim for s in states.shape[1:]):
@@ -240,6 +266,7 @@ class _Evolve(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, inputs: Tensor, weights: Tensor, owner: Evolution, chain: Chain) -> Tensor:
+        ctx.save_for_backward(rows, inputs, weights)
         program = owner.compiled.program
         angles = angles_of(program, inputs.detach().numpy(), weights.detach().numpy())
         if owner.noisy:
@@ -260,11 +287,15 @@ class _Evolve(torch.autograd.Function):
             result[:, block] = out
             ctx.kept.append(trace)
         ctx.start, ctx.angles, ctx.program, ctx.chain = start if recompute else None, angles, program, chain
+        ctx.owner = owner
         return torch.from_numpy(result)
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():  # create_graph=True: what is returned here will be differentiated again
+            sources = ctx.saved_tensors
+            result = ctx.owner._evolve_in_torch(ctx.chain, *sources)
+            return *gradients_in_torch(result, grad, sources, ctx.needs_input_grad), None, None
         chain, angles, program = ctx.chain, ctx.angles, ctx.program
         adjoint = grad.detach().numpy().astype(chain.dtype)
         by_rows = np.empty_like(adjoint)

@@ -26,7 +26,7 @@ class Ideal(Engine):
         refuse_if_too_large(len(compiled.physical_qubits), "density" if self.noisy else "state")
 
     def estimate(self, compiled: CompiledCircuit, parameters: Tensor) -> Estimate:
-        check_parameters(compiled, parameters)
+        parameters = check_parameters(compiled, parameters)
         with torch.no_grad():
             simulator, inputs, weights = split_rows(compiled, parameters, self.noisy)
             values = simulator.expectation(inputs, weights).to(parameters)

@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from qhw_diffusion.errors import InvalidInputError
 from qhw_diffusion.execution.compile import CompiledCircuit
 from qhw_diffusion.execution.engine import Engine, Record, rows_of
+from qhw_diffusion.execution.tape import first_order_only, refuse_transforms
 from qhw_diffusion.execution.unroll import unrolled
 
 
@@ -41,8 +41,18 @@ class GradientMethod(ABC):
                 pass.
 
         Raises:
-            InvalidInputError: a circuit or engine this method cannot differentiate.
+            InvalidInputError: a circuit or engine this method cannot differentiate, a second derivative, or a
+                transform of torch.func.
         """
+
+    def _connect(
+        self, inputs: Tensor, weights: Tensor, engine: Engine, compiled: CompiledCircuit, record: Record, slope: _Slope
+    ) -> Tensor:
+        """Values of `engine`, whose backward pass is `slope`."""
+        method = type(self).__name__
+        refuse_transforms(method, inputs, weights)
+        values: Tensor = _Evaluate.apply(inputs, weights, engine, compiled, record, slope, method)
+        return values
 
 
 # A step of a backward pass: (which gradients are asked, inputs, weights, cotangent) → gradients of inputs and weights.
@@ -61,19 +71,22 @@ class _Evaluate(torch.autograd.Function):
         compiled: CompiledCircuit,
         record: Record,
         slope: _Slope,
+        method: str,
     ) -> Tensor:
         ctx.save_for_backward(inputs, weights)
-        ctx.slope = slope
+        ctx.slope, ctx.method = slope, method
         estimate = engine.estimate(compiled, rows_of(inputs, weights))
         record(estimate.usage)
         return estimate.values
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         inputs, weights = ctx.saved_tensors
         asked = (ctx.needs_input_grad[0], ctx.needs_input_grad[1])
-        return *ctx.slope(asked, inputs, weights, cotangent), None, None, None, None
+        with torch.no_grad():
+            slopes = ctx.slope(asked, inputs, weights, cotangent)
+        slopes = first_order_only(ctx.method, slopes, inputs, weights, cotangent)
+        return *slopes, None, None, None, None, None
 
 
 @dataclass(frozen=True)
@@ -107,7 +120,7 @@ class ParameterShift(GradientMethod):
             )
 
         def slope(asked: tuple[bool, bool], x: Tensor, w: Tensor, cotangent: Tensor) -> tuple[Tensor | None, ...]:
-            free = unrolled(compiled)
+            free, weights_there = unrolled(compiled), w.to(x.device)
             by_input = torch.as_tensor(free.input_coefficients, device=x.device)
             by_weight = torch.as_tensor(free.weight_coefficients, device=x.device)
             used = np.zeros(len(free.offsets), dtype=bool)
@@ -115,7 +128,7 @@ class ParameterShift(GradientMethod):
                 used |= wanted & (coefficients != 0).any(axis=1)
             shifted = torch.as_tensor(np.flatnonzero(used), device=x.device)
             offsets = torch.as_tensor(free.offsets, device=x.device)
-            angles = x.double() @ by_input.T + w.double() @ by_weight.T + offsets  # [B, R]
+            angles = x.double() @ by_input.T + weights_there.double() @ by_weight.T + offsets  # [B, R]
             slopes = torch.zeros_like(angles)
             if len(shifted):
                 slopes[:, shifted] = self._slopes(engine, free.compiled, angles, shifted, cotangent.double(), record)
@@ -124,7 +137,7 @@ class ParameterShift(GradientMethod):
                 (slopes @ by_weight).sum(0).to(w) if asked[1] else None,
             )
 
-        return _apply(inputs, weights, engine, compiled, record, slope)
+        return self._connect(inputs, weights, engine, compiled, record, slope)
 
     @staticmethod
     def _slopes(
@@ -132,7 +145,7 @@ class ParameterShift(GradientMethod):
     ) -> Tensor:
         """[B, shifted]: derivatives of Σ cotangent · values by the shifted angles."""
         moves = torch.zeros(len(shifted), angles.shape[1], dtype=angles.dtype, device=angles.device)
-        moves[torch.arange(len(shifted)), shifted] = math.pi / 2
+        moves[torch.arange(len(shifted), device=angles.device), shifted] = math.pi / 2
         rows = angles[None, :, None, :] + torch.stack([moves, -moves])[:, None]  # [2, B, shifted, R]
         estimate = engine.estimate(free, rows.flatten(0, 2))
         record(estimate.usage)
@@ -177,7 +190,7 @@ class SPSA(GradientMethod):
         def slope(asked: tuple[bool, bool], x: Tensor, w: Tensor, cotangent: Tensor) -> tuple[Tensor | None, ...]:
             shape = (self.repetitions, len(x), x.shape[1] + len(w))
             signs = torch.as_tensor(self.generator.choice([-1.0, 1.0], shape)).to(x.device)
-            moved = torch.tensor([asked[0]] * x.shape[1] + [asked[1]] * len(w), device=x.device)
+            moved = torch.tensor([asked[0]] * x.shape[1] + [asked[1]] * len(w)).to(x.device)
             directions = signs * moved
             base = rows_of(x, w).double()
             rows = torch.stack([base + self.size * directions, base - self.size * directions])
@@ -191,7 +204,7 @@ class SPSA(GradientMethod):
                 slopes[:, x.shape[1] :].sum(0).to(w) if asked[1] else None,
             )
 
-        return _apply(inputs, weights, engine, compiled, record, slope)
+        return self._connect(inputs, weights, engine, compiled, record, slope)
 
 
 @dataclass(frozen=True)
@@ -225,6 +238,7 @@ class Surrogate(GradientMethod):
         self, engine: Engine, compiled: CompiledCircuit, inputs: Tensor, weights: Tensor, record: Record
     ) -> Tensor:
         assert isinstance(self.engine, Engine)
+        refuse_transforms(type(self).__name__, inputs, weights)
         self.engine.check(compiled)
         simulated = self.engine.expectation(compiled, inputs, weights)
         with torch.no_grad():
@@ -244,10 +258,3 @@ class _Replace(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
         return cotangent, None
-
-
-def _apply(
-    inputs: Tensor, weights: Tensor, engine: Engine, compiled: CompiledCircuit, record: Record, slope: _Slope
-) -> Tensor:
-    values: Tensor = _Evaluate.apply(inputs, weights, engine, compiled, record, slope)
-    return values

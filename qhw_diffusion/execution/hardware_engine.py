@@ -10,7 +10,7 @@ from torch import Tensor
 
 from qhw_diffusion.errors import InvalidInputError
 from qhw_diffusion.execution.compile import CompiledCircuit
-from qhw_diffusion.execution.engine import Engine, Estimate, Experiment
+from qhw_diffusion.execution.engine import Engine, Estimate, Experiment, check_parameters
 from qhw_diffusion.execution.pubs import check_no_measurements, estimate_of, pub_of
 from qhw_diffusion.hardware.runner import Runner
 from qhw_diffusion.hardware.service import precision_of
@@ -71,6 +71,7 @@ class Hardware(Engine):
             return []
         for compiled, _ in experiments:
             self.check(compiled)
+        experiments = [(compiled, check_parameters(compiled, parameters)) for compiled, parameters in experiments]
         precision = precision_of(self.shots)
         pubs = [pub_of(compiled, parameters, precision) for compiled, parameters in experiments]
         answer = self.runner.run(pubs, options={"resilience_level": 0, **self.options}, purpose=self.purpose)

@@ -10,11 +10,12 @@ from torch import Tensor, nn
 
 from qhw_diffusion.errors import InvalidInputError, UnknownNameError
 from qhw_diffusion.execution.compile import CompiledCircuit
-from qhw_diffusion.execution.engine import Engine, Estimate, Usage, rows_of
+from qhw_diffusion.execution.engine import Engine, Estimate, Usage, real_dense, rows_of
 from qhw_diffusion.execution.exact import Ideal, Noisy, simulator_of
 from qhw_diffusion.execution.gradients import GradientMethod
 from qhw_diffusion.execution.shots import Shots
 from qhw_diffusion.execution.simulator import NUMPY, MemoryPlan
+from qhw_diffusion.execution.tape import is_transformed, refuse_transforms, without_autocast
 from qhw_diffusion.execution.trajectories import Trajectories, sample_trajectories
 
 if TYPE_CHECKING:
@@ -80,11 +81,20 @@ class QuantumLayer(nn.Module):
                 has none (outside `torch.no_grad()`, without a gradient method).
             MemoryBudgetError: the batch would not fit into memory.
         """
+        if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
+            with without_autocast():
+                return self._forward(inputs)
+        return self._forward(inputs)
+
+    def _forward(self, inputs: Tensor) -> Tensor:
         inputs = self._checked(inputs)
-        if self.gradient is not None and torch.is_grad_enabled():
-            return self.gradient(self.engine, self.compiled, inputs, self.weight, self._record)
+        transformed = is_transformed(inputs, self.weight)
         wanted = torch.is_grad_enabled() and (inputs.requires_grad or self.weight.requires_grad)
-        if wanted:  # an engine without gradients refuses, and says what to do
+        if transformed and not self.engine.differentiable:
+            refuse_transforms(f"engine {self.engine.name!r}", inputs, self.weight)
+        if self.gradient is not None and (transformed or torch.is_grad_enabled()):
+            return self.gradient(self.engine, self.compiled, inputs, self.weight, self._record)
+        if wanted or transformed:  # an engine without gradients refuses, and says what to do
             return self.engine.expectation(self.compiled, inputs, self.weight, self._record)
         return self.estimate(inputs).values
 
@@ -162,9 +172,11 @@ class QuantumLayer(nn.Module):
             raise InvalidInputError("inputs has no rows; give at least one sample")
         if isinstance(self.engine, Ideal):
             self.memory_plan(len(inputs))  # before anything of the batch's size is made
-        if not np.isfinite(inputs.detach().cpu().numpy()).all():  # several times faster than torch on small tensors
+        inputs = real_dense(inputs, "inputs").to(self.weight.dtype)
+        # numpy is several times faster than torch on small tensors
+        if not is_transformed(inputs) and not np.isfinite(inputs.detach().cpu().numpy()).all():
             raise InvalidInputError("inputs contain NaN or infinity; check what produced them")
-        return inputs.to(self.weight.dtype)
+        return inputs
 
     def _record(self, usage: Usage) -> None:
         self.usage = self.usage + usage

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from qhw_diffusion.errors import EngineError, InvalidInputError
 from qhw_diffusion.execution.compile import CompiledCircuit
-from qhw_diffusion.execution.engine import Engine, Estimate, Experiment
+from qhw_diffusion.execution.engine import Engine, Estimate, Experiment, check_parameters
 from qhw_diffusion.execution.pubs import asked_of, check_no_measurements, estimate_of, pub_of
 from qhw_diffusion.hardware.aer import AerEstimator, aer_simulator
 from qhw_diffusion.hardware.service import Measured, Pub
@@ -97,6 +97,7 @@ class Primitive(Engine):
         """Evaluate several circuits in one call of the primitive: one PUB for each of them."""
         for compiled, _ in experiments:
             self.check(compiled)
+        experiments = [(compiled, check_parameters(compiled, parameters)) for compiled, parameters in experiments]
         pubs = [pub_of(c, rows, self.precision, reduced=self.reduced) for c, rows in experiments]
         measured = self._run(pubs) if pubs else []
         who = self._who

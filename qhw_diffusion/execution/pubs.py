@@ -44,8 +44,7 @@ def pub_of(compiled: CompiledCircuit, parameters: Tensor, precision: float, *, r
     Raises:
         InvalidInputError: parameters of another shape or not finite, or angles the device does not take.
     """
-    check_parameters(compiled, parameters)
-    rows = parameters.detach().cpu().numpy().astype(np.float64)
+    rows = check_parameters(compiled, parameters).detach().cpu().numpy().astype(np.float64)
     if compiled.program.limits:
         check_limits(compiled.program, angles_of(compiled.program.by_rows(), rows, rows[0, :0]))
     circuit, observables = compiled.isa, compiled.observables

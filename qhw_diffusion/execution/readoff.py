@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from qhw_diffusion.execution.arrange import REAL_LOCAL, Basis, Precision
 
@@ -64,6 +66,20 @@ class StateObservables:
                 total += (values @ (psi.conj() * psi[permutation])).real
         return total.T
 
+    def values_in_torch(self, rows: Tensor) -> Tensor:
+        """rows [2·2^n, B] → [B, M], on torch's own tape."""
+        real, imaginary = rows[: self.n_states], rows[self.n_states :]
+        total = real.new_zeros(self.n_observables, 1)
+        if len(self.diagonal):
+            total = total + torch.from_numpy(self.diagonal) @ (real.square() + imaginary.square())
+        for permutation, values in self.flips:
+            index = torch.from_numpy(permutation)
+            turned_real, turned_imaginary = real[index], imaginary[index]
+            by_real = torch.from_numpy(values.real.copy()) @ (real * turned_real + imaginary * turned_imaginary)
+            by_imaginary = torch.from_numpy(values.imag.copy()) @ (real * turned_imaginary - imaginary * turned_real)
+            total = total + by_real - by_imaginary
+        return total.T
+
     def adjoint(self, rows: np.ndarray, cotangent: np.ndarray, measured: np.ndarray) -> np.ndarray:
         """rows [2·2^n, B] and cotangent [B, M] → derivative by the rows [2·2^n, B]: 2 (Σ_m v_m O_m) ψ."""
         real, imaginary = rows[: self.n_states], rows[self.n_states :]
@@ -118,6 +134,10 @@ class DensityObservables:
         """rows [4^n, B] and observables taken so far back, measured [4^n, M] → [B, M]."""
         result: np.ndarray = rows.T @ measured
         return result
+
+    def values_in_torch(self, rows: Tensor) -> Tensor:
+        """rows [4^n, B] at the end of the circuit → [B, M], on torch's own tape."""
+        return rows.T @ torch.from_numpy(self.rows)
 
     def adjoint(self, rows: np.ndarray, cotangent: np.ndarray, measured: np.ndarray) -> np.ndarray:
         """cotangent [B, M] → derivative by the rows [4^n, B]."""

@@ -61,7 +61,7 @@ class Shots(Engine):
             )
 
     def estimate(self, compiled: CompiledCircuit, parameters: Tensor) -> Estimate:
-        check_parameters(compiled, parameters)
+        parameters = check_parameters(compiled, parameters)
         self.check(compiled)
         simulator, inputs, weights = split_rows(compiled, parameters.detach(), self.noisy)
         observables = compiled.program.observables

@@ -16,13 +16,21 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from qhw_diffusion.errors import InvalidInputError, MemoryBudgetError
 from qhw_diffusion.execution.arrange import Basis, Precision, dimension
 from qhw_diffusion.execution.chain import Chain, Trace
 from qhw_diffusion.execution.program import FixedMap, Program, Rotation, angles_of, check_limits
 from qhw_diffusion.execution.readoff import DensityObservables, StateObservables, confuse, outcome_probabilities
+from qhw_diffusion.execution.tape import (
+    angles_in_torch,
+    bytes_in_torch,
+    evolve_in_torch,
+    gradients_in_torch,
+    is_transformed,
+    refuse_unchecked_angles,
+    without_autocast,
+)
 
 NUMPY: dict[torch.dtype, Precision] = {torch.float32: np.float32, torch.float64: np.float64}
 # Bytes of rows worked on at a time: about half a core's second-level cache. Fewer columns than this vectorise badly.
@@ -98,7 +106,13 @@ class Simulator:
         if not self.program.postselected:
             return values
         probability = values[:, -1:]
-        rare = int((probability < RAREST).sum())
+        try:
+            rare = int((probability < RAREST).sum())
+        except RuntimeError as error:  # vmap lets no number out
+            raise InvalidInputError(
+                "post-selected expectation values cannot be evaluated inside torch.func.vmap, where their probability "
+                "cannot be checked; give the samples as a batch"
+            ) from error
         if rare:
             raise InvalidInputError(
                 f"the outcomes post-selected on have a probability below {RAREST:g} for {rare} of {len(values)} "
@@ -108,8 +122,26 @@ class Simulator:
 
     def raw(self, inputs: Tensor, weights: Tensor) -> Tensor:
         """As `expectation`, before division by the probability of the outcomes kept, which comes last: [B, M (+ 1)]."""
+        if is_transformed(inputs, weights):
+            return self.in_torch(inputs, weights)
         values: Tensor = _Evaluate.apply(inputs, weights, self)
         return values
+
+    def in_torch(self, inputs: Tensor, weights: Tensor) -> Tensor:
+        """As `raw`, on torch's own tape: slower, for second derivatives and transforms of torch.func.
+
+        Raises:
+            InvalidInputError: a transform where the device takes only a range of angles, which cannot be checked then.
+            MemoryBudgetError: the tape would not fit into memory.
+        """
+        if self.noisy:
+            refuse_unchecked_angles(self.program, inputs, weights)
+        batch = len(inputs)
+        refuse_tape(self.whole, self.program.n_qubits, batch)
+        with without_autocast():
+            start = torch.from_numpy(self.start(batch))
+            rows = evolve_in_torch(self.whole, start, angles_in_torch(self.program, inputs, weights))
+            return self.observables.values_in_torch(rows).to(inputs.device)
 
     def blocks(self, batch: int) -> list[slice]:
         """Samples to be worked on at a time when no gradient is needed."""
@@ -178,6 +210,16 @@ def refuse_if_too_large(n_qubits: int, basis: Basis, dtype: Precision = np.float
     _refuse(8 * dimension(basis, n_qubits) * np.dtype(dtype).itemsize, n_qubits, basis, "one sample")
 
 
+def refuse_tape(chain: Chain, n_qubits: int, batch: int) -> None:
+    """Raise MemoryBudgetError where torch's tape of a batch would not fit."""
+    _refuse(
+        bytes_in_torch(chain, batch),
+        n_qubits,
+        chain.basis,
+        f"a second derivative, or torch.func, of a batch of {batch}",
+    )
+
+
 def _refuse(needed: int, n_qubits: int, basis: Basis, what: str) -> None:
     available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if needed > available:
@@ -191,6 +233,7 @@ def _refuse(needed: int, n_qubits: int, basis: Basis, what: str) -> None:
 class _Evaluate(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, inputs: Tensor, weights: Tensor, simulator: Simulator) -> Tensor:
+        ctx.save_for_backward(inputs, weights)
         batch = len(inputs)
         gradient = any(ctx.needs_input_grad[:2])
         plan = simulator.plan(batch, gradient)
@@ -211,9 +254,12 @@ class _Evaluate(torch.autograd.Function):
         return torch.from_numpy(values).to(inputs.device)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         simulator: Simulator = ctx.simulator
+        if torch.is_grad_enabled():  # create_graph=True: what is returned here will be differentiated again
+            inputs, weights = ctx.saved_tensors
+            values = simulator.in_torch(inputs, weights)
+            return *gradients_in_torch(values, grad, (inputs, weights), ctx.needs_input_grad), None
         program, observables, angles = simulator.program, simulator.observables, ctx.angles
         main = simulator._main(angles.shape[1])
         cotangent = grad.detach().cpu().numpy().astype(simulator.dtype)

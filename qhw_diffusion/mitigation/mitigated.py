@@ -85,10 +85,9 @@ class Mitigated(Engine):
         return self.estimate_many([(compiled, parameters)])[0]
 
     def estimate_many(self, experiments: Sequence[Experiment]) -> list[Estimate]:
-        for compiled, parameters in experiments:
-            check_parameters(compiled, parameters)
+        checked = [(compiled, check_parameters(compiled, parameters)) for compiled, parameters in experiments]
         with torch.no_grad():
-            return self._run(list(experiments), lambda leaves, asked: self.base.estimate_many([*leaves, *asked]))
+            return self._run(checked, lambda leaves, asked: self.base.estimate_many([*leaves, *asked]))
 
     def expectation(
         self, compiled: CompiledCircuit, inputs: Tensor, weights: Tensor, record: Record = lambda usage: None

@@ -30,7 +30,7 @@ class FiledEngine(Engine):
         self.access.engine(self.purpose).check(compiled)
 
     def estimate(self, compiled: CompiledCircuit, parameters: Tensor) -> Estimate:
-        check_parameters(compiled, parameters)
+        parameters = check_parameters(compiled, parameters)
         # the circuit is kept, so that its id stays its own
         _, known = self._known.setdefault(id(compiled), (compiled, {}))
         keys = [row.tobytes() for row in parameters.detach().cpu().double().numpy()]

@@ -255,17 +255,6 @@ def test_refused_arguments() -> None:
         qhw.compile_circuit(qc, "fake_manila", inputs=[], weights=W[:1], observables=[SparsePauliOp("ZZ")])  # type: ignore[arg-type]
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-@pytest.mark.parametrize("engine", ["ideal", "noisy"])
-def test_cuda_gives_the_same_values_and_gradients(engine: str) -> None:
-    here = qhw.QuantumLayer(compiled(), engine, dtype=torch.float64)
-    there = here.with_engine(engine).cuda()
-    x = torch.randn(8, 3, dtype=torch.float64)
-    here(x).square().sum().backward()
-    there(x.cuda()).square().sum().backward()
-    torch.testing.assert_close(there.weight.grad.cpu(), here.weight.grad)
-
-
 def test_engines_by_name_and_by_object() -> None:
     assert engine_of("shots:77") == Shots(77)
     assert engine_of("shots:77").spec == "shots:77"

@@ -1,0 +1,152 @@
+"""A chain in plain torch operations, for what the compiled kernels cannot do: derivatives of derivatives, torch.func.
+
+The kernels give values and first derivatives, many times faster. Where a second derivative is asked, or a transform of
+`torch.func` (vmap, grad, jacrev, jacfwd, hessian, …) or forward-mode differentiation is at work, the same steps on the
+same rows are taken here, and torch keeps its own tape of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from qhw_diffusion.errors import InvalidInputError
+from qhw_diffusion.execution.chain import Chain, Moment, Permutation, Table
+from qhw_diffusion.execution.program import Program
+
+
+@contextmanager
+def without_autocast() -> Iterator[None]:
+    """Within it no operation is shortened to bfloat16 or float16, whatever region the caller is in."""
+    with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+        yield
+
+
+def is_transformed(*tensors: Tensor) -> bool:
+    """Whether a transform of torch.func or forward-mode differentiation is at work on one of these tensors."""
+    return any(
+        torch._C._functorch.is_functorch_wrapped_tensor(tensor) or forward_ad.unpack_dual(tensor).tangent is not None
+        for tensor in tensors
+    )
+
+
+EXACT = "use engine 'ideal' or 'noisy', with its own gradient"
+
+
+def refuse_transforms(what: str, *tensors: Tensor, instead: str = EXACT) -> None:
+    """Raise InvalidInputError under torch.func or forward-mode differentiation: `what` needs numbers."""
+    if is_transformed(*tensors):
+        raise InvalidInputError(
+            f"{what} cannot be evaluated inside torch.func (vmap, grad, hessian, …) or with forward-mode "
+            f"differentiation; {instead}"
+        )
+
+
+def first_order_only(
+    what: str, slopes: tuple[Tensor | None, ...], *sources: Tensor, instead: str = EXACT
+) -> tuple[Tensor | None, ...]:
+    """The same first derivatives, which raise InvalidInputError when they are differentiated by one of `sources`."""
+    given = [slope for slope in slopes if slope is not None]
+    if not torch.is_grad_enabled() or not given:
+        return slopes
+    message = f"{what}: a second derivative was asked, and there are first ones only; {instead}"
+    guarded = iter(_FirstOrderOnly.apply(message, len(given), *given, *sources))
+    return tuple(None if slope is None else next(guarded) for slope in slopes)
+
+
+class _FirstOrderOnly(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, message: str, count: int, *tensors: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
+        ctx.message = message
+        return tuple(slope.clone() for slope in tensors[:count])
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor) -> None:  # type: ignore[override]
+        raise InvalidInputError(ctx.message)
+
+
+def angles_in_torch(program: Program, inputs: Tensor, weights: Tensor) -> Tensor:
+    """[B, inputs], [weights] → [R, B] float64 on the CPU: `program.angles_of`, differentiable."""
+    by_input, by_weight = torch.from_numpy(program.input_coefficients), torch.from_numpy(program.weight_coefficients)
+    shared = torch.from_numpy(program.offsets) + by_weight @ weights.cpu().double()
+    return shared[:, None] + by_input @ inputs.cpu().double().T
+
+
+def evolve_in_torch(chain: Chain, rows: Tensor, angles: Tensor) -> Tensor:
+    """`Chain.forward`: rows [D, B] and angles [R, B] → rows [D, B], in new memory."""
+    angles = angles.to(rows.dtype)
+    matrices = {
+        kind: _matrices(chain, table, angles if kind else angles[:, :1]) for kind, table in chain.tables.items()
+    }
+    for step in chain.steps:
+        if isinstance(step, Moment):
+            for place, matrix in zip(step.places, matrices[step.per_column][step.select], strict=True):
+                rows = _on_groups(rows, chain.bases[place], chain.offsets[place], matrix)
+        elif isinstance(step, Permutation):
+            rows = _constant(step.sign)[:, None] * rows[_constant(step.source)]
+        else:
+            bases, offsets, matrix = step
+            rows = _on_groups(rows, bases, offsets, _constant(matrix)[None])
+    return rows
+
+
+def gradients_in_torch(
+    result: Tensor, cotangent: Tensor, sources: Sequence[Tensor], needed: Sequence[bool]
+) -> tuple[Tensor | None, ...]:
+    """Derivatives of Σ cotangent · result by the sources needed (None for the others), differentiable again."""
+    asked = [source for source, wanted in zip(sources, needed, strict=False) if wanted]
+    slopes = iter(torch.autograd.grad(result, asked, cotangent, create_graph=True, materialize_grads=True))
+    return tuple(next(slopes) if wanted else None for wanted in needed[: len(sources)])
+
+
+def refuse_unchecked_angles(program: Program, inputs: Tensor, weights: Tensor) -> None:
+    """Raise InvalidInputError under a transform where the device takes only a range of angles: no number is seen."""
+    if program.limits and is_transformed(inputs, weights):
+        raise InvalidInputError(
+            f"the device takes only a range of angles for {program.limits[0][1]}, which cannot be checked inside "
+            "torch.func; compile for the device without fractional gates"
+        )
+
+
+def bytes_in_torch(chain: Chain, batch: int) -> int:
+    """About what torch's tape of `evolve_in_torch` takes, and its derivatives' as much again."""
+    runs = sum(len(step.places) if isinstance(step, Moment) else 1 for step in chain.steps)
+    return 2 * 3 * (runs + 1) * chain.n_rows * batch * np.dtype(chain.dtype).itemsize
+
+
+def _matrices(chain: Chain, table: Table, angles: Tensor) -> list[Tensor]:
+    """The matrix of each run, [B or 1, 4, 4]: F_K · R(θ_K) · … · R(θ_1) · F_0 (`kernel.build_runs`)."""
+    g, h = (float(s) for s in chain.sign)
+    still = torch.diag(torch.tensor([1 - g * g, 1 - h * h] * 2, dtype=angles.dtype))
+    turning = torch.diag(torch.tensor([g * g, h * h] * 2, dtype=angles.dtype))
+    crossed = torch.zeros(4, 4, dtype=angles.dtype)
+    crossed[0, 2], crossed[2, 0], crossed[1, 3], crossed[3, 1] = g, -g, h, -h
+    turns = (chain.rate * angles)[..., None, None]
+    rotations = still + turns.cos() * turning + turns.sin() * crossed  # [R, B or 1, 4, 4]
+    fixed = _constant(table.fixed)
+    result = []
+    for run in range(table.n_runs):
+        first, last = int(table.first[run]), int(table.first[run + 1])
+        matrix = fixed[first + run][None]
+        for t in range(first, last):
+            matrix = fixed[t + run + 1] @ (rotations[int(table.rotation[t])] @ matrix)
+        result.append(matrix)
+    return result
+
+
+def _on_groups(rows: Tensor, bases: np.ndarray, offsets: np.ndarray, matrix: Tensor) -> Tensor:
+    """matrix [B or 1, d, d] on the rows bases[k] + offsets[:] of every group k."""
+    index = (bases[:, None] + offsets[None, :]).reshape(-1)
+    groups = rows[_constant(index)].reshape(len(bases), len(offsets), -1)  # [groups, d, B]
+    turned = torch.einsum("bij,gjb->gib", matrix.expand(groups.shape[-1], -1, -1), groups)
+    return turned.reshape(len(index), -1)[_constant(np.argsort(index))]
+
+
+def _constant(array: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(array))
