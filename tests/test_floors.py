@@ -9,7 +9,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "qhw_diffusion"
 FLOOR = {
-    "errors": 0, "runs": 0, "circuits": 0, "devices": 0,
+    "draws": 0, "errors": 0, "runs": 0, "circuits": 0, "devices": 0,
     "images": 1, "hardware": 1,
     "execution": 2,
     "mitigation": 3,

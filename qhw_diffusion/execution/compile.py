@@ -96,6 +96,14 @@ class CompiledCircuit:
         """Simulators made for this circuit so far (see `exact.simulator_of`)."""
         return {}
 
+    def __deepcopy__(self, memo: object) -> CompiledCircuit:
+        """The same object: nothing in it changes, and simulators made for it are shared."""
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All but the simulators made so far, which are large and made again in a moment."""
+        return {name: value for name, value in self.__dict__.items() if name != "simulators"}
+
     def compile_for(self, device: Device) -> CompiledCircuit:
         """The same logical circuit, parameters and observables compiled for another device."""
         return compile_circuit(

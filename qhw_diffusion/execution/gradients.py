@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from qhw_diffusion.draws import Draws
 from qhw_diffusion.errors import InvalidInputError
 from qhw_diffusion.execution.compile import CompiledCircuit
 from qhw_diffusion.execution.engine import Engine, Record, rows_of
@@ -165,6 +166,7 @@ class SPSA(GradientMethod):
 
     Args:
         seed: of the directions. One object draws on from call to call; a new one with this seed repeats them.
+            Worker processes that inherit the object draw directions of their own (`Draws`).
         repetitions: directions averaged over, ≥ 1.
         size: of the perturbation, radians, > 0.
 
@@ -175,21 +177,21 @@ class SPSA(GradientMethod):
     seed: int = 0
     repetitions: int = 1
     size: float = 0.1
-    generator: np.random.Generator = field(init=False, repr=False, compare=False)
+    draws: Draws = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if isinstance(self.repetitions, bool) or not isinstance(self.repetitions, int) or self.repetitions < 1:
             raise InvalidInputError(f"repetitions is {self.repetitions!r}; allowed: whole numbers from 1")
         if not (math.isfinite(self.size) and self.size > 0):
             raise InvalidInputError(f"size is {self.size!r}; allowed: positive numbers, for example 0.1")
-        object.__setattr__(self, "generator", np.random.default_rng(self.seed))
+        object.__setattr__(self, "draws", Draws(self.seed))
 
     def __call__(
         self, engine: Engine, compiled: CompiledCircuit, inputs: Tensor, weights: Tensor, record: Record
     ) -> Tensor:
         def slope(asked: tuple[bool, bool], x: Tensor, w: Tensor, cotangent: Tensor) -> tuple[Tensor | None, ...]:
             shape = (self.repetitions, len(x), x.shape[1] + len(w))
-            signs = torch.as_tensor(self.generator.choice([-1.0, 1.0], shape)).to(x.device)
+            signs = torch.as_tensor(self.draws.generator.choice([-1.0, 1.0], shape)).to(x.device)
             moved = torch.tensor([asked[0]] * x.shape[1] + [asked[1]] * len(w)).to(x.device)
             directions = signs * moved
             base = rows_of(x, w).double()

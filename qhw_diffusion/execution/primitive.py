@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import pickle
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -102,6 +103,20 @@ class Primitive(Engine):
         measured = self._run(pubs) if pubs else []
         who = self._who
         return [estimate_of(*e, pub, m, who) for e, pub, m in zip(experiments, pubs, measured, strict=True)]
+
+    def __deepcopy__(self, memo: object) -> Primitive:
+        """The same engine: copies of a layer share the estimator, as they would a connection."""
+        return self
+
+    def __reduce__(self) -> Any:
+        try:
+            pickle.dumps(self.estimator)
+        except Exception as error:  # whatever the estimator's own parts raise
+            raise InvalidInputError(
+                f"{self._who} cannot be pickled ({type(error).__name__}: {error}): save layer.state_dict(), or the "
+                "layer on a simulating engine (layer.with_engine('noisy'))"
+            ) from error
+        return type(self), (self.estimator, self.precision, self.reduced)
 
     @property
     def _who(self) -> str:

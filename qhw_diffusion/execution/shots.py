@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from qhw_diffusion.draws import Draws
 from qhw_diffusion.errors import InvalidInputError
 from qhw_diffusion.execution.compile import CompiledCircuit
 from qhw_diffusion.execution.engine import Engine, Estimate, Record, Usage, check_parameters, rows_of
@@ -28,6 +29,7 @@ class Shots(Engine):
     Args:
         shots: repetitions of each circuit, ≥ 1.
         seed: of the outcomes. One engine object draws on from call to call; a new one with this seed repeats them.
+            Worker processes that inherit the object draw outcomes of their own (`Draws`).
         noisy: with the device's noise and readout errors (not available on the ideal device).
 
     Raises:
@@ -37,14 +39,14 @@ class Shots(Engine):
     shots: int = 1024
     seed: int = 0
     noisy: bool = True
-    generator: np.random.Generator = field(init=False, repr=False, compare=False)
+    draws: Draws = field(init=False, repr=False, compare=False)
     name: ClassVar[str] = "shots"
     differentiable: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if isinstance(self.shots, bool) or not isinstance(self.shots, int) or self.shots < 1:
             raise InvalidInputError(f"shots is {self.shots!r}; allowed: whole numbers from 1")
-        object.__setattr__(self, "generator", np.random.default_rng(self.seed))
+        object.__setattr__(self, "draws", Draws(self.seed))
 
     @property
     def spec(self) -> str:
@@ -72,7 +74,7 @@ class Shots(Engine):
             rows = simulator.final_rows(inputs[block].cpu().numpy(), weights.cpu().numpy())
             for basis, members in groups:
                 distribution = simulator.distribution(rows, basis)
-                counts = self.generator.multinomial(self.shots, distribution)
+                counts = self.draws.generator.multinomial(self.shots, distribution)
                 outcome = outcome_values(observables, members, distribution.shape[1])  # [2^n, M]
                 mean = counts @ outcome / self.shots
                 square = counts @ (outcome * outcome) / self.shots

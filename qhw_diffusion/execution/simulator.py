@@ -254,7 +254,7 @@ class _Evaluate(torch.autograd.Function):
         return torch.from_numpy(values).to(inputs.device)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         simulator: Simulator = ctx.simulator
         if torch.is_grad_enabled():  # create_graph=True: what is returned here will be differentiated again
             inputs, weights = ctx.saved_tensors

@@ -86,8 +86,8 @@ def evolve_in_torch(chain: Chain, rows: Tensor, angles: Tensor) -> Tensor:
     }
     for step in chain.steps:
         if isinstance(step, Moment):
-            for place, matrix in zip(step.places, matrices[step.per_column][step.select], strict=True):
-                rows = _on_groups(rows, chain.bases[place], chain.offsets[place], matrix)
+            for place, built in zip(step.places, matrices[step.per_column][step.select], strict=True):
+                rows = _on_groups(rows, chain.bases[place], chain.offsets[place], built)
         elif isinstance(step, Permutation):
             rows = _constant(step.sign)[:, None] * rows[_constant(step.source)]
         else:

@@ -6,13 +6,13 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from qiskit import QuantumCircuit
 from qiskit.circuit import Delay
 from qiskit.primitives import BackendEstimatorV2
 from qiskit.quantum_info import PauliList, SparsePauliOp
 
 from qhw_diffusion.devices import Device
+from qhw_diffusion.draws import Draws
 
 if TYPE_CHECKING:
     from qiskit_aer import AerSimulator
@@ -77,8 +77,8 @@ class AerEstimator(BackendEstimatorV2):
 
     def __init__(self, backend: Any, seed: int | None) -> None:
         super().__init__(backend=backend)
-        self._generator = np.random.default_rng(seed)
+        self._draws = Draws(seed)
 
     def run(self, pubs: Iterable[Any], *, precision: float | None = None) -> Any:
-        self.options.seed_simulator = int(self._generator.integers(2**31))
+        self.options.seed_simulator = int(self._draws.generator.integers(2**31))
         return super().run(pubs, precision=precision)

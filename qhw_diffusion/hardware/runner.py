@@ -177,6 +177,17 @@ class Runner:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
+    def __deepcopy__(self, memo: object) -> Runner:
+        """The same runner: copies of a layer share one connection and one ledger."""
+        return self
+
+    def __reduce__(self) -> Any:
+        raise InvalidInputError(
+            f"the runner of {self.name!r} holds a connection to {self.service.device} and an open ledger, which no "
+            "file and no other process can hold: save layer.state_dict(), or the layer on a simulating engine "
+            "(layer.with_engine('noisy')), and open a runner where it is used"
+        )
+
     def _take_turns(self, stack: contextlib.ExitStack, key: str) -> None:
         """Hold the key's lock; the person at the terminal is told whom a long wait is for."""
         try:
