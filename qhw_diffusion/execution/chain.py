@@ -33,6 +33,16 @@ class Moment:
 
 
 @dataclass(frozen=True, eq=False)
+class Product:
+    """A fixed matrix [d, d] on `qubits`, little-endian: on the rows bases[k] + offsets[:] of every group k."""
+
+    qubits: tuple[int, ...]
+    bases: np.ndarray
+    offsets: np.ndarray
+    matrix: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
 class Permutation:
     """y[i] = sign[i] · x[source[i]], and the same backwards."""
 
@@ -110,7 +120,7 @@ class Chain:
         self.bases = np.stack([bases for bases, _ in singles])
         self.offsets = np.stack([offsets for _, offsets in singles])
         depends = np.asarray(program.input_coefficients.any(axis=1))
-        self.steps: list[Moment | Permutation | tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+        self.steps: list[Moment | Permutation | Product] = []
         tables: dict[bool, list[Run]] = {False: [], True: []}
         for moment in schedule(nodes, self.n_qubits):
             runs = [node for node in moment if isinstance(node, Run)]
@@ -124,7 +134,9 @@ class Chain:
             if maps and is_monomial(maps[0].matrix):
                 self.steps.append(self._move(maps))
             else:
-                self.steps += [(*self._place(m.qubits), np.ascontiguousarray(m.matrix, dtype)) for m in maps]
+                self.steps += [
+                    Product(m.qubits, *self._place(m.qubits), np.ascontiguousarray(m.matrix, dtype)) for m in maps
+                ]
         self.tables = {kind: Table(runs, dtype) for kind, runs in tables.items()}
         self.orthogonal = basis == "state" and all(
             np.allclose(m @ m.T, np.eye(len(m)), atol=1e-9)
@@ -153,7 +165,7 @@ class Chain:
                 kernel.move_rows(x, spare, step.source, step.sign)
                 x, spare = spare, x
             else:
-                kernel.apply_map(x, *step, scratch)
+                kernel.apply_map(x, step.bases, step.offsets, step.matrix, scratch)
         if keep and self.orthogonal:
             copies.append(x)
         return x, Trace(copies, built) if keep else None
@@ -181,11 +193,10 @@ class Chain:
                     kernel.move_rows(x, spare, step.source_back, step.sign_back)
                     x, spare = spare, x
             else:
-                bases, offsets, matrix = step
-                turned = np.ascontiguousarray(matrix.T)
-                kernel.apply_map(adjoint, bases, offsets, turned, scratch)
+                turned = np.ascontiguousarray(step.matrix.T)
+                kernel.apply_map(adjoint, step.bases, step.offsets, turned, scratch)
                 if self.orthogonal:
-                    kernel.apply_map(x, bases, offsets, turned, scratch)
+                    kernel.apply_map(x, step.bases, step.offsets, turned, scratch)
         for kind, b in built.items():
             table, slope = self.tables[kind], slopes if kind else shared
             if len(table.rotation):

@@ -81,18 +81,16 @@ def angles_in_torch(program: Program, inputs: Tensor, weights: Tensor) -> Tensor
 def evolve_in_torch(chain: Chain, rows: Tensor, angles: Tensor) -> Tensor:
     """`Chain.forward`: rows [D, B] and angles [R, B] → rows [D, B], in new memory."""
     angles = angles.to(rows.dtype)
-    matrices = {
-        kind: _matrices(chain, table, angles if kind else angles[:, :1]) for kind, table in chain.tables.items()
-    }
+    columns = {True: angles, False: angles[:, :1]}
+    matrices = {kind: _matrices(chain, table, columns[kind]) for kind, table in chain.tables.items()}
     for step in chain.steps:
         if isinstance(step, Moment):
-            for place, built in zip(step.places, matrices[step.per_column][step.select], strict=True):
-                rows = _on_groups(rows, chain.bases[place], chain.offsets[place], built)
+            for qubit, matrix in zip(step.places, matrices[step.per_column][step.select], strict=True):
+                rows = _on_qubits(chain, rows, (int(qubit),), matrix)
         elif isinstance(step, Permutation):
-            rows = _constant(step.sign)[:, None] * rows[_constant(step.source)]
+            rows = _constant(step.sign)[:, None] * rows.index_select(0, _constant(step.source))
         else:
-            bases, offsets, matrix = step
-            rows = _on_groups(rows, bases, offsets, _constant(matrix)[None])
+            rows = _on_qubits(chain, rows, step.qubits, _constant(step.matrix)[None])
     return rows
 
 
@@ -140,12 +138,21 @@ def _matrices(chain: Chain, table: Table, angles: Tensor) -> list[Tensor]:
     return result
 
 
-def _on_groups(rows: Tensor, bases: np.ndarray, offsets: np.ndarray, matrix: Tensor) -> Tensor:
-    """matrix [B or 1, d, d] on the rows bases[k] + offsets[:] of every group k."""
-    index = (bases[:, None] + offsets[None, :]).reshape(-1)
-    groups = rows[_constant(index)].reshape(len(bases), len(offsets), -1)  # [groups, d, B]
-    turned = torch.einsum("bij,gjb->gib", matrix.expand(groups.shape[-1], -1, -1), groups)
-    return turned.reshape(len(index), -1)[_constant(np.argsort(index))]
+def _on_qubits(chain: Chain, rows: Tensor, qubits: tuple[int, ...], matrix: Tensor) -> Tensor:
+    """matrix [B or 1, d, d] on some qubits of every column."""
+    n, state = chain.n_qubits, chain.basis == "state"
+    # One axis a qubit, the last one first; for a state real and imaginary parts are an axis ahead of them
+    shape = [2] * (n + 1) if state else [4] * n
+    axes = [0] * state + [state + n - 1 - q for q in reversed(qubits)]  # of the matrix, most significant first
+    order = [*axes, *(axis for axis in range(len(shape)) if axis not in axes), len(shape)]
+    moved = rows.reshape(*shape, -1).permute(order)
+    groups = moved.reshape(matrix.shape[-1], -1, rows.shape[1])  # [d, groups, B]
+    if len(matrix) == 1:
+        turned = (matrix[0] @ groups.flatten(1)).reshape(groups.shape)
+    else:
+        turned = (matrix @ groups.permute(2, 0, 1).contiguous()).permute(1, 2, 0).contiguous()
+    back = [order.index(axis) for axis in range(len(order))]
+    return turned.reshape(moved.shape).permute(back).reshape(rows.shape)
 
 
 def _constant(array: np.ndarray) -> Tensor:
