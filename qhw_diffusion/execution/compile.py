@@ -8,16 +8,20 @@ from functools import cached_property
 from typing import Any
 
 from qiskit import QuantumCircuit
-from qiskit.circuit import Parameter, ParameterExpression
+from qiskit.circuit import Parameter
 from qiskit.quantum_info import SparsePauliOp
-from qiskit.transpiler import generate_preset_pass_manager
 
 from qhw_diffusion.devices import Device
-from qhw_diffusion.errors import InvalidInputError, UnsupportedCircuitError
-from qhw_diffusion.execution.program import FIXED_GATES, ROTATIONS, Program, affine_coefficients, lower
-
-# What an ideal device is taken to run: every rotation and every fixed gate that `program.lower` knows.
-IDEAL_BASIS = [*sorted(ROTATIONS), *sorted(FIXED_GATES)]
+from qhw_diffusion.errors import InvalidInputError
+from qhw_diffusion.execution.admission import (
+    check_measurements,
+    check_operations,
+    flat,
+    listed_observables,
+    listed_parameters,
+)
+from qhw_diffusion.execution.program import Program, check_supported, lower
+from qhw_diffusion.execution.transpile import transpiled
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,7 +29,8 @@ class CompiledCircuit:
     """One circuit compiled for one device: what every engine evaluates and what a job on hardware would carry.
 
     Attributes:
-        isa: the ISA circuit at the device's width with its layout attached (parameters unbound).
+        isa: the ISA circuit at the device's width with its layout attached (parameters unbound; those that no gate
+            has any more are not among them).
         device: the device it was compiled for.
         inputs: circuit parameters fed from data, in order.
         weights: trainable circuit parameters, in order.
@@ -154,10 +159,12 @@ def compile_circuit(
 
     Any Qiskit circuit of rotations and fixed gates is taken as long as every gate angle is affine in the parameters.
     Resets and measurements in mid-circuit are taken as channels: an outcome is forgotten, unless it is post-selected
-    on (`postselect`) or the layer is asked to sample (`QuantumLayer.sample`).
+    on (`postselect`) or the layer is asked to sample (`QuantumLayer.sample`). Parameters that cancel (x − x) or stand
+    in the global phase only are taken, with gradient 0.
 
     Args:
-        circuit: logical circuit; the observables are not measured in it.
+        circuit: logical circuit; the observables are not measured in it: a qubit that one of them acts on does not
+            end with a measurement, unless post-selected on.
         device: `Device.load(...)`; on the ideal device nothing is routed.
         inputs: parameters fed from data, in the order of the layer's input columns.
         weights: trainable parameters, in the order of the layer's flat `weight`.
@@ -171,27 +178,22 @@ def compile_circuit(
 
     Raises:
         InvalidInputError: parameters that do not match the circuit's, observables of another width or with complex
-            coefficients, a level outside 0–3, a circuit wider than the device, scheduling on the ideal device, or a
-            classical bit that is not measured exactly once.
-        UnsupportedCircuitError: a non-affine angle or an operation that is not a gate (named in the message).
+            coefficients, a level outside 0–3, a circuit wider than the device, scheduling on the ideal device, a
+            classical bit that is not measured exactly once, or a measurement at the end where an observable acts.
+        UnsupportedCircuitError: a non-affine angle, an operation that is not a gate, or a circuit the transpiler fails
+            on (the operation is named in the message).
     """
-    inputs, weights, observables = tuple(inputs), tuple(weights), tuple(observables)
+    inputs, weights = listed_parameters(inputs, "inputs"), listed_parameters(weights, "weights")
+    observables = listed_observables(observables)
     _check(circuit, device, inputs, weights, observables, optimization_level)
+    if seed is not None and (not isinstance(seed, int) or seed < 0):
+        raise InvalidInputError(f"seed is {seed!r}; allowed: whole numbers from 0")
     kept = _check_postselect(circuit, postselect or {})
     if scheduled and device.target is None:
         raise InvalidInputError("scheduled=True needs gate durations, which the ideal device has not: load a real one")
-    if device.target is None:
-        manager = generate_preset_pass_manager(
-            optimization_level=optimization_level, basis_gates=IDEAL_BASIS, seed_transpiler=seed
-        )
-    else:
-        manager = generate_preset_pass_manager(
-            optimization_level=optimization_level,
-            target=device.target,
-            seed_transpiler=seed,
-            scheduling_method="alap" if scheduled else None,
-        )
-    isa = manager.run(circuit)
+    check_measurements(circuit, observables, dict(kept))
+    isa = transpiled(circuit, device, optimization_level=optimization_level, seed=seed, scheduled=scheduled)
+    check_supported(isa)
     laid_out = tuple(o.apply_layout(isa.layout) if isa.layout is not None else o for o in observables)
     # A scheduled circuit has delays on every qubit of the device; one that only waits stays in |0⟩.
     used = {isa.find_bit(q).index for i in isa.data if i.operation.name not in ("delay", "barrier") for q in i.qubits}
@@ -242,36 +244,27 @@ def _check(
         raise InvalidInputError(f"parameters listed more than once in inputs and weights: {', '.join(twice)}")
     missing = sorted(p.name for p in set(circuit.parameters) - set(given))
     if missing:
-        raise InvalidInputError(f"circuit parameters in neither inputs nor weights: {', '.join(missing)}")
+        same = "; another Parameter of that name is not the same one" if set(missing) & set(names) else ""
+        raise InvalidInputError(f"circuit parameters in neither inputs nor weights: {', '.join(missing)}{same}")
     unused = [p.name for p in given if p not in circuit.parameters]
     if unused:
         raise InvalidInputError(f"inputs or weights that the circuit does not contain: {', '.join(unused)}")
     if not observables:
         raise InvalidInputError("observables is empty; give at least one SparsePauliOp")
     for i, observable in enumerate(observables):
-        if not isinstance(observable, SparsePauliOp):
-            raise InvalidInputError(f"observable {i} is a {type(observable).__name__}; give a SparsePauliOp")
         if observable.num_qubits != circuit.num_qubits:
             raise InvalidInputError(
                 f"observable {i} acts on {observable.num_qubits} qubits, the circuit has {circuit.num_qubits}"
             )
         if abs(observable.coeffs.imag).max(initial=0.0) > 1e-12:
             raise InvalidInputError(f"observable {i} has complex coefficients; an expectation value needs real ones")
-    for instruction in circuit.data:
-        operation = instruction.operation
-        # Control flow and state preparation; the rest is caught after translation.
-        if operation.name == "initialize" or hasattr(operation, "blocks") or getattr(operation, "condition", None):
-            raise UnsupportedCircuitError(
-                f"operation {operation.name!r} is not supported: only rotations, fixed gates, delays, resets and "
-                "measurements are"
-            )
-        for value in operation.params:
-            if isinstance(value, ParameterExpression):
-                affine_coefficients(value, operation.name)
+    check_operations(circuit)
 
 
 def _check_postselect(circuit: QuantumCircuit, postselect: Mapping[int, int]) -> tuple[tuple[int, int], ...]:
-    measured = [circuit.find_bit(i.clbits[0]).index for i in circuit.data if i.operation.name == "measure"]
+    if not isinstance(postselect, Mapping):
+        raise InvalidInputError(f"postselect is {postselect!r}; give {{classical bit: 0 or 1}}")
+    measured = [clbits[0] for name, _, clbits in flat(circuit) if name == "measure"]
     for clbit, outcome in postselect.items():
         if measured.count(clbit) != 1 or outcome not in (0, 1):
             raise InvalidInputError(

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from qhw_diffusion.errors import InvalidInputError
+from qhw_diffusion.execution.admission import final_measurements
 from qhw_diffusion.execution.arrange import REAL_LOCAL, Basis
 from qhw_diffusion.execution.chain import Chain
 from qhw_diffusion.execution.compile import CompiledCircuit
@@ -94,7 +95,8 @@ class Evolution:
         engine: ``"ideal"``, ``"noisy"`` or such an `Engine`.
 
     Raises:
-        InvalidInputError: qubits that are not the circuit's or listed twice, or an engine that simulates no states.
+        InvalidInputError: qubits that are not the circuit's or listed twice, a measurement of data qubits at the end,
+            or an engine that simulates no states.
         MemoryBudgetError: one sample would not fit into memory.
     """
 
@@ -112,6 +114,12 @@ class Evolution:
             raise InvalidInputError(
                 f"data={list(self.data)}, measured={list(self.measured)}: give distinct qubits of 0 to {width - 1}, "
                 "and at least one data qubit"
+            )
+        ended = [q for q, _ in final_measurements(compiled.logical, dict(compiled.postselect)) if q in self.data]
+        if ended:
+            raise InvalidInputError(
+                f"the circuit ends with a measurement of the data qubits {ended}, and no state would be left there: "
+                "leave it out of the circuit; what is read at the end is named by measured"
             )
         chosen = engine_of(engine)
         if not isinstance(chosen, Ideal):

@@ -112,7 +112,7 @@ class ParameterShift(GradientMethod):
         if compiled.postselect:
             raise InvalidInputError(
                 "parameter-shift does not hold for post-selected expectation values, which are ratios of sinusoids; "
-                "use SPSA(), or the engine 'noisy' with its own gradient"
+                "use SPSA(), or the engine's own gradient ('ideal' and 'noisy' have one)"
             )
         if compiled.program.limits:
             raise InvalidInputError(

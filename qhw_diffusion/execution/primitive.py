@@ -16,8 +16,9 @@ from torch import Tensor
 from qhw_diffusion.errors import EngineError, InvalidInputError
 from qhw_diffusion.execution.compile import CompiledCircuit
 from qhw_diffusion.execution.engine import Engine, Estimate, Experiment, check_parameters
-from qhw_diffusion.execution.pubs import asked_of, check_no_measurements, estimate_of, pub_of
+from qhw_diffusion.execution.pubs import asked_of, check_no_postselection, estimate_of, pub_of
 from qhw_diffusion.hardware.aer import AerEstimator, aer_simulator
+from qhw_diffusion.hardware.estimators import check_runs
 from qhw_diffusion.hardware.service import Measured, Pub
 
 if TYPE_CHECKING:
@@ -39,6 +40,9 @@ class Primitive(Engine):
     in it.
 
     `estimate_many` sends the PUBs of all circuits in one call of the primitive.
+
+    Circuits with resets or measurements in mid-circuit are for estimators that run every shot from the start:
+    `aer_estimator`, `BackendEstimatorV2`; the runtime client's take resets. Others are refused. None post-selects.
 
     Beware of estimators with a seed of their own: most repeat the same draws in every call (`aer_estimator` does not).
 
@@ -89,7 +93,8 @@ class Primitive(Engine):
                     f"in local mode the client's Estimator simulates all {width} qubits of {compiled.device.name}; use "
                     "Primitive(runtime_estimator(aer_backend(compiled), …), reduced=True), or legacy=True"
                 )
-        check_no_measurements(compiled)
+        check_no_postselection(compiled)
+        check_runs(self.estimator, compiled.isa)
 
     def estimate(self, compiled: CompiledCircuit, parameters: Tensor) -> Estimate:
         return self.estimate_many([(compiled, parameters)])[0]

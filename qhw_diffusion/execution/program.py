@@ -39,6 +39,8 @@ FIXED_GATES = frozenset([
 ])
 # fmt: on
 _IGNORED = frozenset({"barrier"})
+# Gates whose matrix is taken as it is where they have no parameter
+_FIXED = frozenset(get_standard_gate_name_mapping())
 
 
 @dataclass(frozen=True)
@@ -184,16 +186,13 @@ def lower(
         physical = tuple(isa.find_bit(q).index for q in instruction.qubits)
         if gate.name in _IGNORED or (gate.name == "delay" and physical[0] not in position):
             continue
+        _check_supported(isa, instruction)
         qubits = tuple(position[q] for q in physical)
         if gate.name in ("measure", "reset", "delay"):
             operations.append(_incoherent(isa, instruction, device, qubits, physical[0], postselect or {}))
             continue
         angles = [p for p in gate.params if isinstance(p, ParameterExpression) and p.parameters]
         if angles:
-            if gate.name not in ROTATIONS:
-                raise UnsupportedCircuitError(
-                    f"parametrised gate {gate.name!r} is not supported; allowed are {', '.join(sorted(ROTATIONS))}"
-                )
             input_row, weight_row = np.zeros(len(inputs)), np.zeros(len(weights))
             coefficients, offset = affine_coefficients(angles[0], gate.name)
             for parameter, value in coefficients.items():
@@ -214,7 +213,7 @@ def lower(
         else:
             key = (gate.name, tuple(float(p) for p in gate.params))
             if key not in unitaries:
-                unitaries[key] = _unitary(gate)
+                unitaries[key] = np.asarray(gate.to_matrix())
             unitary = unitaries[key]
         error = device.gate_error(gate.name, physical)
         if error is None:
@@ -234,6 +233,33 @@ def lower(
         readout=tuple(device.readout_error(q) for q in physical_qubits),
         limits=tuple(limits),
     )
+
+
+def check_supported(isa: QuantumCircuit) -> None:
+    """Raise UnsupportedCircuitError for an operation of an ISA circuit that `lower` knows no map for."""
+    for instruction in isa.data:
+        _check_supported(isa, instruction)
+        for value in instruction.operation.params:
+            if isinstance(value, ParameterExpression):
+                affine_coefficients(value, instruction.operation.name)
+
+
+def _check_supported(isa: QuantumCircuit, instruction: CircuitInstruction) -> None:
+    gate = instruction.operation
+    if gate.name in _IGNORED or gate.name in ("measure", "reset", "delay"):
+        return
+    qubits = [isa.find_bit(q).index for q in instruction.qubits]
+    if any(isinstance(p, ParameterExpression) and p.parameters for p in gate.params):
+        if gate.name not in ROTATIONS:
+            raise UnsupportedCircuitError(
+                f"parametrised gate {gate.name!r} on qubits {qubits} of the compiled circuit is not supported; allowed "
+                f"are {', '.join(sorted(ROTATIONS))}"
+            )
+    elif gate.name not in _FIXED or not hasattr(gate, "to_matrix") or len(qubits) not in (1, 2):
+        raise UnsupportedCircuitError(
+            f"operation {gate.name!r} on qubits {qubits} of the compiled circuit is not supported: only rotations and "
+            "fixed gates on one or two qubits are"
+        )
 
 
 _P0, _P1 = np.diag([1.0, 0.0]), np.diag([0.0, 1.0])
@@ -296,14 +322,6 @@ def check_limits(program: Program, angles: np.ndarray) -> None:
                 f"the device takes {low:.4f} to {high:.4f}. Keep the parameter in this range, or use the device "
                 "without fractional gates"
             )
-
-
-def _unitary(gate: object) -> np.ndarray:
-    known = set(get_standard_gate_name_mapping()) | {"unitary"}
-    name = getattr(gate, "name", type(gate).__name__)
-    if name not in known or name in ("measure", "reset", "delay") or not hasattr(gate, "to_matrix"):
-        raise UnsupportedCircuitError(f"operation {name!r} is not supported: only rotations and fixed gates are")
-    return np.asarray(gate.to_matrix())
 
 
 def _reduced_terms(observable: SparsePauliOp, physical_qubits: Sequence[int]) -> tuple[tuple[float, str], ...]:

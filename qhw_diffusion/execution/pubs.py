@@ -20,11 +20,18 @@ from qhw_diffusion.hardware.service import Measured, Pub
 
 
 def check_no_measurements(compiled: CompiledCircuit) -> None:
-    """Raise UnsupportedCircuitError for a circuit that measures in mid-circuit: Estimator primitives take none."""
+    """Raise UnsupportedCircuitError for a circuit that measures in mid-circuit: devices' estimators take none."""
     if any(instruction.operation.name == "measure" for instruction in compiled.isa.data):
         raise UnsupportedCircuitError(
-            "Estimator primitives do not take circuits that measure in mid-circuit: use engine 'ideal' or 'noisy'"
+            "devices' Estimator primitives do not take circuits that measure in mid-circuit: use engine 'ideal' or "
+            "'noisy'"
         )
+
+
+def check_no_postselection(compiled: CompiledCircuit) -> None:
+    """Raise UnsupportedCircuitError for a circuit that is post-selected on outcomes: no Estimator primitive does it."""
+    if compiled.postselect:
+        raise UnsupportedCircuitError("Estimator primitives do not post-select: use engine 'ideal' or 'noisy'")
 
 
 def on_used_qubits(compiled: CompiledCircuit) -> tuple[QuantumCircuit, tuple[SparsePauliOp, ...]]:
@@ -50,7 +57,9 @@ def pub_of(compiled: CompiledCircuit, parameters: Tensor, precision: float, *, r
     circuit, observables = compiled.isa, compiled.observables
     if reduced:
         circuit, observables = on_used_qubits(compiled)
-    return Pub(circuit, observables, (*compiled.inputs, *compiled.weights), rows, precision)
+    left = set(circuit.parameters)  # compiling may have taken some out of every gate
+    columns = {i: p for i, p in enumerate((*compiled.inputs, *compiled.weights)) if p in left}
+    return Pub(circuit, observables, tuple(columns.values()), rows[:, list(columns)], precision)
 
 
 def estimate_of(compiled: CompiledCircuit, parameters: Tensor, pub: Pub, measured: Measured, who: str) -> Estimate:

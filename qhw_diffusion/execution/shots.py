@@ -59,7 +59,7 @@ class Shots(Engine):
             )
         if compiled.postselect:
             raise InvalidInputError(
-                "engine 'shots' does not post-select; use QuantumLayer.sample, which draws the outcomes in mid-circuit"
+                "engine 'shots' does not post-select; use 'ideal' or 'noisy', whose values are given the outcomes kept"
             )
 
     def estimate(self, compiled: CompiledCircuit, parameters: Tensor) -> Estimate:

@@ -85,16 +85,16 @@ class Simulator:
 
     @cached_property
     def whole(self) -> Chain:
-        return self._chain(self.program.operations)
+        return self.chain(self.program.operations)
 
     @cached_property
     def body(self) -> Chain:
-        return self._chain(self._body)
+        return self.chain(self._body)
 
     @cached_property
     def tail(self) -> Chain:
         """The weights-only end of the circuit, transposed: it moves observables backwards in time."""
-        return self._chain(self._tail, transposed=True)
+        return self.chain(self._tail, transposed=True)
 
     def expectation(self, inputs: Tensor, weights: Tensor) -> Tensor:
         """[B, inputs], [weights] → [B, M], differentiable; given the outcomes post-selected on, if any.
@@ -106,18 +106,7 @@ class Simulator:
         if not self.program.postselected:
             return values
         probability = values[:, -1:]
-        try:
-            rare = int((probability < RAREST).sum())
-        except RuntimeError as error:  # vmap lets no number out
-            raise InvalidInputError(
-                "post-selected expectation values cannot be evaluated inside torch.func.vmap, where their probability "
-                "cannot be checked; give the samples as a batch"
-            ) from error
-        if rare:
-            raise InvalidInputError(
-                f"the outcomes post-selected on have a probability below {RAREST:g} for {rare} of {len(values)} "
-                "samples: no expectation value can be given; keep other outcomes, or sample them (QuantumLayer.sample)"
-            )
+        check_kept(probability)
         return values[:, :-1] / probability
 
     def raw(self, inputs: Tensor, weights: Tensor) -> Tensor:
@@ -201,8 +190,26 @@ class Simulator:
         rows[0] = 1
         return rows
 
-    def _chain(self, operations: Sequence[Rotation | FixedMap], transposed: bool = False) -> Chain:
+    def chain(self, operations: Sequence[Rotation | FixedMap], transposed: bool = False) -> Chain:
+        """These operations of the circuit as steps on rows; transposed, they move observables backwards in time."""
         return Chain(operations, self.program, self.basis, noisy=self.noisy, dtype=self.dtype, transposed=transposed)
+
+
+def check_kept(probability: Tensor) -> None:
+    """Raise InvalidInputError where the outcomes post-selected on (next to) never occur."""
+    try:
+        rare = int((probability < RAREST).sum())
+    except RuntimeError as error:  # vmap lets no number out
+        raise InvalidInputError(
+            "post-selected expectation values cannot be evaluated inside torch.func.vmap, where their probability "
+            "cannot be checked; give the samples as a batch"
+        ) from error
+    if rare:
+        raise InvalidInputError(
+            f"the outcomes post-selected on have a probability below {RAREST:g} for {rare} of {len(probability)} "
+            "samples: nothing can be said of what follows them; keep other outcomes, or leave these samples out "
+            "(QuantumLayer.probability tells which)"
+        )
 
 
 def refuse_if_too_large(n_qubits: int, basis: Basis, dtype: Precision = np.float32) -> None:

@@ -15,7 +15,7 @@ from qhw_diffusion.execution.engine import Engine
 from qhw_diffusion.execution.exact import Ideal, simulator_of
 from qhw_diffusion.execution.program import FixedMap, Measurement, Rotation
 from qhw_diffusion.execution.readoff import outcome_probabilities
-from qhw_diffusion.execution.simulator import Simulator
+from qhw_diffusion.execution.simulator import COPIES_BYTES, Simulator, blocks_of, check_kept
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,7 @@ def sample_trajectories(
     """Run every sample through the circuit with the outcomes of its mid-circuit measurements drawn.
 
     A measurement collapses the state by the true outcome; what is read may differ from it by the readout error.
+    Outcomes are drawn given everything that is post-selected on, before and after them.
 
     Args:
         compiled: a circuit with measurements; those that it post-selects on are kept as such.
@@ -47,12 +48,12 @@ def sample_trajectories(
         generator: where the outcomes come from.
 
     Raises:
-        InvalidInputError: another engine, or a circuit without such measurements.
+        InvalidInputError: another engine, a circuit without measurements that are not post-selected on, or outcomes
+            post-selected on that (next to) never occur.
     """
     if not isinstance(engine, Ideal):
         raise InvalidInputError(f"engine {engine.name!r} cannot sample trajectories; use 'ideal' or 'noisy'")
-    simulator = simulator_of(compiled, engine.noisy, weights.dtype)
-    program = simulator.program
+    program = compiled.program
     segments: list[list[Rotation | FixedMap]] = [[]]
     drawn: list[Measurement] = []
     for operation in program.operations:
@@ -62,24 +63,35 @@ def sample_trajectories(
         else:
             segments[-1].append(operation)
     if not drawn:
-        raise InvalidInputError("the circuit measures nothing in mid-circuit: there is no outcome to sample")
+        raise InvalidInputError(
+            "every measurement of the circuit is post-selected on: there is no outcome left to sample; call the layer "
+            "itself for the values given these outcomes"
+            if program.postselected
+            else "the circuit measures nothing in mid-circuit: there is no outcome to sample"
+        )
+    if program.postselected:
+        exact = simulator_of(compiled, engine.noisy, torch.float64)
+        with torch.no_grad():
+            check_kept(exact.raw(inputs.double(), weights.double())[:, -1])
+    ahead = any(isinstance(o, Measurement) for segment in segments[1:] for o in segment)  # post-selected on
+    simulator = exact if ahead else simulator_of(compiled, engine.noisy, weights.dtype)
     # Between measurements a pure state stays pure, unless something else mixes it.
     pure = not engine.noisy and all(o.matrix is not None for s in segments for o in s if isinstance(o, FixedMap))
-    if pure and simulator.basis != "state":
+    if pure and simulator.basis != "state" and not ahead:
         coherent = tuple(operation for segment in segments for operation in segment)
         simulator = Simulator(replace(program, operations=coherent), noisy=False, dtype=weights.dtype)
-    chains = [
-        Chain(segment, program, simulator.basis, noisy=engine.noisy, dtype=simulator.dtype) for segment in segments
-    ]
+    chains = [simulator.chain(segment) for segment in segments]
+    back = [simulator.chain(segment, transposed=True) for segment in segments[1:]] if ahead else []
     outcomes = np.zeros((len(inputs), len(drawn)), dtype=np.int64)
     values = np.zeros((len(inputs), len(simulator.observables)), simulator.dtype)
-    for block in simulator.blocks(len(inputs)):
+    for block in _blocks(simulator, len(inputs), len(back)):
         angles = simulator.angles(inputs[block].detach().cpu().numpy(), weights.detach().cpu().numpy())
+        effects = _effects(back, drawn, angles, simulator) if ahead else [None] * len(drawn)
         rows = simulator.start(block.stop - block.start)
         for k, chain in enumerate(chains):
             rows, _ = chain.forward(rows, angles, keep=False)
             if k < len(drawn):
-                outcomes[block, k] = _measure(rows, drawn[k], simulator, engine.noisy, generator)
+                outcomes[block, k] = _measure(rows, drawn[k], effects[k], simulator, engine.noisy, generator)
         values[block] = simulator.observables.values(rows, simulator.observables.rows)
     given = values[:, :-1] / values[:, -1:] if program.postselected else values
     return Trajectories(
@@ -89,13 +101,52 @@ def sample_trajectories(
     )
 
 
+def _blocks(simulator: Simulator, batch: int, effects: int) -> list[slice]:
+    """Samples worked on at a time, so many that their effects stay within COPIES_BYTES."""
+    columns = simulator.plan(batch, gradient=False).columns
+    if effects:
+        kept = effects * simulator.n_rows * np.dtype(simulator.dtype).itemsize
+        columns = max(1, min(columns, COPIES_BYTES // kept))
+    return blocks_of(batch, columns)
+
+
+def _effects(
+    back: list[Chain], drawn: list[Measurement], angles: np.ndarray, simulator: Simulator
+) -> list[np.ndarray | None]:
+    """For each outcome drawn, rows [D, B] of the effect of all that follows: its product with the rows of a state right
+    after the measurement is the probability of the outcomes post-selected on later.
+
+    The identity at the end, taken backwards in time through the segments after the first measurement.
+    """
+    effects: list[np.ndarray | None] = []
+    effect = np.repeat(simulator.observables.rows[:, -1:], angles.shape[1], axis=1)
+    for chain, measurement in zip(reversed(back), reversed(drawn), strict=True):
+        effect, _ = chain.forward(effect.copy(), angles, keep=False)
+        effect *= (_digits(measurement.qubits[0], simulator) % 2 == 0)[:, None]  # the measurement leaves no coherences
+        effects.append(effect)
+    return effects[::-1]
+
+
 def _measure(
-    rows: np.ndarray, measurement: Measurement, simulator: Simulator, noisy: bool, generator: torch.Generator
+    rows: np.ndarray,
+    measurement: Measurement,
+    effect: np.ndarray | None,
+    simulator: Simulator,
+    noisy: bool,
+    generator: torch.Generator,
 ) -> np.ndarray:
-    """Draw the outcome of every column, collapse the rows in place, and return what is read, [B]."""
+    """Draw the outcome of every column, collapse the rows in place, and return what is read, [B].
+
+    With an `effect` (`_effects`) the outcome is drawn given what is post-selected on later.
+    """
     (q,), n = measurement.qubits, simulator.program.n_qubits
-    probabilities = outcome_probabilities(rows, "Z" * n, simulator.basis)
-    ones = probabilities[:, (np.arange(2**n) >> q) & 1 == 1].sum(1) / probabilities.sum(1)
+    if effect is None:
+        probabilities = outcome_probabilities(rows, "Z" * n, simulator.basis)
+        ones = probabilities[:, (np.arange(2**n) >> q) & 1 == 1].sum(1) / probabilities.sum(1)
+    else:
+        joint, digits = rows * effect, _digits(q, simulator)
+        zero, one = (joint[digits == digit].sum(0).clip(0) for digit in (0, 2))
+        ones = one / (zero + one)
     chance = torch.rand((2, rows.shape[1]), generator=generator, dtype=torch.float64).numpy()
     true = chance[0] < ones
     _collapse(rows, q, true, simulator)
@@ -104,15 +155,19 @@ def _measure(
     return read
 
 
+def _digits(q: int, simulator: Simulator) -> np.ndarray:
+    """[D] for density rows: 0 and 2 are the populations of qubit q, 1 and 3 its coherences."""
+    digits: np.ndarray = np.arange(simulator.n_rows) // 4**q % 4
+    return digits
+
+
 def _collapse(rows: np.ndarray, q: int, ones: np.ndarray, simulator: Simulator) -> None:
     """Project qubit q of every column on its outcome and normalise, in place."""
-    index = np.arange(len(rows))
     if simulator.basis == "state":
-        digit = (index % (len(rows) // 2)) >> q & 1
+        digit = (np.arange(len(rows)) % (len(rows) // 2)) >> q & 1
         rows *= digit[:, None] == ones[None, :]
         rows /= np.linalg.norm(rows, axis=0)
         return
-    digit = index // 4**q % 4  # 0 and 2: the populations; 1 and 3: the coherences, which a measurement destroys
-    rows *= digit[:, None] == 2 * ones[None, :]
+    rows *= _digits(q, simulator)[:, None] == 2 * ones[None, :]  # the coherences go as well
     trace = outcome_probabilities(rows, "Z" * simulator.program.n_qubits, "density").sum(1)
     rows /= trace.astype(rows.dtype)

@@ -17,6 +17,7 @@ from qiskit.primitives import BaseEstimatorV2
 from qhw_diffusion.devices import Device
 from qhw_diffusion.errors import DamagedFileError, InvalidInputError, JobError
 from qhw_diffusion.hardware.aer import AerEstimator, aer_simulator, on_qubits, qubits_in_use
+from qhw_diffusion.hardware.estimators import check_runs
 from qhw_diffusion.hardware.service import JobState, Limits, Measured, Pub, RefusedError, without_attempts
 
 _FORMAT = "qhw-local-1"
@@ -77,6 +78,8 @@ class LocalService:
                     f"the circuit has {pub.circuit.num_qubits} qubits, {self.device} has {width}; compile it for "
                     f"this device"
                 )
+            if self._estimator is not None:
+                check_runs(self._estimator, pub.circuit)
 
     def submit(self, pubs: Sequence[Pub], options: Mapping[str, Any], tags: Sequence[str], limits: Limits) -> str:
         job_id = f"local-{uuid.uuid4().hex[:12]}"

@@ -194,6 +194,7 @@ def test_what_is_refused(compiled: qhw.CompiledCircuit, ledger: Ledger) -> None:
     qc = QuantumCircuit(1, 1)
     qc.h(0)
     qc.measure(0, 0)
+    qc.h(0)
     made = qhw.compile_circuit(qc, compiled.device, inputs=[], weights=[], observables=[SparsePauliOp("Z")])
     with pytest.raises(UnsupportedCircuitError, match="measure in mid-circuit"):
         mine.check(made)

@@ -192,6 +192,7 @@ def test_refused_estimators_circuits_and_parameters() -> None:
     qc = QuantumCircuit(1, 1)
     qc.h(0)
     qc.measure(0, 0)
+    qc.h(0)
     made = qhw.compile_circuit(qc, Device.load("ideal"), inputs=[], weights=[], observables=[SparsePauliOp("Z")])
     with pytest.raises(UnsupportedCircuitError, match="measure in mid-circuit"):
         qhw.QuantumLayer(made, engine)

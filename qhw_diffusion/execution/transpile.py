@@ -1,0 +1,119 @@
+"""Logical circuit → ISA circuit: Qiskit's preset passes with a seed, parameters that cancel taken out."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from qiskit import QuantumCircuit
+from qiskit.circuit import CircuitInstruction, ParameterExpression
+from qiskit.dagcircuit import DAGCircuit
+from qiskit.transpiler import PassManager, StagedPassManager, TransformationPass, generate_preset_pass_manager
+
+from qhw_diffusion.devices import Device
+from qhw_diffusion.errors import UnsupportedCircuitError
+from qhw_diffusion.execution.admission import place
+from qhw_diffusion.execution.program import FIXED_GATES, ROTATIONS, affine_coefficients
+
+# What an ideal device is taken to run: every rotation and every fixed gate that `program.lower` knows.
+IDEAL_BASIS = [*sorted(ROTATIONS), *sorted(FIXED_GATES)]
+
+
+def transpiled(
+    circuit: QuantumCircuit, device: Device, *, optimization_level: int, seed: int, scheduled: bool
+) -> QuantumCircuit:
+    """The ISA circuit; its parameters are those that its gates still have.
+
+    A global phase with parameters is left out: expectation values do not see it, and the runtime client's estimator
+    fails on it.
+
+    Raises:
+        UnsupportedCircuitError: the transpiler fails on the circuit; the message names the operation where one alone
+            makes it fail.
+    """
+    if device.target is None:
+        manager = generate_preset_pass_manager(
+            optimization_level=optimization_level, basis_gates=IDEAL_BASIS, seed_transpiler=seed
+        )
+    else:
+        manager = generate_preset_pass_manager(
+            optimization_level=optimization_level,
+            target=device.target,
+            seed_transpiler=seed,
+            scheduling_method="alap" if scheduled else None,
+        )
+    manager.pre_optimization = PassManager([WithoutCancelled()])
+    try:
+        isa: QuantumCircuit = manager.run(circuit)
+    except (MemoryError, Warning):
+        raise
+    except Exception as error:  # every kind comes out of it: of Qiskit, of Python, of its compiled core
+        culprit = _culprit(circuit, manager)
+        named = "the circuit" if culprit is None else place(circuit, culprit)
+        raise UnsupportedCircuitError(
+            f"Qiskit's transpiler fails on {named} for {device.name}: {type(error).__name__}: "
+            f"{getattr(error, 'message', error)}{_on_delays(device, culprit)}"
+        ) from error
+    if isinstance(isa.global_phase, ParameterExpression) and isa.global_phase.parameters:
+        isa.global_phase = 0
+    return isa
+
+
+def _culprit(circuit: QuantumCircuit, manager: StagedPassManager) -> CircuitInstruction | None:
+    """The first operation on which the transpiler fails even alone."""
+    tried = set()
+    for instruction in circuit.data:
+        operation = instruction.operation
+        kind = (operation.name, tuple(map(str, getattr(operation, "params", ()))))
+        if kind in tried:
+            continue
+        tried.add(kind)
+        alone = circuit.copy_empty_like()
+        alone.append(instruction)
+        try:
+            manager.run(alone)
+        except Exception:  # the same failure, whatever its type
+            return instruction
+    return None
+
+
+def _on_delays(device: Device, culprit: CircuitInstruction | None) -> str:
+    """What to do about a delay that the device's clock does not allow."""
+    if culprit is None or culprit.operation.name != "delay" or device.target is None:
+        return ""
+    multiple = math.lcm(device.target.acquire_alignment, device.target.pulse_alignment)
+    return (
+        f". Without a schedule {device.name} takes delays of multiples of {multiple} dt only: change its length, or "
+        "compile with scheduled=True"
+    )
+
+
+class WithoutCancelled(TransformationPass):
+    """Takes parameters with coefficient 0 out of the angles: x − x, 0·x, and what translation makes of others.
+
+    Qiskit keeps them in the expression, which can then neither be copied nor, without symbols, taken for a number:
+    optimisation level 3 fails on it with a TypeError.
+    """
+
+    def run(self, dag: DAGCircuit) -> DAGCircuit:
+        for node in dag.op_nodes():
+            if any(isinstance(value, ParameterExpression) and value.parameters for value in node.params):
+                params = [_without_cancelled(value, node.name) for value in node.params]
+                if any(new is not old for new, old in zip(params, node.params, strict=True)):
+                    operation = node.op.to_mutable()
+                    operation.params = params
+                    dag.substitute_node(node, operation, inplace=True)
+        return dag
+
+
+def _without_cancelled(value: Any, gate: str) -> Any:
+    if not isinstance(value, ParameterExpression) or not value.parameters:
+        return value
+    try:
+        coefficients, offset = affine_coefficients(value, gate)
+    except UnsupportedCircuitError:
+        return value  # refused when the circuit is lowered
+    if all(coefficients.values()):
+        return value
+    terms = [p if c == 1 else c * p for p, c in sorted(coefficients.items(), key=lambda item: item[0].name) if c]
+    return sum(terms, start=offset)
