@@ -9,6 +9,8 @@ from typing import Any
 from qhw_diffusion.circuits.parts import check_integer
 from qhw_diffusion.circuits.reverse import ANSATZES
 from qhw_diffusion.errors import InvalidInputError, UnknownNameError
+from qhw_diffusion.execution import check_engine_text
+from qhw_diffusion.execution.evolution import state_engine_of
 from qhw_diffusion.runs import settings_from_dict
 
 KINDS = ("unitary", "postselected", "measured", "reset")
@@ -69,6 +71,7 @@ class ReverseConfig:
         ):
             if given not in allowed:
                 raise UnknownNameError.of(kind, str(given), allowed)
+        state_engine_of(check_engine_text(self.engine))
         for name in ("n_qubits", "n_steps", "depth", "n_labels", "map_width"):
             check_integer(name, getattr(self, name), 1, None)
         for name in ("ancillas", "outer", "seed"):

@@ -24,6 +24,7 @@ from qhw_diffusion.denoising.scrambling import Scrambling
 from qhw_diffusion.denoising.states import check_states, decode_images, encode_images
 from qhw_diffusion.devices import Device
 from qhw_diffusion.errors import InvalidInputError, UnknownNameError
+from qhw_diffusion.execution import Engine
 from qhw_diffusion.runs import settings_from_dict
 
 FORWARDS = ("gaussian", "depolarizing", "scrambling", "device")
@@ -134,7 +135,7 @@ class QDM(nn.Module):
             start = self.forward_process.prior(count, self.dim, generator)
             return self.reverse.run(start, labels, generator, keep_path=keep_path)
 
-    def on(self, *, device: str | Device | None = None, engine: str | None = None) -> Self:
+    def on(self, *, device: str | Device | None = None, engine: str | Engine | None = None) -> Self:
         """A copy with the same weights on another device or engine; the forward process stays."""
         return self.with_reverse(self.reverse.on(device=device, engine=engine))
 

@@ -13,7 +13,7 @@ from qhw_diffusion.circuits.reverse import dynamic_circuit, reverse_circuit
 from qhw_diffusion.denoising.config import ReverseConfig
 from qhw_diffusion.devices import Device
 from qhw_diffusion.errors import InvalidInputError
-from qhw_diffusion.execution import compile_circuit
+from qhw_diffusion.execution import Engine, compile_circuit, engine_of, spec_of
 from qhw_diffusion.execution.evolution import Branches, Evolution
 
 RAREST = 1e-6  # success probabilities below this are rounding errors in single precision
@@ -121,11 +121,12 @@ class ReverseProcess(nn.Module):
         """Trainable angles of the circuits' gates: the weights, without tables of context angles and maps."""
         return self.weight.numel()
 
-    def on(self, *, device: str | Device | None = None, engine: str | None = None) -> ReverseProcess:
+    def on(self, *, device: str | Device | None = None, engine: str | Engine | None = None) -> ReverseProcess:
         """A copy with the same weights on another device or engine."""
         target = self.compiled.device if device is None else device
         target = target if isinstance(target, Device) else Device.load(target)
-        config = replace(self.config, device=target.name, engine=engine or self.config.engine)
+        text = self.config.engine if engine is None else spec_of(engine_of(engine))
+        config = replace(self.config, device=target.name, engine=text)
         copy = ReverseProcess(config, device=target, dtype=self.weight.dtype)
         copy.load_state_dict(self.state_dict())
         return copy

@@ -5,10 +5,11 @@ from __future__ import annotations
 from qhw_diffusion.execution.compile import CompiledCircuit, compile_circuit
 from qhw_diffusion.execution.distribution import all_z_strings, outcome_distribution
 from qhw_diffusion.execution.engine import Engine, Estimate, Experiment, Usage
+from qhw_diffusion.execution.engine_text import ENGINES, check_engine_text, engine_of, spec_of
 from qhw_diffusion.execution.exact import Ideal, Noisy
 from qhw_diffusion.execution.gradients import SPSA, GradientMethod, ParameterShift, Surrogate
 from qhw_diffusion.execution.hardware_engine import Hardware
-from qhw_diffusion.execution.layer import ENGINES, QuantumLayer, engine_of
+from qhw_diffusion.execution.layer import QuantumLayer
 from qhw_diffusion.execution.primitive import Primitive, aer_backend, aer_estimator, runtime_estimator
 from qhw_diffusion.execution.program import FixedMap, Measurement, Program, Rotation
 from qhw_diffusion.execution.shots import Shots
@@ -39,8 +40,10 @@ __all__ = [
     "aer_backend",
     "aer_estimator",
     "all_z_strings",
+    "check_engine_text",
     "compile_circuit",
     "engine_of",
     "outcome_distribution",
     "runtime_estimator",
+    "spec_of",
 ]

@@ -5,12 +5,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
 
-from qhw_diffusion.errors import InvalidInputError
+from qhw_diffusion.errors import InvalidInputError, UnknownNameError
 from qhw_diffusion.execution.compile import CompiledCircuit
 from qhw_diffusion.execution.tape import refuse_transforms
 
@@ -63,9 +63,25 @@ class Engine(ABC):
     differentiable: ClassVar[bool] = False
 
     @property
-    def spec(self) -> str:
-        """Text that makes the engine again (`engine_of`), for configuration files; the name if none can."""
-        return self.name
+    def spec(self) -> str | None:
+        """Text that makes an equal engine (`engine_of`), for configuration files; None if no text can."""
+        return None
+
+    @property
+    def label(self) -> str:
+        """What tables and messages call it: the text that makes it, or the name."""
+        return self.spec or self.name
+
+    @classmethod
+    def from_settings(cls, settings: Sequence[str]) -> Self:
+        """The engine of a text, from what follows its name there, colon by colon.
+
+        Raises:
+            UnknownNameError, InvalidInputError: settings it does not have (as here all), or cannot take.
+        """
+        if settings:
+            raise UnknownNameError(f"unknown engine {':'.join([cls.name, *settings])!r}; {cls.name!r} has no settings")
+        return cls()
 
     @abstractmethod
     def estimate(self, compiled: CompiledCircuit, parameters: Tensor) -> Estimate:

@@ -22,8 +22,8 @@ from qhw_diffusion.execution.arrange import REAL_LOCAL, Basis
 from qhw_diffusion.execution.chain import Chain
 from qhw_diffusion.execution.compile import CompiledCircuit
 from qhw_diffusion.execution.engine import Engine
+from qhw_diffusion.execution.engine_text import engine_of
 from qhw_diffusion.execution.exact import Ideal
-from qhw_diffusion.execution.layer import engine_of
 from qhw_diffusion.execution.program import angles_of, check_limits
 from qhw_diffusion.execution.simulator import (
     BLOCK_BYTES,
@@ -81,6 +81,18 @@ class Branches:
         return (states * self.probabilities[..., None, None]).sum(0)
 
 
+def state_engine_of(engine: str | Engine) -> Ideal:
+    """The engine of that text, if it is one that simulates states.
+
+    Raises:
+        UnknownNameError, InvalidInputError: as `engine_of`; InvalidInputError for an engine that simulates no states.
+    """
+    chosen = engine_of(engine)
+    if not isinstance(chosen, Ideal):
+        raise InvalidInputError(f"engine {chosen.label!r} holds no states; use 'ideal' or 'noisy'")
+    return chosen
+
+
 class Evolution:
     """A compiled circuit as a map from states on `data` to states on `data`.
 
@@ -121,9 +133,7 @@ class Evolution:
                 f"the circuit ends with a measurement of the data qubits {ended}, and no state would be left there: "
                 "leave it out of the circuit; what is read at the end is named by measured"
             )
-        chosen = engine_of(engine)
-        if not isinstance(chosen, Ideal):
-            raise InvalidInputError(f"engine {chosen.name!r} holds no states; use 'ideal' or 'noisy'")
+        chosen = state_engine_of(engine)
         chosen.check(compiled)
         self.engine, self.noisy = chosen, chosen.noisy
         self.dim, self.n_outcomes = 2 ** len(self.data), 2 ** len(self.measured)

@@ -22,6 +22,10 @@ class Ideal(Engine):
     differentiable: ClassVar[bool] = True
     noisy: ClassVar[bool] = False
 
+    @property
+    def spec(self) -> str:
+        return self.name
+
     def check(self, compiled: CompiledCircuit) -> None:
         refuse_if_too_large(len(compiled.physical_qubits), "density" if self.noisy else "state")
 

@@ -20,6 +20,7 @@ from qhw_diffusion.draws import Draws
 from qhw_diffusion.errors import InvalidInputError
 from qhw_diffusion.execution.compile import CompiledCircuit
 from qhw_diffusion.execution.engine import Engine, Record, rows_of
+from qhw_diffusion.execution.engine_text import engine_of
 from qhw_diffusion.execution.tape import first_order_only, refuse_transforms
 from qhw_diffusion.execution.unroll import unrolled
 
@@ -227,8 +228,6 @@ class Surrogate(GradientMethod):
     engine: str | Engine = "noisy"
 
     def __post_init__(self) -> None:
-        from qhw_diffusion.execution.layer import engine_of  # the layer knows this module
-
         simulator = engine_of(self.engine)
         if not simulator.differentiable:
             raise InvalidInputError(

@@ -8,20 +8,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from qhw_diffusion.errors import InvalidInputError, UnknownNameError
+from qhw_diffusion.errors import InvalidInputError
 from qhw_diffusion.execution.compile import CompiledCircuit
 from qhw_diffusion.execution.engine import Engine, Estimate, Usage, real_dense, rows_of
-from qhw_diffusion.execution.exact import Ideal, Noisy, simulator_of
+from qhw_diffusion.execution.engine_text import engine_of
+from qhw_diffusion.execution.exact import Ideal, simulator_of
 from qhw_diffusion.execution.gradients import GradientMethod
-from qhw_diffusion.execution.shots import Shots
 from qhw_diffusion.execution.simulator import NUMPY, MemoryPlan
 from qhw_diffusion.execution.tape import is_transformed, refuse_transforms, without_autocast
 from qhw_diffusion.execution.trajectories import Trajectories, sample_trajectories
 
 if TYPE_CHECKING:
     from qiskit_machine_learning.neural_networks import NeuralNetwork
-
-ENGINES: dict[str, type[Engine]] = {"ideal": Ideal, "noisy": Noisy, "shots": Shots}
 
 
 class QuantumLayer(nn.Module):
@@ -32,8 +30,8 @@ class QuantumLayer(nn.Module):
 
     Args:
         compiled: result of `compile_circuit`.
-        engine: ``"ideal"``, ``"noisy"`` (the device's noise, exact), ``"shots"`` or ``"shots:4096"``, or
-            any `Engine`.
+        engine: ``"ideal"``, ``"noisy"`` (the device's noise, exact), ``"shots:4096"``, ``"noisy+readout"`` or any other
+            text that `engine_of` understands, or any `Engine`.
         gradient: how gradients are had: None for the engine's own (exact) ones, or a method from `gradients`
             (`ParameterShift`, `SPSA`, `Surrogate`), needed where the engine has none.
         dtype: torch.float32 or torch.float64; `layer.double()` and `layer.to(...)` work as for any module.
@@ -187,20 +185,3 @@ class QuantumLayer(nn.Module):
             f"{c.n_inputs} inputs, {c.n_weights} weights, {c.n_observables} observables, "
             f"engine={self.engine.name}, device={c.device.name}"
         )
-
-
-def engine_of(engine: str | Engine) -> Engine:
-    """The engine of that name with its defaults (``"shots:4096"`` gives their number), or the engine given.
-
-    Raises:
-        UnknownNameError: no such name.
-        InvalidInputError: what follows ``shots:`` is not a whole number from 1.
-    """
-    if isinstance(engine, Engine):
-        return engine
-    name, _, number = str(engine).partition(":")
-    if name not in ENGINES or (number and name != Shots.name):
-        raise UnknownNameError.of("engine", str(engine), [*ENGINES, "shots:4096"])
-    if number:
-        return Shots(int(number) if number.isdecimal() else number)  # type: ignore[arg-type]  # Shots refuses it
-    return ENGINES[name]()

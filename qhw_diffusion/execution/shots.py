@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from qhw_diffusion.draws import Draws
-from qhw_diffusion.errors import InvalidInputError
+from qhw_diffusion.errors import InvalidInputError, UnknownNameError
 from qhw_diffusion.execution.compile import CompiledCircuit
 from qhw_diffusion.execution.engine import Engine, Estimate, Record, Usage, check_parameters, rows_of
 from qhw_diffusion.execution.exact import simulator_of, split_rows
@@ -49,8 +50,31 @@ class Shots(Engine):
         object.__setattr__(self, "draws", Draws(self.seed))
 
     @property
-    def spec(self) -> str:
-        return f"{self.name}:{self.shots}"
+    def spec(self) -> str | None:
+        if isinstance(self.seed, bool) or not isinstance(self.seed, (int, np.integer)) or self.seed < 0:
+            return None  # numpy takes other seeds too, which no text holds
+        seed = f":seed={self.seed}" if self.seed else ""
+        return f"{self.name}:{self.shots}{seed}{'' if self.noisy else ':ideal'}"
+
+    @classmethod
+    def from_settings(cls, settings: Sequence[str]) -> Self:
+        """``[N][:seed=S][:ideal]``, in any order, each at most once."""
+        values: dict[str, int] = {}
+        for text in settings:
+            name, equals, number = text.partition("=")
+            if text == "ideal":
+                value = 1
+            elif not equals:
+                name, value = "shots", _whole("shots", text, 1)
+            elif name == "seed":
+                value = _whole("seed", number, 0)
+            else:
+                raise UnknownNameError.of("setting of engine 'shots'", text, ["seed=0", "ideal"])
+            if name in values:
+                raise InvalidInputError(f"engine 'shots:{':'.join(settings)}' states its {name} twice; state it once")
+            values[name] = value
+        noisy = not values.pop("ideal", 0)
+        return cls(**values, noisy=noisy)
 
     def check(self, compiled: CompiledCircuit) -> None:
         if self.noisy and compiled.device.target is None:
@@ -97,6 +121,15 @@ class Shots(Engine):
         estimate = self.estimate(compiled, rows_of(inputs.detach(), weights.detach()))
         record(estimate.usage)
         return exact + (estimate.values - exact).detach()
+
+
+def _whole(name: str, text: str, low: int) -> int:
+    # not longer than any number meant: Python itself refuses very long ones
+    if not (text.isascii() and text.isdecimal() and len(text) < 40 and int(text) >= low):
+        raise InvalidInputError(
+            f"{name} is {text!r}; allowed: whole numbers from {low}. The text of the engine is shots[:N][:seed=S][:ideal]"
+        )
+    return int(text)
 
 
 def measurement_groups(observables: tuple[Terms, ...]) -> list[tuple[str, list[tuple[int, float, str]]]]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from qhw_diffusion.errors import InvalidInputError, UnknownNameError
+from qhw_diffusion.execution import check_engine_text
 
 STEPWISE_KINDS = ("confidence", "ssim", "lpips")
 KERNELS = ("distance", "polynomial")
@@ -270,7 +271,8 @@ class ActorConfig(_JsonConfig):
     device: str = "fake_marrakesh"
     """Device name or path of a snapshot the circuit is compiled for."""
     engine: str = "noisy"
-    """Engine the circuit is trained on: "ideal", "noisy", "shots" or "shots:4096" (sampled values, exact gradients)."""
+    """Engine the circuit is trained on: "ideal", "noisy" or "shots[:N][:seed=S][:ideal]" (sampled values, exact
+    gradients; ideal: without noise), mitigated: "noisy+readout+zne:linear:1,3"."""
     n_qubits: int = 4
     """Qubits of the policy circuit."""
     depth: int = 2
@@ -297,6 +299,7 @@ class ActorConfig(_JsonConfig):
         _finite(self)
         if self.kind not in ACTOR_KINDS:
             raise UnknownNameError.of("actor kind", self.kind, ACTOR_KINDS)
+        check_engine_text(self.engine)
         _require(self.n_qubits >= 1 and self.depth >= 1, f"n_qubits and depth ≥ 1: {self.n_qubits}, {self.depth}")
         _require(self.initial_std > 0 and self.gain > 0, f"initial_std and gain > 0: {self.initial_std}, {self.gain}")
 

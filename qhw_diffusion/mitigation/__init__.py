@@ -11,7 +11,7 @@ from qhw_diffusion.mitigation.mitiq_lre import MitiqLRE
 from qhw_diffusion.mitigation.mitiq_pec import MitiqPEC
 from qhw_diffusion.mitigation.mitiq_twirling import MitiqTwirling
 from qhw_diffusion.mitigation.mitiq_zne import MitiqZNE
-from qhw_diffusion.mitigation.parse import STRATEGIES, engine_of, strategy_of
+from qhw_diffusion.mitigation.parse import STRATEGIES, engine_of, strategies_of, strategy_of
 from qhw_diffusion.mitigation.readout import Readout
 from qhw_diffusion.mitigation.strategy import Calibration, Cost, Strategy
 from qhw_diffusion.mitigation.twirling import PauliTwirling
@@ -36,5 +36,6 @@ __all__ = [
     "Strategy",
     "engine_of",
     "folded",
+    "strategies_of",
     "strategy_of",
 ]

@@ -14,7 +14,7 @@ from torch import Tensor
 from qhw_diffusion.errors import InvalidInputError
 from qhw_diffusion.execution import CompiledCircuit, Engine, Estimate, Experiment, Usage
 from qhw_diffusion.execution.engine import Record, check_parameters, rows_of
-from qhw_diffusion.execution.layer import engine_of
+from qhw_diffusion.execution.engine_text import engine_of
 from qhw_diffusion.mitigation.strategy import Cost, Strategy
 
 # (experiments of the strategies, calibration experiments) → estimates of all, in this order
@@ -33,7 +33,7 @@ class Mitigated(Engine):
     Calibrations are kept in this object, for each set of qubits; a new object calibrates again.
 
     Args:
-        engine: ``"noisy"``, ``"shots:4096"``, … or any `Engine`.
+        engine: ``"noisy"``, ``"shots:4096"``, … or any `Engine`; the strategies of one that is mitigated come first.
         strategies: at least one.
 
     Raises:
@@ -56,6 +56,8 @@ class Mitigated(Engine):
                 f"strategies must be a list of at least one mitigation strategy, for example [Readout(), ZNE()]; given "
                 f"{wrong[0] if wrong else 'an empty list'!r}"
             )
+        if type(engine) is Mitigated:  # strategies on strategies are one list, and one text
+            engine, given = engine.base, [*engine.strategies, *given]
         object.__setattr__(self, "engine", engine)
         object.__setattr__(self, "strategies", tuple(given))
         object.__setattr__(
@@ -69,8 +71,12 @@ class Mitigated(Engine):
         return self.engine
 
     @property
-    def spec(self) -> str:
-        return "+".join([self.base.spec, *(strategy.spec for strategy in self.strategies)])
+    def spec(self) -> str | None:
+        return None if self.base.spec is None else self.label
+
+    @property
+    def label(self) -> str:
+        return "+".join([self.base.label, *(strategy.spec for strategy in self.strategies)])
 
     def cost(self, compiled: CompiledCircuit) -> Cost:
         """What all strategies together multiply the cost of an evaluation by."""

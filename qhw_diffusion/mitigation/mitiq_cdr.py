@@ -16,7 +16,7 @@ from qhw_diffusion.errors import InvalidInputError
 from qhw_diffusion.execution import CompiledCircuit, Estimate, Experiment, Ideal
 from qhw_diffusion.mitigation.mitiq_bridge import check_basis, require_mitiq, rz_angles, to_cirq
 from qhw_diffusion.mitigation.mitiq_weighted import check_number
-from qhw_diffusion.mitigation.strategy import Cost, Strategy, kept, with_isa, without_delays
+from qhw_diffusion.mitigation.strategy import Cost, Strategy, kept, number_text, with_isa, without_delays
 
 if TYPE_CHECKING:
     import cirq
@@ -74,7 +74,8 @@ class MitiqCDR(Strategy):
     @property
     def spec(self) -> str:
         scope = "rows" if self.each_row else "shared"
-        return f"{self.name}:{self.training_circuits}:{self.fraction_non_clifford:g}:{scope}:{self.seed}"
+        share = number_text(self.fraction_non_clifford)
+        return f"{self.name}:{self.training_circuits}:{share}:{scope}:{self.seed}"
 
     def check(self, compiled: CompiledCircuit) -> None:
         require_mitiq()

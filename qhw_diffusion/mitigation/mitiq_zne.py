@@ -15,6 +15,7 @@ from qhw_diffusion.errors import InvalidInputError, UnknownNameError
 from qhw_diffusion.execution import CompiledCircuit
 from qhw_diffusion.mitigation.mitiq_bridge import bridge, require_mitiq
 from qhw_diffusion.mitigation.mitiq_weighted import Family, Weighted
+from qhw_diffusion.mitigation.strategy import number_text
 
 EXTRAPOLATIONS = ("linear", "polynomial2", "richardson")
 FOLDINGS = ("global", "all", "random", "two_qubit")
@@ -69,7 +70,7 @@ class MitiqZNE(Weighted):
 
     @property
     def spec(self) -> str:
-        factors = ",".join(f"{factor:g}" for factor in self.scale_factors)
+        factors = ",".join(map(number_text, self.scale_factors))
         return f"{self.name}:{self.extrapolation}:{factors}:{self.folding}:{self.seed}"
 
     def make(self, compiled: CompiledCircuit) -> Family:

@@ -1,13 +1,13 @@
-"""Engines and strategies from one line of text: ``noisy+readout+zne:linear:1,3,5``."""
+"""Strategies from text, which `execution.engine_of` takes behind a ``+``: ``noisy+readout+zne:linear:1,3,5``."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from qhw_diffusion.errors import InvalidInputError, UnknownNameError
 from qhw_diffusion.execution import Engine
-from qhw_diffusion.execution import engine_of as plain_engine_of
+from qhw_diffusion.execution.engine_text import engine_of, wrap_with
 from qhw_diffusion.mitigation.decoupling import DynamicalDecoupling
 from qhw_diffusion.mitigation.mitigated import Mitigated
 from qhw_diffusion.mitigation.mitiq_text import MITIQ_GRAMMAR, MITIQ_STRATEGIES
@@ -25,28 +25,21 @@ GRAMMAR = (
 )
 
 
-def engine_of(engine: str | Engine) -> Engine:
-    """The engine of that text, mitigated where strategies follow its name after ``+``, or the engine given.
-
-    Strategies are separated by ``+``, the one next to the engine first; what follows a colon are a strategy's
-    arguments, in order. `Engine.spec` writes these texts.
+def strategies_of(text: str) -> list[Strategy]:
+    """The strategies of ``readout+zne``, the one next to the engine first; none of empty text.
 
     Raises:
-        UnknownNameError: no such engine or strategy, or no such name among its arguments.
-        InvalidInputError: an argument that is no number where one is needed, too many of them, or empty text.
+        UnknownNameError, InvalidInputError: as `strategy_of`.
     """
-    if isinstance(engine, Engine):
-        return engine
-    name, *texts = str(engine).split("+")
-    base = plain_engine_of(name.strip())
-    return Mitigated(base, [strategy_of(text) for text in texts]) if texts else base
+    return [strategy_of(each) for each in text.split("+")] if text else []
 
 
 def strategy_of(text: str) -> Strategy:
     """The strategy of a text as its `spec` writes it, for example ``"zne:exponential:1,2,3"``.
 
     Raises:
-        UnknownNameError, InvalidInputError: as `engine_of`.
+        UnknownNameError: no such strategy, or no such name among its arguments.
+        InvalidInputError: an argument that is no number where one is needed, or too many of them.
     """
     name, *arguments = text.strip().split(":")
     if name not in STRATEGIES:
@@ -81,3 +74,12 @@ STRATEGIES: dict[str, tuple[Callable[..., Strategy], int]] = {
     "decoupling": (DynamicalDecoupling, 1),
     **MITIQ_STRATEGIES,
 }
+
+
+def _wrap(engine: Engine, texts: Sequence[str]) -> Engine:
+    return Mitigated(engine, [strategy_of(text) for text in texts])
+
+
+wrap_with(_wrap)
+
+__all__ = ["GRAMMAR", "STRATEGIES", "engine_of", "strategies_of", "strategy_of"]

@@ -67,7 +67,7 @@ class Strategy(ABC):
 
     @property
     def spec(self) -> str:
-        """Text from which `mitigation.engine_of` makes the strategy again."""
+        """Text from which `strategy_of` makes an equal strategy."""
         return self.name
 
     @abstractmethod
@@ -108,6 +108,12 @@ class Strategy(ABC):
 
     def check(self, compiled: CompiledCircuit) -> None:  # noqa: B027 (most strategies take every circuit)
         """Raise if this strategy cannot treat the circuit; called once, when a layer is made."""
+
+
+def number_text(number: float) -> str:
+    """The shortest text that gives this very number again, without the ``+`` that separates strategies."""
+    short = f"{number:g}"
+    return (short if float(short) == number else repr(float(number))).replace("e+", "e")
 
 
 _derived: WeakKeyDictionary[CompiledCircuit, dict[Any, Any]] = WeakKeyDictionary()

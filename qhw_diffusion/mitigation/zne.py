@@ -15,7 +15,7 @@ from torch import Tensor
 from qhw_diffusion.errors import InvalidInputError, UnknownNameError
 from qhw_diffusion.execution import CompiledCircuit, Estimate, Experiment
 from qhw_diffusion.mitigation.folding import FOLDINGS, Folding, folded
-from qhw_diffusion.mitigation.strategy import Cost, Strategy
+from qhw_diffusion.mitigation.strategy import Cost, Strategy, number_text
 
 EXTRAPOLATIONS = ("linear", "polynomial2", "polynomial3", "exponential", "richardson")
 # Of Richardson's growth of errors: what an exponential may have
@@ -89,7 +89,7 @@ class ZNE(Strategy):
 
     @property
     def spec(self) -> str:
-        text = f"zne:{self.extrapolation}:{','.join(f'{factor:g}' for factor in self.scale_factors)}"
+        text = f"zne:{self.extrapolation}:{','.join(map(number_text, self.scale_factors))}"
         return text if self.folding == "local" else f"{text}:{self.folding}"
 
     def reached(self, compiled: CompiledCircuit) -> tuple[float, ...]:

@@ -7,6 +7,10 @@ import os
 from pathlib import Path
 
 Parser = argparse.ArgumentParser
+ENGINE_HELP = (
+    "ideal, noisy or shots[:N][:seed=S][:ideal] (ideal: shots without noise), mitigated: "
+    "shots:4096+readout+zne:linear:1,3 [the one it was trained on]"
+)
 
 
 def flags_out(parser: Parser, default: str | None, *, resume: bool = False) -> None:

@@ -17,7 +17,7 @@ from qhw_diffusion.hardware.cost import Cost, estimate_cost, history_of
 from qhw_diffusion.hardware.ledger import Ledger, ledger_folder
 from qhw_diffusion.hardware.runner import Runner, open_runner
 from qhw_diffusion.mitigation import Mitigated
-from qhw_diffusion.mitigation.parse import strategy_of
+from qhw_diffusion.mitigation.parse import strategies_of
 from qhw_diffusion.mitigation.strategy import Strategy
 from qhw_diffusion.studies.device_rollout import Receipt
 
@@ -41,6 +41,9 @@ class AccessConfig:
     mitigation: str = ""
     ledger: str = ""
 
+    def __post_init__(self) -> None:
+        strategies_of(self.mitigation)  # a mistyped strategy is told now
+
     @classmethod
     def from_arguments(cls, arguments: argparse.Namespace) -> AccessConfig:
         """From the flags of `flags_device`. Raises InvalidInputError without a device, or without shots from 1."""
@@ -62,8 +65,8 @@ class AccessConfig:
         )
 
     def strategies(self) -> list[Strategy]:
-        """The mitigation strategies, made anew. Raises UnknownNameError or InvalidInputError for another text."""
-        return [strategy_of(text) for text in self.mitigation.split("+")] if self.mitigation else []
+        """The mitigation strategies, made anew."""
+        return strategies_of(self.mitigation)
 
 
 class DeviceAccess:
@@ -145,7 +148,6 @@ def open_access(config: AccessConfig, run: str, *, device: Device | None = None)
     Raises InvalidInputError for a resilience level on a device that is simulated here.
     device: the device, when it is loaded already.
     """
-    config.strategies()  # a mistyped strategy is told now
     with Ledger.open(config.ledger or None) as ledger:
         runner = open_runner(
             config.device,

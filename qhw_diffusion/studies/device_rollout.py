@@ -31,6 +31,7 @@ from qhw_diffusion.guidance import (
     load_controller,
     save_actor,
 )
+from qhw_diffusion.mitigation import strategies_of
 from qhw_diffusion.runs import RunFolder, atomic_write_json, read_json
 from qhw_diffusion.studies.models import Models, draw_starts, load_models
 from qhw_diffusion.studies.settings import ModelConfig, Settings
@@ -63,6 +64,7 @@ class RolloutConfig(Settings):
     """Folder of the ledger that holds the jobs."""
 
     def __post_init__(self) -> None:
+        strategies_of(self.mitigation)  # a mistyped strategy is told now
         for name in ("shots", "images"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:

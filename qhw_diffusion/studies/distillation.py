@@ -9,7 +9,7 @@ from typing import Any
 
 from qhw_diffusion.devices import Device
 from qhw_diffusion.errors import InvalidInputError, UnknownNameError
-from qhw_diffusion.execution import Engine, Noisy
+from qhw_diffusion.execution import Engine, Noisy, engine_of
 from qhw_diffusion.guidance import (
     Actor,
     LookupActor,
@@ -65,6 +65,8 @@ class Distillation:
     def __post_init__(self) -> None:
         if self.form not in FORMS:
             raise UnknownNameError.of("form of a distilled policy", self.form, FORMS)
+        if self.engine is not None:
+            engine_of(self.engine)  # a mistyped engine is told before anything is loaded
         if self.seeds < 1 or self.images < 20:
             raise InvalidInputError(f"at least 1 seed and 20 images are needed, not {self.seeds} and {self.images}")
 
@@ -185,7 +187,7 @@ def _compare(
         "from": str(asked.run),
         "form": asked.form,
         "device": layer.compiled.device.name,
-        "engine": layer.engine.spec,
+        "engine": layer.engine.label,
         "numbers": sum(t.numel() for t in stand_in.state_dict().values()),
         "circuits": len(stand_in.table) if isinstance(stand_in, LookupActor) else 0,
         "action_error": action_error(original, stand_in, states, config).to_dict(),
@@ -231,7 +233,7 @@ def _config(asked: Distillation, trained: TrainedController, original: QuantumAc
         "ppo": trained.ppo.to_dict(),
         "actor": trained.actor_config.to_dict(),
         "distilled": {"from": str(asked.run), "form": asked.form, "device": layer.compiled.device.name,
-                      "engine": layer.engine.spec},
+                      "engine": layer.engine.label},
     }  # fmt: skip
 
 

@@ -32,6 +32,7 @@ from qhw_diffusion.guidance import (
 )
 from qhw_diffusion.guidance.ppo import History
 from qhw_diffusion.guidance.training import KIND
+from qhw_diffusion.mitigation import strategies_of
 from qhw_diffusion.runs import RunFolder, atomic_write_json, read_json
 from qhw_diffusion.runs.folder import CHECKPOINT
 from qhw_diffusion.runs.tensorfile import read_tensors
@@ -84,6 +85,7 @@ class FineTuneConfig(Settings):
     """Folder of the ledger that holds the jobs."""
 
     def __post_init__(self) -> None:
+        strategies_of(self.mitigation)  # a mistyped strategy is told now
         if self.gradient not in GRADIENTS:
             raise UnknownNameError.of("gradient", self.gradient, GRADIENTS)
         if isinstance(self.shots, bool) or not isinstance(self.shots, int) or self.shots < 1:
@@ -208,7 +210,9 @@ def fine_tune(
         run.truncate_metrics(0)  # of an update that was cut short
     critic = critic_of(Path(asked.run), trained)
     history = train_ppo(env, actor, critic, ppo, run=run, resume=resume and run.has_checkpoint, on_update=after)
-    return actor.on(engine=Noisy()), history
+    tuned = actor.on(engine=Noisy())
+    tuned.layer.gradient = None  # the method was for the device
+    return tuned, history
 
 
 def critic_of(folder: Path, trained: TrainedController) -> Critic:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 
-from qhw_diffusion.studies.common_flags import flags_data, flags_out, flags_study
+from qhw_diffusion.studies.common_flags import ENGINE_HELP, flags_data, flags_out, flags_study
 
 Parser = argparse.ArgumentParser
 
@@ -87,8 +87,7 @@ def train_classifier(arguments: argparse.Namespace) -> int:
 def _flags_evaluate_guidance(parser: Parser) -> None:
     parser.add_argument("folder", metavar="RUN", help="run folder of `qhw train guidance`")
     parser.add_argument("--device", help="device to run the policy on [the one it was trained for]")
-    text = "ideal, noisy, shots or shots:N, mitigated: shots:4096+readout+zne:linear:1,3 [the one it was trained on]"
-    parser.add_argument("--engine", help=text)
+    parser.add_argument("--engine", help=ENGINE_HELP)
     parser.add_argument("--judge", help="folder of the judging classifier [the one shipped for the data set]")
     parser.add_argument("--data-root", help="folder of the data set [the one of the run]")
     parser.add_argument("--seeds", type=int, default=5, metavar="N", help="evaluation seeds [5]")

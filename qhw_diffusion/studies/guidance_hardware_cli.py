@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from qhw_diffusion.studies import guidance_cli
+from qhw_diffusion.studies.common_flags import ENGINE_HELP
 
 Parser = argparse.ArgumentParser
 
@@ -39,7 +40,7 @@ def _flags_distill(parser: Parser) -> None:
     text = "lookup: the circuit evaluated once on a grid of angles, exact in between; network: an MLP fitted to it"
     parser.add_argument("--into", choices=("lookup", "network"), default="lookup", help=f"{text} [lookup]")
     parser.add_argument("--device", help="device the original is evaluated on [the one it was trained for]")
-    parser.add_argument("--engine", help="ideal, noisy, shots or shots:N [the one it was trained on]")
+    parser.add_argument("--engine", help=ENGINE_HELP)
     parser.add_argument("--judge", help="folder of the judging classifier [the one shipped for the data set]")
     parser.add_argument("--data-root", help="folder of the data set [the one of the run]")
     parser.add_argument("--seeds", type=int, default=5, metavar="N", help="seeds of the comparison of images [5]")

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from qhw_diffusion.errors import InvalidInputError, UnknownNameError
 from qhw_diffusion.execution import Engine
-from qhw_diffusion.mitigation import Mitigated, Strategy, strategy_of
+from qhw_diffusion.mitigation import Mitigated, strategy_of
 from qhw_diffusion.studies.settings import Settings
 from qhw_diffusion.studies.subjects import SubjectsConfig
 
@@ -23,10 +23,10 @@ STRATEGIES: dict[str, tuple[str, tuple[str, ...], bool]] = {
     "readout+twirling": ("readout + twirling, 8 circuits", ("readout:measured", "twirling:8"), False),
     "scheduled": ("none, scheduled", (), True),
     "decoupling": ("decoupling X-X, scheduled", ("decoupling:xx",), True),
-    "readout+mitiq-zne": ("readout + Mitiq ZNE, global, 1, 3", ("readout:measured", "mitiq-zne"), False),
+    "readout+mitiq-zne": ("readout + Mitiq ZNE, global, 1, 3", ("readout:measured", "mitiq-zne:linear:1,3"), False),
     "readout+mitiq-lre": ("readout + Mitiq LRE, 4 chunks", ("readout:measured", "mitiq-lre"), False),
     "mitiq-cdr": ("Mitiq CDR, 24 circuits", ("mitiq-cdr",), False),
-    "readout+mitiq-pec": ("readout + Mitiq PEC, 24 samples", ("readout:measured", "mitiq-pec"), False),
+    "readout+mitiq-pec": ("readout + Mitiq PEC, 24 samples", ("readout:measured", "mitiq-pec:24"), False),
 }
 # What an evaluation is repeated less often for: with more than 8 circuits for one, simulating it takes long.
 HEAVY = ("readout+twirling", "readout+mitiq-pec")
@@ -74,28 +74,7 @@ class MitigationStudyConfig(Settings):
 def mitigated(engine: Engine, name: str) -> Engine:
     """A new engine behind this strategy of the study; `engine` itself for those without."""
     texts = STRATEGIES[name][1]
-    return Mitigated(engine, [strategy(text) for text in texts]) if texts else engine
-
-
-def strategy(text: str) -> Strategy:
-    """A strategy from its text, Mitiq's among them.
-
-    Raises MissingDependencyError, when it is used, where Mitiq is not installed.
-    """
-    if not text.startswith("mitiq-"):
-        return strategy_of(text)
-    from qhw_diffusion.mitigation.mitiq_cdr import MitiqCDR
-    from qhw_diffusion.mitigation.mitiq_lre import MitiqLRE
-    from qhw_diffusion.mitigation.mitiq_pec import MitiqPEC
-    from qhw_diffusion.mitigation.mitiq_zne import MitiqZNE
-
-    made: dict[str, Strategy] = {
-        "mitiq-zne": MitiqZNE((1, 3)),
-        "mitiq-lre": MitiqLRE(),
-        "mitiq-cdr": MitiqCDR(),
-        "mitiq-pec": MitiqPEC(24),
-    }
-    return made[text]
+    return Mitigated(engine, [strategy_of(text) for text in texts]) if texts else engine
 
 
 def is_scheduled(name: str) -> bool:

@@ -12,6 +12,7 @@ import torch
 
 from qhw_diffusion.devices import Device
 from qhw_diffusion.errors import InvalidInputError, RunFolderError
+from qhw_diffusion.execution import check_engine_text
 from qhw_diffusion.guidance import (
     ActorConfig,
     GuidanceConfig,
@@ -24,7 +25,6 @@ from qhw_diffusion.guidance import (
     sweep_constants,
     train_guidance,
 )
-from qhw_diffusion.mitigation import engine_of
 from qhw_diffusion.runs import RunFolder, atomic_write_json, progress, read_json
 from qhw_diffusion.studies.analysis import p_text
 from qhw_diffusion.studies.flags import given_flags
@@ -178,6 +178,8 @@ def evaluate_run(
     """
     if seeds < 1 or images < 20:
         raise InvalidInputError(f"at least 1 seed and 20 images are needed, not {seeds} and {images}")
+    if engine is not None:
+        check_engine_text(engine)  # a mistyped engine is told before anything is loaded
     trained = load_controller(folder)
     elsewhere = device is not None or engine is not None
     if elsewhere and not isinstance(trained.actor, QuantumActor):
@@ -191,8 +193,8 @@ def evaluate_run(
     if elsewhere:
         assert isinstance(trained.actor, QuantumActor)
         where = Device.load(device) if device is not None else None
-        moved = trained.actor.on(where, None if engine is None else engine_of(engine))
-        players[f"on {moved.layer.compiled.device.name}, {moved.layer.engine.spec}"] = moved
+        moved = trained.actor.on(where, engine)
+        players[f"on {moved.layer.compiled.device.name}, {moved.layer.engine.label}"] = moved
     values: dict[str, dict[str, list[float]]] = {name: {} for name in players}
     with progress(total=seeds * len(players), desc="evaluation", unit="run") as bar:
         for seed in range(seeds):
@@ -225,7 +227,7 @@ def _where(trained: TrainedController) -> str:
         kind, asked = trained.actor.kind, trained.actor_config
         return f" ({kind}, distilled from {asked.kind})" if asked.uses_circuit else f" ({asked.kind})"
     layer = trained.actor.layer
-    return f" ({layer.compiled.device.name}, {layer.engine.spec})"
+    return f" ({layer.compiled.device.name}, {layer.engine.label})"
 
 
 def _evaluation_text(

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 
 from qhw_diffusion.errors import InvalidInputError, UnknownNameError
+from qhw_diffusion.execution import Shots
 from qhw_diffusion.guidance import ActorConfig, GuidanceConfig, PPOConfig, RewardConfig
 
 CHANGED = [
@@ -52,6 +54,29 @@ def test_unknown_names_list_near_matches() -> None:
         PPOConfig.from_dict({"lr_circit": 1.0})
     with pytest.raises(UnknownNameError, match="distance"):
         RewardConfig(distribution_kernel="distanse")
+
+
+@pytest.mark.parametrize("text", ["noisy", "shots:64:seed=3:ideal", "noisy+readout", "shots:4096+readout+zne:linear:1,3"])
+def test_engines_are_text_of_the_one_grammar(text: str) -> None:
+    config = ActorConfig(engine=text)
+    assert ActorConfig.from_dict(json.loads(json.dumps(config.to_dict()))).engine == text
+
+
+@pytest.mark.parametrize(
+    ("engine", "message"),
+    [
+        ("bogus", "unknown engine"),
+        ("noisy+bogus", "mitigation strategy"),
+        ("shots:many", "whole numbers from 1"),
+        (Shots(64), "holds text, here 'shots:64'"),
+        (None, "holds text"),
+    ],
+)
+def test_an_engine_that_is_none_is_refused_when_settings_are_made(engine: Any, message: str) -> None:
+    with pytest.raises((UnknownNameError, InvalidInputError), match=message):
+        ActorConfig(engine=engine)
+    with pytest.raises((UnknownNameError, InvalidInputError), match=message):
+        ActorConfig().replace(engine=engine)
 
 
 def test_defaults_are_the_published_ones() -> None:

@@ -17,7 +17,7 @@ from qhw_diffusion.denoising import LatentQDM, ReverseConfig
 from qhw_diffusion.devices import Device
 from qhw_diffusion.errors import InvalidInputError, RunFolderError, UnknownNameError
 from qhw_diffusion.execution import Ideal, Noisy, Shots
-from qhw_diffusion.mitigation import Mitigated
+from qhw_diffusion.mitigation import Mitigated, MitiqPEC, MitiqZNE, Readout
 from qhw_diffusion.runs import RunFolder
 from qhw_diffusion.studies import mitigation_work as work
 from qhw_diffusion.studies.denoiser_step import DenoiserStep, classical_fidelity
@@ -260,6 +260,8 @@ def test_every_strategy_of_mitiq_is_made() -> None:
     pytest.importorskip("mitiq")
     for name in STRATEGIES:
         assert (STRATEGIES[name][1] == ()) == (mitigated(Noisy(), name) == Noisy())
+    assert mitigated(Noisy(), "readout+mitiq-zne") == Mitigated("noisy", [Readout("measured"), MitiqZNE((1, 3))])
+    assert mitigated(Noisy(), "readout+mitiq-pec") == Mitigated("noisy", [Readout("measured"), MitiqPEC(24)])
 
 
 def test_every_setting_is_a_flag() -> None:
