@@ -42,21 +42,27 @@ def save_circuit(circuit: QuantumCircuit, folder: str | Path, name: str = "circu
         The paths of the two files.
 
     Raises:
-        InvalidInputError: not a circuit, one with parts newer than QPY version 13, or a name with a path separator.
+        InvalidInputError: not a circuit, one with parts that QPY version 13 does not hold (newer ones, delays in other
+            units than dt), or a name with a path separator.
     """
     if not isinstance(circuit, QuantumCircuit):
         raise InvalidInputError(f"circuit must be a qiskit QuantumCircuit, not {type(circuit).__name__}")
     if not name or name == ".." or Path(name).name != name:
         raise InvalidInputError(f"circuit name {name!r} must be a plain file name without ending")
+    if unit := _unit_lost(circuit):
+        raise InvalidInputError(
+            f"the circuit has a delay in {unit!r}, and QPY forgets the unit of delays (Qiskit reads it back as dt): write "
+            "it in dt"
+        )
     # Both texts first: a circuit that cannot be written leaves no half of the pair behind.
     buffer = io.BytesIO()
     try:
         qpy.dump(circuit, buffer, version=WRITTEN_QPY_VERSION)
-    except qpy.QpyError as error:
+        text = qasm3.dumps(circuit)
+    except Exception as error:  # whatever a circuit's parts raise that Qiskit asks to write themselves
         raise InvalidInputError(
-            f"the circuit cannot be written as QPY version {WRITTEN_QPY_VERSION}: {error}"
+            f"the circuit cannot be written as QPY version {WRITTEN_QPY_VERSION} and OpenQASM 3: {error}"
         ) from error
-    text = qasm3.dumps(circuit)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     paths = folder / f"{name}.qpy", folder / f"{name}.qasm"
@@ -104,6 +110,18 @@ def load_circuit(path: str | Path) -> QuantumCircuit:
     if len(circuits) != 1 or not isinstance(circuits[0], QuantumCircuit):
         raise DamagedFileError(f"{path} holds {len(circuits)} programs; one circuit is expected")
     return circuits[0]
+
+
+def _unit_lost(circuit: QuantumCircuit) -> str:
+    """The unit of a delay that is not in dt, in control flow too; empty if there is none."""
+    for instruction in circuit.data:
+        operation = instruction.operation
+        if operation.name == "delay" and operation.unit != "dt":
+            return str(operation.unit)
+        for block in getattr(operation, "blocks", ()):
+            if unit := _unit_lost(block):
+                return unit
+    return ""
 
 
 def _seal(body: bytes) -> bytes:

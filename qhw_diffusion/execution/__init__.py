@@ -12,6 +12,7 @@ from qhw_diffusion.execution.hardware_engine import Hardware
 from qhw_diffusion.execution.layer import QuantumLayer
 from qhw_diffusion.execution.primitive import Primitive, aer_backend, aer_estimator, runtime_estimator
 from qhw_diffusion.execution.program import FixedMap, Measurement, Program, Rotation
+from qhw_diffusion.execution.saving import load_layer, save_layer
 from qhw_diffusion.execution.shots import Shots
 from qhw_diffusion.execution.trajectories import Trajectories
 
@@ -43,7 +44,9 @@ __all__ = [
     "check_engine_text",
     "compile_circuit",
     "engine_of",
+    "load_layer",
     "outcome_distribution",
     "runtime_estimator",
+    "save_layer",
     "spec_of",
 ]

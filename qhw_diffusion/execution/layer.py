@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from qhw_diffusion.devices import Device
 from qhw_diffusion.errors import InvalidInputError
 from qhw_diffusion.execution.compile import CompiledCircuit
 from qhw_diffusion.execution.engine import Engine, Estimate, Usage, real_dense, rows_of
@@ -141,6 +143,21 @@ class QuantumLayer(nn.Module):
         if not isinstance(self.engine, Ideal):
             raise InvalidInputError(f"engine {self.engine.name!r} plans no memory; use 'ideal' or 'noisy'")
         return simulator_of(self.compiled, self.engine.noisy, self.weight.dtype).plan(batch, gradient)
+
+    def save(self, folder: str | Path) -> Path:
+        """Write weights, circuit, device, engine and gradient method into `folder` (`execution.save_layer`)."""
+        from qhw_diffusion.execution.saving import save_layer  # here, since saving knows layers
+
+        return save_layer(self, folder)
+
+    @classmethod
+    def load(
+        cls, folder: str | Path, *, device: str | Path | Device | None = None, engine: str | Engine | None = None
+    ) -> QuantumLayer:
+        """The layer that `save` wrote, on another device or engine if asked (`execution.load_layer`)."""
+        from qhw_diffusion.execution.saving import load_layer
+
+        return load_layer(folder, device=device, engine=engine)
 
     def with_engine(self, engine: str | Engine, *, gradient: GradientMethod | None = None) -> QuantumLayer:
         """A copy of this layer (weights copied) on another engine."""

@@ -127,7 +127,7 @@ def _whole(name: str, text: str, low: int) -> int:
     # not longer than any number meant: Python itself refuses very long ones
     if not (text.isascii() and text.isdecimal() and len(text) < 40 and int(text) >= low):
         raise InvalidInputError(
-            f"{name} is {text!r}; allowed: whole numbers from {low}. The text of the engine is shots[:N][:seed=S][:ideal]"
+            f"{name} is {text!r}; allowed: whole numbers from {low}. The text is shots[:N][:seed=S][:ideal]"
         )
     return int(text)
 

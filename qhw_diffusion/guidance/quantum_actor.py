@@ -14,6 +14,7 @@ from qhw_diffusion.devices import Device
 from qhw_diffusion.errors import InvalidInputError
 from qhw_diffusion.execution import CompiledCircuit, Engine, QuantumLayer, compile_circuit
 from qhw_diffusion.guidance.actors import Actor, GaussianHead
+from qhw_diffusion.runs import frozen_parameters, put_state
 
 
 def compile_policy(
@@ -109,7 +110,7 @@ class QuantumActor(Actor):
         if device is not None:
             compiled = compiled.compile_for(device)
         other = QuantumActor(self.layer.with_compiled(compiled, engine), self.circuit, **self._settings())
-        other.load_state_dict(self.state_dict())
+        put_state(other, {name: value.clone() for name, value in self.state_dict().items()}, frozen_parameters(self))
         return other
 
     def _settings(self) -> dict[str, Any]:
@@ -124,4 +125,4 @@ class QuantumActor(Actor):
         }
 
     def config(self) -> dict[str, Any]:
-        return {"kind": self.kind, "n_features": self.n_features, "engine": self.layer.engine.spec, **self._settings()}
+        return {"kind": self.kind, "n_features": self.n_features, "engine": self.layer.engine.label, **self._settings()}

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from qhw_diffusion.runs.files import atomic_write_bytes, atomic_write_json, atomic_write_text, read_json
+from qhw_diffusion.runs.files import atomic_write_bytes, atomic_write_json, atomic_write_text, files_aside, read_json
 from qhw_diffusion.runs.folder import RunFolder
 from qhw_diffusion.runs.manifest import FORMAT_VERSION, build_manifest, package_versions
-from qhw_diffusion.runs.modules import load_module_state, save_module
+from qhw_diffusion.runs.modules import check_format, frozen_parameters, load_module_state, put_state, save_module
 from qhw_diffusion.runs.packing import pack_generator, pack_optimizer, unpack_generator, unpack_optimizer
 from qhw_diffusion.runs.progress import StopRequest, interruptible, progress, progress_enabled
 from qhw_diffusion.runs.settings import settings_from_dict
@@ -19,6 +19,9 @@ __all__ = [
     "atomic_write_json",
     "atomic_write_text",
     "build_manifest",
+    "check_format",
+    "files_aside",
+    "frozen_parameters",
     "interruptible",
     "load_module_state",
     "pack_generator",
@@ -26,6 +29,7 @@ __all__ = [
     "package_versions",
     "progress",
     "progress_enabled",
+    "put_state",
     "read_json",
     "read_tensors",
     "save_module",

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +62,30 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise DamagedFileError(f"{file} holds {type(value).__name__}, not a JSON object; restore it or start a new run")
     return value
+
+
+@contextmanager
+def files_aside(folder: str | os.PathLike[str]) -> Iterator[Path]:
+    """An empty folder to write files into; at the end of the block they move into `folder`.
+
+    A new folder appears whole or not at all. In one that exists files are replaced one by one; whatever else is there
+    stays. If the block fails, nothing has changed.
+    """
+    target = Path(folder)
+    if target.exists() and not target.is_dir():
+        raise InvalidInputError(f"{target} is a file; give a folder")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp"))
+    try:
+        aside.chmod(0o777 & ~_umask())
+        yield aside
+        if target.exists():
+            for file in sorted(aside.iterdir()):
+                os.replace(file, target / file.name)
+        else:
+            os.replace(aside, target)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def _umask() -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,3 +38,31 @@ def load_module_state(folder: str | os.PathLike[str]) -> tuple[dict[str, Tensor]
         return read_tensors(path / WEIGHTS, kind="model")
     except FileNotFoundError as error:
         raise DamagedFileError(f"{path} holds no saved model: {WEIGHTS} is missing") from error
+
+
+def frozen_parameters(module: nn.Module) -> list[str]:
+    """Names of the parameters that take no gradient, for `put_state`."""
+    return [name for name, parameter in module.named_parameters() if not parameter.requires_grad]
+
+
+def put_state(module: nn.Module, state: Mapping[str, Tensor], frozen: Collection[str] | None = None) -> None:
+    """Give a module the tensors of a state, each in its own dtype; they are taken, not copied.
+
+    frozen: parameters that take no gradient, all others do; None leaves that as it is.
+
+    Raises:
+        RuntimeError: names or shapes that are not the module's.
+    """
+    module.load_state_dict(dict(state), assign=True)
+    if frozen is not None:
+        for name, parameter in module.named_parameters():
+            parameter.requires_grad_(name not in frozen)
+
+
+def check_format(folder: str | os.PathLike[str], given: Any, *known: int) -> None:
+    """Raise DamagedFileError unless the format version of what `folder` holds is one of those `known`."""
+    if given not in known:
+        raise DamagedFileError(
+            f"{folder} has format version {given!r}, this package reads {' and '.join(map(str, known))}; use the package "
+            "version that wrote it"
+        )

@@ -115,3 +115,28 @@ def test_old_new_and_foreign_qpy(tmp_path: Path) -> None:
     path.write_bytes(sealed(two.getvalue()))
     with pytest.raises(DamagedFileError, match="2 programs"):
         load_circuit(path)
+
+
+@pytest.mark.parametrize("unit", ["ns", "s"])
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_delay_whose_unit_qpy_would_forget_is_refused(tmp_path: Path, unit: str, nested: bool) -> None:
+    """Qiskit reads 1000 ns back as 1000 dt, and does not read a delay in seconds at all."""
+    circuit = QuantumCircuit(1, 1)
+    if nested:
+        with circuit.if_test((0, 1)):
+            circuit.delay(1000, 0, unit)
+    else:
+        circuit.delay(1000, 0, unit)
+    with pytest.raises(InvalidInputError, match=f"delay in '{unit}'.*write it in dt"):
+        save_circuit(circuit, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+    whole = QuantumCircuit(1)
+    whole.delay(1000, 0, "dt")
+    assert load_circuit(save_circuit(whole, tmp_path)[0]) == whole
+
+
+def test_what_qiskit_cannot_write_is_refused(tmp_path: Path) -> None:
+    circuit = QuantumCircuit(1, metadata={"made by": object()})
+    with pytest.raises(InvalidInputError, match="cannot be written as QPY"):
+        save_circuit(circuit, tmp_path / "new")
+    assert not (tmp_path / "new").exists()

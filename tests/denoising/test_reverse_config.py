@@ -6,6 +6,7 @@ import pytest
 
 from qhw_diffusion.denoising.config import ReverseConfig
 from qhw_diffusion.errors import InvalidInputError, UnknownNameError
+from qhw_diffusion.execution import Noisy
 
 
 def test_round_trip_through_json() -> None:
@@ -33,6 +34,8 @@ def test_context_is_on_where_ancilla_angles_carry_something() -> None:
         ({"sharing": "none"}, "sharing"),
         ({"labels_by": "qubit"}, "qubits"),
         ({"ansatz": "xyz"}, "ansatz"),
+        ({"engine": "bogus"}, "unknown engine 'bogus'"),
+        ({"engine": "noisy+zen"}, "mitigation strategy 'zen'"),
     ],
 )
 def test_unknown_names_list_what_there_is(settings: dict, message: str) -> None:
@@ -43,6 +46,9 @@ def test_unknown_names_list_what_there_is(settings: dict, message: str) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        ({"engine": "shots:64"}, "engine 'shots:64' holds no states"),
+        ({"engine": "noisy+readout"}, "holds no states"),
+        ({"engine": Noisy()}, "holds text, here 'noisy'"),
         ({"n_qubits": 0}, "n_qubits is 0"),
         ({"n_steps": 2.5}, "n_steps is 2.5"),
         ({"depth": True}, "depth is True"),

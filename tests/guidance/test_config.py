@@ -56,7 +56,9 @@ def test_unknown_names_list_near_matches() -> None:
         RewardConfig(distribution_kernel="distanse")
 
 
-@pytest.mark.parametrize("text", ["noisy", "shots:64:seed=3:ideal", "noisy+readout", "shots:4096+readout+zne:linear:1,3"])
+@pytest.mark.parametrize(
+    "text", ["noisy", "shots:64:seed=3:ideal", "noisy+readout", "shots:4096+readout+zne:linear:1,3"]
+)
 def test_engines_are_text_of_the_one_grammar(text: str) -> None:
     config = ActorConfig(engine=text)
     assert ActorConfig.from_dict(json.loads(json.dumps(config.to_dict()))).engine == text
