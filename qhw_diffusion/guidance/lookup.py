@@ -144,6 +144,7 @@ def tabulate(actor: QuantumActor) -> LookupActor:
         gain=actor.gain,
         seed=actor.seed,
     )
+    lookup.to(values.dtype)
     assert values.shape[0] == rows
     lookup.table.copy_(values)
     lookup.input_scale.copy_(actor.input_scale)

@@ -232,10 +232,9 @@ def test_the_same_policy_with_shots_and_on_a_fake_backends_primitive(quantum: Qu
     again = load_actor(tmp_path / "shots")
     assert isinstance(again, QuantumActor)
     assert again.layer.engine == Shots(256)
-    quantum.on(engine=Primitive(estimator)).save_pretrained(tmp_path / "primitive")
-    with pytest.raises(UnknownNameError, match="unknown engine 'primitive'"):
-        load_actor(tmp_path / "primitive")
-    assert load_actor(tmp_path / "primitive", engine="noisy")
+    with pytest.raises(InvalidInputError, match=r"'primitive'.*cannot be saved.*actor\.on\(engine='noisy'\)"):
+        quantum.on(engine=Primitive(estimator)).save_pretrained(tmp_path / "primitive")
+    assert not (tmp_path / "primitive").exists()
 
 
 def test_a_scheduled_policy_keeps_its_delays(tmp_path: Path) -> None:
