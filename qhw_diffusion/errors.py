@@ -53,6 +53,10 @@ class DamagedFileError(QhwError, RuntimeError):
     """A file that cannot be read as what it should be (truncated, edited, of another format)."""
 
 
+class DamagedRunError(RunFolderError, DamagedFileError):
+    """A run folder in which a file is missing or cannot be read as what it should be."""
+
+
 class MissingDataError(QhwError, FileNotFoundError):
     """A data set that is neither on disk nor downloadable from here."""
 

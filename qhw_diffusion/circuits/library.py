@@ -51,8 +51,8 @@ def save_circuit(circuit: QuantumCircuit, folder: str | Path, name: str = "circu
         raise InvalidInputError(f"circuit name {name!r} must be a plain file name without ending")
     if unit := _unit_lost(circuit):
         raise InvalidInputError(
-            f"the circuit has a delay in {unit!r}, and QPY forgets the unit of delays (Qiskit reads it back as dt): write "
-            "it in dt"
+            f"the circuit has a delay in {unit!r}, and QPY forgets the unit of delays (Qiskit reads it back as dt): "
+            "write it in dt"
         )
     # Both texts first: a circuit that cannot be written leaves no half of the pair behind.
     buffer = io.BytesIO()

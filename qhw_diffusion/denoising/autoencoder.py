@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from qhw_diffusion.denoising.readout import sample_counts
 from qhw_diffusion.errors import DamagedFileError, InvalidInputError
 from qhw_diffusion.images import ImageDataset
-from qhw_diffusion.runs import RunFolder, load_module_state, progress, save_module, settings_from_dict
+from qhw_diffusion.runs import RunFolder, load_module_state, progress, put_state, save_module, settings_from_dict
 
 _KIND = "latent autoencoder"
 _FORMAT = 1
@@ -165,7 +165,7 @@ class LatentAutoencoder(nn.Module):
             raise DamagedFileError(f"{folder} is not a {_KIND} of format {_FORMAT} (found format and kind {found})")
         try:
             model = cls(AutoencoderConfig.from_dict(saved["config"]))
-            model.load_state_dict(state)
+            put_state(model, state)
             model.report, model.provenance = dict(saved["report"]), dict(saved["provenance"])
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise DamagedFileError(f"weights and configuration in {folder} do not fit ({error})") from error

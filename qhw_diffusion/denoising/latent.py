@@ -10,6 +10,7 @@ from torch import Tensor
 from qhw_diffusion.denoising.autoencoder import AutoencoderConfig, LatentAutoencoder
 from qhw_diffusion.denoising.config import ReverseConfig
 from qhw_diffusion.denoising.models import MODELS, AmplitudeQDM, ForwardConfig
+from qhw_diffusion.denoising.reverse import ReverseProcess
 from qhw_diffusion.devices import Device
 from qhw_diffusion.errors import InvalidInputError
 
@@ -46,18 +47,19 @@ class LatentQDM(AmplitudeQDM):
 
     def __init__(
         self,
-        reverse: ReverseConfig,
+        reverse: ReverseConfig | ReverseProcess,
         forward: ForwardConfig | None = None,
         *,
         autoencoder: LatentAutoencoder | None = None,
         device: Device | None = None,
     ) -> None:
+        n_qubits = (reverse.config if isinstance(reverse, ReverseProcess) else reverse).n_qubits
         if autoencoder is None:
-            autoencoder = LatentAutoencoder(AutoencoderConfig(latent_qubits=reverse.n_qubits))
-        if autoencoder.config.latent_qubits != reverse.n_qubits:
+            autoencoder = LatentAutoencoder(AutoencoderConfig(latent_qubits=n_qubits))
+        if autoencoder.config.latent_qubits != n_qubits:
             raise InvalidInputError(
                 f"the autoencoder's latents are on {autoencoder.config.latent_qubits} qubits, the reverse process on "
-                f"{reverse.n_qubits}: make them equal"
+                f"{n_qubits}: make them equal"
             )
         super().__init__(reverse, forward, image_shape=autoencoder.image_shape, device=device)
         self.autoencoder = autoencoder.eval().requires_grad_(False)

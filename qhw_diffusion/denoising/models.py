@@ -74,9 +74,10 @@ class QDM(nn.Module):
     """A quantum diffusion model: what the four models share.
 
     Args:
-        reverse: settings of the reverse process.
+        reverse: settings of the reverse process, or one that is made already.
         forward: settings of the forward process; None for the model's default.
-        device: what the circuit is compiled for; None loads the one `reverse` names.
+        device: what the circuit is compiled for, and whose noise ``"device"`` diffuses with; None loads the one
+            `reverse` names, or takes that of the process made already.
 
     Attributes:
         reverse: the `ReverseProcess`, which has all the weights.
@@ -87,12 +88,16 @@ class QDM(nn.Module):
     default_forward: ClassVar[ForwardConfig] = ForwardConfig()
 
     def __init__(
-        self, reverse: ReverseConfig, forward: ForwardConfig | None = None, *, device: Device | None = None
+        self,
+        reverse: ReverseConfig | ReverseProcess,
+        forward: ForwardConfig | None = None,
+        *,
+        device: Device | None = None,
     ) -> None:
         super().__init__()
-        self.reverse = ReverseProcess(reverse, device=device)
+        self.reverse = reverse if isinstance(reverse, ReverseProcess) else ReverseProcess(reverse, device=device)
         self.forward_config = forward or self.default_forward
-        self.forward_process = self.forward_config.build(reverse, self.reverse.compiled.device)
+        self.forward_process = self.forward_config.build(self.reverse.config, device or self.reverse.compiled.device)
 
     @property
     def dim(self) -> int:
@@ -180,7 +185,7 @@ class AmplitudeQDM(QDM):
 
     def __init__(
         self,
-        reverse: ReverseConfig,
+        reverse: ReverseConfig | ReverseProcess,
         forward: ForwardConfig | None = None,
         *,
         image_shape: Sequence[int] = (1, 8, 8),

@@ -13,8 +13,9 @@ from qhw_diffusion.circuits.reverse import dynamic_circuit, reverse_circuit
 from qhw_diffusion.denoising.config import ReverseConfig
 from qhw_diffusion.devices import Device
 from qhw_diffusion.errors import InvalidInputError
-from qhw_diffusion.execution import Engine, compile_circuit, engine_of, spec_of
-from qhw_diffusion.execution.evolution import Branches, Evolution
+from qhw_diffusion.execution import CompiledCircuit, Engine, compile_circuit, spec_of
+from qhw_diffusion.execution.evolution import Branches, Evolution, state_engine_of
+from qhw_diffusion.runs import frozen_parameters, put_state
 
 RAREST = 1e-6  # success probabilities below this are rounding errors in single precision
 
@@ -69,8 +70,16 @@ class ReverseProcess(nn.Module):
     """
 
     def __init__(
-        self, config: ReverseConfig, *, device: Device | None = None, dtype: torch.dtype = torch.float32
+        self,
+        config: ReverseConfig,
+        *,
+        device: Device | None = None,
+        compiled: CompiledCircuit | None = None,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
+        """device: what the circuit is compiled for, None loads the one `config` names; compiled: the circuit of such a
+        process, compiled already.
+        """
         super().__init__()
         self.config = config
         self.circuit = reverse_circuit(
@@ -82,7 +91,24 @@ class ReverseProcess(nn.Module):
             label_qubits=config.label_qubits,
             context=config.context,
         )
-        self._compile(device or Device.load(config.device), config.engine)
+        if compiled is None:
+            compiled = compile_circuit(
+                self.circuit.circuit,
+                device or Device.load(config.device),
+                inputs=self.circuit.inputs,
+                weights=self.circuit.weights,
+                observables=self.circuit.observables,
+                seed=config.seed,
+            )
+        counts = [(len(c.inputs), len(c.weights)) for c in (self.circuit, compiled)]
+        if counts[0] != counts[1]:
+            raise InvalidInputError(
+                f"the compiled circuit has (inputs, weights) = {counts[1]}, a step of this process {counts[0]}: "
+                "compile the circuit of a ReverseProcess with these settings"
+            )
+        self.compiled = compiled
+        measured = () if config.kind == "reset" else self.circuit.measured
+        self.evolution = Evolution(compiled, data=self.circuit.data, measured=measured, engine=config.engine)
         generator = torch.Generator().manual_seed(config.seed)
         separate = config.n_steps if config.sharing == "separate" else 1
         labels = config.n_labels if config.labels_by == "weights" else 1
@@ -99,18 +125,6 @@ class ReverseProcess(nn.Module):
         self.map_in = table(4, config.map_width) if config.sharing == "map" else None
         self.map_out = table(config.map_width, n_weights) if config.sharing == "map" else None
 
-    def _compile(self, device: Device, engine: str) -> None:
-        self.compiled = compile_circuit(
-            self.circuit.circuit,
-            device,
-            inputs=self.circuit.inputs,
-            weights=self.circuit.weights,
-            observables=self.circuit.observables,
-            seed=self.config.seed,
-        )
-        measured = () if self.config.kind == "reset" else self.circuit.measured
-        self.evolution = Evolution(self.compiled, data=self.circuit.data, measured=measured, engine=engine)
-
     @property
     def n_parameters(self) -> int:
         """Trainable numbers, classical tables and maps included."""
@@ -123,12 +137,13 @@ class ReverseProcess(nn.Module):
 
     def on(self, *, device: str | Device | None = None, engine: str | Engine | None = None) -> ReverseProcess:
         """A copy with the same weights on another device or engine."""
-        target = self.compiled.device if device is None else device
-        target = target if isinstance(target, Device) else Device.load(target)
-        text = self.config.engine if engine is None else spec_of(engine_of(engine))
-        config = replace(self.config, device=target.name, engine=text)
-        copy = ReverseProcess(config, device=target, dtype=self.weight.dtype)
-        copy.load_state_dict(self.state_dict())
+        compiled = self.compiled
+        if device is not None:
+            compiled = compiled.compile_for(device if isinstance(device, Device) else Device.load(device))
+        text = self.config.engine if engine is None else spec_of(state_engine_of(engine))
+        config = replace(self.config, device=compiled.device.name, engine=text)
+        copy = ReverseProcess(config, compiled=compiled)
+        put_state(copy, {name: value.clone() for name, value in self.state_dict().items()}, frozen_parameters(self))
         return copy
 
     def outcome_probabilities(self, states: Tensor) -> Tensor:

@@ -4,8 +4,8 @@
     isa.qpy  isa.qasm               the same compiled, with its layout
     device.snapshot.json.gz         the device it was compiled for
     device.json                     layout, cost and provenance, for people
-    model.safetensors  config.json  the weights, and in the header of their file all that is said in JSON: the order of
-                                    inputs and weights, observables, engine, gradient method, checksums of the files above
+    model.safetensors  config.json  the weights, and in the header of their file all that is JSON: the order of inputs
+                                    and weights, observables, engine, gradient method, checksums of the files above
 
 Nothing is compiled anew on loading, since another version of Qiskit could choose another layout.
 """
@@ -56,7 +56,12 @@ def save_layer(layer: QuantumLayer, folder: str | Path) -> Path:
             which); nothing is written then.
     """
     with files_aside(folder) as aside:
-        config = {"kind": KIND, "format": FORMAT, "frozen": frozen_parameters(layer), "layer": write_layer(layer, aside)}
+        config = {
+            "kind": KIND,
+            "format": FORMAT,
+            "frozen": frozen_parameters(layer),
+            "layer": write_layer(layer, aside),
+        }
         save_module(aside, layer, config)
     return Path(folder)
 
@@ -194,8 +199,8 @@ def _write_device(device: Device, path: Path) -> None:
         why = str(error)
     if why:
         raise InvalidInputError(
-            f"device {device.name!r} was made by hand and cannot be saved: {why}. Move to one of Device.load first, with "
-            "layer.with_compiled(compiled.compile_for(device)) or actor.on(device)"
+            f"device {device.name!r} was made by hand and cannot be saved: {why}. Move to one of Device.load first, "
+            "with layer.with_compiled(compiled.compile_for(device)) or actor.on(device)"
         )
 
 
@@ -203,15 +208,16 @@ def _differences(one: CompiledCircuit, other: CompiledCircuit) -> list[str]:
     """Names of what is not the same in two compiled circuits."""
     plain = ("device", "inputs", "weights", "physical_qubits", "seed", "optimization_level", "scheduled", "postselect")
     same = {name: getattr(one, name) == getattr(other, name) for name in plain}
-    same["circuit"] = _same_circuit(one.logical, other.logical)
-    same["ISA circuit"] = _same_circuit(one.isa, other.isa)
+    same["circuit"] = same_circuit(one.logical, other.logical)
+    same["ISA circuit"] = same_circuit(one.isa, other.isa)
     same["observables"] = _same_observables(one.observables, other.observables) and _same_observables(
         one.logical_observables, other.logical_observables
     )
     return [name for name, equal in same.items() if not equal]
 
 
-def _same_circuit(one: QuantumCircuit, other: QuantumCircuit) -> bool:
+def same_circuit(one: QuantumCircuit, other: QuantumCircuit) -> bool:
+    """Whether two circuits are equal, their layouts included."""
     layouts = [None if c.layout is None else (c.layout.initial_index_layout(), c.layout.final_index_layout())
                for c in (one, other)]  # fmt: skip
     return bool(one == other) and layouts[0] == layouts[1]

@@ -1,4 +1,4 @@
-"""Actors on disk, diffusers style: model.safetensors + config.json, and for a quantum one its layer (circuit, device)."""
+"""Actors on disk, diffusers style: model.safetensors + config.json, and a quantum one's layer (circuit, device, …)."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def _build(
 def _first_format(
     folder: Path, config: dict[str, Any], device: str | Path | Device | None, engine: str | Engine
 ) -> tuple[QuantumLayer, PolicyCircuit]:
-    """Layer and circuit of a folder of format 1, the circuit made and compiled anew; takes what it uses from `config`."""
+    """Layer and circuit of a folder of format 1, the circuit compiled anew; takes what it uses from `config`."""
     circuit = policy_circuit(**config.pop("circuit"))
     if load_circuit(folder / "circuit.qpy") != circuit.circuit:
         raise DamagedFileError(
@@ -125,8 +125,8 @@ def _check_whole(actor: Actor, folder: Path) -> None:
         again = None
     if again is None or repr(again) != repr(actor):
         raise InvalidInputError(
-            f"this {type(actor).__name__} has parts that its settings do not describe (another network as its head?), so "
-            "that it would come back different; use qhw_diffusion.runs.save_module(folder, actor, {}) for its weights"
+            f"this {type(actor).__name__} has parts that its settings do not describe (another network as its head?), "
+            "so that it would come back different; use qhw_diffusion.runs.save_module(folder, actor, {}) for its weights"
         )
 
 

@@ -13,7 +13,7 @@ import torch
 from qhw_diffusion.circuits import policy_circuit, save_circuit
 from qhw_diffusion.devices import Device
 from qhw_diffusion.errors import DamagedFileError, InvalidInputError
-from qhw_diffusion.execution import QuantumLayer
+from qhw_diffusion.execution import Engine, QuantumLayer
 from qhw_diffusion.guidance.actors import Actor, AnnealingActor, Critic, MLPActor, matched_mlp, mlp_parameters
 from qhw_diffusion.guidance.config import ActorConfig, GuidanceConfig, PPOConfig, RewardConfig
 from qhw_diffusion.guidance.diagnostics import Finding, diagnose
@@ -177,11 +177,12 @@ def train_guidance(
 
 
 def load_controller(
-    path: str | Path, *, device: str | Path | Device | None = None, engine: str | None = None
+    path: str | Path, *, device: str | Path | Device | None = None, engine: str | Engine | None = None
 ) -> TrainedController:
     """A trained controller from its run folder, a quantum one on another device or engine if asked (`load_actor`).
 
-    Raises RunFolderError or DamagedFileError for a folder that is missing, damaged or of another kind.
+    Raises RunFolderError or DamagedFileError (DamagedRunError is both) for a folder that is missing, damaged or of
+    another kind.
     """
     run = RunFolder.open(path, kind=KIND)
     try:
@@ -193,7 +194,8 @@ def load_controller(
         )
     except (KeyError, TypeError, InvalidInputError) as error:
         raise DamagedFileError(f"{run.path / 'config.json'} does not describe a guidance run ({error})") from error
-    actor = load_actor(run.path / "model", device=device, engine=engine)
+    with run.whole():
+        actor = load_actor(run.path / "model", device=device, engine=engine)
     history = _plain(run.metrics())
     findings = tuple(diagnose(history, trains_circuit=bool(actor.parameter_groups()["circuit"])))
     return TrainedController(actor, *parts, history, findings)

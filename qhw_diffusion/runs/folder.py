@@ -20,7 +20,7 @@ from typing import Any
 
 from torch import Tensor
 
-from qhw_diffusion.errors import DamagedFileError, InvalidInputError, RunFolderError
+from qhw_diffusion.errors import DamagedFileError, DamagedRunError, InvalidInputError, RunFolderError
 from qhw_diffusion.runs.files import atomic_write_json, atomic_write_text, read_json
 from qhw_diffusion.runs.manifest import FORMAT_VERSION, build_manifest
 from qhw_diffusion.runs.progress import StopRequest, interruptible
@@ -165,6 +165,14 @@ class RunFolder:
             return read_tensors(self.path / CHECKPOINT, kind="checkpoint")
         except FileNotFoundError as error:
             raise RunFolderError(f"{self.path} has no checkpoint to resume from; start the run anew") from error
+
+    @contextmanager
+    def whole(self) -> Iterator[None]:
+        """Within the block, a file of this run that is damaged or missing makes it a damaged run (DamagedRunError)."""
+        try:
+            yield
+        except DamagedFileError as error:
+            raise DamagedRunError(f"{self.path} is a damaged run folder: {error}") from error
 
     # -- life ------------------------------------------------------------------------------------------------------
 

@@ -63,6 +63,6 @@ def check_format(folder: str | os.PathLike[str], given: Any, *known: int) -> Non
     """Raise DamagedFileError unless the format version of what `folder` holds is one of those `known`."""
     if given not in known:
         raise DamagedFileError(
-            f"{folder} has format version {given!r}, this package reads {' and '.join(map(str, known))}; use the package "
-            "version that wrote it"
+            f"{folder} has format version {given!r}, this package reads {' and '.join(map(str, known))}; use the "
+            "package version that wrote it"
         )

@@ -140,7 +140,8 @@ def evaluate_denoiser(
     if images < 20 or (shots is not None and shots < 1):
         raise InvalidInputError(f"at least 20 images and 1 shot are needed, not {images} and {shots}")
     run = RunFolder.open(folder, kind=KIND)
-    model = from_pretrained(run.path / "model", device=device, engine=engine)
+    with run.whole():
+        model = from_pretrained(run.path / "model", device=device, engine=engine)
     assert isinstance(model, AmplitudeQDM)
     train, heldout = (
         load_dataset(run.config["data"], split, run.config["data_root"]) for split in ("train", "heldout")

@@ -150,8 +150,14 @@ def test_every_engine_comes_back(tmp_path: Path, manila: CompiledCircuit, engine
 
 @pytest.mark.parametrize(
     "method",
-    [ParameterShift(), SPSA(), SPSA(seed=4, repetitions=3, size=0.25), Surrogate(), Surrogate("ideal")]
-    + [Surrogate(Mitigated("noisy", [Readout()]))],
+    [
+        ParameterShift(),
+        SPSA(),
+        SPSA(seed=4, repetitions=3, size=0.25),
+        Surrogate(),
+        Surrogate("ideal"),
+        Surrogate(Mitigated("noisy", [Readout()])),
+    ],
 )
 def test_every_gradient_method_comes_back(tmp_path: Path, manila: CompiledCircuit, method: GradientMethod) -> None:
     layer = QuantumLayer(manila, Shots(32, seed=9), gradient=method)
@@ -249,7 +255,8 @@ def test_the_folder_can_be_read_by_people_and_by_qiskit(tmp_path: Path, manila: 
     layer = QuantumLayer(manila, Shots(10, seed=3), gradient=SPSA(2))
     folder = layer.save(tmp_path / "deep" / "layer")
     assert {p.name for p in folder.iterdir()} == {
-        "model.safetensors", "config.json", "circuit.qpy", "circuit.qasm", "isa.qpy", "isa.qasm", "device.json", SNAPSHOT,
+        "model.safetensors", "config.json", "circuit.qpy", "circuit.qasm", "isa.qpy", "isa.qasm", "device.json",
+        SNAPSHOT,
     }  # fmt: skip
     assert not [p.name for p in folder.parent.iterdir() if p != folder], "nothing is left beside it"
     assert load_circuit(folder / "circuit.qpy") == circuit()
@@ -279,19 +286,23 @@ class _OwnDevice(Device):
     """A device with a method of its own."""
 
 
-
-
 def _by_hand(made: CompiledCircuit) -> dict[str, tuple[Callable[[], QuantumLayer], str]]:
     wrong = replace(made.device.snapshot, properties='{"qubits": []}')
     loose = Parameter("loose")
     return {
-        "primitive": (lambda: QuantumLayer(made, Primitive(StatevectorEstimator(), reduced=True)), "engine 'primitive'"),
+        "primitive": (
+            lambda: QuantumLayer(made, Primitive(StatevectorEstimator(), reduced=True)),
+            "engine 'primitive'",
+        ),
         "engine": (lambda: QuantumLayer(made, _OwnEngine()), "engine 'own'"),
         "mitigated": (
             lambda: QuantumLayer(made, Mitigated(Primitive(StatevectorEstimator(), reduced=True), [Readout()])),
             r"engine 'primitive\+readout'",
         ),
-        "method": (lambda: QuantumLayer(made, "noisy", gradient=_OwnMethod()), "gradient method .*layer.gradient = None"),
+        "method": (
+            lambda: QuantumLayer(made, "noisy", gradient=_OwnMethod()),
+            "gradient method .*layer.gradient = None",
+        ),
         "seed": (
             lambda: QuantumLayer(made, "noisy", gradient=SPSA(np.random.SeedSequence(1))),  # type: ignore[arg-type]
             "gradient method",
@@ -300,7 +311,10 @@ def _by_hand(made: CompiledCircuit) -> dict[str, tuple[Callable[[], QuantumLayer
             lambda: QuantumLayer(replace(made, device=_OwnDevice(made.device.snapshot))),
             r"made by hand.*_OwnDevice.*actor\.on\(device\)",
         ),
-        "snapshot": (lambda: QuantumLayer(replace(made, device=Device(wrong))), "made by hand and cannot be saved: .*snapshot"),
+        "snapshot": (
+            lambda: QuantumLayer(replace(made, device=Device(wrong))),
+            "made by hand and cannot be saved: .*snapshot",
+        ),
         "parameter": (
             lambda: QuantumLayer(replace(made, weights=(*made.weights, loose)), "shots:4"),
             "cannot be saved: 'loose'",
@@ -348,7 +362,9 @@ def test_damage_is_found(tmp_path: Path, manila: CompiledCircuit, name: str, dam
         save_circuit(circuit().inverse(), tmp_path / "other", "circuit")
         other.save(tmp_path / "layer2")
         shutil.copy(tmp_path / ("other" if name == "circuit.qpy" else "layer2") / name, file)
-    with pytest.raises(DamagedFileError, match="not the file that was saved" if damage == "another" else name.split(".")[0]):
+    with pytest.raises(
+        DamagedFileError, match="not the file that was saved" if damage == "another" else name.split(".")[0]
+    ):
         load_layer(folder)
 
 

@@ -52,7 +52,8 @@ def own_circuit() -> PolicyCircuit:
 
 
 OWN_OBSERVABLES = tuple(
-    SparsePauliOp(labels, numbers) for labels, numbers in (("XXI", [1.0]), (["ZZZ", "IYI"], [0.3, 1 / 7]), ("IIZ", [2.0]))
+    SparsePauliOp(labels, numbers)
+    for labels, numbers in (("XXI", [1.0]), (["ZZZ", "IYI"], [0.3, 1 / 7]), ("IIZ", [2.0]))
 )
 CIRCUITS: dict[str, Callable[[], PolicyCircuit]] = {
     "as it comes": lambda: policy_circuit(**SETTINGS),
@@ -60,7 +61,9 @@ CIRCUITS: dict[str, Callable[[], PolicyCircuit]] = {
     "observables in another order": lambda: replace(
         policy_circuit(**SETTINGS), observables=policy_circuit(**SETTINGS).observables[::-1]
     ),
-    "inputs in another order": lambda: replace(policy_circuit(**SETTINGS), inputs=policy_circuit(**SETTINGS).inputs[::-1]),
+    "inputs in another order": lambda: replace(
+        policy_circuit(**SETTINGS), inputs=policy_circuit(**SETTINGS).inputs[::-1]
+    ),
     "weights in another order": lambda: replace(
         policy_circuit(**SETTINGS), weights=policy_circuit(**SETTINGS).weights[::-1]
     ),
@@ -251,7 +254,10 @@ def _refused(manila: Device) -> dict[str, tuple[Callable[[], Actor], str]]:
     circuit = own_circuit()
     own = _OwnQuantumActor(QuantumLayer(compile_policy(circuit, manila)), circuit)
     return {
-        "primitive": (lambda: actor_of(circuit, manila, Primitive(StatevectorEstimator())), r"actor\.on\(engine='noisy'\)"),
+        "primitive": (
+            lambda: actor_of(circuit, manila, Primitive(StatevectorEstimator())),
+            r"actor\.on\(engine='noisy'\)",
+        ),
         "subclass": (_OwnActor, "_OwnActor is none of the package's actors"),
         "quantum subclass": (lambda: own, "_OwnQuantumActor is none of"),
         "another activation": (changed(relu), "parts that its settings do not describe"),
@@ -282,7 +288,7 @@ def test_damage_is_found(tmp_path: Path, manila: Device, name: str, damage: str)
         load_actor(folder)
 
 
-# -- folders of format 1, written as this package wrote them before it saved circuits ------------------------------------
+# -- folders of format 1, written as this package wrote them before it saved circuits ---------------------------------
 
 
 def first_format(actor: QuantumActor, folder: Path, **changes: Any) -> Path:
@@ -302,7 +308,9 @@ def test_a_policy_of_format_1_still_loads(tmp_path: Path, manila: Device, engine
     actor = actor_of(policy_circuit(**SETTINGS), manila, engine)
     folder = first_format(actor, tmp_path / "old")
     assert_same(load_actor(folder), actor_of(policy_circuit(**SETTINGS), manila, engine), states())
-    assert_same(load_actor(folder, device="fake_quito", engine="ideal"), actor.on(Device.load("fake_quito"), "ideal"), states())
+    assert_same(
+        load_actor(folder, device="fake_quito", engine="ideal"), actor.on(Device.load("fake_quito"), "ideal"), states()
+    )
     _, config = load_module_state(save_actor(load_actor(folder), tmp_path / "new"))
     assert config["format"] == 2
 

@@ -126,3 +126,13 @@ def test_a_damaged_model_is_said_to_be_damaged(tmp_path: Path) -> None:
     weights.write_bytes(weights.read_bytes()[:-50])
     with pytest.raises(DamagedFileError):
         load_controller(path)
+
+
+@pytest.mark.parametrize("name", ["circuit.qpy", "isa.qpy", "model.safetensors", "device.snapshot.json.gz"])
+def test_a_damaged_file_of_the_policy_makes_it_a_damaged_run(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "run"
+    train_guidance(GUIDANCE, PPO.replace(updates=1), RewardConfig(), ACTOR, path=path)
+    file = path / "model" / name
+    file.write_bytes(file.read_bytes()[:-50])
+    with pytest.raises(RunFolderError, match=f"run is a damaged run folder: .*{name}"):
+        load_controller(path)
