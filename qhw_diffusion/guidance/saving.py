@@ -33,8 +33,7 @@ def save_actor(actor: Actor, folder: str | Path) -> Path:
         InvalidInputError: what `load_actor` could not make again: an actor or network of somebody's own, or an engine,
             gradient method or device that files cannot hold. Nothing is written then.
     """
-    kind = QuantumActor if isinstance(actor, QuantumActor) else CLASSICAL.get(getattr(actor, "kind", ""))
-    if type(actor) is not kind:
+    if type(actor) not in (QuantumActor, *CLASSICAL.values()):
         raise InvalidInputError(
             f"a {type(actor).__name__} is none of the package's actors, which load_actor makes again; use "
             "qhw_diffusion.runs.save_module(folder, actor, {}) for its weights"
@@ -125,8 +124,8 @@ def _check_whole(actor: Actor, folder: Path) -> None:
         again = None
     if again is None or repr(again) != repr(actor):
         raise InvalidInputError(
-            f"this {type(actor).__name__} has parts that its settings do not describe (another network as its head?), "
-            "so that it would come back different; use qhw_diffusion.runs.save_module(folder, actor, {}) for its weights"
+            f"this {type(actor).__name__} has parts that its settings do not describe (another network as its head?) "
+            "and would come back different; use qhw_diffusion.runs.save_module(folder, actor, {}) for its weights"
         )
 
 

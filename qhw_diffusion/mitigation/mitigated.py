@@ -57,7 +57,8 @@ class Mitigated(Engine):
                 f"{wrong[0] if wrong else 'an empty list'!r}"
             )
         if type(engine) is Mitigated:  # strategies on strategies are one list, and one text
-            engine, given = engine.base, [*engine.strategies, *given]
+            given = [*engine.strategies, *given]
+            engine = engine.base
         object.__setattr__(self, "engine", engine)
         object.__setattr__(self, "strategies", tuple(given))
         object.__setattr__(
