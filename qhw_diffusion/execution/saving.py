@@ -74,7 +74,7 @@ def load_layer(
     Args:
         folder: what `save_layer` wrote.
         device: name, path of a snapshot or Device; None: the saved one.
-        engine: text or Engine; None: the saved one.
+        engine: text or Engine; None: the saved one. The gradient method stays (`with_engine` takes another).
 
     Raises:
         DamagedFileError: the folder does not hold a whole layer, or one of another format version.

@@ -53,7 +53,8 @@ def load_actor(
     """Read an actor; a quantum one may be put, weights unchanged, on another device (compiled anew) or engine.
 
     device: name, path of a snapshot or Device; None: the saved snapshot. engine: an Engine, or a text such as "ideal",
-    "noisy+readout" or "shots:4096" (`execution.engine_of`); None: as saved.
+    "noisy+readout" or "shots:4096" (`execution.engine_of`); None: as saved. The gradient method stays, as with
+    `QuantumActor.on`.
     Raises DamagedFileError when the folder does not hold a whole actor, InvalidInputError for a device or engine with a
     classical actor.
     """
