@@ -22,6 +22,14 @@ def _require(condition: bool, message: str) -> None:
         raise InvalidInputError(message)
 
 
+def _whole(config: Any, *names: str) -> None:
+    """Each of these settings is a whole number from 1."""
+    for name in names:
+        value = getattr(config, name)
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        _require(whole and value >= 1, f"{name} must be at least 1, a whole number, got {value!r}")
+
+
 def _finite(config: Any) -> None:
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
@@ -202,7 +210,7 @@ class PPOConfig(_JsonConfig):
     epochs: int = 4
     """Passes over each rollout."""
     minibatches: int = 4
-    """Minibatches per pass."""
+    """Minibatches per pass, of sizes that differ by one at most, each of two rows (environment and step) or more."""
     lr_circuit: float = 3e-3
     """Learning rate of the quantum part (weights and input scaling)."""
     lr_head: float = 1e-3
@@ -222,9 +230,10 @@ class PPOConfig(_JsonConfig):
 
     def __post_init__(self) -> None:
         _finite(self)
-        for name in ("updates", "num_envs", "epochs", "minibatches", "checkpoint_every"):
-            _require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
-        _require(self.rollout_steps is None or self.rollout_steps >= 1, f"rollout_steps: {self.rollout_steps} < 1")
+        _whole(self, "updates", "num_envs", "epochs", "minibatches", "checkpoint_every")
+        if self.rollout_steps is not None:
+            _whole(self, "rollout_steps")
+            self.check_minibatches(self.rollout_steps)
         for name in ("gamma", "gae_lambda", "lr_final"):
             _require(0 <= getattr(self, name) <= 1, f"{name} must lie in [0, 1], got {getattr(self, name)}")
         for name in ("clip", "max_grad_norm", "adam_eps"):
@@ -251,6 +260,22 @@ class PPOConfig(_JsonConfig):
             "lr_final": 0.1,
         }
         return cls(**{**settings, **changes})
+
+    def check_minibatches(self, steps: int) -> None:
+        """Refuse minibatches of less than two rows, whose advantages have no standard deviation to be divided by.
+
+        Args:
+            steps: T, the steps of one rollout.
+
+        Raises:
+            InvalidInputError: less than 2 · `minibatches` rows in a rollout.
+        """
+        rows = self.num_envs * steps
+        _require(
+            rows >= 2 * self.minibatches,
+            f"{self.minibatches} minibatches of {self.num_envs} environments × {steps} steps = {rows} rows: each needs "
+            f"two rows or more to normalise its advantages; allowed are at most {rows // 2} minibatches",
+        )
 
     def lr_factor(self, update: int) -> float:
         """Cosine decay from 1 at update 0 to `lr_final` at the last update."""

@@ -51,6 +51,25 @@ def generalised_advantages(
     return advantages, advantages + values
 
 
+def normalised_advantages(advantages: Tensor) -> Tensor:
+    """Advantages [N], N ≥ 2, with mean 0 and standard deviation 1; zeros where they are all equal up to rounding.
+
+    The mean of equal numbers is off by their rounding error, and so is then the standard deviation: divided by each
+    other they would be advantages of size one, the same for every action.
+    """
+    spread = advantages.std()
+    if spread <= 4 * torch.finfo(advantages.dtype).eps * advantages.abs().max():
+        return torch.zeros_like(advantages)
+    return (advantages - advantages.mean()) / (spread + 1e-8)
+
+
+def explained_variance(values: Tensor, returns: Tensor) -> float:
+    """1 − Var(returns − values) / Var(returns), of [N] each; NaN where the returns are all equal up to rounding."""
+    if returns.std() <= 4 * torch.finfo(returns.dtype).eps * returns.abs().max():
+        return float("nan")
+    return 1.0 - float((returns - values).var()) / float(returns.var())
+
+
 def train_ppo(
     env: Any,
     actor: Actor,
@@ -67,9 +86,12 @@ def train_ppo(
     resume: continue from the run's checkpoint, bit for bit (the environment must offer `state_dict`);
     on_update(update, metrics) is called after each update. Ctrl-C ends after the present update, with a checkpoint.
 
+    A pass over the rollout takes `config.minibatches` minibatches whose sizes differ by one at most.
+
     Metrics: charts/ (episodic_return, action_mean, action_std, delta_g_abs, action_reversals, g_mean,
     learning_rate_*, SPS), losses/
-    (policy_loss, value_loss, entropy, approx_kl, clipfrac, explained_variance), gradients/ (norms of circuit, head and
+    (policy_loss, value_loss, entropy, approx_kl, clipfrac, means over the rows of all minibatches; explained_variance,
+    NaN where all returns are equal), gradients/ (norms of circuit, head and
     critic before clipping, means over the minibatches), reward/ (each term's share per episode), and
     what the environment's `rollout_metrics` tells: state/ (spread and saturation of each entry).
 
@@ -81,9 +103,8 @@ def train_ppo(
         raise InvalidInputError(f"{type(env).__name__} has no n_steps: give PPOConfig(rollout_steps=…)")
     if config.num_envs != tensor_env.num_envs:
         raise InvalidInputError(f"PPOConfig.num_envs is {config.num_envs}, the environment has {tensor_env.num_envs}")
+    config.check_minibatches(steps)
     batch_size = steps * config.num_envs
-    if batch_size // config.minibatches < 2:
-        raise InvalidInputError(f"{config.minibatches} minibatches of {batch_size} steps leave less than 2 steps each")
 
     groups = {**actor.parameter_groups(), "critic": list(critic.parameters())}
     rates = {"circuit": config.lr_circuit, "head": config.lr_head, "critic": config.lr_critic}
@@ -149,12 +170,11 @@ def train_ppo(
             sums: dict[str, float] = {}
             for _ in range(config.epochs):
                 order = torch.randperm(batch_size, generator=generator).to(flat_advantages.device)
-                for rows in order.chunk(config.minibatches):
+                for rows in order.tensor_split(config.minibatches):
                     new_log_prob, entropy = actor.evaluate(flat["obs"][rows], flat["action"][rows])
                     log_ratio = new_log_prob - flat["log_prob"][rows]
                     ratio = log_ratio.exp()
-                    advantage = flat_advantages[rows]
-                    advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
+                    advantage = normalised_advantages(flat_advantages[rows])
                     clipped_ratio = ratio.clamp(1.0 - config.clip, 1.0 + config.clip)
                     policy_loss = -torch.minimum(advantage * ratio, advantage * clipped_ratio).mean()
                     value_loss = 0.5 * (critic(flat["obs"][rows]) - flat_returns[rows]).square().mean()
@@ -175,14 +195,14 @@ def train_ppo(
                             "losses/old_approx_kl": float(-log_ratio.mean()),
                             "losses/approx_kl": float((ratio - 1.0 - log_ratio).mean()),
                             "losses/clipfrac": float(((ratio - 1.0).abs() > config.clip).float().mean()),
-                            **norms,
                         }
-                    for name, number in measured.items():
+                    for name, number in measured.items():  # means over rows: a larger minibatch counts for more
+                        sums[name] = sums.get(name, 0.0) + number / (config.epochs * batch_size / len(rows))
+                    for name, number in norms.items():
                         sums[name] = sums.get(name, 0.0) + number / (config.epochs * config.minibatches)
 
             # -- log ---------------------------------------------------------------------------------------------
             finished = torch.cat(seen["return"])
-            variance = float(flat_returns.var())
             metrics = {
                 "charts/episodic_return": float(finished.mean()) if finished.numel() else float("nan"),
                 "charts/episodic_return_std": float(finished.std()) if finished.numel() > 1 else float("nan"),
@@ -193,14 +213,16 @@ def train_ppo(
                 "charts/mean_action_spread": float(torch.stack(seen["mean"]).std(correction=0)),
                 "charts/action_reversals": action_reversals(torch.stack(seen["mean"]), rollout["done"]),
                 "charts/SPS": (update + 1 - first) * batch_size / (time.perf_counter() - started),
-                "losses/explained_variance": 1.0 - float((flat_returns - flat_values).var()) / max(variance, 1e-12),
+                "losses/explained_variance": explained_variance(flat_values, flat_returns),
                 **{f"charts/learning_rate_{g['name']}": g["lr"] for g in optimizer.param_groups},
                 **sums,
             }
             if seen["g"]:
                 g = torch.stack(seen["g"])
                 metrics |= {"charts/g_mean": float(g.mean()), "charts/g_std": float(g.std())}
-            episodes = max(1.0, float(rollout["done"].sum()) / config.num_envs)
+            # a rollout may hold a part of an episode, or one and a half
+            length = getattr(env, "n_steps", None)
+            episodes = steps / length if length else max(1.0, float(rollout["done"].sum()) / config.num_envs)
             metrics |= {f"reward/{name}": float(value) / episodes for name, value in terms.items()}
             if hasattr(env, "rollout_metrics"):
                 metrics |= env.rollout_metrics(rollout["obs"])

@@ -136,6 +136,7 @@ def train_guidance(
         raise InvalidInputError(f"training looks through the reward classifier, got role {classifier.role!r}")
     if actor.kind == "annealing" and not guidance.extra_state:
         raise InvalidInputError("the annealing actor needs the seventh state entry: GuidanceConfig(extra_state=True)")
+    ppo.check_minibatches(ppo.rollout_steps or guidance.n_steps)
     guidance, reward = calibrate(guidance, reward, backbone, classifier, real)
     settings = {
         "guidance": guidance.to_dict(),

@@ -66,7 +66,7 @@ class FineTuneConfig(Settings):
     epochs: int = 1
     """Passes over each rollout. From the second gradient step on the states are measured anew."""
     minibatches: int = 1
-    """Minibatches per pass."""
+    """Minibatches per pass, of sizes that differ by one at most."""
     lr_circuit: float = 2e-2
     """Learning rate of the circuit's weights and input scales."""
     lr_head: float = 3e-3
@@ -128,7 +128,7 @@ class Work:
 
 def work_of(asked: FineTuneConfig, compiled: CompiledCircuit, n_steps: int) -> Work:
     """What will be asked of the device. The first gradient step of an update finds its values measured already if it
-    takes the whole rollout at once.
+    takes the whole rollout at once. Minibatches of unequal size are counted as large as the largest.
     """
     steps = asked.epochs * asked.minibatches
     rows = -(-asked.num_envs * n_steps // asked.minibatches)
@@ -154,11 +154,13 @@ def prepare_fine_tune(
     trained = load_controller(asked.run)
     if not isinstance(trained.actor, QuantumActor):
         raise InvalidInputError(f"the policy in {asked.run} is classical ({trained.actor.kind}); no device tunes it")
+    ppo = asked.ppo(trained.ppo)
+    ppo.check_minibatches(trained.config.n_steps)  # before anything is made, let alone paid for
     actor_config = trained.actor_config.replace(device=asked.device, engine="noisy")
     settings = {
         "guidance": trained.config.to_dict(),
         "reward": trained.reward.to_dict(),
-        "ppo": asked.ppo(trained.ppo).to_dict(),
+        "ppo": ppo.to_dict(),
         "actor": actor_config.to_dict(),
         "fine_tune": asked.to_dict(),
     }

@@ -123,6 +123,7 @@ class StudyConfig(Settings):
         _require(len(set(self.actors)) == len(self.actors), f"actors named twice: {', '.join(self.actors)}")
         _require(self.seeds >= 1, f"seeds must be at least 1, got {self.seeds}")
         _require(self.n_steps >= 1, f"n_steps must be at least 1, got {self.n_steps}")
+        self.ppo.check_minibatches(self.ppo.rollout_steps or self.n_steps)
         _require(self.batch >= 1, f"batch must be at least 1, got {self.batch}")
         for name in ("sweep_images", "tune_images", "eval_images"):
             _require(getattr(self, name) >= 20, f"{name} must be at least 20, got {getattr(self, name)}")

@@ -80,6 +80,10 @@ class SingleTraining:
     sweep_images: int
     command: str
 
+    def __post_init__(self) -> None:
+        # told now, not after the sweep
+        self.ppo.check_minibatches(self.ppo.rollout_steps or self.guidance.n_steps)
+
     @classmethod
     def from_arguments(cls, arguments: argparse.Namespace) -> SingleTraining:
         """Settings from the flags; with --resume from the folder, changed by flags (a change is refused later)."""

@@ -96,6 +96,7 @@ class SubjectsConfig(Settings):
             raise InvalidInputError(
                 f"eval_images and num_envs must be at least 20, got {self.eval_images} and {self.num_envs}"
             )
+        self.ppo(0).check_minibatches(self.n_steps)
 
     @property
     def guidance(self) -> GuidanceConfig:

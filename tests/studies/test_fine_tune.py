@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -110,6 +111,26 @@ def test_with_exact_values_it_is_the_simulated_training(small_policy: Path, mode
     assert sum(access.base.rows) <= work.rollout[0] * work.rollout[1] + work.values[0] * work.values[1]
     assert access.purposes[1].startswith("out update 1 call ")
     assert access.purposes[-1].startswith(f"out update {UPDATES} call ")
+
+
+def test_minibatches_of_unequal_size_are_all_made_and_enough_was_announced(
+    small_policy: Path, models: Models, tmp_path: Path
+) -> None:
+    asked = _asked(small_policy, minibatches=7, updates=1)  # 60 rows: 4 minibatches of 9, 3 of 8
+    run, trained, original = prepare_fine_tune(asked, tmp_path / "out", resume=False)
+    access = Exact()
+    _, history = fine_tune(asked, run, trained, original, models, access, resume=False)
+    assert access.base.rows == [20, 20, 20, 9, 9, 9, 8, 8, 8]  # the first minibatch finds its values measured
+    work = work_of(asked, original.layer.compiled, STEPS)
+    assert sum(access.base.rows) <= work.rollout[0] * work.rollout[1] + work.values[0] * work.values[1]
+    assert all(math.isfinite(value) for name, value in history[0].items() if name.startswith("losses"))
+
+
+def test_too_many_minibatches_are_refused_before_anything_is_made(small_policy: Path, tmp_path: Path) -> None:
+    asked = _asked(small_policy, minibatches=31)
+    with pytest.raises(InvalidInputError, match=r"60 rows.* at most 30"):
+        prepare_fine_tune(asked, tmp_path / "out", resume=False)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("gradient", ["surrogate", "spsa", "parameter-shift"])

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +12,8 @@ from qhw_diffusion.images import BackboneConfig, ClassifierConfig
 from qhw_diffusion.studies.demo import demo_config
 from qhw_diffusion.studies.rivals import LABELS, Schedule, candidates
 from qhw_diffusion.studies.settings import ACTORS, ModelConfig, StudyConfig, field_docs, label_of
+from qhw_diffusion.studies.single import SingleTraining
+from qhw_diffusion.studies.subjects import SubjectsConfig
 
 
 @pytest.mark.parametrize("quick", [True, False])
@@ -31,6 +34,18 @@ def test_unknown_and_impossible_settings_are_refused() -> None:
                 {"tune_means": ()}, {"actors": ("mlp", "mlp")}):  # fmt: skip
         with pytest.raises(InvalidInputError):
             StudyConfig(**bad)  # type: ignore[arg-type]
+
+
+def test_minibatches_without_two_rows_are_refused_by_whoever_knows_the_steps(tmp_path: Path) -> None:
+    ppo = PPOConfig(num_envs=20, minibatches=31)
+    assert StudyConfig(ppo=ppo).ppo == ppo  # 6 steps × 20 environments are enough for 31
+    with pytest.raises(InvalidInputError, match="at most 30"):
+        StudyConfig(ppo=PPOConfig(num_envs=10, minibatches=31))
+    with pytest.raises(InvalidInputError, match="at most 60"):
+        SubjectsConfig(num_envs=20, minibatches=61)
+    with pytest.raises(InvalidInputError, match="at most 60"):
+        SingleTraining(ModelConfig(), GuidanceConfig(), RewardConfig(), ppo.replace(minibatches=61), ActorConfig(),
+                       out=tmp_path / "run", resume=False, sweep_images=512, command="")  # fmt: skip
 
 
 @pytest.mark.parametrize(
