@@ -13,8 +13,8 @@ import pytest
 from qhw_diffusion.cli import COMMANDS, build_parser, main
 from qhw_diffusion.errors import MissingDataError, QhwError
 
-SMALL = ["--updates", "3", "--num-envs", "24", "--n-steps", "3", "--starts", "32", "--g0", "1.2", "--actor", "matched",
-         "--checkpoint-every", "1"]  # fmt: skip
+SMALL = ["--updates", "3", "--num-envs", "24", "--n-steps", "3", "--spacing", "trailing", "--starts", "32",
+         "--g0", "1.2", "--actor", "matched", "--checkpoint-every", "1"]  # fmt: skip
 
 
 @pytest.mark.parametrize("path", list(COMMANDS))
@@ -71,6 +71,10 @@ def test_an_error_is_one_line_and_exit_code_two(tmp_path: Path, capsys: pytest.C
         (["--data", "digit"], "digits"),
         (["--gamma", "nan"], "gamma"),
         (["--g-min", "3", "--g-max", "2"], "g_min"),
+        (["--spacing", "trailling"], "did you mean trailing"),
+        (["--spacing", "leading"], "timestep 666"),
+        (["--n-steps", "1001"], "1 … 1000"),
+        (["--minibatches", "37"], "at most 36"),
     ],
 )
 def test_bad_settings_leave_no_folder(

@@ -10,6 +10,7 @@ from typing import Any, Self
 
 from qhw_diffusion.errors import InvalidInputError, UnknownNameError
 from qhw_diffusion.execution import check_engine_text
+from qhw_diffusion.images.sampler import SPACINGS
 
 STEPWISE_KINDS = ("confidence", "ssim", "lpips")
 KERNELS = ("distance", "polynomial")
@@ -74,6 +75,9 @@ class GuidanceConfig(_JsonConfig):
     """Name (or folder) of the backbone and its data set."""
     n_steps: int = 6
     """DDIM steps of one episode."""
+    spacing: str = "leading"
+    """How the timesteps are spread: "leading" (from 4 steps; the first of 6 is timestep 830 of 999), "trailing" or
+    "linspace" (both start at the noisiest level)."""
     g0: float = 1.2
     """Base guidance scale: what a_t = 0 gives."""
     g_min: float = 0.0
@@ -99,7 +103,9 @@ class GuidanceConfig(_JsonConfig):
 
     def __post_init__(self) -> None:
         _finite(self)
-        _require(self.n_steps >= 1, f"n_steps must be at least 1, got {self.n_steps}")
+        _whole(self, "n_steps")
+        if self.spacing not in SPACINGS:
+            raise UnknownNameError.of("spacing", str(self.spacing), SPACINGS)
         _require(
             self.g_min <= self.g0 <= self.g_max and self.g_min < self.g_max,
             f"the guidance scale needs g_min ≤ g0 ≤ g_max and g_min < g_max, "

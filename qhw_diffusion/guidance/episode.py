@@ -29,7 +29,7 @@ class GuidedEpisode:
 
     def __init__(self, backbone: Backbone, config: GuidanceConfig, proxy: Classifier | None) -> None:
         self.backbone, self.config, self.proxy = backbone, config, proxy
-        self.sampler = GuidedDDIM(backbone, n_steps=config.n_steps)
+        self.sampler = GuidedDDIM(backbone, n_steps=config.n_steps, spacing=config.spacing)
         self.step_index = 0
         self.labels = torch.empty(0, dtype=torch.int64)
 

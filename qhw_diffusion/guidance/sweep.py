@@ -38,7 +38,8 @@ class SweepRow:
 
 @dataclass(frozen=True)
 class Sweep:
-    """rows: one per scale, ascending; g0: the scale with the lowest distance; g_min, g_max: the range to allow.
+    """rows: one per scale, ascending; g0: the scale with the lowest distance; g_min, g_max: the range to allow;
+    n_steps, spacing: of the sampler it holds for.
 
     The range is g0 − 2 (not below 0) to g0 + 2, the reach of ΔCFG: a single step may well use a scale that would be
     ruinous as a constant.
@@ -50,6 +51,7 @@ class Sweep:
     g_max: float
     n_steps: int
     n_images: int
+    spacing: str = "leading"
 
     def sensible(self, factor: float = 3.0) -> tuple[float, float]:
         """Lowest and highest constant of the sweep, connected to the best one, within `factor` times its distance.
@@ -68,8 +70,9 @@ class Sweep:
 
     def configure(self, config: GuidanceConfig) -> GuidanceConfig:
         """The configuration with base scale and range from the sweep (its state calibration is dropped)."""
-        changes = {"g0": self.g0, "g_min": self.g_min, "g_max": self.g_max, "n_steps": self.n_steps}
-        return config.replace(**changes, state_centre=(), state_width=())
+        changes = {"g0": self.g0, "g_min": self.g_min, "g_max": self.g_max}
+        sampler = {"n_steps": self.n_steps, "spacing": self.spacing}
+        return config.replace(**changes, **sampler, state_centre=(), state_width=())
 
 
 @torch.no_grad()
@@ -79,6 +82,7 @@ def sweep_constants(
     real: ImageDataset,
     *,
     n_steps: int,
+    spacing: str = "leading",
     scales: Sequence[float] = DEFAULT_SCALES,
     n_images: int = 512,
     by_class: bool = True,
@@ -88,8 +92,8 @@ def sweep_constants(
 ) -> Sweep:
     """Sample `n_images` per constant from the same labels and noise and measure them with the reward classifier.
 
-    real: the training split; labels are drawn in its proportions; by_class, kernel: of the distance that decides
-    (`rewards.Distribution`); on_scale(row) is called after each constant.
+    n_steps, spacing: of the sampler; real: the training split; labels are drawn in its proportions; by_class, kernel:
+    of the distance that decides (`rewards.Distribution`); on_scale(row) is called after each constant.
     Raises InvalidInputError when the judge is given instead of the reward classifier.
     """
     if classifier.role != "reward":
@@ -104,7 +108,9 @@ def sweep_constants(
     device = next(backbone.parameters()).device
     labels = real.labels[torch.randint(len(real.labels), (n_images,), generator=generator)].to(device)
     noise = torch.randn((n_images, *backbone.image_shape), generator=generator).to(device)
-    config = GuidanceConfig(dataset=backbone.name, n_steps=n_steps, g0=1.0, g_min=0.0, g_max=max(2.0, *scales))
+    config = GuidanceConfig(
+        dataset=backbone.name, n_steps=n_steps, spacing=spacing, g0=1.0, g_min=0.0, g_max=max(2.0, *scales)
+    )
     term = Distribution(classifier, real, by_class=by_class, kernel=kernel)
     real_features = classifier.features(real.images.to(device))
     rows = []
@@ -117,4 +123,4 @@ def sweep_constants(
             on_scale(rows[-1])
     best = min(rows, key=lambda row: row.distance)
     limit = config.action_limit
-    return Sweep(tuple(rows), best.g, max(0.0, best.g - limit), best.g + limit, n_steps, n_images)
+    return Sweep(tuple(rows), best.g, max(0.0, best.g - limit), best.g + limit, n_steps, n_images, spacing)

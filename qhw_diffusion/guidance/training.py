@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from qhw_diffusion.guidance.actors import Actor, AnnealingActor, Critic, MLPActo
 from qhw_diffusion.guidance.config import ActorConfig, GuidanceConfig, PPOConfig, RewardConfig
 from qhw_diffusion.guidance.diagnostics import Finding, diagnose
 from qhw_diffusion.guidance.environment import GuidanceEnv
-from qhw_diffusion.guidance.episode import calibrate_state, draw_episode
+from qhw_diffusion.guidance.episode import GuidedEpisode, calibrate_state, draw_episode
 from qhw_diffusion.guidance.ppo import History, train_ppo
 from qhw_diffusion.guidance.quantum_actor import QuantumActor, compile_policy
 from qhw_diffusion.guidance.rewards import Distribution, Reward
@@ -137,6 +137,9 @@ def train_guidance(
     if actor.kind == "annealing" and not guidance.extra_state:
         raise InvalidInputError("the annealing actor needs the seventh state entry: GuidanceConfig(extra_state=True)")
     ppo.check_minibatches(ppo.rollout_steps or guidance.n_steps)
+    GuidedEpisode(
+        backbone, guidance, classifier
+    )  # refuses a sampler and models that do not fit, before a folder is made
     guidance, reward = calibrate(guidance, reward, backbone, classifier, real)
     settings = {
         "guidance": guidance.to_dict(),
@@ -148,7 +151,7 @@ def train_guidance(
     run = None
     if path is not None and resume:
         run = RunFolder.open(path, kind=KIND)
-        _same_settings(run.config, settings)
+        _same_settings(with_later_settings(run.config), settings)
     elif path is not None:
         run = RunFolder.create(path, kind=KIND, config=settings, command=command)
     elif resume:
@@ -200,6 +203,12 @@ def load_controller(
     history = _plain(run.metrics())
     findings = tuple(diagnose(history, trains_circuit=bool(actor.parameter_groups()["circuit"])))
     return TrainedController(actor, *parts, history, findings)
+
+
+def with_later_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a guidance run as saved, with the defaults of those that came after its folder was made."""
+    parts = {"guidance": GuidanceConfig, "reward": RewardConfig, "ppo": PPOConfig, "actor": ActorConfig}
+    return {name: parts[name].from_dict(value).to_dict() if name in parts else value for name, value in config.items()}
 
 
 def _plain(rows: list[dict[str, Any]]) -> History:

@@ -3,41 +3,74 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from numbers import Integral
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import InvalidInputError
+from ..errors import InvalidInputError, UnknownNameError
 from .backbone import Backbone
 
 Guidance = float | Tensor | Callable[[int, Tensor, Tensor, Tensor], Tensor]
 
+SPACINGS = ("leading", "trailing", "linspace")
+"""How the timesteps are spread, by diffusers' names: "leading" from 0 upwards, which need not reach the noisiest level;
+"trailing" from the noisiest level downwards; "linspace" from the noisiest level to 0."""
+
+MAX_START_SIGNAL = 0.4
+"""Largest √ᾱ of the first timestep: the share of its amplitude that a real image noised to there still has, and that
+pure noise lacks. Measured on digits (shipped backbone, g = 1.2, 800 images, 50 steps evenly from the start to 0), FD in
+the judge's features and accuracy by √ᾱ of the start: .00: 1.55, 99.0 %; .15: 1.56, 98.4 %; .26: 2.2, 96.8 %; .38: 4.5,
+94.9 %; .50: 10, 91 %; .58: 19, 84 %; .70: 42, 65 %. With few steps the closer spacing of "leading" outweighs a start of
+.38 (4 steps: FD 4.0 against 4.6 of "trailing") and not one of .50 (3 steps: 8.2 against 5.8)."""
+
 
 class GuidedDDIM:
-    """Deterministic DDIM (Song et al. 2021, arXiv 2010.02502, eq. 12 with η = 0) over `n_steps` "leading" timesteps.
+    """Deterministic DDIM (Song et al. 2021, arXiv 2010.02502, eq. 12 with η = 0) over `n_steps` timesteps.
+
+    A step goes to the next timestep, the last one to the image. (diffusers' `DDIMScheduler` goes to t − N // n_steps
+    instead, N its training timesteps: the same for "leading", and for "trailing" where n_steps divides N. Otherwise x
+    is left at another noise level than the network is told next: 5 "linspace" steps have FD 6.3 and accuracy 97.5 %
+    that way, 4.6 and 100 % here.)
 
     The estimate x̂₀ is clipped to [−1, 1] and **the noise is recomputed from the clipped x̂₀** (what diffusers calls
     `use_clipped_model_output=True`). Clipping x̂₀ alone, which is diffusers' default, leaves x̂₀ and ε̂ inconsistent;
     at g ≥ 2 the error piles up from step to step and the images are destroyed.
 
-    Attributes: `backbone`, `n_steps`, `timesteps` (list of int, descending, one per step), `init_noise_sigma` (1.0),
-    `clip` (whether x̂₀ is clipped).
+    Attributes: `backbone`, `n_steps`, `spacing`, `timesteps` (list of int, descending, one per step),
+    `init_noise_sigma` (1.0), `clip` (whether x̂₀ is clipped).
     """
 
     init_noise_sigma = 1.0
 
-    def __init__(self, backbone: Backbone, n_steps: int = 10, *, clip: bool = True) -> None:
-        """Raises InvalidInputError when `n_steps` is not in 1 … the backbone's number of training timesteps."""
+    def __init__(self, backbone: Backbone, n_steps: int = 10, *, spacing: str = "leading", clip: bool = True) -> None:
+        """spacing: one of `SPACINGS`.
+
+        Raises:
+            UnknownNameError: no such spacing.
+            InvalidInputError: `n_steps` is not a whole number in 1 … the backbone's number of training timesteps, or
+                the timesteps start where a noised image keeps more than `MAX_START_SIGNAL` of its signal.
+        """
         total = backbone.config.n_train_timesteps
-        if not 1 <= n_steps <= total:
-            raise InvalidInputError(f"n_steps is {n_steps}, must be in 1 … {total}")
+        if spacing not in SPACINGS:
+            raise UnknownNameError.of("spacing", str(spacing), SPACINGS)
+        if isinstance(n_steps, bool) or not isinstance(n_steps, Integral) or not 1 <= n_steps <= total:
+            raise InvalidInputError(f"n_steps is {n_steps!r}, must be a whole number in 1 … {total}")
         self.backbone = backbone
-        self.n_steps = n_steps
+        self.n_steps = int(n_steps)
+        self.spacing = spacing
         self.clip = clip
-        stride = total // n_steps
-        self.timesteps: list[int] = [i * stride for i in reversed(range(n_steps))]
+        timesteps = timesteps_of(spacing, self.n_steps, total)
+        if not _starts_in_noise(backbone, timesteps[0]):
+            raise InvalidInputError(_late_start(backbone, spacing, self.n_steps, timesteps[0]))
+        self._place(timesteps)
+
+    def _place(self, timesteps: list[int]) -> None:
+        """Take these timesteps, descending, and compute the coefficients of their steps."""
+        self.timesteps = timesteps
         # ᾱ beyond the last step is 1: the last step returns x̂₀ itself
-        alphas = backbone.alphas_cumprod.double().cpu()
+        alphas = self.backbone.alphas_cumprod.double().cpu()
         alpha = alphas[self.timesteps]
         alpha_prev = torch.cat([alphas[self.timesteps[1:]], torch.ones(1, dtype=torch.float64)])
         self._inv_signal: list[float] = alpha.rsqrt().tolist()
@@ -103,6 +136,46 @@ class GuidedDDIM:
             f"guidance scale of shape {tuple(scales.shape)}: "
             f"need a number, [{self.n_steps}] or [{self.n_steps}, {batch}]"
         )
+
+
+def timesteps_of(spacing: str, n_steps: int, total: int) -> list[int]:
+    """`n_steps` of the timesteps 0 … total − 1, descending, as diffusers' schedulers place them.
+
+    Lin et al. 2024, arXiv 2305.08891, table 2. `spacing`: one of `SPACINGS`.
+    """
+    if spacing == "leading":
+        places = np.arange(n_steps)[::-1] * (total // n_steps)
+    elif spacing == "trailing":
+        # diffusers' own expression, to its rounding; that may give one entry too many, the timestep −1
+        places = np.round(np.arange(total, 0, -total / n_steps)[:n_steps]) - 1
+    else:
+        places = np.linspace(0, total - 1, n_steps)[::-1]
+    found: list[int] = np.round(places).astype(int).tolist()
+    return found
+
+
+def _starts_in_noise(backbone: Backbone, timestep: int) -> bool:
+    """Whether x at this timestep is pure noise, or as near to it as the noise schedule comes."""
+    last = timestep == backbone.config.n_train_timesteps - 1
+    return last or float(backbone.alphas_cumprod[timestep].sqrt()) <= MAX_START_SIGNAL
+
+
+def _late_start(backbone: Backbone, spacing: str, n_steps: int, timestep: int) -> str:
+    """What is wrong with this start, and the nearest numbers of steps of each spacing that start in noise."""
+    total = backbone.config.n_train_timesteps
+    ways = []
+    for other in ("trailing", "linspace", "leading"):
+        fit = [n for n in range(1, total + 1) if _starts_in_noise(backbone, timesteps_of(other, n, total)[0])]
+        below, above = [n for n in fit if n < n_steps], [n for n in fit if n > n_steps]
+        near = [n_steps] if n_steps in fit else below[-1:] + above[:1]
+        if near:
+            ways.append(f"spacing={other!r} with n_steps = {' or '.join(map(str, near))}")
+    kept = float(backbone.alphas_cumprod[timestep].sqrt())
+    return (
+        f"n_steps = {n_steps} with spacing {spacing!r} starts at timestep {timestep} of {total - 1}, where a noised "
+        f"image keeps {kept:.0%} of its amplitude (√ᾱ; allowed: {MAX_START_SIGNAL:.0%}), but sampling starts from pure "
+        f"noise. Take {', '.join(ways)}"
+    )
 
 
 def guided(eps_cond: Tensor, eps_null: Tensor, g: float | Tensor) -> Tensor:

@@ -12,7 +12,7 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -69,9 +69,15 @@ class RunFolder:
             raise
         return cls.open(target, kind=kind)
 
-    def require_settings(self, given: Mapping[str, Any]) -> None:
-        """Raises RunFolderError, with their names, when the run was started with settings other than those given."""
-        names = [name for name, value in json.loads(json.dumps(given)).items() if self.config.get(name) != value]
+    def require_settings(
+        self, given: Mapping[str, Any], read: Callable[[dict[str, Any]], Mapping[str, Any]] | None = None
+    ) -> None:
+        """Raises RunFolderError, with their names, when the run was started with settings other than those given.
+
+        read: completes the settings of an older folder by the defaults of those that came later.
+        """
+        stored = self.config if read is None else json.loads(json.dumps(read(self.config)))
+        names = [name for name, value in json.loads(json.dumps(given)).items() if stored.get(name) != value]
         if names:
             raise RunFolderError(
                 f"{self.path} was started with other settings ({', '.join(names)}); resume it without changing them"

@@ -26,7 +26,7 @@ from qhw_diffusion.guidance import (
 )
 from qhw_diffusion.guidance.distill import HIDDEN
 from qhw_diffusion.guidance.lookup import input_degrees, table_rows
-from qhw_diffusion.guidance.training import KIND
+from qhw_diffusion.guidance.training import KIND, with_later_settings
 from qhw_diffusion.runs import RunFolder, atomic_write_json, progress
 from qhw_diffusion.studies.device_access import AccessConfig, hint_to_resume, open_access
 from qhw_diffusion.studies.measure import sample_and_measure
@@ -117,7 +117,7 @@ def distill_on_device(
         if not resume:
             RunFolder.create(out, kind=KIND, config=settings, command=command)
         run = RunFolder.open(out, kind=KIND)
-        run.require_settings(settings)
+        run.require_settings(settings, with_later_settings)
         if not (out / ORIGINAL / "device.json").exists():
             save_actor(policy.on(Device.load(access_config.device), Noisy()), out / ORIGINAL)
         original = load_actor(out / ORIGINAL, engine="noisy")

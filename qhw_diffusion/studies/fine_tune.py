@@ -31,7 +31,7 @@ from qhw_diffusion.guidance import (
     train_ppo,
 )
 from qhw_diffusion.guidance.ppo import History
-from qhw_diffusion.guidance.training import KIND
+from qhw_diffusion.guidance.training import KIND, with_later_settings
 from qhw_diffusion.mitigation import strategies_of
 from qhw_diffusion.runs import RunFolder, atomic_write_json, read_json
 from qhw_diffusion.runs.folder import CHECKPOINT
@@ -167,7 +167,7 @@ def prepare_fine_tune(
     if not resume:
         RunFolder.create(out, kind=KIND, config=settings, command=command)
     run = RunFolder.open(out, kind=KIND)
-    run.require_settings(settings)
+    run.require_settings(settings, with_later_settings)
     if not (out / MODELS_FILE).exists():  # a new folder, or one that was left before anything was sent
         policy = trained.actor.on(device if device is not None else Device.load(asked.device), Noisy())
         save_actor(policy, out / ORIGINAL)

@@ -325,7 +325,7 @@ def _reproduce(section: Section, results: Results, command: str) -> None:
 def _settings(results: Results) -> list[list[str]]:
     config, guidance = results.config, results.guidance
     rows: list[list[Any]] = [
-        ["data set, steps", f"{config.models.data}, {config.n_steps} DDIM steps (η = 0)"],
+        ["data set, steps", f"{config.models.data}, {config.n_steps} DDIM steps (η = 0), {config.spacing} spacing"],
         ["guidance", f"g = clip({guidance['g0']:g} + a, {guidance['g_min']:g}, {guidance['g_max']:g}), "
                      f"a in ±{guidance['action_limit']:g}"],
         ["reward", ", ".join(f"{k} {v:g}" for k, v in config.reward.to_dict().items() if isinstance(v, float) and v)],

@@ -17,6 +17,7 @@ from qhw_diffusion.errors import InvalidInputError
 from qhw_diffusion.guidance import Sweep, SweepRow
 from qhw_diffusion.runs import RunFolder, atomic_write_json
 from qhw_diffusion.studies import study_work as work
+from qhw_diffusion.studies.models import check_sampler
 from qhw_diffusion.studies.pool import Task, make_executor, run_tasks
 from qhw_diffusion.studies.rivals import Schedule, candidates
 from qhw_diffusion.studies.settings import StudyConfig, label_of
@@ -36,12 +37,14 @@ def open_study(
 ) -> RunFolder:
     """A new study folder, or with `resume` the existing one, whose settings must be the ones given.
 
-    Raises RunFolderError when the folder is in use, missing, damaged, or holds a study with other settings.
+    Raises RunFolderError when the folder is in use, missing, damaged, or holds a study with other settings;
+    InvalidInputError for a sampler that does not start in noise.
     """
     if not resume:
+        check_sampler(config.models, config.n_steps, config.spacing)
         return RunFolder.create(path, kind=work.KIND, config=config.to_dict(), command=command)
     run = RunFolder.open(path, kind=work.KIND)
-    run.require_settings(config.to_dict())
+    run.require_settings(config.to_dict(), lambda stored: StudyConfig.from_dict(stored).to_dict())
     return run
 
 
@@ -101,7 +104,7 @@ def base_scale(root: Path, config: StudyConfig) -> float:
         for g in config.constants
         for side in [work.read_result(work.sweep_file(root, f"constant-{g:g}"))["reward_side"]]
     ]
-    low, high = Sweep(tuple(rows), best, 0.0, 0.0, config.n_steps, config.sweep_images).sensible()
+    low, high = Sweep(tuple(rows), best, 0.0, 0.0, config.n_steps, config.sweep_images, config.spacing).sensible()
     return round((low + high) / 2, 3)
 
 

@@ -14,7 +14,9 @@ from qhw_diffusion.runs import RunFolder, read_json
 from qhw_diffusion.studies import mitigation_work as work
 from qhw_diffusion.studies import subjects
 from qhw_diffusion.studies.mitigation_settings import MitigationStudyConfig
+from qhw_diffusion.studies.models import check_sampler
 from qhw_diffusion.studies.pool import Task, make_executor, run_tasks
+from qhw_diffusion.studies.settings import ModelConfig
 from qhw_diffusion.studies.statistics import PairedTest, paired_test, with_holm
 
 # Seconds on one quiet core with the default settings, for the progress bar.
@@ -27,7 +29,8 @@ def open_mitigation_study(
     """A new study folder, or with `resume` the existing one, whose settings must be the ones given.
 
     Raises RunFolderError when the folder is in use, missing, damaged, or holds a study with other settings;
-    UnknownNameError for a device that does not exist; MissingDependencyError for a strategy of Mitiq without Mitiq.
+    InvalidInputError for a sampler that does not start in noise; UnknownNameError for a device that does not exist;
+    MissingDependencyError for a strategy of Mitiq without Mitiq.
     """
     for device in (*config.devices, config.subjects.device):
         subjects.device_of(device)
@@ -36,9 +39,10 @@ def open_mitigation_study(
 
         require_mitiq()
     if not resume:
+        check_sampler(ModelConfig(), config.subjects.n_steps, config.subjects.spacing)
         return RunFolder.create(path, kind=work.KIND, config=config.to_dict(), command=command)
     run = RunFolder.open(path, kind=work.KIND)
-    run.require_settings(config.to_dict())
+    run.require_settings(config.to_dict(), lambda stored: MitigationStudyConfig.from_dict(stored).to_dict())
     return run
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Self, get_type_hints
 
 from qhw_diffusion.errors import InvalidInputError, UnknownNameError
-from qhw_diffusion.guidance import ActorConfig, PPOConfig, RewardConfig
+from qhw_diffusion.guidance import ActorConfig, GuidanceConfig, PPOConfig, RewardConfig
 from qhw_diffusion.guidance.schedules import SCHEDULES
 from qhw_diffusion.studies.rivals import LABELS
 
@@ -93,6 +93,8 @@ class StudyConfig(Settings):
     """Actors to train."""
     n_steps: int = 6
     """DDIM steps; report them with every claim."""
+    spacing: str = "leading"
+    """How the timesteps are spread: "leading", "trailing" or "linspace"; see GuidanceConfig."""
     seeds: int = 5
     """Seeds: seed k is one training of every actor and one evaluation of every controller."""
     constants: tuple[float, ...] = (0.8, 1.0, 1.1, 1.2, 1.35, 1.5, 1.75, 2.0, 3.0, 5.0)
@@ -122,7 +124,7 @@ class StudyConfig(Settings):
                 raise UnknownNameError.of("actor", name, ACTORS)
         _require(len(set(self.actors)) == len(self.actors), f"actors named twice: {', '.join(self.actors)}")
         _require(self.seeds >= 1, f"seeds must be at least 1, got {self.seeds}")
-        _require(self.n_steps >= 1, f"n_steps must be at least 1, got {self.n_steps}")
+        GuidanceConfig(n_steps=self.n_steps, spacing=self.spacing)  # refuses what no sampler takes
         self.ppo.check_minibatches(self.ppo.rollout_steps or self.n_steps)
         _require(self.batch >= 1, f"batch must be at least 1, got {self.batch}")
         for name in ("sweep_images", "tune_images", "eval_images"):

@@ -12,7 +12,9 @@ from qhw_diffusion.errors import InvalidInputError, RunFolderError
 from qhw_diffusion.runs import RunFolder, read_json
 from qhw_diffusion.studies import shots_work as work
 from qhw_diffusion.studies import subjects
+from qhw_diffusion.studies.models import check_sampler
 from qhw_diffusion.studies.pool import Task, make_executor, run_tasks
+from qhw_diffusion.studies.settings import ModelConfig
 from qhw_diffusion.studies.shots_settings import ShotsStudyConfig
 from qhw_diffusion.studies.statistics import Interval, PairedTest, mean_interval, paired_test, with_holm
 
@@ -27,13 +29,14 @@ def open_shots_study(
     """A new study folder, or with `resume` the existing one, whose settings must be the ones given.
 
     Raises RunFolderError when the folder is in use, missing, damaged, or holds a study with other settings;
-    UnknownNameError for a device that does not exist.
+    InvalidInputError for a sampler that does not start in noise; UnknownNameError for a device that does not exist.
     """
     subjects.device_of(config.subjects.device)
     if not resume:
+        check_sampler(ModelConfig(), config.subjects.n_steps, config.subjects.spacing)
         return RunFolder.create(path, kind=work.KIND, config=config.to_dict(), command=command)
     run = RunFolder.open(path, kind=work.KIND)
-    run.require_settings(config.to_dict())
+    run.require_settings(config.to_dict(), lambda stored: ShotsStudyConfig.from_dict(stored).to_dict())
     return run
 
 

@@ -155,6 +155,7 @@ class SingleTraining:
                 models.reward,
                 models.train,
                 n_steps=self.guidance.n_steps,
+                spacing=self.guidance.spacing,
                 n_images=self.sweep_images,
                 on_scale=lambda row: bar.update(1),
             )
@@ -213,7 +214,8 @@ def evaluate_run(
                     values[name].setdefault(key, []).append(value)
                 bar.update(1)
     file = Path(folder) / "evaluations" / f"{device or 'home'}-{engine or 'home'}.json".replace("/", "_")
-    atomic_write_json(file, {"seeds": seeds, "images": images, "n_steps": trained.config.n_steps, "values": values})
+    sampler = {"n_steps": trained.config.n_steps, "spacing": trained.config.spacing}
+    atomic_write_json(file, {"seeds": seeds, "images": images, **sampler, "values": values})
     return _evaluation_text(values, trained.config.n_steps, seeds, images, file)
 
 

@@ -47,7 +47,7 @@ def predict(config: StudyConfig, workers: int) -> str:
     """What a study will cost: U-Net evaluations of each part, and minutes from a short measurement on this machine."""
     models = load_models(config.models)
     labels, noise = draw_starts(models.backbone, models.train, config.batch, 0)
-    guidance = GuidanceConfig(dataset=config.models.data, n_steps=config.n_steps)
+    guidance = GuidanceConfig(dataset=config.models.data, n_steps=config.n_steps, spacing=config.spacing)
     stages = plan(config)
     per_evaluation = _seconds(
         lambda: sample_and_measure(models, guidance, 1.0, labels, noise, reward=config.reward, judged=False)

@@ -81,6 +81,7 @@ def sampling_config(config: StudyConfig, g0: float, *, extra_state: bool = False
     return GuidanceConfig(
         dataset=config.models.data,
         n_steps=config.n_steps,
+        spacing=config.spacing,
         g0=g0,
         g_min=max(0.0, g0 - limit),
         g_max=g0 + limit,

@@ -67,6 +67,8 @@ class SubjectsConfig(Settings):
     """Device the policy is compiled for; it is trained without noise."""
     n_steps: int = 6
     """DDIM steps of an image."""
+    spacing: str = "leading"
+    """How the timesteps are spread: "leading", "trailing" or "linspace"."""
     g0: float = 2.0
     """Base guidance scale; the middle of the sensible constants for digits, so that there is something to learn."""
     updates: int = 32
@@ -89,14 +91,14 @@ class SubjectsConfig(Settings):
     """Seeds: a seed is one training of everything and one evaluation."""
 
     def __post_init__(self) -> None:
-        for name in ("n_steps", "updates", "epochs", "minibatches", "seeds", "denoiser_iterations"):
+        for name in ("updates", "epochs", "minibatches", "seeds", "denoiser_iterations"):
             if getattr(self, name) < 1:
                 raise InvalidInputError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.eval_images < 20 or self.num_envs < 20:
             raise InvalidInputError(
                 f"eval_images and num_envs must be at least 20, got {self.eval_images} and {self.num_envs}"
             )
-        self.ppo(0).check_minibatches(self.n_steps)
+        self.ppo(0).check_minibatches(self.guidance.n_steps)  # making both refuses what neither takes
 
     @property
     def guidance(self) -> GuidanceConfig:
@@ -104,6 +106,7 @@ class SubjectsConfig(Settings):
         limit = GuidanceConfig().action_limit
         return GuidanceConfig(
             n_steps=self.n_steps,
+            spacing=self.spacing,
             g0=self.g0,
             g_min=max(0.0, self.g0 - limit),
             g_max=self.g0 + limit,

@@ -11,7 +11,12 @@ from qhw_diffusion.guidance import ActorConfig, GuidanceConfig, PPOConfig, Rewar
 
 CHANGED = [
     GuidanceConfig(
-        n_steps=9, g0=2.0, extra_state=True, state_centre=tuple(range(7)), state_width=(0.1, 1, 1, 1, 1, 1, 2.0)
+        n_steps=9,
+        spacing="linspace",
+        g0=2.0,
+        extra_state=True,
+        state_centre=tuple(range(7)),
+        state_width=(0.1, 1, 1, 1, 1, 1, 2.0),
     ),
     RewardConfig(confidence=0.3, stepwise_kind="ssim", distribution_offset=0.1, distribution_scale=2.0),
     PPOConfig(updates=3, rollout_steps=5, lr_circuit=0.02),
@@ -28,6 +33,8 @@ def test_json_round_trip(config: GuidanceConfig) -> None:
     "build",
     [
         lambda: GuidanceConfig(n_steps=0),
+        lambda: GuidanceConfig(n_steps=2.5),
+        lambda: GuidanceConfig(n_steps=True),
         lambda: GuidanceConfig(g0=5.0, g_max=4.0),
         lambda: GuidanceConfig(g0=float("nan")),
         lambda: GuidanceConfig(state_centre=(0.0,) * 6),
@@ -47,11 +54,18 @@ def test_impossible_settings_are_refused(build: object) -> None:
         build()  # type: ignore[operator]
 
 
+def test_settings_of_an_older_run_have_the_spacing_it_was_made_with() -> None:
+    older = {name: value for name, value in GuidanceConfig(n_steps=10).to_dict().items() if name != "spacing"}
+    assert GuidanceConfig.from_dict(older).spacing == "leading"
+
+
 def test_unknown_names_list_near_matches() -> None:
     with pytest.raises(UnknownNameError, match="quantum"):
         ActorConfig(kind="quantom")
     with pytest.raises(UnknownNameError, match="lr_circuit"):
         PPOConfig.from_dict({"lr_circit": 1.0})
+    with pytest.raises(UnknownNameError, match="leading"):
+        GuidanceConfig(spacing="leeding")
     with pytest.raises(UnknownNameError, match="distance"):
         RewardConfig(distribution_kernel="distanse")
 

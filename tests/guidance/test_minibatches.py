@@ -151,8 +151,8 @@ def test_too_many_minibatches_are_refused_where_rows_are_known(tmp_path: Path, m
         raise AssertionError("something was sampled")
 
     monkeypatch.setattr(guidance_training, "calibrate", never)
+    train = guidance_training.train_guidance
     with pytest.raises(InvalidInputError, match="at most 60"):
-        train = guidance_training.train_guidance
         train(GuidanceConfig(), settings(20, 61), RewardConfig(), ActorConfig(kind="matched"), path=tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

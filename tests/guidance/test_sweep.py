@@ -26,7 +26,17 @@ def test_the_sweep_finds_the_base_and_the_range(
     assert (sweep.g_min, sweep.g_max) == (0.0, 3.3)
     configured = sweep.configure(config)
     assert (configured.g0, configured.g_max, configured.n_steps) == (1.3, 3.3, 4)
+    assert configured.spacing == "leading"
     assert not configured.calibrated  # other scales, other states
+
+
+def test_the_sweep_is_of_the_spacing_it_was_asked_for(
+    backbone: Backbone, proxy: Classifier, real: ImageDataset, config: GuidanceConfig
+) -> None:
+    few = {"n_steps": 4, "scales": (1.3,), "n_images": 120}
+    leading, trailing = (sweep_constants(backbone, proxy, real, spacing=s, **few) for s in ("leading", "trailing"))
+    assert leading.rows[0].distance != trailing.rows[0].distance
+    assert trailing.configure(config).spacing == "trailing"
 
 
 def test_the_sensible_range_is_connected_to_the_best() -> None:

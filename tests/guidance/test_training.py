@@ -24,7 +24,7 @@ from qhw_diffusion.guidance import (
 )
 from qhw_diffusion.images import Backbone, Classifier
 
-GUIDANCE = GuidanceConfig(n_steps=3, g0=1.2, g_max=3.2, starts=40)
+GUIDANCE = GuidanceConfig(n_steps=3, spacing="trailing", g0=1.2, g_max=3.2, starts=40)
 PPO = PPOConfig(updates=3, num_envs=20, checkpoint_every=1, lr_circuit=0.02)
 ACTOR = ActorConfig(device="fake_manila")
 
@@ -100,6 +100,42 @@ def test_the_same_seed_gives_the_same_policy_and_resume_goes_on(
     for name, value in controller.actor.state_dict().items():
         assert torch.equal(resumed.actor.state_dict()[name], value), name
     assert len(resumed.history) == 3
+
+
+def test_an_older_run_without_spacing_goes_on(tmp_path: Path) -> None:
+    guidance, ppo, actor = (
+        GUIDANCE.replace(n_steps=4, spacing="leading"),
+        PPO.replace(updates=2),
+        ActorConfig("matched"),
+    )
+
+    class Stop(Exception):
+        pass
+
+    def stop(update: int, _: dict[str, float]) -> None:
+        if update == 1:
+            raise Stop
+
+    with pytest.raises(Stop):
+        train_guidance(guidance, ppo, RewardConfig(), actor, path=tmp_path / "run", on_update=stop)
+    file = tmp_path / "run" / "config.json"
+    stored = json.loads(file.read_text())
+    assert stored["guidance"].pop("spacing") == "leading"
+    file.write_text(json.dumps(stored))
+    changed = guidance.replace(spacing="trailing")
+    with pytest.raises(InvalidInputError, match=r"guidance\.spacing = 'leading', now 'trailing'"):
+        train_guidance(changed, ppo, RewardConfig(), actor, path=tmp_path / "run", resume=True)
+    again = train_guidance(guidance, ppo, RewardConfig(), actor, path=tmp_path / "run", resume=True)
+    assert len(again.history) == 2
+    assert load_controller(tmp_path / "run").config.spacing == "leading"
+
+
+@pytest.mark.parametrize("changes", [{"spacing": "leading"}, {"n_steps": 1001}])
+def test_a_sampler_that_cannot_be_is_refused_before_the_folder_is_made(tmp_path: Path, changes: dict[str, Any]) -> None:
+    known = {"state_centre": (0.0,) * 6, "state_width": (1.0,) * 6}  # calibrated: nothing is sampled before the folder
+    with pytest.raises(InvalidInputError, match="n_steps"):
+        train_guidance(GUIDANCE.replace(**known, **changes), PPO, RewardConfig(), ACTOR, path=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_bad_input(tmp_path: Path, judge: Classifier, trained: tuple[Path, TrainedController]) -> None:

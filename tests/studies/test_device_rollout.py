@@ -151,7 +151,7 @@ def test_other_settings_do_not_go_on(prepared: Prepared, small_policy: Path, tmp
 
 def test_a_classical_policy_needs_no_device(tmp_path: Path) -> None:
     guidance.train_guidance(
-        guidance.GuidanceConfig(n_steps=2, starts=20),
+        guidance.GuidanceConfig(n_steps=2, spacing="trailing", starts=20),
         guidance.PPOConfig.short(updates=1, num_envs=20, epochs=1, minibatches=1),
         guidance.RewardConfig(),
         guidance.ActorConfig(kind="matched"),

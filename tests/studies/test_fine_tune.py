@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -85,6 +86,28 @@ def test_a_row_is_measured_once_and_calls_are_numbered(small_policy: Path) -> No
     assert torch.allclose(mixed.values, Noisy().estimate(compiled, other).values, atol=1e-6)
     assert access.base.rows == [4, 1]
     assert access.purposes == ["run update 1 call 1", "run update 1 call 2"]
+
+
+def test_a_fine_tuning_made_before_spacing_was_a_setting_goes_on(small_policy: Path, tmp_path: Path) -> None:
+    asked = _asked(small_policy)
+    run, trained, _ = prepare_fine_tune(asked, tmp_path / "out", resume=False)
+    stored = json.loads((run.path / "config.json").read_text())
+    assert stored["guidance"].pop("spacing") == trained.config.spacing == "trailing"
+    (run.path / "config.json").write_text(json.dumps(stored))
+    with pytest.raises(RunFolderError, match=r"other settings \(guidance\)"):  # what it was made with is "leading"
+        prepare_fine_tune(asked, tmp_path / "out", resume=True)
+    policy = json.loads((small_policy / "config.json").read_text())
+    policy["guidance"] |= {"n_steps": 6, "spacing": "leading"}
+    shutil.copytree(small_policy, tmp_path / "older")
+    (tmp_path / "older" / "config.json").write_text(json.dumps(policy))
+    asked = _asked(tmp_path / "older")
+    run, *_ = prepare_fine_tune(asked, tmp_path / "tuned", resume=False)
+    for folder in (run.path, tmp_path / "older"):
+        stored = json.loads((folder / "config.json").read_text())
+        del stored["guidance"]["spacing"]
+        (folder / "config.json").write_text(json.dumps(stored))
+    _, trained, _ = prepare_fine_tune(asked, tmp_path / "tuned", resume=True)
+    assert trained.config.spacing == "leading"
 
 
 # -- the updates -------------------------------------------------------------------------------------------------------

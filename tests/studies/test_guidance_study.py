@@ -22,6 +22,7 @@ from qhw_diffusion.studies.settings import StudyConfig
 
 CONFIG = StudyConfig(
     n_steps=3,
+    spacing="trailing",
     seeds=2,
     constants=(1.0, 1.5),
     sweep_images=40,
@@ -75,7 +76,7 @@ def test_rivals_share_starts_and_the_constant_can_be_recomputed(finished: RunFol
 
     _, models = study_work.context(str(finished.path))
     labels, noise = draw_starts(models.backbone, models.heldout, 40, study_work.EVALUATION_SEED + 1)
-    images = GuidedDDIM(models.backbone, 3).sample(labels, results.best_constant, noise)
+    images = GuidedDDIM(models.backbone, 3, spacing="trailing").sample(labels, results.best_constant, noise)
     judged = evaluate_samples(images, labels, models.judge, models.heldout)
     assert results.values["constant"]["fd"][1] == pytest.approx(judged["fd"], rel=1e-4)
     for name in ("linear_up", "quantum"):

@@ -39,6 +39,7 @@ TINY = MitigationStudyConfig(
     subjects=SubjectsConfig(
         device=DEVICE,
         n_steps=2,
+        spacing="trailing",
         updates=1,
         num_envs=20,
         epochs=1,

@@ -2,16 +2,21 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from qhw_diffusion.errors import InvalidInputError, UnknownNameError
+from qhw_diffusion.errors import InvalidInputError, RunFolderError, UnknownNameError
 from qhw_diffusion.guidance import ActorConfig, GuidanceConfig, PPOConfig, RewardConfig
 from qhw_diffusion.guidance.schedules import SCHEDULES
 from qhw_diffusion.images import BackboneConfig, ClassifierConfig
+from qhw_diffusion.studies import mitigation_settings, shots_settings
 from qhw_diffusion.studies.demo import demo_config
+from qhw_diffusion.studies.guidance_study import open_study
+from qhw_diffusion.studies.mitigation_study import open_mitigation_study
 from qhw_diffusion.studies.rivals import LABELS, Schedule, candidates
 from qhw_diffusion.studies.settings import ACTORS, ModelConfig, StudyConfig, field_docs, label_of
+from qhw_diffusion.studies.shots_study import open_shots_study
 from qhw_diffusion.studies.single import SingleTraining
 from qhw_diffusion.studies.subjects import SubjectsConfig
 
@@ -30,7 +35,13 @@ def test_unknown_and_impossible_settings_are_refused() -> None:
         StudyConfig.from_dict({"seedz": 3})
     with pytest.raises(UnknownNameError, match="quantum"):
         StudyConfig(actors=("quantm",))
-    for bad in ({"seeds": 0}, {"constants": (1.0,)}, {"constants": (1.0, float("nan"))}, {"eval_images": 3},
+    for config in (StudyConfig, SubjectsConfig):
+        with pytest.raises(UnknownNameError, match="trailing"):
+            config(spacing="trail")
+        with pytest.raises(InvalidInputError, match="n_steps"):
+            config(n_steps=2.5)  # type: ignore[arg-type]
+    for bad in ({"seeds": 0}, {"n_steps": 0}, {"n_steps": 2.5},
+                {"constants": (1.0,)}, {"constants": (1.0, float("nan"))}, {"eval_images": 3},
                 {"tune_means": ()}, {"actors": ("mlp", "mlp")}):  # fmt: skip
         with pytest.raises(InvalidInputError):
             StudyConfig(**bad)  # type: ignore[arg-type]
@@ -46,6 +57,36 @@ def test_minibatches_without_two_rows_are_refused_by_whoever_knows_the_steps(tmp
     with pytest.raises(InvalidInputError, match="at most 60"):
         SingleTraining(ModelConfig(), GuidanceConfig(), RewardConfig(), ppo.replace(minibatches=61), ActorConfig(),
                        out=tmp_path / "run", resume=False, sweep_images=512, command="")  # fmt: skip
+
+
+OPEN = [(open_study, StudyConfig()), (open_shots_study, shots_settings.QUICK),
+        (open_mitigation_study, mitigation_settings.QUICK)]  # fmt: skip
+
+
+def _sampled(config: Any, **sampler: Any) -> Any:
+    """The settings of a study with another sampler."""
+    if isinstance(config, StudyConfig):
+        return config.replace(**sampler)
+    return config.replace(subjects=config.subjects.replace(**sampler))
+
+
+@pytest.mark.parametrize(("open_it", "config"), OPEN)
+def test_a_study_of_a_sampler_that_cannot_be_leaves_no_folder(tmp_path: Path, open_it: Any, config: Any) -> None:
+    with pytest.raises(InvalidInputError, match=r"timestep 666 of 999.*spacing='trailing' with n_steps = 3"):
+        open_it(tmp_path / "study", _sampled(config, n_steps=3))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("open_it", "config"), OPEN)
+def test_a_study_made_before_spacing_was_a_setting_goes_on(tmp_path: Path, open_it: Any, config: Any) -> None:
+    run = open_it(tmp_path / "study", config)
+    stored = json.loads((run.path / "config.json").read_text())
+    del stored.get("subjects", stored)["spacing"]
+    (run.path / "config.json").write_text(json.dumps(stored))
+    again = open_it(run.path, config, resume=True)
+    assert type(config).from_dict(again.config) == config
+    with pytest.raises(RunFolderError, match="other settings"):
+        open_it(run.path, _sampled(config, spacing="trailing"), resume=True)
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,7 @@ from qhw_diffusion.studies.subjects import SubjectsConfig
 SUBJECTS = SubjectsConfig(
     device="fake_manila",
     n_steps=2,
+    spacing="trailing",
     updates=1,
     num_envs=20,
     epochs=1,
