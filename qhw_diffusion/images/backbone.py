@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..errors import DamagedFileError, InvalidInputError, UnknownNameError
 from ..runs import settings_from_dict
+from .checks import check_labels, check_pixels
 from .datasets import DATASETS
 from .weights import SHIPPED, load_model, model_folder, save_model
 
@@ -179,8 +180,12 @@ class Backbone(nn.Module):
         Args:
             x_t: [B, C, H, W].
             t: timestep, int or int64 [B], 0 … n_train_timesteps − 1.
-            labels: int64 [B]; `null_label` for none.
+            labels: int64 [B], 0 … n_classes − 1; `null_label` for none.
+
+        Raises:
+            InvalidInputError: labels that are not as said.
         """
+        check_labels(labels, self.null_label + 1, len(x_t))
         patch = self.config.patch
         if patch > 1:
             x_t = nn.functional.pixel_unshuffle(x_t, patch)
@@ -194,8 +199,13 @@ class Backbone(nn.Module):
         Whatever the network's own parametrisation; for v: ε = √ᾱ v + √(1−ᾱ) x_t (Salimans & Ho 2022, arXiv
         2202.00512). Computed without autograd.
 
+        Args:
+            x_t: [B, C, H, W].
+            t: timestep, 0 … n_train_timesteps − 1.
+            labels: int64 [B], 0 … n_classes − 1: what the images are to show. The null label is none of them.
+
         Raises:
-            InvalidInputError: wrong shapes, a timestep or a label out of range.
+            InvalidInputError: wrong shapes or types, a timestep or a label out of range.
         """
         t = int(t)
         self._check(x_t, t, labels)
@@ -208,16 +218,10 @@ class Backbone(nn.Module):
         return output[:batch], output[batch:]
 
     def _check(self, x_t: Tensor, t: int, labels: Tensor) -> None:
-        if x_t.ndim != 4 or tuple(x_t.shape[1:]) != self.image_shape:
-            raise InvalidInputError(f"x_t is {tuple(x_t.shape)}, need [B, {', '.join(map(str, self.image_shape))}]")
-        if labels.shape != x_t.shape[:1] or labels.dtype != torch.int64:
-            raise InvalidInputError(
-                f"labels are {labels.dtype} {tuple(labels.shape)}, need int64 [{x_t.shape[0]}], one per image"
-            )
+        check_pixels(x_t, self.image_shape, self.alphas_cumprod.dtype, "x_t")
+        check_labels(labels, self.n_classes, len(x_t), null_label=self.null_label)
         if not 0 <= t < self.config.n_train_timesteps:
             raise InvalidInputError(f"timestep {t} is outside 0 … {self.config.n_train_timesteps - 1}")
-        if labels.numel() and (int(labels.min()) < 0 or int(labels.max()) > self.null_label):
-            raise InvalidInputError(f"labels must be in 0 … {self.null_label} (the last is the null label)")
 
     @property
     def n_parameters(self) -> int:

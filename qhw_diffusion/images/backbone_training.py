@@ -12,7 +12,7 @@ import diffusers
 import torch
 from torch import nn
 
-from ..errors import DamagedFileError, InvalidInputError, RunFolderError
+from ..errors import DamagedFileError, RunFolderError
 from ..runs import (
     RunFolder,
     StopRequest,
@@ -23,6 +23,7 @@ from ..runs import (
     unpack_optimizer,
 )
 from .backbone import Backbone, BackboneConfig
+from .checks import check_every_class, check_fit
 from .datasets import ImageDataset, load_dataset
 from .weights import half_precision
 
@@ -56,16 +57,13 @@ def train_backbone(
         resume: continue from the run's checkpoint.
 
     Raises:
-        InvalidInputError: the data set does not fit `config.image_shape` or `config.n_classes`.
+        InvalidInputError: the data set does not fit `config.image_shape` or `config.n_classes`, or lacks a class.
         MissingDataError: see `load_dataset`.
         RunFolderError: `resume` without a run, without a checkpoint in it, or with another configuration or data set.
     """
     data = dataset if dataset is not None else load_dataset(config.dataset, "train", data_root)
-    if data.image_shape != config.image_shape or data.n_classes != config.n_classes:
-        raise InvalidInputError(
-            f"data set {data.name!r} has images {data.image_shape} and {data.n_classes} classes; "
-            f"the configuration says {config.image_shape} and {config.n_classes}"
-        )
+    check_fit(configuration=config, data_set=data)
+    check_every_class(data.labels, data.n_classes, data.name, "training")
     training = _Training(config, data)
     if resume:
         if run is None:

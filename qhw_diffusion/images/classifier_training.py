@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..errors import InvalidInputError
 from ..runs import RunFolder, progress
+from .checks import check_every_class, check_fit
 from .classifiers import Classifier, ClassifierConfig, accuracy
 from .datasets import ImageDataset, load_dataset
 from .weights import half_precision
@@ -39,18 +39,15 @@ def train_classifier(
         data_root: see `load_dataset`.
 
     Raises:
-        InvalidInputError: the data set does not fit the configuration.
+        InvalidInputError: a data set does not fit the configuration, or lacks a class.
         MissingDataError: see `load_dataset`.
     """
     data = dataset if dataset is not None else load_dataset(config.dataset, "train", data_root)
     held = heldout if heldout is not None else load_dataset(config.dataset, "heldout", data_root)
-    if data.image_shape != config.image_shape or data.n_classes != config.n_classes:
-        raise InvalidInputError(
-            f"data set {data.name!r} has images {data.image_shape} and {data.n_classes} classes; "
-            f"the configuration says {config.image_shape} and {config.n_classes}"
-        )
+    check_fit(configuration=config, data_set=data, heldout=held)
     if config.half != "all":
         data = half_of(data, config.half)
+    check_every_class(data.labels, data.n_classes, data.name, f"training on {config.half} of its images")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         classifier = Classifier(config)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..errors import DamagedFileError, InvalidInputError, UnknownNameError
 from ..runs import settings_from_dict
+from .checks import check_labels, check_pixels
 from .datasets import image_shape_of
 from .weights import SHIPPED, load_model, model_folder, save_model
 
@@ -117,8 +118,7 @@ class Classifier(nn.Module):
 
     def features(self, x: Tensor) -> Tensor:
         """Activations of the penultimate layer, [B, n_features], of images [B, C, H, W] in [−1, 1]; differentiable."""
-        if x.ndim != 4 or tuple(x.shape[1:]) != self.image_shape:
-            raise InvalidInputError(f"images are {tuple(x.shape)}, need [B, {', '.join(map(str, self.image_shape))}]")
+        check_pixels(x, self.image_shape, self.head.weight.dtype)
         output: Tensor = self.body(x)
         return output
 
@@ -222,9 +222,8 @@ class _ResidualBlock(nn.Module):
 
 @torch.no_grad()
 def accuracy(classifier: Classifier, images: Tensor, labels: Tensor, batch_size: int = 512) -> float:
-    """Share of images [N, C, H, W] that the classifier gives their label [N], 0 … 1."""
-    if len(images) != len(labels) or len(labels) == 0:
-        raise InvalidInputError(f"{len(images)} images and {len(labels)} labels: need as many, at least one")
+    """Share of images [N, C, H, W] that the classifier gives their label, int64 [N]; 0 … 1."""
+    check_labels(labels, classifier.n_classes, len(images))
     hits = [
         (classifier.logits(x).argmax(1) == y).sum().item()
         for x, y in zip(images.split(batch_size), labels.split(batch_size), strict=True)

@@ -7,6 +7,7 @@ import hashlib
 import os
 import shutil
 import tempfile
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.error import URLError
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ..errors import DamagedFileError, InvalidInputError, MissingDataError, UnknownNameError
+from .checks import check_images, check_labels
 
 # name: (class of torchvision.datasets that reads it, side of its square images)
 _SOURCES = {
@@ -39,14 +41,17 @@ _RAW_FILES = (
 
 @dataclass(frozen=True)
 class ImageDataset:
-    """Labelled grey images held in memory.
+    """Labelled images held in memory.
 
     Attributes:
-        images: float32 [N, C, H, W] in [-1, 1].
+        images: float32 [N, C, H, W] in [-1, 1], N ≥ 1.
         labels: int64 [N], 0 … n_classes − 1.
         name: one of `DATASETS` for a data set loaded here; free for one's own.
         split: "train" or "heldout".
         n_classes: number of classes.
+
+    Raises:
+        InvalidInputError: images or labels that are not as said.
     """
 
     images: Tensor
@@ -56,10 +61,16 @@ class ImageDataset:
     n_classes: int = 10
 
     def __post_init__(self) -> None:
-        if self.images.ndim != 4 or self.labels.shape != self.images.shape[:1]:
-            raise InvalidInputError(
-                f"images {tuple(self.images.shape)} and labels {tuple(self.labels.shape)} do not fit: "
-                "need [N, C, H, W] and [N]"
+        whole = isinstance(self.n_classes, int) and not isinstance(self.n_classes, bool)
+        if not whole or self.n_classes < 1:
+            raise InvalidInputError(f"n_classes is {self.n_classes!r}, must be a whole number, at least 1")
+        check_images(self.images)
+        check_labels(self.labels, self.n_classes, len(self.images))
+        if float(self.images.min()) >= 0 < float(self.images.max()):
+            warnings.warn(
+                f"no pixel of data set {self.name!r} is below 0: black is -1 here, and images x in [0, 1], as "
+                "torchvision's ToTensor makes them, become x * 2 - 1",
+                stacklevel=3,
             )
 
     def __len__(self) -> int:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InvalidInputError
+from .checks import check_fit, check_images, check_labels
 from .classifiers import Classifier, accuracy
 from .datasets import ImageDataset
 from .metrics import diversity, frechet_distance, kernel_distance, precision_recall
@@ -34,14 +35,16 @@ def evaluate_samples(
         real_features: `image_features(judge, real.images)`, when it was computed before.
 
     Raises:
-        InvalidInputError: the reward's classifier given as judge, shapes that do not fit, images that are not finite.
+        InvalidInputError: the reward's classifier given as judge, parts that do not fit each other, images that are not
+            finite and in [−1, 1], labels that are no labels of the judge.
     """
     if judge.role != "judge":
         raise InvalidInputError(f"the {judge.role} classifier must not judge: load the one of role 'judge'")
-    if labels.shape != x.shape[:1] or len(x) < 4:
-        raise InvalidInputError(f"images {tuple(x.shape)} and labels {tuple(labels.shape)}: need N ≥ 4 of each")
-    if not torch.isfinite(x).all():
-        raise InvalidInputError("the images hold NaN or infinite entries")
+    check_fit(judge=judge, data_set=real)
+    check_images(x)
+    check_labels(labels, judge.n_classes, len(x))
+    if len(x) < 4:
+        raise InvalidInputError(f"{len(x)} images, need N ≥ 4")
     generated = image_features(judge, x)
     reference = image_features(judge, real.images) if real_features is None else real_features
     chosen = torch.randperm(len(reference), generator=torch.Generator().manual_seed(_SUBSET_SEED))[:_MAX_PAIRWISE]
@@ -71,6 +74,7 @@ def real_floor(
         n: number of images, the N of the generated set it is compared with; at most the size of `train`.
         seed: of the choice of training images.
     """
+    check_fit(judge=judge, training_images=train, heldout_images=heldout)
     if not 4 <= n <= len(train):
         raise InvalidInputError(f"n is {n}, must be in 4 … {len(train)}, the size of the training split")
     chosen = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))[:n]

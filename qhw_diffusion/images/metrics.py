@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InvalidInputError
+from .checks import check_labels
 
 
 def frechet_distance(features_a: Tensor, features_b: Tensor) -> float:
@@ -84,10 +85,9 @@ def diversity(features: Tensor, labels: Tensor) -> float:
     Raises:
         InvalidInputError: no class has two images.
     """
-    if features.ndim != 2 or labels.shape != features.shape[:1]:
-        raise InvalidInputError(
-            f"features {tuple(features.shape)} and labels {tuple(labels.shape)}: need [N, F] and [N]"
-        )
+    if features.ndim != 2:
+        raise InvalidInputError(f"features are {tuple(features.shape)}, need [N, F]")
+    check_labels(labels, None, len(features))
     per_class = []
     for label in labels.unique():
         rows = features[labels == label].double()

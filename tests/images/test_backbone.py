@@ -168,7 +168,7 @@ def test_bad_input(backbone: Backbone) -> None:
     for args, message in (
         ((x[0], 5, labels), "x_t is"),
         ((torch.randn(2, 1, 16, 16), 5, labels), "x_t is"),
-        ((x, 5, labels[:1]), "one per image"),
+        ((x, 5, labels[:1]), "1 labels for 2 images"),
         ((x, 5, labels.float()), "int64"),
         ((x, 1000, labels), "timestep"),
         ((x, -1, labels), "timestep"),
@@ -195,7 +195,7 @@ def test_bad_configuration() -> None:
         BackboneConfig.for_dataset("mnist")
     with pytest.raises(InvalidInputError, match="allowed entries"):
         BackboneConfig.from_dict({"colour": 1})
-    with pytest.raises(InvalidInputError, match="configuration says"):
+    with pytest.raises(InvalidInputError, match="configuration 'mnist16'"):
         images.train_backbone(BackboneConfig.for_dataset("mnist16"), dataset=images.load_dataset("digits"))
 
 

@@ -64,7 +64,7 @@ def test_digits_split_is_fixed_stratified_and_complete() -> None:
 def test_fingerprint_sees_one_pixel_and_one_label() -> None:
     data = images.load_dataset("digits", "heldout")
     changed = data.images.clone()
-    changed[3, 0, 4, 4] += 1 / 8
+    changed[3, 0, 4, 4] -= 1 / 8
     assert images.ImageDataset(changed, data.labels, "digits", "heldout").fingerprint != data.fingerprint
     labels = data.labels.clone()
     labels[0] = (labels[0] + 1) % 10

@@ -79,7 +79,7 @@ def test_bad_input(judge: Classifier, splits: tuple[ImageDataset, ImageDataset])
     with pytest.raises(InvalidInputError, match="must not judge"):
         images.evaluate_samples(x, labels, Classifier.load("digits", role="reward"), heldout)
     with pytest.raises(InvalidInputError, match="N ≥ 4"):
-        images.evaluate_samples(x, labels[:5], judge, heldout)
+        images.evaluate_samples(x[:3], labels[:3], judge, heldout)
     with pytest.raises(InvalidInputError, match="NaN"):
         images.evaluate_samples(x / 0 * 0, labels, judge, heldout)
     with pytest.raises(InvalidInputError, match="1200"):
