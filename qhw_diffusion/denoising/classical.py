@@ -40,7 +40,7 @@ class ClassicalProcess(nn.Module):
 
     def step(self, states: Tensor, t: int, labels: Tensor | None = None, before: Tensor | None = None) -> Branches:
         """States [B, d] at t → at t−1, with probability one; `before` is not used."""
-        labels = torch.zeros(len(states), dtype=torch.long) if labels is None else labels
+        labels = check_labels(labels, len(states), self.config.n_labels)
         return Branches(self.network(states, t, labels)[None], torch.ones(1, len(states)))
 
     def run(

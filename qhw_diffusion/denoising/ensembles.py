@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InvalidInputError, UnknownNameError
+from ..images import check_labels
 from .losses import check_pair, density_fidelity, fidelity
 from .transport import optimal_transport
 
@@ -170,15 +171,22 @@ def mmd_by_label(
         InvalidInputError: states, weights or labels that do not fit, or a width that is not positive.
         UnknownNameError: a similarity that does not exist.
     """
-    found = torch.unique(labels_a)
-    if labels_a.shape != (len(a),) or labels_b.shape != (len(b),) or not torch.equal(found, torch.unique(labels_b)):
-        raise InvalidInputError("labels_a and labels_b must have one label for each member, and the same set of labels")
+    check_labels(labels_a, None, len(a))
+    check_labels(labels_b, None, len(b))
+    found, others = torch.unique(labels_a), torch.unique(labels_b)
+    if not torch.equal(found, others):
+        raise InvalidInputError(
+            f"labels_a and labels_b must have the same set of labels, not {found.tolist()} and {others.tolist()}"
+        )
     if any(not isinstance(kernel, str) and not kernel > 0 for kernel in kernels):
         raise InvalidInputError(f"kernels are {tuple(kernels)}; widths must be positive")
     compare = _similarity(similarity)
     in_a, in_b = labels_a[:, None] == found, labels_b[:, None] == found  # [N, C], [M, C]
     share_a = _normalised(weights_a, a, "weights_a")[:, None] * in_a
     share_b = _normalised(None, b, "weights_b")[:, None] * in_b
+    unweighted = found[share_a.detach().sum(0) == 0].tolist()
+    if unweighted:
+        raise InvalidInputError(f"weights_a holds only zeros for label {unweighted[0]}; every label needs some weight")
     share_a, share_b = share_a / share_a.sum(0), share_b / share_b.sum(0)
 
     def mean(x: Tensor, y: Tensor, share_x: Tensor, share_y: Tensor) -> Tensor:

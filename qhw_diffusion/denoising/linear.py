@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InvalidInputError
+from ..images import check_labels
 from .states import check_pure, haar_states, normalised
 
 
@@ -43,7 +44,7 @@ class LinearMap:
 
         Args:
             states: data, pure [N, d].
-            labels: [N] integers 0 … C − 1, each present; zeros for an unconditional map.
+            labels: int64 [N], 0 … C − 1, each present; zeros for an unconditional map.
             rank: 1 … d; None keeps all.
             power: ≥ 0.
 
@@ -53,7 +54,7 @@ class LinearMap:
         """
         check_pure(states)
         count, dim = states.shape
-        _check_labels(labels, count, None)
+        check_labels(labels, None, count)
         if rank is not None and not 1 <= rank <= dim:
             raise InvalidInputError(f"rank is {rank}; states of dimension {dim} allow 1 to {dim}")
         if not (power >= 0 and math.isfinite(power)):
@@ -84,12 +85,12 @@ class LinearMap:
         it by its success probability |M_y x_T|², and for power 1 the average output would be S_y exactly.
 
         Args:
-            labels: [B] integers 0 … C − 1.
+            labels: int64 [B], 0 … C − 1.
 
         Raises:
             InvalidInputError: labels that do not fit.
         """
-        _check_labels(labels, None, len(self.maps))
+        check_labels(labels, len(self.maps))
         inputs = haar_states(len(labels), self.maps.shape[-1], generator, self.maps.dtype)
         return normalised(torch.einsum("bij,bj->bi", self.maps[labels], inputs))
 
@@ -152,7 +153,7 @@ class ClassicalDenoiser(nn.Module):
         Args:
             states: pure [B, d].
             t: 1 … T, one for all or [B] integers.
-            labels: [B] integers 0 … C − 1.
+            labels: int64 [B], 0 … C − 1.
 
         Returns:
             [B, d] of unit norm, in the dtype given; arithmetic in the dtype of the weights.
@@ -164,7 +165,7 @@ class ClassicalDenoiser(nn.Module):
         count = len(states)
         if states.shape[1] != self.dim:
             raise InvalidInputError(f"states have dimension {states.shape[1]}; this denoiser was built for {self.dim}")
-        _check_labels(labels, count, self.n_classes)
+        check_labels(labels, self.n_classes, count)
         steps = torch.as_tensor(t, device=states.device)
         if steps.shape not in ((), (count,)) or not bool(((steps >= 1) & (steps <= self.n_steps)).all()):
             raise InvalidInputError(
@@ -175,17 +176,3 @@ class ClassicalDenoiser(nn.Module):
         hidden = self.inner(amplitudes) + self.label(labels) + share[:, None] * self.time
         moved = amplitudes + self.outer(nn.functional.silu(hidden))
         return normalised(torch.view_as_complex(moved.view(count, self.dim, 2)).to(states.dtype))
-
-
-def _check_labels(labels: Tensor, count: int | None, n_classes: int | None) -> None:
-    if labels.ndim != 1 or labels.dtype not in (torch.int64, torch.int32) or count not in (None, len(labels)):
-        wanted = "[B]" if count is None else f"[{count}]"
-        raise InvalidInputError(
-            f"labels have dtype {labels.dtype} and shape {tuple(labels.shape)}; pass integers {wanted}"
-        )
-    if len(labels) == 0:
-        raise InvalidInputError("labels are empty; pass one for each state")
-    low, high = int(labels.min()), int(labels.max())
-    if low < 0 or (n_classes is not None and high >= n_classes):
-        allowed = "from 0" if n_classes is None else f"from 0 to {n_classes - 1}"
-        raise InvalidInputError(f"labels run from {low} to {high}; allowed are labels {allowed}")

@@ -9,6 +9,7 @@ import torch
 from qiskit import QuantumCircuit
 from torch import Tensor, nn
 
+from qhw_diffusion import images
 from qhw_diffusion.circuits.reverse import dynamic_circuit, reverse_circuit
 from qhw_diffusion.denoising.config import ReverseConfig
 from qhw_diffusion.devices import Device
@@ -156,8 +157,16 @@ class ReverseProcess(nn.Module):
         return self.evolution.read_data(exact)
 
     def weights_of(self, t: int, label: int = 0, outcome: int = 0) -> Tensor:
-        """[W] angles of step t for a label and the outcome of the step before."""
+        """[W] angles of step t for a label and the outcome of the step before.
+
+        Raises:
+            InvalidInputError: one of them out of range.
+        """
         c = self.config
+        self._check_step(t)
+        for what, value, count in (("label", label, c.n_labels), ("outcome", outcome, c.n_outcomes)):
+            if not 0 <= value < count:
+                raise InvalidInputError(f"{what} {value}; allowed: 0 to {count - 1}")
         weight = self.weight[
             t - 1 if c.sharing == "separate" else 0,
             label if c.labels_by == "weights" else 0,
@@ -170,7 +179,13 @@ class ReverseProcess(nn.Module):
         return weight + torch.tanh(features @ self.map_in) @ self.map_out
 
     def inputs_of(self, t: int, labels: Tensor) -> Tensor:
-        """[B, I] inputs of step t for labels [B]: angles of the label qubits, then the context angles."""
+        """[B, I] inputs of step t for labels [B]: angles of the label qubits, then the context angles.
+
+        Raises:
+            InvalidInputError: the step or a label out of range.
+        """
+        self._check_step(t)
+        labels = check_labels(labels, len(labels), self.config.n_labels)
         parts = []
         if self.config.label_qubits:
             bits = labels[:, None] >> torch.arange(self.config.label_qubits) & 1
@@ -183,6 +198,10 @@ class ReverseProcess(nn.Module):
                 context = context + self.label_angles[t - 1 if self.config.sharing == "separate" else 0][labels]
             parts.append(context)
         return torch.cat(parts, 1) if parts else torch.zeros(len(labels), 0, dtype=self.weight.dtype)
+
+    def _check_step(self, t: int) -> None:
+        if not 1 <= t <= self.config.n_steps:
+            raise InvalidInputError(f"step {t}; allowed: 1 to {self.config.n_steps}")
 
     def dynamic_circuit(self, label: int = 0, prior: QuantumCircuit | None = None) -> QuantumCircuit:
         """All T steps, weights bound, as one circuit: mid-circuit measurements, resets, and `if_else` to feed forward.
@@ -220,8 +239,6 @@ class ReverseProcess(nn.Module):
         Raises:
             InvalidInputError: a step, labels or outcomes out of range.
         """
-        if not 1 <= t <= self.config.n_steps:
-            raise InvalidInputError(f"step {t}; allowed: 1 to {self.config.n_steps}")
         labels = check_labels(labels, len(states), self.config.n_labels)
         before = (
             torch.zeros_like(labels) if before is None else check_outcomes(before, len(states), self.config.n_outcomes)
@@ -315,11 +332,8 @@ def check_labels(labels: Tensor | None, batch: int, n: int) -> Tensor:
         if n > 1:
             raise InvalidInputError(f"this process is conditioned on {n} labels: give labels, [B] from 0 to {n - 1}")
         return torch.zeros(batch, dtype=torch.long)
-    if labels.shape != (batch,) or labels.is_floating_point():
-        raise InvalidInputError(f"labels are {labels.dtype} {tuple(labels.shape)}; allowed: int64 ({batch},)")
-    if batch and not 0 <= int(labels.min()) <= int(labels.max()) < n:
-        raise InvalidInputError(f"labels run from {int(labels.min())} to {int(labels.max())}; allowed: 0 to {n - 1}")
-    return labels.long()
+    images.check_labels(labels, n, batch)
+    return labels
 
 
 def check_outcomes(before: Tensor, batch: int, n: int) -> Tensor:

@@ -188,8 +188,7 @@ class _Task:
             raise InvalidInputError(
                 "this model is conditioned: give labels" if self.conditioned else "this model takes no labels"
             )
-        if labels is not None and labels.shape != (len(self.states),):
-            raise InvalidInputError(f"{len(self.states)} states and labels of shape {tuple(labels.shape)} do not fit")
+        self.labels = check_labels(labels, len(self.states), reverse.n_labels)
         if config.mode == "greedy" and reverse.sharing != "separate":
             raise InvalidInputError(
                 f"mode='greedy' trains one step after the other, but sharing={reverse.sharing!r}: use mode='joint'"
@@ -203,7 +202,6 @@ class _Task:
             )
         if reverse.kind == "unitary" and (model.forward_process.density or self.states.ndim == 3):
             warnings.warn(_why_not_pure(model.dim), MixedStateWarning, stacklevel=3)
-        self.labels = check_labels(labels, len(self.states), reverse.n_labels)
         # data by label; one group if the model has none
         self.groups = [torch.nonzero(self.labels == y)[:, 0] for y in range(reverse.n_labels)]
         empty = [y for y, group in enumerate(self.groups) if len(group) == 0]

@@ -13,6 +13,7 @@ from qhw_diffusion.errors import InvalidInputError
 from qhw_diffusion.guidance.ppo import action_reversals
 from qhw_diffusion.guidance.rollout import Rollout
 from qhw_diffusion.guidance.state import SATURATION, STATE_NAMES
+from qhw_diffusion.images import check_labels
 
 if TYPE_CHECKING:
     from qhw_diffusion.images import Classifier
@@ -174,6 +175,7 @@ def _state_finding(share: dict[str, float], spread: dict[str, float]) -> list[Fi
 def _approval(rollouts: Sequence[Rollout], classifier: Classifier) -> tuple[float, float]:
     """(mean confidence in the wanted label, accuracy) of a classifier."""
     images, labels = torch.cat([r.images for r in rollouts]), torch.cat([r.labels for r in rollouts])
+    check_labels(labels, classifier.n_classes, len(images))
     probability = classifier.logits(images).softmax(1)
     wanted = probability.gather(1, labels[:, None])
     return float(wanted.mean()), float((probability.argmax(1) == labels).float().mean())

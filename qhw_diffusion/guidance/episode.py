@@ -14,7 +14,7 @@ from torch import Tensor
 from qhw_diffusion.errors import InvalidInputError
 from qhw_diffusion.guidance.config import GuidanceConfig
 from qhw_diffusion.guidance.state import measured_normalisation, raw_state, softened_confidence
-from qhw_diffusion.images import GuidedDDIM
+from qhw_diffusion.images import GuidedDDIM, check_fit, check_labels
 
 if TYPE_CHECKING:
     from qhw_diffusion.images import Backbone, Classifier
@@ -25,9 +25,12 @@ class GuidedEpisode:
 
     proxy: the *reward* classifier whose confidence is a state entry; None when no state is wanted (open-loop
     schedules), which saves its evaluations.
+    Raises InvalidInputError for a proxy of other images or classes than the backbone, and for steps it cannot start.
     """
 
     def __init__(self, backbone: Backbone, config: GuidanceConfig, proxy: Classifier | None) -> None:
+        if proxy is not None:
+            check_fit(backbone=backbone, reward_classifier=proxy)
         self.backbone, self.config, self.proxy = backbone, config, proxy
         self.sampler = GuidedDDIM(backbone, n_steps=config.n_steps, spacing=config.spacing)
         self.step_index = 0
@@ -36,14 +39,7 @@ class GuidedEpisode:
     @torch.no_grad()
     def begin(self, labels: Tensor, noise: Tensor) -> None:
         """Start at x_T. labels: int64 [B]; noise: standard normal [B, C, H, W]."""
-        expected = (labels.shape[0], *self.backbone.image_shape)
-        if tuple(noise.shape) != expected or labels.ndim != 1:
-            raise InvalidInputError(
-                f"noise must have shape {expected} (one image per label) and labels [B]; "
-                f"got noise {tuple(noise.shape)}, labels {tuple(labels.shape)}"
-            )
-        if labels.numel() == 0 or int(labels.min()) < 0 or int(labels.max()) >= self.backbone.n_classes:
-            raise InvalidInputError(f"labels must lie in 0..{self.backbone.n_classes - 1} and be at least one")
+        check_starts(self.backbone, labels, noise)
         if not bool(torch.isfinite(noise).all()):
             raise InvalidInputError("noise holds NaN or infinity")
         self.step_index, self.labels = 0, labels
@@ -126,6 +122,16 @@ class GuidedEpisode:
             if name in tensors:
                 setattr(self, name, tensors[name].clone())
         self.step_index = int(tensors["step_index"])
+
+
+def check_starts(backbone: Backbone, labels: Tensor, noise: Tensor) -> None:
+    """Raises InvalidInputError unless there is one label of the backbone's (the null label is none) for each image of
+    starting noise [B, C, H, W], B ≥ 1.
+    """
+    if not isinstance(noise, Tensor) or tuple(noise.shape[1:]) != tuple(backbone.image_shape):
+        given = list(noise.shape) if isinstance(noise, Tensor) else type(noise).__name__
+        raise InvalidInputError(f"noise is {given}, need a tensor [B, {', '.join(map(str, backbone.image_shape))}]")
+    check_labels(labels, backbone.n_classes, len(noise), null_label=backbone.null_label)
 
 
 def draw_episode(

@@ -17,7 +17,7 @@ from torchmetrics.functional.image import structural_similarity_index_measure
 
 from qhw_diffusion.errors import InvalidInputError, MissingDependencyError, UnknownNameError
 from qhw_diffusion.guidance.config import KERNELS, STEPWISE_KINDS, RewardConfig
-from qhw_diffusion.images import polynomial_kernel
+from qhw_diffusion.images import check_every_class, check_fit, check_labels, polynomial_kernel
 
 if TYPE_CHECKING:
     from qhw_diffusion.images import Classifier, ImageDataset
@@ -165,10 +165,15 @@ class Distribution:
             raise UnknownNameError.of("distribution kernel", kernel, KERNELS)
         if not scale > 0:
             raise InvalidInputError(f"scale must be positive, got {scale}")
+        check_fit(reward_classifier=classifier, data_set=real)
+        self._n_classes = real.n_classes
         device = next(classifier.parameters()).device
         images, self._real_labels = real.images.to(device), real.labels.to(device)
-        if len(images) < 2 or (by_class and int(self._real_labels.bincount(minlength=real.n_classes).min()) < 2):
-            raise InvalidInputError("the distribution term needs two real images (of every class, if by_class)")
+        sizes = self._real_labels.bincount(minlength=real.n_classes) if by_class else torch.tensor([len(images)])
+        few = (sizes < 2).nonzero().flatten().tolist()
+        if few:
+            which = f" of every class; data set {real.name!r} has fewer of class {', '.join(map(str, few))}"
+            raise InvalidInputError(f"the distribution term needs two real images{which if by_class else ''}")
         self.classifier, self.by_class, self.kernel = classifier, by_class, kernel
         self.offset, self.scale = offset, scale
         self._shift, self._width = torch.zeros((), device=device), torch.ones((), device=device)
@@ -199,26 +204,30 @@ class Distribution:
         if bool((pairs.sum(1) == 0).any()):
             raise InvalidInputError(
                 f"the distribution term compares images of a batch with each other: {len(labels)} images hold a label "
-                f"that no other one has; use at least {2 * int(self._real_labels.max()) + 2 if self.by_class else 2} "
+                f"that no other one has; use at least {2 * self._n_classes if self.by_class else 2} "
                 f"environments"
             )
         return pairs
 
     def witness_at(self, points: Tensor, generated: Tensor, labels: Tensor) -> Tensor:
         """w of embedded points [B, F], each put in the place of the generated one of its row, [B]."""
+        check_labels(labels, self._n_classes, len(points))
         real_pairs, pairs = self._pairs(labels, self._real_labels), self._generated_pairs(labels)
         to_real = (self._k(points, self._real) * real_pairs).sum(1) / real_pairs.sum(1)
         return to_real - (self._k(points, generated) * pairs).sum(1) / pairs.sum(1)
 
     def witness(self, images: Tensor, labels: Tensor) -> Tensor:
-        """w of each image, [B]. Raises InvalidInputError for an image without another one to compare it with."""
+        """w of each image, [B]. Raises InvalidInputError for an image without another one to compare it with, and for
+        labels that are none of the data set's.
+        """
         own = self.embed(images)
         return self.witness_at(own, own, labels)
 
     def distance(self, images: Tensor, labels: Tensor) -> float:
         """Unbiased MMD² between images and real images (can be slightly negative); by class, the mean over the labels
-        given.
+        given. Raises InvalidInputError as `witness`.
         """
+        check_labels(labels, self._n_classes, len(images))
         own, pairs, real_pairs = (
             self.embed(images),
             self._generated_pairs(labels),
@@ -272,6 +281,9 @@ class Reward:
 
     def __init__(self, terms: Sequence[tuple[float, RewardTerm]], classifier: Classifier) -> None:
         """classifier: the reward classifier, which is also the proxy of the state's confidence entry."""
+        for _, term in terms:
+            if isinstance(term, Distribution):
+                check_fit(reward_classifier=classifier, classifier_of_the_distribution_term=term.classifier)
         names = [term.name for _, term in terms]
         if not terms or len(set(names)) != len(names):
             raise InvalidInputError(f"a reward needs terms with different names, got {names}")
@@ -286,7 +298,11 @@ class Reward:
         *,
         distance: Callable[[Tensor, Tensor], Tensor] | None = None,
     ) -> Reward:
-        """Terms with a positive weight. real: the *training* split; distance: LPIPS network, for kind "lpips"."""
+        """Terms with a positive weight. real: the *training* split; distance: LPIPS network, for kind "lpips".
+
+        Raises InvalidInputError when `real` is of other images or classes than the classifier, or lacks a class.
+        """
+        check_fit(reward_classifier=classifier, data_set=real)
         terms: list[tuple[float, RewardTerm]] = []
         if config.confidence:
             terms.append((config.confidence, Confidence()))
@@ -329,7 +345,8 @@ class Reward:
 
 
 def class_means(data: ImageDataset) -> Tensor:
-    """Mean image of each class, [K, C, H, W]."""
+    """Mean image of each class, [K, C, H, W]. Raises InvalidInputError for a class without images."""
+    check_every_class(data.labels, data.n_classes, data.name, "a mean image of each class")
     return torch.stack([data.images[data.labels == k].mean(0) for k in range(data.n_classes)])
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from qhw_diffusion.errors import InvalidInputError
 from qhw_diffusion.guidance.actors import Actor
 from qhw_diffusion.guidance.config import GuidanceConfig
-from qhw_diffusion.guidance.episode import GuidedEpisode
+from qhw_diffusion.guidance.episode import GuidedEpisode, check_starts
 
 if TYPE_CHECKING:
     from qhw_diffusion.images import Backbone, Classifier
@@ -58,6 +58,7 @@ def rollout(
     """
     if batch < 1:
         raise InvalidInputError(f"batch must be at least 1, got {batch}")
+    check_starts(backbone, labels, noise)
     schedule: Tensor | None = None
     if isinstance(controller, Actor):
         if proxy is None:

@@ -16,7 +16,7 @@ from qhw_diffusion.errors import InvalidInputError
 from qhw_diffusion.guidance.config import GuidanceConfig
 from qhw_diffusion.guidance.rewards import Distribution
 from qhw_diffusion.guidance.rollout import rollout
-from qhw_diffusion.images import frechet_distance
+from qhw_diffusion.images import check_fit, frechet_distance
 
 if TYPE_CHECKING:
     from qhw_diffusion.images import Backbone, Classifier, ImageDataset
@@ -94,7 +94,8 @@ def sweep_constants(
 
     n_steps, spacing: of the sampler; real: the training split; labels are drawn in its proportions; by_class, kernel:
     of the distance that decides (`rewards.Distribution`); on_scale(row) is called after each constant.
-    Raises InvalidInputError when the judge is given instead of the reward classifier.
+    Raises InvalidInputError when the judge is given instead of the reward classifier, and for parts of other images or
+    classes than each other.
     """
     if classifier.role != "reward":
         raise InvalidInputError(
@@ -102,6 +103,7 @@ def sweep_constants(
         )
     if real.split != "train":
         raise InvalidInputError(f"the sweep compares with the training split, got {real.split!r}")
+    check_fit(backbone=backbone, reward_classifier=classifier, data_set=real)
     if not scales or n_images < 4:
         raise InvalidInputError("the sweep needs at least one scale and four images")
     generator = torch.Generator().manual_seed(seed)

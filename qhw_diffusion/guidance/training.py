@@ -24,7 +24,7 @@ from qhw_diffusion.guidance.quantum_actor import QuantumActor, compile_policy
 from qhw_diffusion.guidance.rewards import Distribution, Reward
 from qhw_diffusion.guidance.rollout import rollout
 from qhw_diffusion.guidance.saving import load_actor, save_actor
-from qhw_diffusion.images import Backbone, Classifier, ImageDataset, load_dataset
+from qhw_diffusion.images import Backbone, Classifier, ImageDataset, check_fit, load_dataset
 from qhw_diffusion.runs import RunFolder, atomic_write_json
 
 KIND = "guidance"
@@ -136,6 +136,7 @@ def train_guidance(
         raise InvalidInputError(f"training looks through the reward classifier, got role {classifier.role!r}")
     if actor.kind == "annealing" and not guidance.extra_state:
         raise InvalidInputError("the annealing actor needs the seventh state entry: GuidanceConfig(extra_state=True)")
+    check_fit(backbone=backbone, reward_classifier=classifier, data_set=real)
     ppo.check_minibatches(ppo.rollout_steps or guidance.n_steps)
     GuidedEpisode(
         backbone, guidance, classifier

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .backbone import Backbone, BackboneConfig
 from .backbone_training import train_backbone
+from .checks import check_every_class, check_fit, check_labels
 from .classifier_training import train_classifier
 from .classifiers import Classifier, ClassifierConfig, accuracy
 from .datasets import DATASETS, ImageDataset, load_dataset
@@ -30,6 +31,9 @@ __all__ = [
     "ImageDataset",
     "Lpips",
     "accuracy",
+    "check_every_class",
+    "check_fit",
+    "check_labels",
     "diversity",
     "evaluate_samples",
     "frechet_distance",

@@ -44,7 +44,7 @@ def check_labels(
     if labels.dtype != torch.int64:
         raise InvalidInputError(f"{given}: labels.long(), if they are whole numbers")
     if count is not None and len(labels) != count:
-        raise InvalidInputError(f"{len(labels)} labels for {count} images, need one for each")
+        raise InvalidInputError(f"{len(labels)} labels for {count} images or states, need one for each")
     if len(labels) == 0:
         raise InvalidInputError(f"there are no labels, need {wanted}, N ≥ 1")
     low, high = int(labels.min()), int(labels.max())

@@ -19,6 +19,7 @@ from torch import Tensor
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
 from ..errors import DamagedFileError, InvalidInputError, MissingDataError, MissingDependencyError
+from .checks import check_images
 from .datasets import ImageDataset
 
 _SSIM_WINDOW = 7
@@ -42,6 +43,8 @@ def paired_similarity(x: Tensor, reference: Tensor, lpips: Lpips | None = None) 
             f"{tuple(x.shape)} and {tuple(reference.shape)}: need twice the same [N, C, H, W], "
             f"N ≥ 1, at least {_SSIM_WINDOW} pixels high and wide"
         )
+    check_images(x)
+    check_images(reference)
     psnr = peak_signal_noise_ratio(x, reference, data_range=2.0, reduction="none", dim=(1, 2, 3))
     ssim = structural_similarity_index_measure(
         x, reference, data_range=2.0, gaussian_kernel=False, kernel_size=_SSIM_WINDOW, reduction="elementwise_mean"

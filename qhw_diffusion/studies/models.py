@@ -8,8 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from qhw_diffusion.errors import InvalidInputError
-from qhw_diffusion.images import Backbone, Classifier, GuidedDDIM, ImageDataset, image_features, load_dataset
+from qhw_diffusion.images import Backbone, Classifier, GuidedDDIM, ImageDataset, check_fit, image_features, load_dataset
 from qhw_diffusion.studies.settings import ModelConfig
 
 _CHOICE_SEED = 31
@@ -46,12 +45,7 @@ def load_models(config: ModelConfig) -> Models:
     judge = Classifier.load(config.judge or config.data, role="judge")
     train = load_dataset(config.data, "train", config.data_root)
     heldout = load_dataset(config.data, "heldout", config.data_root)
-    for name, model in (("backbone", backbone), ("reward classifier", reward), ("judge", judge)):
-        if tuple(model.image_shape) != train.image_shape or model.n_classes != train.n_classes:
-            raise InvalidInputError(
-                f"the {name} is for images {tuple(model.image_shape)} and {model.n_classes} classes, the data set "
-                f"{config.data!r} has {train.image_shape} and {train.n_classes}; name one trained on this data set"
-            )
+    check_fit(data_set=train, backbone=backbone, reward_classifier=reward, judge=judge, heldout_images=heldout)
     if len(train) > config.reference_images:
         generator = torch.Generator().manual_seed(_CHOICE_SEED)
         train = train.subset(torch.randperm(len(train), generator=generator)[: config.reference_images])
@@ -71,7 +65,9 @@ def draw_starts(backbone: Backbone, data: ImageDataset, n: int, seed: int) -> tu
 
     The counts of the labels are the same for every seed: which labels a set happens to hold would otherwise show in
     every distance between sets.
+    Raises InvalidInputError for a backbone of other images or classes than the data set.
     """
+    check_fit(backbone=backbone, data_set=data)
     generator = torch.Generator().manual_seed(seed)
     places = ((torch.arange(n, dtype=torch.float64) + 0.5) * len(data) / n).long()
     labels = data.labels.sort().values[places][torch.randperm(n, generator=generator)]

@@ -327,3 +327,8 @@ def test_mmd_by_label_is_the_mean_of_the_ensembles_distances() -> None:
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
     with pytest.raises(InvalidInputError, match="same set of labels"):
         ensembles.mmd_by_label(a, b, labels_a, labels_b.clamp_max(1))
+    with pytest.raises(InvalidInputError, match="only zeros for label 2"):  # a mean over nothing
+        ensembles.mmd_by_label(a, b, labels_a, labels_b, weights.where(labels_a != 2, 0.0))
+    for wrong in (labels_a.double(), labels_a - 1, labels_a[:, None], labels_a[:5], labels_a.tolist(), labels_a > 0):
+        with pytest.raises(InvalidInputError, match="labels"):
+            ensembles.mmd_by_label(a, b, wrong, labels_b)

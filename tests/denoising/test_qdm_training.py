@@ -367,7 +367,7 @@ def test_settings_unknown() -> None:
         ({}, {}, torch.zeros(6, dtype=torch.long), "takes no labels"),
         ({"labels_by": "weights", "n_labels": 3}, {}, torch.tensor([0, 1, 2, 3, 0, 1]), "allowed: 0 to 2"),
         ({"labels_by": "weights", "n_labels": 3}, {}, torch.tensor([0, 1, 1, 1, 0, 1]), "no data for label 2"),
-        ({"labels_by": "weights", "n_labels": 3}, {}, torch.tensor([0, 1, 2]), "do not fit"),
+        ({"labels_by": "weights", "n_labels": 3}, {}, torch.tensor([0, 1, 2]), "3 labels for 6"),
         ({"labels_by": "weights", "n_labels": 3}, {}, torch.linspace(0, 2, 6), "int64"),
         ({"sharing": "angle"}, {}, None, "use mode='joint'"),
         ({"sharing": "map"}, {}, None, "use mode='joint'"),

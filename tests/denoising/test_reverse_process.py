@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from qhw_diffusion.denoising.channels import check_channel, superoperator_of
+from qhw_diffusion.denoising.classical import LinearProcess, with_classical
 from qhw_diffusion.denoising.config import ReverseConfig
+from qhw_diffusion.denoising.models import EnsembleQDM
 from qhw_diffusion.denoising.reverse import ReverseProcess
 from qhw_diffusion.denoising.states import as_density, haar_states
 from qhw_diffusion.errors import InvalidInputError, UnknownNameError
@@ -197,7 +199,7 @@ def test_a_postselection_that_never_succeeds_says_what_it_would_cost() -> None:
         (None, r"3 labels: give labels, \[B\] from 0 to 2"),
         (torch.tensor([0, 1, 3]), "labels run from 0 to 3; allowed: 0 to 2"),
         (torch.tensor([0, -1, 2]), "from -1"),
-        (torch.tensor([0, 1]), r"allowed: int64 \(3,\)"),
+        (torch.tensor([0, 1]), "2 labels for 3"),
         (torch.tensor([0.0, 1.0, 2.0]), "float32"),
     ],
 )
@@ -226,3 +228,43 @@ def test_other_errors() -> None:
         p.on(device="fake_marakesh")
     with pytest.raises(InvalidInputError, match="has no noise"):
         p.on(engine="noisy")
+
+
+@pytest.mark.parametrize("labels_by", ["weights", "angles", "qubits"])
+@pytest.mark.parametrize(
+    "labels",
+    [torch.tensor([0, 1, 3]), torch.tensor([0, -1, 2]), torch.tensor([0.0, 1, 2]), torch.tensor([True, False, True]),
+     torch.tensor([0, 1, 2], dtype=torch.uint8), torch.eye(3, dtype=torch.long), torch.tensor([0, 1]), [0, 1, 2]],
+    ids=["one too high", "negative", "float", "bool", "uint8", "one-hot", "too few", "list"],
+)  # fmt: skip
+def test_labels_that_a_conditioned_process_does_not_have(labels_by: str, labels: Tensor) -> None:
+    """Every way in, the tables of weights and of angles among them: none takes an index from the end."""
+    model = EnsembleQDM(ReverseConfig(n_qubits=2, n_steps=3, depth=1, labels_by=labels_by, n_labels=3))
+    p = model.reverse
+    rivals = (with_classical(model), model.with_reverse(LinearProcess(model)))
+    ways = [lambda: p.run(states(3), labels), lambda: p.step(states(3), 1, labels),
+            *[lambda m=m: m.sample(3, generator(), labels) for m in (model, *rivals)],
+            lambda: rivals[0].reverse.step(states(3), 1, labels)]  # fmt: skip
+    if len(labels) == 3:  # how many is not said there
+        ways.append(lambda: p.inputs_of(1, labels))
+    for way in ways:
+        with pytest.raises(InvalidInputError, match="labels"):
+            way()
+
+
+def test_a_label_is_needed_by_the_rivals_of_a_conditioned_process_too() -> None:
+    model = EnsembleQDM(ReverseConfig(n_qubits=2, n_steps=3, depth=1, labels_by="weights", n_labels=3))
+    for reverse in (model.reverse, with_classical(model).reverse):
+        with pytest.raises(InvalidInputError, match="give labels"):
+            reverse.step(states(3), 1)
+
+
+def test_weights_of_no_step_label_or_outcome() -> None:
+    p = process(kind="measured", feed_forward=True, labels_by="weights", n_labels=3)
+    for wrong in ((0,), (4,), (1, -1), (1, 3), (1, 0, -1), (1, 0, 2)):
+        with pytest.raises(InvalidInputError, match="allowed"):
+            p.weights_of(*wrong)
+    assert p.weights_of(3, 2, 1).shape == p.weight.shape[-1:]
+    for label in (-1, 3, 1.0, True):
+        with pytest.raises(InvalidInputError, match="labels"):
+            p.dynamic_circuit(label)

@@ -76,8 +76,12 @@ def test_bad_input(
         rollout(backbone, GuidanceConfig(), labels, noise, MLPActor(), proxy=proxy)
     with pytest.raises(InvalidInputError, match="n_steps = 4"):
         rollout(backbone, config, labels, noise, torch.ones(5))
-    with pytest.raises(InvalidInputError, match="noise"):
+    with pytest.raises(InvalidInputError, match="labels for 3 images"):
         rollout(backbone, config, labels, noise[:3], 1.0)
+    with pytest.raises(InvalidInputError, match=f"{len(labels) - 1} labels for {len(noise)} images"):
+        rollout(backbone, config, labels[:-1], noise, 1.0, batch=2)  # not the rest of the noise left over
+    with pytest.raises(InvalidInputError, match="noise"):
+        rollout(backbone, config, labels, noise[..., :4], 1.0)
     with pytest.raises(InvalidInputError, match="labels"):
         rollout(backbone, config, labels + 5, noise, 1.0)
     with pytest.raises(InvalidInputError, match="NaN"):
