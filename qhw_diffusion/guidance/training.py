@@ -208,7 +208,7 @@ def load_controller(
 
 def with_later_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of a guidance run as saved, with the defaults of those that came after its folder was made."""
-    parts = {"guidance": GuidanceConfig, "reward": RewardConfig, "ppo": PPOConfig, "actor": ActorConfig}
+    parts: dict[str, Any] = {"guidance": GuidanceConfig, "reward": RewardConfig, "ppo": PPOConfig, "actor": ActorConfig}
     return {name: parts[name].from_dict(value).to_dict() if name in parts else value for name, value in config.items()}
 
 

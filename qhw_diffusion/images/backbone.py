@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..errors import DamagedFileError, InvalidInputError, UnknownNameError
 from ..runs import settings_from_dict
-from .checks import check_labels, check_pixels
+from .checks import check_labels, check_pixels, check_shape_and_classes
 from .datasets import DATASETS
 from .weights import SHIPPED, load_model, model_folder, save_model
 
@@ -71,6 +71,7 @@ class BackboneConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_shape_and_classes(self.image_shape, self.n_classes)
         _, height, width = self.image_shape
         if self.patch < 1 or not self.channels:
             raise InvalidInputError("patch is at least 1, and channels names at least one level")

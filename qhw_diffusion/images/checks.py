@@ -103,6 +103,20 @@ def check_pixels(x: Any, image_shape: tuple[int, int, int], dtype: torch.dtype, 
         raise InvalidInputError(f"{what} is {x.dtype} {tuple(x.shape)}, {need}")
 
 
+def check_shape_and_classes(image_shape: Any, n_classes: Any) -> None:
+    """Check that a configuration's images are (C, H, W), all positive, and that it has a class.
+
+    Raises:
+        InvalidInputError: they are not, or it has none.
+    """
+    numbers = (*image_shape, n_classes) if isinstance(image_shape, (tuple, list)) else ()
+    if len(numbers) != 4 or any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in numbers):
+        raise InvalidInputError(
+            f"image_shape is {image_shape!r} and n_classes {n_classes!r}; need (C, H, W) and a number of classes, whole "
+            "numbers from 1"
+        )
+
+
 class _Part(Protocol):
     """A data set, a backbone, a classifier, or the configuration of one."""
 

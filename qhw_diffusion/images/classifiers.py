@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..errors import DamagedFileError, InvalidInputError, UnknownNameError
 from ..runs import settings_from_dict
-from .checks import check_labels, check_pixels
+from .checks import check_labels, check_pixels, check_shape_and_classes
 from .datasets import image_shape_of
 from .weights import SHIPPED, load_model, model_folder, save_model
 
@@ -62,6 +62,7 @@ class ClassifierConfig:
     seed: int = 101
 
     def __post_init__(self) -> None:
+        check_shape_and_classes(self.image_shape, self.n_classes)
         for kind, given, allowed in (
             ("role", self.role, ROLES),
             ("architecture", self.architecture, ARCHITECTURES),

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import DamagedFileError, InvalidInputError, MissingDataError, UnknownNameError
-from .checks import check_images, check_labels
+from ..errors import DamagedFileError, MissingDataError, UnknownNameError
+from .checks import check_images, check_labels, check_shape_and_classes
 
 # name: (class of torchvision.datasets that reads it, side of its square images)
 _SOURCES = {
@@ -61,10 +61,8 @@ class ImageDataset:
     n_classes: int = 10
 
     def __post_init__(self) -> None:
-        whole = isinstance(self.n_classes, int) and not isinstance(self.n_classes, bool)
-        if not whole or self.n_classes < 1:
-            raise InvalidInputError(f"n_classes is {self.n_classes!r}, must be a whole number, at least 1")
         check_images(self.images)
+        check_shape_and_classes(self.image_shape, self.n_classes)
         check_labels(self.labels, self.n_classes, len(self.images))
         if float(self.images.min()) >= 0 < float(self.images.max()):
             warnings.warn(

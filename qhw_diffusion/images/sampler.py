@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from numbers import Integral
 
 import numpy as np
 import torch
@@ -55,7 +54,7 @@ class GuidedDDIM:
         total = backbone.config.n_train_timesteps
         if spacing not in SPACINGS:
             raise UnknownNameError.of("spacing", str(spacing), SPACINGS)
-        if isinstance(n_steps, bool) or not isinstance(n_steps, Integral) or not 1 <= n_steps <= total:
+        if isinstance(n_steps, bool) or not isinstance(n_steps, (int, np.integer)) or not 1 <= n_steps <= total:
             raise InvalidInputError(f"n_steps is {n_steps!r}, must be a whole number in 1 … {total}")
         self.backbone = backbone
         self.n_steps = int(n_steps)
@@ -143,6 +142,7 @@ def timesteps_of(spacing: str, n_steps: int, total: int) -> list[int]:
 
     Lin et al. 2024, arXiv 2305.08891, table 2. `spacing`: one of `SPACINGS`.
     """
+    places: np.ndarray
     if spacing == "leading":
         places = np.arange(n_steps)[::-1] * (total // n_steps)
     elif spacing == "trailing":

@@ -120,6 +120,13 @@ def test_no_classes_at_all() -> None:
     for n_classes in (0, -1, 2.0, True, None):
         with pytest.raises(InvalidInputError, match="n_classes"):
             ImageDataset(pictures(), good() * 0, "own", "train", n_classes)  # type: ignore[arg-type]
+        for config in (BackboneConfig, ClassifierConfig):
+            with pytest.raises(InvalidInputError, match="n_classes"):
+                config(n_classes=n_classes)  # type: ignore[arg-type]
+    for shape in ((8, 8), (1, 8, 8, 1), (0, 8, 8), (1, 8.0, 8), None):
+        for config in (BackboneConfig, ClassifierConfig):
+            with pytest.raises(InvalidInputError, match="image_shape"):
+                config(image_shape=shape)  # type: ignore[arg-type]
 
 
 def test_empty_labels_are_told() -> None:

@@ -100,9 +100,9 @@ def test_shots_agree_with_the_prediction(prepared: Prepared) -> None:
     played = play(prepared, Exact(Shots(500, seed=3)), resume=False)
     assert played is not None
     assert all(0.5 < check.chi2 < 1.7 for check in check_steps(played, 500))
-    wrong = play(prepared, Exact(Shots(500, seed=3, noisy=False)), resume=False)
+    wrong = play(prepared, Exact(Shots(1000, seed=3, noisy=False)), resume=False)
     assert wrong is not None
-    assert max(check.chi2 for check in check_steps(wrong, 500)) > 2.0
+    assert max(check.chi2 for check in check_steps(wrong, 1000)) > 2.0
 
 
 def _played(measured: torch.Tensor, predicted: torch.Tensor, errors: torch.Tensor) -> Played:
