@@ -112,8 +112,8 @@ def check_shape_and_classes(image_shape: Any, n_classes: Any) -> None:
     numbers = (*image_shape, n_classes) if isinstance(image_shape, (tuple, list)) else ()
     if len(numbers) != 4 or any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in numbers):
         raise InvalidInputError(
-            f"image_shape is {image_shape!r} and n_classes {n_classes!r}; need (C, H, W) and a number of classes, whole "
-            "numbers from 1"
+            f"image_shape is {image_shape!r} and n_classes {n_classes!r}; need (C, H, W) and a number of classes, all "
+            "whole numbers from 1"
         )
 
 
