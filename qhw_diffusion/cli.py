@@ -8,9 +8,11 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import qhw_diffusion
 from qhw_diffusion.errors import QhwError
+from qhw_diffusion.masking import traceback_of, without_tokens
 from qhw_diffusion.studies import (
     denoising_cli,
     device_studies_cli,
@@ -21,7 +23,14 @@ from qhw_diffusion.studies import (
 )
 from qhw_diffusion.studies.common_flags import flags_out, flags_workers
 
-Parser = argparse.ArgumentParser
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong with the arguments without the credentials in them."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(without_tokens(message))
+
+
 Command = Callable[[argparse.Namespace], int]
 
 INTERRUPTED, FAILED = 130, 2
@@ -30,8 +39,10 @@ INTERRUPTED, FAILED = 130, 2
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `qhw` with these arguments (default: the process's); returns 0, an error's `exit_code`, or 130 (Ctrl-C)."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if argv is None:  # the process is ours, and so is what it says when it ends by an error nobody expected
+        sys.excepthook = lambda kind, error, trace: print(traceback_of(error), end="", file=sys.stderr)
     namespace = build_parser(arguments).parse_args(arguments)
-    namespace.command_line = shlex.join(["qhw", *arguments])
+    namespace.command_line = without_tokens(shlex.join(["qhw", *arguments]))
     # one thread per process, also in the libraries below torch: fastest for small networks, and reproducible
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     try:

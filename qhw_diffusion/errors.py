@@ -1,20 +1,26 @@
 """The error hierarchy: everything the package raises on purpose derives from `QhwError`.
 
 Each class also derives from the built-in it is, so `except ValueError` keeps working. A message says what was given,
-what is allowed, and what to do.
+what is allowed, and what to do. It may quote an error of IBM's client, a command or a file, so credentials in it are
+masked when the error is made.
 """
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
-from typing import ClassVar
+from typing import Any, ClassVar
+
+from qhw_diffusion.masking import without_tokens
 
 
 class QhwError(Exception):
     """Base class of every error the package raises on purpose; `exit_code` is what the `qhw` command returns for it."""
 
     exit_code: ClassVar[int] = 2
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*(without_tokens(a) if isinstance(a, str) else a for a in arguments))
 
 
 class InvalidInputError(QhwError, ValueError):

@@ -1,24 +1,22 @@
 """The user's IBM Quantum account: connect through it, and say clearly what is wrong when that fails.
 
 The account is the business of IBM's client: saved once with `QiskitRuntimeService.save_account`, or given in its
-environment variables. This package stores no token. It looks at one only to mask it: no message made here and no log
-line of the client shows a token after `connect`.
+environment variables. This package stores no token. It looks at one only to mask it (`qhw_diffusion.masking`).
 """
 
 from __future__ import annotations
 
 import difflib
-import json
-import logging
 import os
 import re
 import threading
 import warnings
 from collections.abc import Callable
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from qhw_diffusion.errors import AccountError, QhwError, ServiceError
+from qhw_diffusion.masking import mask_logs, without_tokens
+from qhw_diffusion.masking.own import account_file, saved_accounts
 
 if TYPE_CHECKING:
     from qiskit_ibm_runtime import IBMBackend, QiskitRuntimeService
@@ -35,10 +33,6 @@ WITHOUT = (
 # Seconds for one thing asked of the service. The client itself has no read time-out and would wait for ever.
 PATIENCE = 60.0
 
-_CLIENT_LOGGERS = ("qiskit_ibm_runtime", "ibm_cloud_sdk_core", "ibm_platform_services", "urllib3")
-# Access tokens are JSON web tokens; headers carry them, or the key itself, after one of these words.
-_BEARER = re.compile(r"(?i)\b(bearer|apikey)(\s+|=|%20)[^\s'\",;&}]+|\beyJ[\w-]+\.[\w-]+\.[\w-]*")
-_MASK = "(token hidden)"
 # Of the client's warning that it goes on without an access token, and of the error after its repeats of a request.
 _NO_TOKEN = "Unable to retrieve IBM Cloud access token"
 _REPEATED = re.compile(r"too many (\d{3}) error responses")
@@ -51,7 +45,7 @@ def has_account() -> bool:
 
     Asks nobody and starts no client.
     """
-    return bool(os.environ.get("QISKIT_IBM_TOKEN")) or bool(_saved_accounts())
+    return bool(os.environ.get("QISKIT_IBM_TOKEN")) or bool(saved_accounts())
 
 
 def connect(*, patience: float = PATIENCE) -> QiskitRuntimeService:
@@ -66,13 +60,12 @@ def connect(*, patience: float = PATIENCE) -> QiskitRuntimeService:
     """
     if not has_account():
         raise AccountError(f"no IBM Quantum account is set up. {SETUP}. {WITHOUT}")
-    if not os.environ.get("QISKIT_IBM_TOKEN") and not isinstance(_saved_accounts(), dict):
-        raise AccountError(f"the file of saved accounts, {_account_file()}, is damaged. Delete it. {SETUP}")
+    if not os.environ.get("QISKIT_IBM_TOKEN") and not isinstance(saved_accounts(), dict):
+        raise AccountError(f"the file of saved accounts, {account_file()}, is damaged. Delete it. {SETUP}")
 
     def start() -> QiskitRuntimeService:
         from qiskit_ibm_runtime import QiskitRuntimeService
 
-        _mask_logs()  # importing the client has made loggers
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             service = QiskitRuntimeService()
@@ -148,6 +141,7 @@ def ask(what: str, call: Callable[[], T], *, patience: float = PATIENCE) -> T:
     Raises:
         AccountError, ServiceError: see `problem`; the client's own exception is not chained, it may show a token.
     """
+    mask_logs()
     outcome: list[T] = []
     failure: list[Exception] = []
     said: list[str] = []
@@ -156,7 +150,6 @@ def ask(what: str, call: Callable[[], T], *, patience: float = PATIENCE) -> T:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             try:
-                _mask_logs()
                 outcome.append(call())
             except Exception as error:
                 failure.append(error)
@@ -209,35 +202,6 @@ def problem(error: Exception, what: str, *, warned: list[str] | None = None) -> 
     return ServiceError(f"{what}: {type(error).__name__}: {without_tokens(str(error))[:300]}")
 
 
-def without_tokens(text: str) -> str:
-    """`text` with the tokens of the environment and of saved accounts, and anything that looks like one, masked."""
-    for secret in sorted(_secrets(), key=len, reverse=True):
-        text = text.replace(secret, _MASK)
-    return _BEARER.sub(_MASK, text)
-
-
-class _MaskTokens(logging.Filter):
-    """Masks tokens in a record before any handler sees it."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        record.msg, record.args = without_tokens(record.getMessage()), ()
-        if record.exc_info:
-            # a formatter would write the exception's own text; hand it the masked traceback instead
-            record.exc_text = without_tokens(logging.Formatter().formatException(record.exc_info))
-            record.exc_info = None
-        return True
-
-
-_MASKING = _MaskTokens()
-
-
-def _mask_logs() -> None:
-    # A logger's filters see its own records only, not those of its children: every one of the client's gets it.
-    for name in list(logging.root.manager.loggerDict):
-        if name.split(".")[0] in _CLIENT_LOGGERS:
-            logging.getLogger(name).addFilter(_MASKING)
-
-
 def _status(error: Exception) -> int | None:
     """HTTP status behind the client's exception, looking through what it wraps; None without an answer."""
     seen: BaseException | None = error
@@ -250,31 +214,3 @@ def _status(error: Exception) -> int | None:
             return int(repeated[1])
         seen = seen.__cause__ or seen.__context__
     return None
-
-
-def _account_file() -> Path:
-    return Path.home() / ".qiskit" / "qiskit-ibm.json"
-
-
-def _saved_accounts() -> Any:
-    """What the client's file holds: accounts by name; {} without a file; its text where that is no such thing."""
-    try:
-        text = _account_file().read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return {}
-    try:
-        accounts = json.loads(text)
-    except ValueError:
-        return text
-    return accounts if isinstance(accounts, dict) else text
-
-
-def _secrets() -> set[str]:
-    found = {os.environ.get("QISKIT_IBM_TOKEN", "")}
-    accounts = _saved_accounts()
-    for account in accounts.values() if isinstance(accounts, dict) else ():
-        if isinstance(account, dict):
-            proxies = account.get("proxies")
-            found.add(str(account.get("token", "")))
-            found.add(str(proxies.get("password_ntlm", "")) if isinstance(proxies, dict) else "")
-    return {secret for secret in found if len(secret) >= 4}

@@ -11,6 +11,7 @@ from qhw_diffusion.devices.account import ask, live_backend
 from qhw_diffusion.devices.fake import canonical_name, fake_snapshot
 from qhw_diffusion.devices.snapshot import Snapshot
 from qhw_diffusion.errors import InvalidInputError, MissingDataError
+from qhw_diffusion.masking import without_own_tokens
 
 
 def take_snapshot(name: str, path: str | Path | None = None, *, overwrite: bool = False) -> Path:
@@ -71,7 +72,7 @@ def backend_snapshot(backend: Any) -> Snapshot:
 
 def _plain(document: Any) -> dict[str, Any]:
     """A model object of the client as the JSON it was made from: dates as ISO text, complex numbers as pairs."""
-    return json.loads(json.dumps(document.to_dict(), default=_encode))
+    return json.loads(without_own_tokens(json.dumps(document.to_dict(), default=_encode)))
 
 
 def _encode(value: Any) -> Any:

@@ -20,6 +20,7 @@ from qhw_diffusion.execution.pubs import asked_of, check_no_postselection, estim
 from qhw_diffusion.hardware.aer import AerEstimator, aer_simulator
 from qhw_diffusion.hardware.estimators import check_runs
 from qhw_diffusion.hardware.service import Measured, Pub
+from qhw_diffusion.masking import mask_logs, shown_cause
 
 if TYPE_CHECKING:
     from qiskit_aer import AerSimulator
@@ -143,7 +144,7 @@ class Primitive(Engine):
             ]
         except Exception as error:
             asked = "; ".join(asked_of(pub) for pub in pubs)
-            raise EngineError(f"{self._who} failed on {asked}: {type(error).__name__}: {error}") from error
+            raise EngineError(f"{self._who} failed on {asked}: {type(error).__name__}: {error}") from shown_cause(error)
 
 
 def _simulates_every_qubit(estimator: BaseEstimatorV2) -> bool:
@@ -184,6 +185,7 @@ def runtime_estimator(mode: Any, *, options: Any = None, legacy: bool = False) -
             the device's asymmetric readout errors; the new one (``qiskit_ibm_runtime.executor_estimator``) applies the
             options and takes the mean of the two errors.
     """
+    mask_logs()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         if legacy:

@@ -23,7 +23,7 @@ from qiskit_ibm_runtime.exceptions import (
 from qiskit_ibm_runtime.utils import validate_isa_circuits
 
 from qhw_diffusion.devices import Device
-from qhw_diffusion.devices.account import connect, live_backend, without_tokens
+from qhw_diffusion.devices.account import connect, live_backend
 from qhw_diffusion.errors import AccountError, BudgetError, InvalidInputError, QhwError, ServiceError
 from qhw_diffusion.hardware.ibm_answers import RawText, decode
 from qhw_diffusion.hardware.modes import Context
@@ -38,6 +38,7 @@ from qhw_diffusion.hardware.service import (
 )
 from qhw_diffusion.hardware.times import Times
 from qhw_diffusion.hardware.transport import Transport
+from qhw_diffusion.masking import mask_logs, remember, without_tokens
 
 PROGRAMS = ("executor", "estimator")
 # The service's code for a job sent to a session that takes no more
@@ -77,12 +78,13 @@ class IBMService:
         if program not in PROGRAMS:
             raise InvalidInputError(f"program is {program!r}; allowed: {', '.join(PROGRAMS)}")
         client = connect() if client is None else client
+        mask_logs()
+        remember(_secret_of(client))
         self.device = device
         self.program = program
         self.times = times or Times()
         self._client = client
         self._sleep = sleep
-        self._secret = _secret_of(client)
         self._transport = Transport(self.times, sleep)
         self._mount()
         self._jobs: dict[str, RuntimeJobV2] = {}
@@ -305,10 +307,7 @@ class IBMService:
 
     def _clean(self, error: object) -> str:
         """The text of an error without credentials, on one line."""
-        text = str(error) or type(error).__name__
-        if self._secret:
-            text = text.replace(self._secret, "(token hidden)")
-        return " ".join(without_tokens(text).split())[:500]
+        return " ".join(without_tokens(str(error) or type(error).__name__).split())[:500]
 
 
 class _SessionClosedError(Exception):

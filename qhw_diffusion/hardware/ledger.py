@@ -23,6 +23,7 @@ from qhw_diffusion.hardware.keys import check_key
 from qhw_diffusion.hardware.ledger_file import LedgerFile, check_folder
 from qhw_diffusion.hardware.ledger_rows import LIMIT, STATES, Row, now, read_rows, write_row
 from qhw_diffusion.hardware.results import read_result, write_result
+from qhw_diffusion.masking import without_own_tokens, without_tokens
 
 DEFAULT_FOLDER = "runs/ledger"
 
@@ -171,6 +172,8 @@ class Ledger:
         for name, value in (("run", run), ("purpose", purpose), ("device", device)):
             if not isinstance(value, str) or not value:
                 raise InvalidInputError(f"{name} is {value!r}; give a text that is not empty")
+            if without_tokens(value) != value:  # kept in the ledger, and sent along as a tag
+                raise InvalidInputError(f"{name} {value!r} looks as if it held a credential; give another text")
         for name, number in (("circuits", circuits), ("shots", shots)):
             if isinstance(number, bool) or not isinstance(number, int) or number < 1:
                 raise InvalidInputError(f"{name} is {number!r}; allowed: whole numbers from 1")
@@ -235,7 +238,7 @@ class Ledger:
         """submitted → done. The raw answer is on the disk before the row says so.
 
         Args:
-            raw: the service's answer as it came.
+            raw: the service's answer as it came; should it repeat the user's credentials, they are masked.
             qpu_seconds: measured; None if the service does not say yet (the estimate goes on counting; see `measured`).
             summary: added to the row's.
 
@@ -245,7 +248,7 @@ class Ledger:
         if not isinstance(raw, str):
             raise InvalidInputError(f"raw must be the answer's text, not {type(raw).__name__}")
         seconds = None if qpu_seconds is None else as_seconds("qpu_seconds", qpu_seconds)
-        extra = _json(summary)
+        extra, raw = _json(summary), without_own_tokens(raw)
         row = self._known(self.get(key), key)
         if row.state == "done" and self.result(key) == raw:
             return row
@@ -275,7 +278,7 @@ class Ledger:
     def failed(self, key: str, reason: str, qpu_seconds: float | None = None) -> Row:
         """planned or submitted → failed. A failed job that was sent counts with `qpu_seconds`, or else its estimate."""
         seconds = None if qpu_seconds is None else as_seconds("qpu_seconds", qpu_seconds)
-        text = str(reason).encode("utf-8", "replace").decode() or "no reason given"
+        text = without_tokens(str(reason)).encode("utf-8", "replace").decode() or "no reason given"
 
         def change(row: Row, connection: sqlite3.Connection) -> Row:
             if row.state == "failed" and row.reason == text:
@@ -364,7 +367,7 @@ def _allow(row: Row, states: tuple[str, ...], what: str) -> None:
 
 def _json(value: Mapping[str, Any]) -> dict[str, Any]:
     try:
-        copy: dict[str, Any] = json.loads(json.dumps(dict(value), allow_nan=False))
+        copy: dict[str, Any] = json.loads(without_own_tokens(json.dumps(dict(value), allow_nan=False)))
     except (TypeError, ValueError) as error:
         raise InvalidInputError(f"summary cannot be written as JSON ({error}); use plain values") from error
     return copy

@@ -19,6 +19,7 @@ from qhw_diffusion.errors import DamagedFileError, InvalidInputError, JobError
 from qhw_diffusion.hardware.aer import AerEstimator, aer_simulator, on_qubits, qubits_in_use
 from qhw_diffusion.hardware.estimators import check_runs
 from qhw_diffusion.hardware.service import JobState, Limits, Measured, Pub, RefusedError, without_attempts
+from qhw_diffusion.masking import shown_cause
 
 _FORMAT = "qhw-local-1"
 
@@ -89,7 +90,9 @@ class LocalService:
         try:
             measured = [self._measure(pub, seed + index) for index, pub in enumerate(pubs)]
         except Exception as error:
-            raise RefusedError(f"{self.device} failed on the job: {type(error).__name__}: {error}") from error
+            raise RefusedError(f"{self.device} failed on the job: {type(error).__name__}: {error}") from shown_cause(
+                error
+            )
         answers = [{"values": v.tolist(), "std_errors": e.tolist(), "shots": s} for v, e, s in measured]
         self._answers[job_id] = json.dumps({"format": _FORMAT, "pubs": answers})
         self._tags[job_id] = tuple(tags)

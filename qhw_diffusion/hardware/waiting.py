@@ -11,6 +11,7 @@ from typing import TypeVar
 from qhw_diffusion.errors import ServiceError
 from qhw_diffusion.hardware.service import JobState, Service
 from qhw_diffusion.hardware.times import Times
+from qhw_diffusion.masking import without_tokens
 
 T = TypeVar("T")
 
@@ -104,4 +105,4 @@ class _Line:
 
 def tell(text: str) -> None:
     """A line for the person at the terminal, whatever its progress bars are set to."""
-    print(text, file=sys.stderr, flush=True)
+    print(without_tokens(text), file=sys.stderr, flush=True)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from qhw_diffusion.errors import DamagedFileError, InvalidInputError
+from qhw_diffusion.masking import without_own_tokens
 
 
 def atomic_write_bytes(path: str | os.PathLike[str], data: bytes) -> Path:
@@ -39,8 +40,8 @@ def atomic_write_bytes(path: str | os.PathLike[str], data: bytes) -> Path:
 
 
 def atomic_write_text(path: str | os.PathLike[str], text: str) -> Path:
-    """`atomic_write_bytes` of UTF-8 text."""
-    return atomic_write_bytes(path, text.encode("utf-8"))
+    """`atomic_write_bytes` of UTF-8 text; the user's own credentials, should they stand in it, are masked."""
+    return atomic_write_bytes(path, without_own_tokens(text).encode("utf-8"))
 
 
 def atomic_write_json(path: str | os.PathLike[str], value: Any) -> Path:

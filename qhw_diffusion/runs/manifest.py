@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import qhw_diffusion
+from qhw_diffusion.masking import without_tokens
 
 FORMAT_VERSION = 1
 
@@ -28,7 +29,7 @@ def build_manifest(kind: str, command: str | None) -> dict[str, Any]:
         "format_version": FORMAT_VERSION,
         "kind": kind,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "command": command,
+        "command": None if command is None else without_tokens(command),
         "qhw_diffusion": qhw_diffusion.__version__,
         "commit": _commit(),
         "python": platform.python_version(),

@@ -26,6 +26,7 @@ from markupsafe import Markup, escape
 
 import qhw_diffusion
 from qhw_diffusion.errors import InvalidInputError
+from qhw_diffusion.masking import without_tokens
 from qhw_diffusion.runs import atomic_write_text
 
 if TYPE_CHECKING:
@@ -102,7 +103,7 @@ class Section:
 
     def code(self, text: str, *, caption: str = "") -> Section:
         """Preformatted text: commands, configuration."""
-        self.blocks.append({"kind": "code", "text": text, "caption": inline(caption)})
+        self.blocks.append({"kind": "code", "text": without_tokens(text), "caption": inline(caption)})
         return self
 
 
@@ -151,7 +152,7 @@ class Report:
 
 def inline(text: str) -> Markup:
     """Escaped HTML in which `code` and **strong** are marked up."""
-    html = str(escape(text))
+    html = str(escape(without_tokens(str(text))))
     html = re.sub(r"`([^`]+)`", r"<code>\1</code>", html)
     html = re.sub(r"\*\*([^*]+)\*\*", r"<strong>\1</strong>", html)
     return Markup(html)  # escaped two lines above
