@@ -12,6 +12,8 @@ from torch import Tensor
 
 from qhw_diffusion.errors import InvalidInputError, UnknownNameError
 from qhw_diffusion.execution.compile import CompiledCircuit
+from qhw_diffusion.execution.program import reduced_terms
+from qhw_diffusion.execution.readoff import measurement_groups
 from qhw_diffusion.execution.tape import refuse_transforms
 
 
@@ -116,8 +118,18 @@ class Engine(ABC):
             "QuantumLayer(compiled, engine, gradient=ParameterShift())"
         )
 
+    def circuits_of(self, compiled: CompiledCircuit, rows: int) -> int:
+        """Circuits that an evaluation at so many rows executes, for an exact engine those that "shots" would."""
+        return circuits_with_shots(compiled, rows)
+
     def check(self, compiled: CompiledCircuit) -> None:  # noqa: B027 (most engines take every circuit)
         """Raise if this engine cannot evaluate the circuit at all; called once, when a layer is made."""
+
+
+def circuits_with_shots(compiled: CompiledCircuit, rows: int) -> int:
+    """Circuits that so many rows take: one for each row and each group of observables measured together."""
+    terms = tuple(reduced_terms(o, compiled.physical_qubits) for o in compiled.observables)
+    return rows * len(measurement_groups(terms))
 
 
 def check_parameters(compiled: CompiledCircuit, parameters: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 from qhw_diffusion.errors import InvalidInputError
 from qhw_diffusion.execution.compile import CompiledCircuit
 from qhw_diffusion.execution.engine import Engine, Estimate, Experiment, check_parameters
-from qhw_diffusion.execution.pubs import check_no_measurements, estimate_of, pub_of
+from qhw_diffusion.execution.pubs import check_no_measurements, estimate_of, pub_of, sent_circuits
 from qhw_diffusion.hardware.runner import Runner
 from qhw_diffusion.hardware.service import precision_of
 
@@ -55,6 +55,9 @@ class Hardware(Engine):
                 f"the circuit is compiled for {compiled.device.name}, the runner's device is {device}: use "
                 f"compiled.compile_for(Device.load({device!r}))"
             )
+
+    def circuits_of(self, compiled: CompiledCircuit, rows: int) -> int:
+        return sent_circuits(compiled, rows)
 
     def estimate(self, compiled: CompiledCircuit, parameters: Tensor) -> Estimate:
         return self.estimate_many([(compiled, parameters)])[0]

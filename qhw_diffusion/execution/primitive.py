@@ -16,7 +16,7 @@ from torch import Tensor
 from qhw_diffusion.errors import EngineError, InvalidInputError
 from qhw_diffusion.execution.compile import CompiledCircuit
 from qhw_diffusion.execution.engine import Engine, Estimate, Experiment, check_parameters
-from qhw_diffusion.execution.pubs import asked_of, check_no_postselection, estimate_of, pub_of
+from qhw_diffusion.execution.pubs import asked_of, check_no_postselection, estimate_of, pub_of, sent_circuits
 from qhw_diffusion.hardware.aer import AerEstimator, aer_simulator
 from qhw_diffusion.hardware.estimators import check_runs
 from qhw_diffusion.hardware.service import Measured, Pub
@@ -96,6 +96,9 @@ class Primitive(Engine):
                 )
         check_no_postselection(compiled)
         check_runs(self.estimator, compiled.isa)
+
+    def circuits_of(self, compiled: CompiledCircuit, rows: int) -> int:
+        return sent_circuits(compiled, rows)
 
     def estimate(self, compiled: CompiledCircuit, parameters: Tensor) -> Estimate:
         return self.estimate_many([(compiled, parameters)])[0]

@@ -229,7 +229,7 @@ def lower(
         input_coefficients=np.array([r[0] for r in rows]).reshape(len(rows), len(inputs)),
         weight_coefficients=np.array([r[1] for r in rows]).reshape(len(rows), len(weights)),
         offsets=np.array([r[2] for r in rows]),
-        observables=tuple(_reduced_terms(o, physical_qubits) for o in observables),
+        observables=tuple(reduced_terms(o, physical_qubits) for o in observables),
         readout=tuple(device.readout_error(q) for q in physical_qubits),
         limits=tuple(limits),
     )
@@ -324,7 +324,8 @@ def check_limits(program: Program, angles: np.ndarray) -> None:
             )
 
 
-def _reduced_terms(observable: SparsePauliOp, physical_qubits: Sequence[int]) -> tuple[tuple[float, str], ...]:
+def reduced_terms(observable: SparsePauliOp, physical_qubits: Sequence[int]) -> tuple[tuple[float, str], ...]:
+    """(coefficient, Pauli label) of each term, label[q] the factor of physical_qubits[q]."""
     terms = []
     for label, coefficient in observable.simplify().to_list():
         factors = label[::-1]  # Qiskit writes qubit 0 last

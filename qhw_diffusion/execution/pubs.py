@@ -14,9 +14,9 @@ from qhw_diffusion.errors import EngineError, UnsupportedCircuitError
 from qhw_diffusion.execution.compile import CompiledCircuit
 from qhw_diffusion.execution.engine import Estimate, Usage, check_parameters
 from qhw_diffusion.execution.program import angles_of, check_limits
-from qhw_diffusion.execution.shots import measurement_groups
 from qhw_diffusion.hardware.aer import on_qubits
-from qhw_diffusion.hardware.service import Measured, Pub
+from qhw_diffusion.hardware.service import Measured, Pub, precision_of
+from qhw_diffusion.hardware.split import bases, bases_of
 
 
 def check_no_measurements(compiled: CompiledCircuit) -> None:
@@ -62,6 +62,17 @@ def pub_of(compiled: CompiledCircuit, parameters: Tensor, precision: float, *, r
     return Pub(circuit, observables, tuple(columns.values()), rows[:, list(columns)], precision)
 
 
+def sent_circuits(compiled: CompiledCircuit, rows: int) -> int:
+    """Circuits that a primitive executes for so many rows: each in as many bases as the observables need."""
+    return (rows if compiled.isa.parameters else 1) * bases_of(compiled.observables)
+
+
+def planned_pub(compiled: CompiledCircuit, rows: int, shots: int) -> Pub:
+    """The PUB of so many rows with zeros for values, to count what it takes; not to be sent."""
+    parameters = (*compiled.inputs, *compiled.weights)
+    return Pub(compiled.isa, compiled.observables, parameters, np.zeros((rows, len(parameters))), precision_of(shots))
+
+
 def estimate_of(compiled: CompiledCircuit, parameters: Tensor, pub: Pub, measured: Measured, who: str) -> Estimate:
     """What was answered to `pub`, as [B, M] in the dtype and on the device of `parameters`.
 
@@ -83,7 +94,7 @@ def estimate_of(compiled: CompiledCircuit, parameters: Tensor, pub: Pub, measure
     if errors.shape != shape or not (np.isfinite(errors) & (errors >= 0)).all():
         raise EngineError(f"{who} answered with standard errors that are none to {asked}")
     errors = errors if errors.any() else np.full(shape, pub.precision)
-    circuits = pub.rows * len(measurement_groups(compiled.program.observables))
+    circuits = pub.rows * bases(pub)
     return Estimate(
         torch.from_numpy(values.T.copy()).to(parameters).expand(len(parameters), -1),
         torch.from_numpy(errors.T.copy()).to(parameters).expand(len(parameters), -1),

@@ -181,3 +181,25 @@ def confuse(probabilities: np.ndarray, readout: Sequence[tuple[float, float]]) -
     for q, (p10, p01) in enumerate(readout):
         result = _on_qubit(result, np.array([[1 - p10, p01], [p10, 1 - p01]]), q, 2)
     return result.T
+
+
+def measurement_groups(observables: tuple[Terms, ...]) -> list[tuple[str, list[tuple[int, float, str]]]]:
+    """Pauli strings that can be measured together, qubit by qubit in one basis.
+
+    Returns:
+        (basis, members) a group: basis[q] is I, X, Y or Z; members are (observable, coefficient, Pauli label).
+        Constant terms are in no group. Greedy, in the order given: strings of Z only always make one group.
+    """
+    groups: list[tuple[str, list[tuple[int, float, str]]]] = []
+    for index, terms in enumerate(observables):
+        for coefficient, label in terms:
+            if not label.strip("I"):
+                continue
+            for at, (basis, members) in enumerate(groups):
+                if all("I" in pair or pair[0] == pair[1] for pair in zip(basis, label, strict=True)):
+                    merged = "".join(b if p == "I" else p for b, p in zip(basis, label, strict=True))
+                    groups[at] = (merged, [*members, (index, coefficient, label)])
+                    break
+            else:
+                groups.append((label, [(index, coefficient, label)]))
+    return groups

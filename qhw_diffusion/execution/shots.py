@@ -15,7 +15,7 @@ from qhw_diffusion.errors import InvalidInputError, UnknownNameError
 from qhw_diffusion.execution.compile import CompiledCircuit
 from qhw_diffusion.execution.engine import Engine, Estimate, Record, Usage, check_parameters, rows_of
 from qhw_diffusion.execution.exact import simulator_of, split_rows
-from qhw_diffusion.execution.readoff import Terms
+from qhw_diffusion.execution.readoff import Terms, measurement_groups
 
 
 @dataclass(frozen=True)
@@ -130,28 +130,6 @@ def _whole(name: str, text: str, low: int) -> int:
             f"{name} is {text!r}; allowed: whole numbers from {low}. The text is shots[:N][:seed=S][:ideal]"
         )
     return int(text)
-
-
-def measurement_groups(observables: tuple[Terms, ...]) -> list[tuple[str, list[tuple[int, float, str]]]]:
-    """Pauli strings that can be measured together, qubit by qubit in one basis.
-
-    Returns:
-        (basis, members) a group: basis[q] is I, X, Y or Z; members are (observable, coefficient, Pauli label).
-        Constant terms are in no group. Greedy, in the order given: strings of Z only always make one group.
-    """
-    groups: list[tuple[str, list[tuple[int, float, str]]]] = []
-    for index, terms in enumerate(observables):
-        for coefficient, label in terms:
-            if not label.strip("I"):
-                continue
-            for at, (basis, members) in enumerate(groups):
-                if all("I" in pair or pair[0] == pair[1] for pair in zip(basis, label, strict=True)):
-                    merged = "".join(b if p == "I" else p for b, p in zip(basis, label, strict=True))
-                    groups[at] = (merged, [*members, (index, coefficient, label)])
-                    break
-            else:
-                groups.append((label, [(index, coefficient, label)]))
-    return groups
 
 
 def outcome_values(observables: tuple[Terms, ...], members: list[tuple[int, float, str]], n: int) -> np.ndarray:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from qhw_diffusion.devices import Device
@@ -47,9 +47,9 @@ class Cost:
 
     Attributes:
         device: its name.
-        jobs: how many, all alike.
-        circuits: executed in each job: one for every row of parameters and every basis measured in, times what
-            mitigation multiplies them by, plus its calibration circuits.
+        jobs: how many.
+        circuits: executed in each job, one for every row of parameters and every basis measured in, with those of the
+            client's mitigation; where jobs differ the mean, rounded up.
         shots: of each circuit.
         duration: of a circuit, first to last gate, averaged over the circuits of a job.
         readout: of the measurement at its end; None where the device does not say (counted as 0).
@@ -58,6 +58,7 @@ class Cost:
         ratio: measured over estimated seconds in the history; 1 without any.
         history_jobs: how many jobs the ratio is from.
         note: why the circuits or the shots are more than asked for; empty if they are not.
+        unlike: circuits of all jobs together where they differ; None where they are all alike.
     """
 
     device: str
@@ -71,11 +72,17 @@ class Cost:
     ratio: float = 1.0
     history_jobs: int = 0
     note: str = ""
+    unlike: int | None = None
+
+    @property
+    def all_circuits(self) -> int:
+        """Circuits of all jobs together."""
+        return self.jobs * self.circuits if self.unlike is None else self.unlike
 
     @property
     def executions(self) -> int:
-        """Runs of a circuit on the device: jobs × circuits × shots."""
-        return self.jobs * self.circuits * self.shots
+        """Runs of a circuit on the device: circuits of all jobs × shots."""
+        return self.all_circuits * self.shots
 
     @property
     def execution_seconds(self) -> float:
@@ -99,7 +106,8 @@ class Cost:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON types, for a ledger's row or `--json`."""
-        names = ("device", "jobs", "circuits", "shots", "executions", "duration", "readout", "repetition_delay",
+        names = ("device", "jobs", "circuits", "all_circuits", "shots", "executions", "duration", "readout",
+                 "repetition_delay",
                  "formula_seconds", "ratio", "history_jobs", "seconds", "rule_of_thumb")  # fmt: skip
         return {name: getattr(self, name) for name in names}
 
@@ -109,9 +117,11 @@ class Cost:
         readout = "0 (readout length not stated)" if self.readout is None else f"{_short(self.readout)} readout"
         delay = "repetition delay" + ("" if self.delay_stated else " (IBM's usual; the device states none)")
         jobs = f"{self.jobs:,} job{'s' if self.jobs > 1 else ''}"
-        circuits = f"{self.circuits:,} circuit{'s' if self.circuits > 1 else ''}"
+        circuits = f"{jobs} × {self.circuits:,} circuit{'s' if self.circuits > 1 else ''}"
+        if self.unlike is not None:
+            circuits = f"{self.unlike:,} circuits in {jobs}"
         lines = [
-            f"executions      {jobs} × {circuits} × {self.shots:,} shots = {self.executions:,}",
+            f"executions      {circuits} × {self.shots:,} shots = {self.executions:,}",
             f"one execution   {_short(self.duration)} gates + {readout} + {_short(self.repetition_delay)} {delay} "
             f"= {_short(self.execution_seconds)}",
             f"overhead        {jobs} × {JOB_OVERHEAD:g} s = {self.jobs * JOB_OVERHEAD:g} s",
@@ -144,8 +154,6 @@ def estimate_cost(
     repetition_delay: float | None = None,
     qubits: Sequence[int] | None = None,
     resilience_level: int = 0,
-    factor: float = 1.0,
-    calibration_circuits: int = 0,
     history: Iterable[tuple[float, float]] = (),
 ) -> Cost:
     """What jobs take on a device's QPU. Pure: nothing is asked of any service.
@@ -153,7 +161,8 @@ def estimate_cost(
     Args:
         duration_seconds: of the ISA circuit without its measurement (`CompiledCircuit.duration`), ≥ 0; the mean where
             the circuits of a job differ.
-        circuits: executed in one job: rows of parameters × bases measured in, ≥ 1.
+        circuits: executed in one job: rows of parameters × bases measured in, ≥ 1, of all circuits that mitigation of
+            our own makes (`estimate.expected_cost` counts them).
         shots: of each, ≥ 1.
         device: whose readout length and repetition delay count.
         jobs: how many such jobs.
@@ -161,7 +170,6 @@ def estimate_cost(
         qubits: physical qubits measured; None: the slowest readout of the device counts.
         resilience_level: of the client's estimator. 1: shots are rounded up to whole twirls and one calibration circuit
             is added to each job; 2: the circuits run also folded 3 and 5 times.
-        factor, calibration_circuits: what mitigation of our own multiplies the circuits by, and adds to each job.
         history: (estimated, measured) seconds of earlier jobs on this device (`history_of`).
 
     Raises:
@@ -176,20 +184,14 @@ def estimate_cost(
     for name, count in (("circuits", circuits), ("shots", shots), ("jobs", jobs)):
         if isinstance(count, bool) or not isinstance(count, int) or count < 1:
             raise InvalidInputError(f"{name} must be a whole number ≥ 1, not {count!r}")
-    if not (math.isfinite(factor) and factor >= 1):
-        raise InvalidInputError(f"the factor of mitigation must be at least 1, not {factor!r}")
-    if calibration_circuits < 0:
-        raise InvalidInputError(f"calibration_circuits must be at least 0, not {calibration_circuits!r}")
     if resilience_level not in RESILIENCE_LEVELS:
         raise InvalidInputError(f"resilience level {resilience_level!r}; allowed: 0, 1, 2")
     stated = default_repetition_delay(device)
     delay = _checked_delay(device, repetition_delay)
     scales, calibrated = RESILIENCE_LEVELS[resilience_level]
-    run = (math.ceil(circuits * factor) + calibration_circuits) * len(scales) + calibrated
+    run = circuits * len(scales) + calibrated
     each = _twirled(shots) if resilience_level else shots
     notes = [f"{circuits:,} circuits a job"]
-    if factor > 1 or calibration_circuits:
-        notes.append(f"mitigation × {factor:g} + {calibration_circuits} of calibration")
     if resilience_level:
         folded = " × 3 scales (1, 3, 5)" if len(scales) > 1 else ""
         notes.append(f"resilience level {resilience_level}{folded} + 1 of calibration")
@@ -208,6 +210,27 @@ def estimate_cost(
         ratio=ratio,
         history_jobs=n_history,
         note=", ".join(notes) if len(notes) > 1 else "",
+    )
+
+
+def in_all(costs: Sequence[Cost], *, times: int = 1) -> Cost:
+    """Jobs on one device, each of these so many times, as one cost.
+
+    Raises:
+        InvalidInputError: no costs, or `times` below 1.
+    """
+    if not costs or times < 1:
+        raise InvalidInputError(f"there must be at least one job, not {times} times {len(costs)}")
+    jobs, circuits = sum(cost.jobs for cost in costs), sum(cost.all_circuits for cost in costs)
+    alike = len({(cost.circuits, cost.unlike) for cost in costs}) == 1 and costs[0].unlike is None
+    mean = sum(cost.duration * cost.executions for cost in costs) / sum(cost.executions for cost in costs)
+    return replace(
+        costs[0],
+        jobs=jobs * times,
+        circuits=math.ceil(circuits / jobs),
+        duration=costs[0].duration if len(costs) == 1 else mean,
+        note=costs[0].note if alike else "",
+        unlike=None if alike else circuits * times,
     )
 
 

@@ -1,4 +1,4 @@
-"""QPU seconds of one job's PUBs, for the runner's budget."""
+"""QPU seconds of PUBs, job by job: for the runner's budget, and before anything is sent."""
 
 from __future__ import annotations
 
@@ -6,15 +6,17 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from qhw_diffusion.devices import Device
-from qhw_diffusion.hardware.cost import Cost, DoneJob, estimate_cost, history_of
+from qhw_diffusion.hardware.cost import RESILIENCE_LEVELS, Cost, DoneJob, estimate_cost, history_of, in_all
 from qhw_diffusion.hardware.service import Pub
-from qhw_diffusion.hardware.split import bases
+from qhw_diffusion.hardware.split import JobLimits, bases, cut, split
 
 # (PUBs of one job, the service's options) → what it costs
 Estimator = Callable[[Sequence[Pub], Mapping[str, Any]], Cost]
 
 
-def job_estimator(device: Device, rows: Callable[[], Iterable[DoneJob]]) -> Estimator:
+def job_estimator(
+    device: Device, rows: Callable[[], Iterable[DoneJob]], *, repetition_delay: float | None = None
+) -> Estimator:
     """An estimator for jobs on `device`, corrected by what the ledger's `rows` say of earlier ones."""
     durations: dict[int, tuple[Any, float]] = {}
 
@@ -33,8 +35,40 @@ def job_estimator(device: Device, rows: Callable[[], Iterable[DoneJob]]) -> Esti
             sum(counts),
             max(pub.shots for pub in pubs),
             device,
+            repetition_delay=repetition_delay,
             resilience_level=int(options.get("resilience_level", 1)),  # the client's own default
             history=history_of(rows(), device.name),
         )
 
     return estimate
+
+
+def expected_cost(
+    pubs: Sequence[Pub],
+    device: Device,
+    *,
+    calls: int = 1,
+    resilience_level: int = 0,
+    repetition_delay: float | None = None,
+    limits: JobLimits | None = None,
+    history: Iterable[DoneJob] = (),
+) -> Cost:
+    """What calls of `Runner.run` with such PUBs take: cut into the same jobs, each estimated as the runner does.
+
+    Args:
+        pubs: of one call; their values do not count, only how many rows there are.
+        device: that they run on.
+        calls: how many such calls.
+        resilience_level: of the client's estimator.
+        repetition_delay: seconds, if another than the device's default is asked for.
+        limits: of one job.
+        history: rows of the ledger.
+
+    Raises:
+        InvalidInputError: what `split.split` and `estimate_cost` refuse.
+    """
+    finished = list(history)
+    estimate = job_estimator(device, lambda: finished, repetition_delay=repetition_delay)
+    scales, _ = RESILIENCE_LEVELS.get(resilience_level, ((1,), False))
+    jobs = [cut(pubs, pieces) for pieces in split(pubs, limits, factor=len(scales))]
+    return in_all([estimate(job, {"resilience_level": resilience_level}) for job in jobs], times=calls)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from qiskit.quantum_info import SparsePauliOp
 
 from qhw_diffusion.errors import InvalidInputError
 from qhw_diffusion.hardware.service import Measured, Pub
@@ -93,9 +94,14 @@ def row_cost(pub: Pub, factor: int = 1) -> np.ndarray:
 
 
 def bases(pub: Pub) -> int:
+    """How many settings of the measurement a PUB needs."""
+    return bases_of(pub.observables)
+
+
+def bases_of(observables: Sequence[SparsePauliOp]) -> int:
     """How many settings of the measurement the observables need, grouped qubit by qubit as the estimators do."""
-    paulis = pub.observables[0].paulis
-    for observable in pub.observables[1:]:
+    paulis = observables[0].paulis
+    for observable in observables[1:]:
         paulis = paulis + observable.paulis
     paulis = paulis[(paulis.x | paulis.z).any(axis=1)]
     return max(len(paulis.group_commuting(qubit_wise=True)), 1) if len(paulis) else 1

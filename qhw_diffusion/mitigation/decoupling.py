@@ -16,7 +16,7 @@ from torch import Tensor
 
 from qhw_diffusion.errors import InvalidInputError, UnknownNameError
 from qhw_diffusion.execution import CompiledCircuit, Estimate, Experiment
-from qhw_diffusion.mitigation.strategy import DECOUPLED, Cost, Strategy, kept, without_delays
+from qhw_diffusion.mitigation.strategy import DECOUPLED, Strategy, kept, without_delays
 
 Pulses = Literal["xx", "xy4"]
 SEQUENCES: tuple[str, ...] = get_args(Pulses)
@@ -75,9 +75,6 @@ class DynamicalDecoupling(Strategy):
         calibration: Sequence[Estimate] = (),
     ) -> Estimate:
         return estimates[0]
-
-    def cost(self, compiled: CompiledCircuit) -> Cost:
-        return Cost()
 
 
 def _pulses(sequence: str) -> tuple[list[Gate], list[float]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import reduce
-from operator import add, mul
+from operator import add
 from typing import Any, ClassVar
 
 import torch
@@ -15,7 +15,7 @@ from qhw_diffusion.errors import InvalidInputError
 from qhw_diffusion.execution import CompiledCircuit, Engine, Estimate, Experiment, Usage
 from qhw_diffusion.execution.engine import Record, check_parameters, rows_of
 from qhw_diffusion.execution.engine_text import engine_of
-from qhw_diffusion.mitigation.strategy import Cost, Strategy
+from qhw_diffusion.mitigation.strategy import Cost, Strategy, counted, expand
 
 # (experiments of the strategies, calibration experiments) → estimates of all, in this order
 _Evaluate = Callable[[list[Experiment], list[Experiment]], list[Estimate]]
@@ -79,9 +79,13 @@ class Mitigated(Engine):
     def label(self) -> str:
         return "+".join([self.base.label, *(strategy.spec for strategy in self.strategies)])
 
-    def cost(self, compiled: CompiledCircuit) -> Cost:
-        """What all strategies together multiply the cost of an evaluation by."""
-        return reduce(mul, (strategy.cost(compiled) for strategy in self.strategies))
+    def cost(self, compiled: CompiledCircuit, rows: int = 1) -> Cost:
+        """What an evaluation at so many rows takes, counted on the circuits that it would send: nothing is evaluated.
+
+        Raises:
+            InvalidInputError: rows below 1; what the strategies raise for a circuit they cannot treat.
+        """
+        return counted(self.strategies, compiled, rows, self.base.circuits_of)
 
     def check(self, compiled: CompiledCircuit) -> None:
         self.base.check(compiled)
@@ -118,16 +122,10 @@ class Mitigated(Engine):
         return self._run([(compiled, rows_of(inputs, weights))], evaluate)[0].values
 
     def _run(self, experiments: list[Experiment], evaluate: _Evaluate) -> list[Estimate]:
-        levels, sizes = [experiments], []  # experiments after each expansion; how many each of them became
-        wanted: dict[Any, tuple[Experiment, ...]] = {}
-        keys: list[list[Any]] = []
-        for strategy in reversed(self.strategies):
-            expanded = [strategy.construct(*experiment) for experiment in levels[-1]]
-            keys.append([self._wanted(strategy, compiled, wanted) for compiled, _ in levels[-1]])
-            sizes.append([len(children) for children in expanded])
-            levels.append([child for children in expanded for child in children])
-        asked = [experiment for calibration in wanted.values() for experiment in calibration]
-        results = evaluate(levels[-1], asked)
+        expansion = expand(self.strategies, experiments, self._calibrations)
+        levels, sizes, keys, wanted = expansion.levels, expansion.sizes, expansion.keys, expansion.wanted
+        asked = expansion.calibrations
+        results = evaluate(expansion.leaves, asked)
         estimates, answers = results[: len(levels[-1])], results[len(levels[-1]) :]
         for key, calibration in wanted.items():
             self._calibrations[key] = answers[: len(calibration)]
@@ -146,13 +144,3 @@ class Mitigated(Engine):
         paid = reduce(add, (result.usage for result in results[len(results) - len(asked) :]), Usage())
         estimates[0] = replace(estimates[0], usage=estimates[0].usage + paid)
         return estimates
-
-    def _wanted(self, strategy: Strategy, compiled: CompiledCircuit, wanted: dict[Any, tuple[Experiment, ...]]) -> Any:
-        """The key of the calibration this strategy needs for this circuit; added to `wanted` unless there is one."""
-        calibration = strategy.calibration(compiled)
-        if calibration is None:
-            return None
-        key = (strategy.spec, *calibration.key)
-        if key not in self._calibrations:
-            wanted[key] = calibration.experiments
-        return key

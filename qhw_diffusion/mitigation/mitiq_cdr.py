@@ -16,7 +16,7 @@ from qhw_diffusion.errors import InvalidInputError
 from qhw_diffusion.execution import CompiledCircuit, Estimate, Experiment, Ideal
 from qhw_diffusion.mitigation.mitiq_bridge import check_basis, require_mitiq, rz_angles, to_cirq
 from qhw_diffusion.mitigation.mitiq_weighted import check_number
-from qhw_diffusion.mitigation.strategy import Cost, Strategy, kept, number_text, with_isa, without_delays
+from qhw_diffusion.mitigation.strategy import Strategy, kept, number_text, with_isa, without_delays
 
 if TYPE_CHECKING:
     import cirq
@@ -85,9 +85,9 @@ class MitiqCDR(Strategy):
             raise InvalidInputError("the circuit has no rz whose angle could be replaced by a Clifford one")
 
     def construct(self, compiled: CompiledCircuit, rows: Tensor) -> list[Experiment]:
-        self.check(compiled)
+        measured, (circuit, _) = self.plan(compiled, rows)
         angles, _ = self._training(compiled, rows)
-        return [(compiled, rows), (by_angle(compiled), angles.to(rows))]
+        return [measured, (circuit, angles.to(rows))]
 
     def combine(
         self,
@@ -101,11 +101,11 @@ class MitiqCDR(Strategy):
         noisy, errors = (t.detach().reshape(ideal.shape) for t in (training.values, training.std_errors))
         return regress(ideal.to(rows), noisy, errors, measured)
 
-    def cost(self, compiled: CompiledCircuit) -> Cost:
-        """With one set for all rows, `calibration_circuits` is what every evaluation adds, whatever its rows."""
-        if self.each_row:
-            return Cost(1 + self.training_circuits, 1 + self.training_circuits)
-        return Cost(calibration_circuits=self.training_circuits)
+    def plan(self, compiled: CompiledCircuit, rows: Tensor) -> list[Experiment]:
+        self.check(compiled)
+        circuit = by_angle(compiled)
+        sets = len(rows) if self.each_row else 1
+        return [(compiled, rows), (circuit, rows.new_zeros(sets * self.training_circuits, circuit.n_inputs))]
 
     def _training(self, compiled: CompiledCircuit, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Angles [S · N, rz gates] of the training circuits and their ideal values [S, N, M]; S = 1 or the rows."""

@@ -12,7 +12,7 @@ from torch import Tensor
 from qhw_diffusion.errors import InvalidInputError
 from qhw_diffusion.execution import CompiledCircuit, Estimate, Experiment
 from qhw_diffusion.mitigation.mitiq_bridge import check_basis, require_mitiq
-from qhw_diffusion.mitigation.strategy import Cost, Strategy, kept, without_delays
+from qhw_diffusion.mitigation.strategy import Strategy, kept, without_delays
 
 
 @dataclass(frozen=True)
@@ -70,10 +70,6 @@ class Weighted(Strategy):
         if family.draws is not None:
             variance = variance + _drawing_variance(values.detach(), errors, weights, family.draws)
         return Estimate((weights * values).sum(0), variance.sqrt())
-
-    def cost(self, compiled: CompiledCircuit) -> Cost:
-        circuits = len(self.family(compiled).circuits)
-        return Cost(circuits, circuits)
 
 
 def _drawing_variance(values: Tensor, errors: Tensor, weights: Tensor, draws: tuple[int, ...]) -> Tensor:

@@ -24,7 +24,7 @@ from qhw_diffusion.mitigation.assignment import (
     terms_of,
     with_strings,
 )
-from qhw_diffusion.mitigation.strategy import Calibration, Cost, Strategy, kept
+from qhw_diffusion.mitigation.strategy import Calibration, Strategy, kept
 
 Source = Literal["snapshot", "measured", "correlated"]
 SOURCES: tuple[str, ...] = get_args(Source)
@@ -121,9 +121,6 @@ class Readout(Strategy):
         local = measured_local(len(compiled.physical_qubits), plan.measured, calibration)
         local.check(compiled.physical_qubits)
         return local
-
-    def cost(self, compiled: CompiledCircuit) -> Cost:
-        return Cost(calibration_circuits=len(_plan(compiled, self.source).preparations))
 
 
 def _inverses(

@@ -3,39 +3,38 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 from weakref import WeakKeyDictionary
 
+import torch
 from qiskit import QuantumCircuit
 from qiskit.transpiler import generate_preset_pass_manager
 from torch import Tensor
 
 from qhw_diffusion.errors import InvalidInputError
-from qhw_diffusion.execution import CompiledCircuit, Estimate, Experiment
+from qhw_diffusion.execution import CompiledCircuit, Estimate, Experiment, Usage
+from qhw_diffusion.execution.engine import circuits_with_shots
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What a strategy multiplies the cost of one evaluation by.
+    """What evaluations of one circuit at so many rows take, counted on the circuits that are made for it.
 
     Attributes:
-        circuits_factor: circuits executed for each one without mitigation.
-        shots_factor: shots for each one without mitigation, at the engine's shots per circuit.
-        calibration_circuits: circuits executed once per engine and qubits, whatever the number of evaluations.
+        circuits: executed in every evaluation: rows of parameters times groups of observables measured together, of
+            all circuits of the strategies. Each gets the engine's full number of shots.
+        calibration_circuits: executed besides in the first evaluation on these qubits.
     """
 
-    circuits_factor: float = 1
-    shots_factor: float = 1
+    circuits: int
     calibration_circuits: int = 0
 
-    def __mul__(self, other: Cost) -> Cost:
-        return Cost(
-            self.circuits_factor * other.circuits_factor,
-            self.shots_factor * other.shots_factor,
-            self.calibration_circuits + other.calibration_circuits,
-        )
+    def usage(self, shots: int, *, first: bool = True) -> Usage:
+        """Of one evaluation at so many shots of each circuit; `first`: with the calibration."""
+        circuits = self.circuits + (self.calibration_circuits if first else 0)
+        return Usage(circuits, circuits * shots)
 
 
 @dataclass(frozen=True)
@@ -102,9 +101,13 @@ class Strategy(ABC):
         """What to evaluate once before; None (as here) for strategies that need nothing."""
         return None
 
-    @abstractmethod
-    def cost(self, compiled: CompiledCircuit) -> Cost:
-        """What it costs for this circuit."""
+    def plan(self, compiled: CompiledCircuit, rows: Tensor) -> list[Experiment]:
+        """What `construct` makes for rows of this number, whatever their values; theirs may be any (to count)."""
+        return self.construct(compiled, rows)
+
+    def cost(self, compiled: CompiledCircuit, rows: int = 1) -> Cost:
+        """What an evaluation at so many rows takes with this strategy alone (see `counted`)."""
+        return counted([self], compiled, rows)
 
     def check(self, compiled: CompiledCircuit) -> None:  # noqa: B027 (most strategies take every circuit)
         """Raise if this strategy cannot treat the circuit; called once, when a layer is made."""
@@ -114,6 +117,88 @@ def number_text(number: float) -> str:
     """The shortest text that gives this very number again, without the ``+`` that separates strategies."""
     short = f"{number:g}"
     return (short if float(short) == number else repr(float(number))).replace("e+", "e")
+
+
+@dataclass(frozen=True)
+class Expansion:
+    """What a list of strategies makes of experiments, the last strategy first.
+
+    Attributes:
+        levels: experiments before the first expansion, and after each.
+        sizes: for each expansion into how many every experiment was expanded.
+        keys: for each expansion the key of the calibration that every experiment needs, None for none.
+        wanted: calibrations that are not there yet, by their keys: each is made once, whoever needs it.
+    """
+
+    levels: list[list[Experiment]]
+    sizes: list[list[int]]
+    keys: list[list[Any]]
+    wanted: dict[Any, tuple[Experiment, ...]]
+
+    @property
+    def leaves(self) -> list[Experiment]:
+        """What the engine evaluates besides calibrations."""
+        return self.levels[-1]
+
+    @property
+    def calibrations(self) -> list[Experiment]:
+        """Experiments of the calibrations that are wanted, in order."""
+        return [experiment for calibration in self.wanted.values() for experiment in calibration]
+
+
+def expand(
+    strategies: Sequence[Strategy], experiments: Sequence[Experiment], known: Container[Any] = (), *, dry: bool = False
+) -> Expansion:
+    """Expand experiments by all strategies.
+
+    Args:
+        strategies: the one next to the engine first.
+        experiments: circuits and their rows.
+        known: keys of calibrations that are there.
+        dry: with `Strategy.plan` in place of `Strategy.construct`, to count.
+    """
+    expansion = Expansion([list(experiments)], [], [], {})
+    for strategy in reversed(strategies):
+        make = strategy.plan if dry else strategy.construct
+        expanded = [make(*experiment) for experiment in expansion.leaves]
+        keys = []
+        for compiled, _ in expansion.leaves:
+            calibration = strategy.calibration(compiled)
+            key = None if calibration is None else (strategy.spec, *calibration.key)
+            if calibration is not None and key not in known:
+                expansion.wanted[key] = calibration.experiments
+            keys.append(key)
+        expansion.keys.append(keys)
+        expansion.sizes.append([len(children) for children in expanded])
+        expansion.levels.append([child for children in expanded for child in children])
+    return expansion
+
+
+def planned(strategies: Sequence[Strategy], compiled: CompiledCircuit, rows: int) -> Expansion:
+    """What the first evaluation at so many rows would send, with zeros for parameters; nothing is evaluated.
+
+    Raises:
+        InvalidInputError: rows below 1; what the strategies raise for a circuit they cannot treat.
+    """
+    if isinstance(rows, bool) or not isinstance(rows, int) or rows < 1:
+        raise InvalidInputError(f"rows is {rows!r}; allowed: whole numbers from 1")
+    zeros = torch.zeros(rows, compiled.n_inputs + compiled.n_weights, dtype=torch.float64)
+    return expand(strategies, [(compiled, zeros)], dry=True)
+
+
+def counted(
+    strategies: Sequence[Strategy],
+    compiled: CompiledCircuit,
+    rows: int = 1,
+    circuits_of: Callable[[CompiledCircuit, int], int] = circuits_with_shots,
+) -> Cost:
+    """The circuits of what is `planned`, each as the engine counts it (`Engine.circuits_of`)."""
+    expansion = planned(strategies, compiled, rows)
+    each, once = (
+        sum(circuits_of(circuit, len(values)) for circuit, values in made)
+        for made in (expansion.leaves, expansion.calibrations)
+    )
+    return Cost(each, once)
 
 
 _derived: WeakKeyDictionary[CompiledCircuit, dict[Any, Any]] = WeakKeyDictionary()

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from qhw_diffusion.errors import InvalidInputError, UnsupportedCircuitError
 from qhw_diffusion.execution import CompiledCircuit, Estimate, Experiment
-from qhw_diffusion.mitigation.strategy import Cost, Strategy, kept, with_isa, without_delays
+from qhw_diffusion.mitigation.strategy import Strategy, kept, with_isa, without_delays
 
 TWIRLED = frozenset(["cx", "cz", "ecr"])
 Frame = tuple[int, int]  # a Pauli up to its sign, as exponents (x, z) of X^x Z^z
@@ -86,9 +86,6 @@ class PauliTwirling(Strategy):
         values = torch.stack([estimate.values for estimate in estimates])
         errors = torch.stack([estimate.std_errors for estimate in estimates])
         return Estimate(values.mean(0), errors.square().sum(0).sqrt() / len(estimates))
-
-    def cost(self, compiled: CompiledCircuit) -> Cost:
-        return Cost(self.randomisations, self.randomisations)
 
 
 def twirled(circuit: QuantumCircuit, generator: np.random.Generator) -> QuantumCircuit:

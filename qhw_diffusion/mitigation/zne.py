@@ -15,7 +15,7 @@ from torch import Tensor
 from qhw_diffusion.errors import InvalidInputError, UnknownNameError
 from qhw_diffusion.execution import CompiledCircuit, Estimate, Experiment
 from qhw_diffusion.mitigation.folding import FOLDINGS, Folding, folded
-from qhw_diffusion.mitigation.strategy import Cost, Strategy, number_text
+from qhw_diffusion.mitigation.strategy import Strategy, number_text
 
 EXTRAPOLATIONS = ("linear", "polynomial2", "polynomial3", "exponential", "richardson")
 # Of Richardson's growth of errors: what an exponential may have
@@ -124,9 +124,6 @@ class ZNE(Strategy):
         values = torch.stack([estimate.values for estimate in estimates])
         errors = torch.stack([estimate.std_errors for estimate in estimates])
         return Estimate(*extrapolate(values, errors, self.reached(compiled), self.degree, self.extrapolation))
-
-    def cost(self, compiled: CompiledCircuit) -> Cost:
-        return Cost(len(self.scale_factors), len(self.scale_factors))
 
 
 def extrapolate(

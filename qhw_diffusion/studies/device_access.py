@@ -13,13 +13,14 @@ from qhw_diffusion.devices import Device
 from qhw_diffusion.errors import BudgetError, InvalidInputError, QhwError
 from qhw_diffusion.execution import CompiledCircuit, Engine
 from qhw_diffusion.execution.hardware_engine import Hardware
-from qhw_diffusion.hardware.cost import Cost, estimate_cost, history_of
+from qhw_diffusion.hardware.cost import Cost
 from qhw_diffusion.hardware.ledger import Ledger, ledger_folder
 from qhw_diffusion.hardware.runner import Runner, open_runner
 from qhw_diffusion.mitigation import Mitigated
 from qhw_diffusion.mitigation.parse import strategies_of
 from qhw_diffusion.mitigation.strategy import Strategy
 from qhw_diffusion.studies.device_rollout import Receipt
+from qhw_diffusion.studies.hardware_cost import circuits_cost
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class AccessConfig:
         )
 
     def strategies(self) -> list[Strategy]:
-        """The mitigation strategies, made anew."""
+        """The mitigation strategies, made anew. Raises UnknownNameError or InvalidInputError for another text."""
         return strategies_of(self.mitigation)
 
 
@@ -99,25 +100,16 @@ class DeviceAccess:
         total = None if any(s is None for s in seconds) else float(sum(s or 0.0 for s in seconds))
         return Receipt(tuple(row.job_id or "" for row in rows), total)
 
-    def cost(self, compiled: CompiledCircuit, circuits: int, *, jobs: int = 1) -> Cost:
-        """What `jobs` jobs of `circuits` circuits each (before mitigation) are expected to take."""
-        from qhw_diffusion.execution.shots import measurement_groups
-
-        strategies, factor, extra = self.config.strategies(), 1.0, 0
-        if strategies:
-            expected = Mitigated("ideal", strategies).cost(compiled)
-            factor, extra = max(1.0, float(expected.circuits_factor)), expected.calibration_circuits
-        groups = len(measurement_groups(compiled.program.observables))
-        return estimate_cost(
-            compiled.duration,
-            circuits * groups + extra,
-            self.config.shots,
-            compiled.device,
-            jobs=jobs,
-            qubits=compiled.physical_qubits,
+    def cost(self, compiled: CompiledCircuit, rows: int, *, calls: int = 1) -> Cost:
+        """What `calls` evaluations of so many rows are expected to take, mitigation and its calibration included."""
+        return circuits_cost(
+            compiled,
+            rows,
+            shots=self.config.shots,
+            strategies=self.config.strategies(),
+            calls=calls,
             resilience_level=self.config.resilience_level or 0,
-            factor=factor,
-            history=history_of(self.ledger.rows(state="done"), compiled.device.name),
+            history=self.ledger.rows(state="done"),
         )
 
     def require_cap(self) -> None:

@@ -112,14 +112,14 @@ def compare(
 
 def _cost_text(access: DeviceAccess, compiled: CompiledCircuit, work: Work) -> str:
     parts, costs = [], []
-    for what, (circuits, jobs) in (
+    for what, (rows, calls) in (
         ("rollouts", work.rollout),
         ("values in gradient steps", work.values),
         ("gradients", work.gradients),
     ):
-        if jobs:
-            costs.append(access.cost(compiled, circuits, jobs=jobs))
-            parts.append(f"{what}: {jobs} jobs × {circuits} circuits × {costs[-1].shots} shots, "
+        if calls:
+            costs.append(access.cost(compiled, rows, calls=calls))
+            parts.append(f"{what}: {costs[-1].jobs} jobs × {costs[-1].circuits} circuits × {costs[-1].shots} shots, "
                          f"{costs[-1].seconds:,.1f} s")  # fmt: skip
     total = replace(costs[0], jobs=sum(cost.jobs for cost in costs))
     seconds = sum(cost.seconds for cost in costs)

@@ -40,7 +40,7 @@ def devices(arguments: argparse.Namespace) -> int:
 
 
 def _flags_cost(parser: Parser) -> None:
-    text = "run folder of `qhw train guidance` or `qhw train denoising`, or a circuit (.qpy)"
+    text = "run folder of a quantum policy (`qhw train guidance`, `qhw fine-tune`), or a circuit (.qpy)"
     parser.add_argument("target", metavar="RUN|CIRCUIT", help=text)
     parser.add_argument("--device", metavar="NAME", help="live (ibm_…), fake, or a snapshot file [the run's own]")
     parser.add_argument("--shots", type=int, default=4096, metavar="N", help="of each circuit [4096]")

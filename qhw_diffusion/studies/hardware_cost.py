@@ -1,14 +1,12 @@
-"""`qhw cost`: what a trained controller, a denoiser's reverse process or a circuit file takes on a device."""
+"""`qhw cost`: what a trained controller or a circuit file takes on a device, and what the runs themselves announce."""
 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 from qiskit import QuantumCircuit
 from qiskit.quantum_info import SparsePauliOp
 
@@ -16,13 +14,24 @@ from qhw_diffusion.circuits import load_circuit
 from qhw_diffusion.devices import Device
 from qhw_diffusion.errors import InvalidInputError, MissingDataError, RunFolderError
 from qhw_diffusion.execution import CompiledCircuit, compile_circuit
-from qhw_diffusion.hardware.cost import RESILIENCE_LEVELS, Cost, DoneJob, estimate_cost, history_of
-from qhw_diffusion.hardware.service import Pub, precision_of
-from qhw_diffusion.hardware.split import JobLimits, bases, row_cost, split
-from qhw_diffusion.runs import RunFolder, read_json
+from qhw_diffusion.execution.pubs import planned_pub, sent_circuits
+from qhw_diffusion.hardware.cost import Cost, DoneJob
+from qhw_diffusion.hardware.estimate import expected_cost
+from qhw_diffusion.hardware.ledger_file import FILE as LEDGER_FILE
+from qhw_diffusion.mitigation import strategies_of
+from qhw_diffusion.mitigation.strategy import Strategy, planned
+from qhw_diffusion.runs import read_json
 
 # as many images as a rollout on a device steers unless told otherwise
 IMAGES, SHOTS = 32, 4096
+# Kinds of run folders (`RunFolder`) of policies and of denoisers
+_POLICY, _DENOISER = "guidance", "denoiser"
+# What a device has to do for them, and an Estimator does not
+_DYNAMIC = frozenset({"measure", "if_else", "for_loop", "while_loop", "switch_case", "break_loop", "continue_loop"})
+_COSTED = (
+    "`qhw cost` takes run folders of quantum policies (`qhw train guidance`, `qhw fine-tune`) and circuit files (.qpy) "
+    "without measurements in mid-circuit"
+)
 
 
 @dataclass(frozen=True)
@@ -50,17 +59,17 @@ def workload_of(
     """What is to be run, and where.
 
     Args:
-        target: run folder of `qhw train guidance` (one call a sampling step, one row an image) or of `qhw train
-            denoising` (one call a reverse step, one row an image), or a ``.qpy`` file (one call).
+        target: run folder of a quantum policy (one call a sampling step, one row an image), or a ``.qpy`` file (one
+            call).
         device: None: the one that the run was made for.
-        images: steered or sampled at once, for a run [32].
+        images: steered at once, for a run [32].
         rows: rows of parameters, for a circuit file [1].
 
     Raises:
         MissingDataError: neither a folder nor a file.
-        RunFolderError: a run of another kind, or damaged.
-        InvalidInputError: a circuit wider than the device or compiled for another one, a run without a circuit, counts
-            below 1, a count that does not go with the target.
+        RunFolderError: no run folder, a run of another kind, or damaged.
+        InvalidInputError: a circuit wider than the device or compiled for another one, a policy without a circuit, a
+            denoiser or another dynamic circuit, counts below 1, a count that does not go with the target.
     """
     target = Path(target)
     if not target.exists():
@@ -73,11 +82,8 @@ def workload_of(
             raise InvalidInputError(f"--{name} must be at least 1, not {given}")
     if not target.is_dir():
         return _file(target, device, rows or 1)
-    try:
-        kind = read_json(target / "manifest.json").get("kind")
-    except FileNotFoundError as error:
-        raise RunFolderError(f"{target} is not a run folder: manifest.json is missing") from error
-    return (_denoising if kind == "denoising" else _guidance)(target, device, images or IMAGES)
+    _check_folder(target)
+    return _guidance(target, device, images or IMAGES)
 
 
 def cost_of(
@@ -101,34 +107,66 @@ def cost_of(
     Raises:
         InvalidInputError, UnknownNameError: an argument that is not allowed; a row that does not fit into a job.
     """
-    compiled = workload.compiled
+    return circuits_cost(
+        workload.compiled,
+        workload.rows,
+        shots=shots,
+        strategies=strategies_of(mitigation),
+        calls=workload.calls,
+        resilience_level=resilience_level,
+        repetition_delay=repetition_delay,
+        history=ledger,
+    )
+
+
+def circuits_cost(
+    compiled: CompiledCircuit,
+    rows: int,
+    *,
+    shots: int,
+    strategies: Sequence[Strategy] = (),
+    calls: int = 1,
+    resilience_level: int = 0,
+    repetition_delay: float | None = None,
+    history: Iterable[DoneJob] = (),
+) -> Cost:
+    """What evaluations of a circuit on its device take, counted on the very PUBs and jobs that would be sent.
+
+    Args:
+        compiled: the circuit on its device, with the observables.
+        rows: of parameters in each evaluation.
+        shots: of each circuit.
+        strategies: mitigation of ours; each evaluation calibrates anew.
+        calls: how many evaluations.
+        resilience_level: of the client's estimator.
+        repetition_delay: seconds; None: the device's default.
+        history: rows of the ledger.
+
+    Raises:
+        InvalidInputError, UnsupportedCircuitError: the ideal device, counts below 1, circuits that the estimator or a
+            strategy does not take; a row that does not fit into a job.
+    """
     if compiled.device.target is None:
         raise InvalidInputError("the ideal device is simulated and costs nothing; name a real or a fake device")
-    factor, calibration = 1.0, 0
-    if mitigation:
-        from qhw_diffusion.mitigation import Mitigated, strategy_of
-
-        expected = Mitigated("ideal", [strategy_of(text) for text in mitigation.split("+")]).cost(compiled)
-        factor, calibration = max(1.0, float(expected.circuits_factor)), expected.calibration_circuits
-    scales, _ = RESILIENCE_LEVELS.get(resilience_level, ((1,), False))
-    parameters = tuple(compiled.isa.parameters)
-    pub = Pub(
-        compiled.isa, compiled.observables, parameters, np.zeros((1, len(parameters))), precision_of(shots)
-    )  # one row, which costs what every row costs
-    jobs = _jobs(pub, workload.rows, math.ceil(factor * len(scales)))
-    return estimate_cost(
-        compiled.duration,
-        math.ceil(workload.rows / jobs) * bases(pub),
-        shots,
+    experiments, note = [(compiled, rows)], ""
+    if strategies:
+        for strategy in strategies:
+            strategy.check(compiled)
+        plan = planned(strategies, compiled, rows)
+        experiments = [(circuit, len(values)) for circuit, values in [*plan.leaves, *plan.calibrations]]
+        alone, total = sent_circuits(compiled, rows), sum(sent_circuits(*each) for each in experiments)
+        once = sum(sent_circuits(circuit, len(values)) for circuit, values in plan.calibrations)
+        note = f"{alone:,} circuits a call alone, {total:,} with mitigation, {once:,} of these for calibration"
+    pubs = [planned_pub(circuit, number, shots) for circuit, number in experiments]
+    cost = expected_cost(
+        pubs,
         compiled.device,
-        jobs=workload.calls * jobs,
-        repetition_delay=repetition_delay,
-        qubits=compiled.physical_qubits,
+        calls=calls,
         resilience_level=resilience_level,
-        factor=factor,
-        calibration_circuits=calibration,
-        history=history_of(ledger, compiled.device.name),
+        repetition_delay=repetition_delay,
+        history=history,
     )
+    return replace(cost, note="; ".join(text for text in (note, cost.note) if text))
 
 
 def ledger_rows(folder: Path | None) -> Sequence[DoneJob]:
@@ -160,26 +198,41 @@ def cost_json(workload: Workload, cost: Cost) -> str:
     return json.dumps({"workload": workload.name, "not_counted": workload.note, **cost.to_dict()}, indent=2)
 
 
+def _check_folder(folder: Path) -> None:
+    """Raise unless it is the run folder of a policy; say what it is, and what to do."""
+    if (folder / LEDGER_FILE).exists():
+        raise RunFolderError(f"{folder} is a ledger: `qhw ledger list --ledger {folder}` says what its jobs cost")
+    try:
+        kind = read_json(folder / "manifest.json").get("kind")
+    except FileNotFoundError as error:
+        saved = folder.name == "model" and (folder.parent / "manifest.json").exists()
+        hint = f"give {folder.parent}" if saved else _COSTED
+        raise RunFolderError(f"{folder} is not a run folder: manifest.json is missing; {hint}") from error
+    if kind == _DENOISER:
+        raise InvalidInputError(
+            f"{folder} is a denoiser. It is sampled by a dynamic circuit, with measurements in mid-circuit and states "
+            "handed from step to step, which the client's Estimator does not take: it cannot be run through the "
+            "ledger, so there is no cost to tell. What its circuit takes in gates and time is in "
+            f"{folder / 'model' / 'device.json'}. {_COSTED}"
+        )
+    if kind != _POLICY:
+        raise RunFolderError(f"{folder} is a run of kind {kind!r}, which has no single circuit to count. {_COSTED}")
+
+
 def _guidance(folder: Path, device: Device | None, images: int) -> Workload:
     from qhw_diffusion.guidance import QuantumActor, load_controller
 
     trained = load_controller(folder)
     if not isinstance(trained.actor, QuantumActor):
-        raise InvalidInputError(f"the policy in {folder} is a {trained.actor_config.kind}: it has no circuit to run")
+        raise InvalidInputError(
+            f"the policy in {folder} is classical ({trained.actor.kind}): it has no circuit to run, and takes no QPU "
+            "time"
+        )
     compiled = trained.actor.layer.compiled
     compiled = compiled if device is None else compiled.compile_for(device)
     steps = trained.config.n_steps
     name = f"{compiled.logical.name} of {folder}, {steps} sampling steps, {images:,} images"
     return Workload(name, compiled, images, steps)
-
-
-def _denoising(folder: Path, device: Device | None, images: int) -> Workload:
-    run = RunFolder.open(folder, kind="denoising")
-    steps = int(run.config["reverse"]["n_steps"])
-    device = Device.load(run.path / "model" / "device.snapshot.json.gz") if device is None else device
-    circuit = load_circuit(run.path / "model" / "circuit.qpy")
-    name = f"{circuit.name} of {folder}, {steps} reverse steps, {images:,} images"
-    return Workload(name, _compiled(circuit, device), images, steps, "preparing each step's input state")
 
 
 def _file(path: Path, device: Device | None, rows: int) -> Workload:
@@ -192,17 +245,14 @@ def _file(path: Path, device: Device | None, rows: int) -> Workload:
     return Workload(name, _compiled(circuit, device), rows, note="measuring in more than one basis")
 
 
-def _jobs(pub: Pub, rows: int, factor: int) -> int:
-    """How many jobs so many rows make below the service's limits; InvalidInputError if one row is too much."""
-    split([pub], factor=factor)
-    limits = JobLimits()
-    most = np.array([limits.executions, limits.instructions, limits.values])
-    return math.ceil(rows / int((most // row_cost(pub, factor)).min()))
-
-
 def _compiled(circuit: QuantumCircuit, device: Device) -> CompiledCircuit:
     """A circuit file on the device, ⟨Z⟩ of every qubit; measurements at its end are left to the estimator."""
     bare = circuit.remove_final_measurements(inplace=False)
+    if dynamic := sorted(_DYNAMIC & set(bare.count_ops())):
+        raise InvalidInputError(
+            f"the circuit is dynamic ({', '.join(dynamic)} before its end), which the client's Estimator does not take:"
+            f" it cannot be run through the ledger, so there is no cost to tell. {_COSTED}"
+        )
     if circuit.layout is None:
         zs = [SparsePauliOp.from_sparse_list([("Z", [q], 1.0)], bare.num_qubits) for q in range(bare.num_qubits)]
         return compile_circuit(bare, device, inputs=list(bare.parameters), weights=[], observables=zs)

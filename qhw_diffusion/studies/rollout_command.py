@@ -54,7 +54,7 @@ def rollout_from_arguments(arguments: argparse.Namespace) -> str:
             changes=changes,
         )
         steps = prepared.guidance.n_steps
-        print(access.cost_text(access.cost(prepared.compiled, asked.images, jobs=steps)), flush=True)
+        print(access.cost_text(access.cost(prepared.compiled, asked.images, calls=steps)), flush=True)
         with hint_to_resume(out):
             played = play(
                 prepared, access, resume=arguments.resume, on_step=lambda done, so_far: _say(done, so_far, prepared)

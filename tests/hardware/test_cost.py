@@ -133,13 +133,6 @@ def test_executions_are_those_the_client_prepares(level: int, shots: int) -> Non
     assert estimate_cost(1e-6, n_rows, shots, device, resilience_level=level).executions == executed
 
 
-def test_mitigation_of_our_own_multiplies_the_circuits_and_calibrates() -> None:
-    cost = estimate_cost(1e-6, 10, 1000, MARRAKESH, factor=3, calibration_circuits=2)
-    assert (cost.circuits, cost.executions) == (32, 32_000)
-    assert "counted         10 circuits a job, mitigation × 3 + 2 of calibration" in cost.text
-    assert estimate_cost(1e-6, 10, 1024, MARRAKESH, factor=3, resilience_level=2).circuits == 91
-
-
 def test_the_rule_of_thumb_is_for_the_usual_delay_only() -> None:
     assert "rule of thumb" in estimate_cost(1e-6, 1, 1000, MARRAKESH).text
     assert "rule of thumb" not in estimate_cost(1e-6, 1, 1000, Device.load("fake_miami")).text
@@ -153,8 +146,6 @@ def test_the_rule_of_thumb_is_for_the_usual_delay_only() -> None:
     ({"duration_seconds": -1.0}, "duration"),
     ({"device": Device.load("ideal")}, "simulated and costs nothing"),
     ({"resilience_level": 3}, "allowed: 0, 1, 2"),
-    ({"factor": 0.5}, "at least 1"),
-    ({"calibration_circuits": -1}, "at least 0"),
     ({"history": [(0.0, 1.0)]}, "pairs of positive"),
 ])  # fmt: skip
 def test_what_cannot_be_estimated_is_refused(change: dict[str, Any], words: str) -> None:

@@ -69,7 +69,7 @@ def test_everything_goes_out_in_one_call(policy, rows):
     assert base.calls == [[4] * (2 * 3 * 4 + 2)], "all leaves, and the calibration once"
     engine.estimate(compiled, values)
     assert base.calls[1:] == [[4] * 12]
-    assert engine.cost(compiled) == Cost(12, 12, 2)
+    assert engine.cost(compiled) == Cost(12, 2)
 
 
 def test_several_experiments_are_answered_in_order(policy, rows):

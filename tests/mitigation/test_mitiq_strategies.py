@@ -152,12 +152,12 @@ def test_gradients_are_those_of_finite_differences(strategy, pair):
 
 
 def test_costs(pair):
-    assert MitiqZNE((1, 3)).cost(pair) == Cost(2, 2)
-    assert MitiqLRE(2, 3).cost(pair) == Cost(10, 10)
-    assert MitiqCDR(8).cost(pair) == Cost(1, 1, 8)
-    assert MitiqCDR(8, each_row=True).cost(pair) == Cost(9, 9)
-    assert MitiqTwirling(5).cost(pair) == Cost(5, 5)
-    assert MitiqPEC(50).cost(pair).circuits_factor <= 51
+    assert MitiqZNE((1, 3)).cost(pair) == Cost(2)
+    assert MitiqLRE(2, 3).cost(pair) == Cost(10)
+    assert MitiqCDR(8).cost(pair, rows=5) == Cost(5 + 8)
+    assert MitiqCDR(8, each_row=True).cost(pair, rows=5) == Cost(5 + 5 * 8)
+    assert MitiqTwirling(5).cost(pair) == Cost(5)
+    assert MitiqPEC(50).cost(pair).circuits <= 51
     usage = Mitigated("shots:100", [MitiqCDR(8)]).estimate(pair, ROWS).usage
     assert (usage.circuits, usage.shots) == (11, 1100)
 

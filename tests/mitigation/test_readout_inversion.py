@@ -120,9 +120,9 @@ def test_calibration_circuits_run_once_for_each_set_of_qubits(products, policy, 
     assert engine.estimate(compiled, values).usage.circuits == 3 + 2
     assert engine.estimate(compiled, values).usage.circuits == 3
     assert base.calls == [3, 1, 1, 3]
-    assert Readout("measured").cost(compiled) == Cost(1, 1, 2)
-    assert Readout("correlated").cost(compiled) == Cost(1, 1, 16)
-    assert Readout().cost(compiled) == Cost(1, 1, 0)
+    assert Readout("measured").cost(compiled) == Cost(1, 2)
+    assert Readout("correlated").cost(compiled) == Cost(1, 16)
+    assert Readout().cost(compiled) == Cost(1)
     assert Mitigated(base, [Readout("measured")]).estimate(compiled, values).usage.circuits == 5, "a new one calibrates"
 
 

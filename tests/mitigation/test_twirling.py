@@ -100,7 +100,7 @@ def test_error_bars_shrink_and_cover(policy, rows):
     assert pulls.std().item() == pytest.approx(1, abs=0.05)
     plain = Shots(500).estimate(compiled, values).std_errors
     torch.testing.assert_close(estimate.std_errors[:2], plain / 2, rtol=0.15, atol=0)
-    assert strategy.cost(compiled) == Cost(4, 4, 0)
+    assert strategy.cost(compiled) == Cost(4)
     assert estimate.usage.circuits == 4 * 400
 
 
