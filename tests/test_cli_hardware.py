@@ -12,18 +12,32 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from qiskit import QuantumCircuit
 from qiskit.quantum_info import SparsePauliOp
 
-from qhw_diffusion.circuits import load_circuit, published_circuit, save_circuit
+from qhw_diffusion.circuits import dynamic_circuit, load_circuit, published_circuit, reverse_circuit, save_circuit
 from qhw_diffusion.cli import main
 from qhw_diffusion.devices import Calibration, Device, rank_layouts
-from qhw_diffusion.guidance import ActorConfig, GuidanceConfig, PPOConfig, RewardConfig, build_actor, save_actor
+from qhw_diffusion.guidance import (
+    ActorConfig,
+    GuidanceConfig,
+    PPOConfig,
+    QuantumActor,
+    RewardConfig,
+    build_actor,
+    load_actor,
+    save_actor,
+)
+from qhw_diffusion.guidance.lookup import tabulate
 from qhw_diffusion.hardware.estimate import job_estimator
 from qhw_diffusion.hardware.ledger import Ledger
 from qhw_diffusion.hardware.runner import open_runner
 from qhw_diffusion.hardware.service import Pub, precision_of
 from qhw_diffusion.hardware.standin import TOKEN, StandIn, Status
 from qhw_diffusion.runs import RunFolder
+from qhw_diffusion.studies.denoising_single import KIND as DENOISER
+from qhw_diffusion.studies.device_access import AccessConfig, open_access
 
 KEYS = ("a" * 64, "b" * 64)
 
@@ -183,13 +197,126 @@ def test_mistakes_are_told_in_one_line(
     assert error.count("\n") == 1
 
 
-def test_a_classical_policy_has_no_circuit(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    actor = ActorConfig(kind="mlp")
+@pytest.mark.parametrize("mitigation", [
+    "readout:measured+zne:linear:1,3", "readout:correlated+twirling:2", "readout", "mitiq-cdr:6",
+    "zne:linear:1,3,5+readout",
+])  # fmt: skip
+def test_what_is_announced_is_what_the_ledger_says_was_run(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, run: Path, mitigation: str
+) -> None:
+    """`qhw cost` of a policy, what a run on the device announces, and the ledger's rows after two of its steps."""
+    shown = json.loads(
+        told(capsys, "cost", run, "--images", "5", "--shots", "20", "--mitigation", mitigation, "--json")
+    )
+    config = AccessConfig(device="fake_manila", shots=20, mitigation=mitigation, ledger=str(tmp_path / "ledger"))
+    actor = load_actor(run / "model")
+    assert isinstance(actor, QuantumActor)
+    compiled = actor.layer.compiled
+    rows = torch.full((5, compiled.n_inputs + compiled.n_weights), 0.3, dtype=torch.float64)
+    rows[:, 0] = torch.linspace(-1, 1, 5)
+    with open_access(config, "mine") as access:
+        cost = access.cost(compiled, 5, calls=2)
+        usage = [access.engine(f"step {step}").estimate(compiled, rows).usage for step in range(2)]
+        done = access.ledger.rows()
+    assert len(done) == cost.jobs == 2
+    assert [row.circuits for row in done] == [cost.circuits] * 2 == [each.circuits for each in usage]
+    assert sum(each.shots for each in usage) == cost.executions
+    assert 3 * cost.seconds == pytest.approx(shown["seconds"])
+    assert (shown["jobs"], shown["circuits"], shown["all_circuits"]) == (6, cost.circuits, 6 * cost.circuits)
+
+
+def test_the_count_with_mitigation_is_shown(capsys: pytest.CaptureFixture[str], run: Path) -> None:
+    flags = ("--images", "16", "--shots", "100", "--mitigation")
+    text = told(capsys, "cost", run, *flags, "readout:measured+zne:linear:1,3")
+    assert "16 circuits a call alone, 34 with mitigation, 2 of these for calibration" in text
+    assert "6 jobs × 34 circuits × 100 shots = 20,400" in text
+    text = told(capsys, "cost", run, *flags, "readout:correlated+twirling:2", "--resilience-level", "2")
+    assert "16 circuits a call alone, 48 with mitigation, 16 of these for calibration; 48 circuits a job" in text
+    assert "resilience level 2" in text
+
+
+def test_folded_circuits_are_longer(capsys: pytest.CaptureFixture[str], run: Path) -> None:
+    plain, folded = (json.loads(told(capsys, "cost", run, "--json", *flags))["duration"]
+                     for flags in ((), ("--mitigation", "zne:linear:1,3")))  # fmt: skip
+    assert 1.5 * plain < folded < 2.5 * plain
+
+
+def test_work_that_does_not_divide_evenly_is_counted_exactly(capsys: pytest.CaptureFixture[str], run: Path) -> None:
+    shown = json.loads(told(capsys, "cost", run, "--images", "2500", "--shots", "10000", "--json"))
+    assert (shown["jobs"], shown["all_circuits"], shown["executions"]) == (18, 15_000, 150_000_000)
+    text = told(capsys, "cost", run, "--images", "2500", "--shots", "10000")
+    assert "15,000 circuits in 18 jobs × 10,000 shots = 150,000,000" in text
+
+
+def folder_of(tmp_path: Path, kind: str) -> Path:
+    RunFolder.create(tmp_path / kind, kind=kind, config={}).close()
+    return tmp_path / kind
+
+
+def test_a_denoiser_is_told_what_can_be_costed(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    error = told(capsys, "cost", folder_of(tmp_path, DENOISER), "--device", "fake_manila", code=2)
+    for words in (
+        "is a denoiser",
+        "dynamic circuit",
+        "no cost to tell",
+        "device.json",
+        "takes run folders of quantum policies",
+    ):
+        assert words in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("kind", ["guidance-study", "denoising-study", "device-rollout", "backbone", "classifier"])
+def test_other_runs_are_told_what_they_are(capsys: pytest.CaptureFixture[str], tmp_path: Path, kind: str) -> None:
+    error = told(capsys, "cost", folder_of(tmp_path, kind), "--device", "fake_manila", code=2)
+    assert f"is a run of kind {kind!r}" in error
+    assert "takes run folders of quantum policies" in error
+
+
+def test_ledgers_and_parts_of_runs_are_told_what_to_give(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, run: Path
+) -> None:
+    Ledger.open(tmp_path / "ledger").close()
+    assert "is a ledger: `qhw ledger list" in told(capsys, "cost", tmp_path / "ledger", code=2)
+    assert f"manifest.json is missing; give {run}" in told(capsys, "cost", run / "model", code=2)
+    (tmp_path / "empty").mkdir()
+    assert "takes run folders of quantum policies" in told(capsys, "cost", tmp_path / "empty", code=2)
+    (tmp_path / "notes.txt").write_text("no circuit")
+    assert "notes.txt" in told(capsys, "cost", tmp_path / "notes.txt", "--device", "fake_manila", code=2)
+
+
+def test_dynamic_circuits_are_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    step = reverse_circuit(1, 1, depth=1)
+    circuit = dynamic_circuit(
+        step, 2, lambda t, outcome: [0.1] * (len(step.inputs) + len(step.weights)), feed_forward=True
+    )
+    measured = QuantumCircuit(1, 1)
+    measured.measure(0, 0)
+    measured.sx(0)
+    for made, names in ((circuit, "if_else, measure"), (measured, "measure")):
+        path, _ = save_circuit(made, tmp_path, "dynamic")
+        error = told(capsys, "cost", path, "--device", "fake_manila", code=2)
+        assert f"the circuit is dynamic ({names} before its end)" in error
+    ends = QuantumCircuit(1, 1)
+    ends.sx(0)
+    ends.measure(0, 0)
+    path, _ = save_circuit(ends, tmp_path, "ends")
+    assert "QPU seconds" in told(capsys, "cost", path, "--device", "fake_manila")
+
+
+@pytest.mark.parametrize("kind", ["mlp", "lookup"])
+def test_a_classical_policy_has_no_circuit(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, run: Path, kind: str
+) -> None:
+    quantum = load_actor(run / "model")
+    assert isinstance(quantum, QuantumActor)
+    actor = ActorConfig(kind="mlp") if kind == "mlp" else ActorConfig(device="fake_manila")
     config = {"guidance": GuidanceConfig().to_dict(), "reward": RewardConfig().to_dict(),
               "ppo": PPOConfig().to_dict(), "actor": actor.to_dict()}  # fmt: skip
     with RunFolder.create(tmp_path / "classical", kind="guidance", config=config) as made:
-        save_actor(build_actor(actor, seed=0), made.path / "model")
-    assert "no circuit to run" in told(capsys, "cost", tmp_path / "classical", "--device", "fake_manila", code=2)
+        save_actor(build_actor(actor, seed=0) if kind == "mlp" else tabulate(quantum), made.path / "model")
+    error = told(capsys, "cost", tmp_path / "classical", code=2)
+    assert f"is classical ({kind}): it has no circuit to run, and takes no QPU time" in error
 
 
 # -- with an account: the stand-in -------------------------------------------------------------------------------------

@@ -59,6 +59,8 @@ class Cost:
         history_jobs: how many jobs the ratio is from.
         note: why the circuits or the shots are more than asked for; empty if they are not.
         unlike: circuits of all jobs together where they differ; None where they are all alike.
+        rounding: seconds that a cap must leave beyond `seconds`: the jobs of the last call are held against it in whole
+            seconds, as the service takes limits.
     """
 
     device: str
@@ -73,6 +75,7 @@ class Cost:
     history_jobs: int = 0
     note: str = ""
     unlike: int | None = None
+    rounding: float = 0.0
 
     @property
     def all_circuits(self) -> int:
@@ -98,6 +101,11 @@ class Cost:
     def seconds(self) -> float:
         """The estimate: the formula times the ratio of the history."""
         return self.formula_seconds * self.ratio
+
+    @property
+    def least_cap(self) -> float:
+        """The least cap under which all jobs are sent, if they take what is estimated."""
+        return self.seconds + self.rounding
 
     @property
     def rule_of_thumb(self) -> float:
@@ -231,6 +239,7 @@ def in_all(costs: Sequence[Cost], *, times: int = 1) -> Cost:
         duration=costs[0].duration if len(costs) == 1 else mean,
         note=costs[0].note if alike else "",
         unlike=None if alike else circuits * times,
+        rounding=sum(cost.jobs * math.ceil(cost.seconds / cost.jobs) - cost.seconds for cost in costs),
     )
 
 

@@ -128,7 +128,9 @@ class DeviceAccess:
         cap = self.config.max_qpu_seconds
         if cap is not None:
             left = cap - self.ledger.spent(self.run)
-            enough = "" if cost.seconds <= left else "; that is not enough: it will stop there, and can go on with more"
+            enough = (
+                "" if cost.least_cap <= left else "; that is not enough: it will stop there, and can go on with more"
+            )
             lines.append(f"cap             {cap:g} s for this run, {left:.1f} s left{enough}")
         return "\n".join(lines)
 

@@ -130,7 +130,11 @@ def _cost_text(access: DeviceAccess, compiled: CompiledCircuit, work: Work) -> s
     cap = access.config.max_qpu_seconds
     if access.paid and cap is not None:
         left = cap - access.ledger.spent(access.run)
-        short = "" if seconds <= left else "; that is not enough: it will stop there, and can go on with more"
+        short = (
+            ""
+            if seconds + max(cost.rounding for cost in costs) <= left
+            else "; that is not enough: it will stop there, and can go on with more"
+        )
         lines.append(f"cap {cap:g} s for this run, {left:.1f} s left{short}")
     return "\n".join(lines)
 

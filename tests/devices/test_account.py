@@ -21,8 +21,9 @@ from qiskit_ibm_runtime.api.exceptions import RequestsApiError
 from qiskit_ibm_runtime.exceptions import IBMInputValueError, IBMNotAuthorizedError
 
 from qhw_diffusion.devices import Device, connect, has_account
-from qhw_diffusion.devices.account import ask, problem, without_tokens
+from qhw_diffusion.devices.account import ask, problem
 from qhw_diffusion.errors import AccountError, InvalidInputError, ServiceError
+from qhw_diffusion.masking import without_tokens
 
 KEY = "QhwSecretKey-0123456789abcdefghijklmnopqr"
 SAVED = "SavedSecretKey-zyxwvutsrqponmlk"
@@ -140,7 +141,7 @@ class Broken:
     """A client that shows the key in its log, a warning and its error."""
 
     def __init__(self, **_: Any) -> None:
-        logger = logging.getLogger("qiskit_ibm_runtime.api.session")
+        logger = logging.getLogger("qiskit_ibm_runtime.made_only_now")
         logger.error("request with %s failed", {"Authorization": f"apikey {KEY}"})
         try:
             raise ValueError(f"inner {KEY}")
@@ -156,7 +157,6 @@ def test_neither_log_nor_message_nor_traceback_shows_the_key(
 
     monkeypatch.setenv("QISKIT_IBM_TOKEN", KEY)
     monkeypatch.setattr(qiskit_ibm_runtime, "QiskitRuntimeService", Broken)
-    logging.getLogger("qiskit_ibm_runtime.api.session")  # a logger that the client makes only later would be missed
     with caplog.at_level(logging.DEBUG), pytest.raises(AccountError, match="credentials are refused") as caught:
         connect()
     shown = "".join(traceback.format_exception(caught.value)) + caplog.text + "".join(capsys.readouterr())

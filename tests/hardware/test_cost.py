@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,10 +14,16 @@ from qiskit import QuantumCircuit
 from qiskit.circuit import Parameter
 from qiskit.quantum_info import SparsePauliOp
 from qiskit.transpiler import generate_preset_pass_manager
+from scripted import FAST, Job, ScriptedService, pub
 
 from qhw_diffusion.devices import Device
-from qhw_diffusion.errors import InvalidInputError
-from qhw_diffusion.hardware.cost import default_repetition_delay, estimate_cost, history_of, readout_seconds
+from qhw_diffusion.errors import BudgetError, InvalidInputError
+from qhw_diffusion.hardware.cost import default_repetition_delay, estimate_cost, history_of, in_all, readout_seconds
+from qhw_diffusion.hardware.estimate import expected_cost, job_estimator
+from qhw_diffusion.hardware.ledger import Ledger
+from qhw_diffusion.hardware.runner import Runner
+from qhw_diffusion.hardware.service import Pub
+from qhw_diffusion.hardware.split import JobLimits, cut, split
 
 MARRAKESH = Device.load("fake_marrakesh")
 
@@ -131,6 +138,93 @@ def test_executions_are_those_the_client_prepares(level: int, shots: int) -> Non
     program, _ = prepare([(isa, [[o] for o in observables], values)], options)
     executed = sum(int(np.prod(item.shape)) for item in program.items) * program.shots
     assert estimate_cost(1e-6, n_rows, shots, device, resilience_level=level).executions == executed
+
+
+@pytest.mark.parametrize("most", [10_000_000, 700, 400, 300])
+@pytest.mark.parametrize("level", [0, 2])
+def test_what_is_expected_is_what_the_runner_plans(tmp_path: Path, most: int, level: int) -> None:
+    """Two PUBs of 3 and 4 rows in two bases at 50 shots: one job, or several that are not alike."""
+    pubs, limits = [pub([0.1, 0.2, 0.3], shots=50), pub([0.4, 0.5, 0.6, 0.7], shots=50)], JobLimits(executions=most)
+    service = ScriptedService()
+    with Ledger.open(tmp_path) as ledger:
+        runner = Runner(service, ledger, run="r", max_qpu_seconds=500, limits=limits, times=FAST)
+        runner.run(pubs, options={"resilience_level": level})
+        rows = ledger.rows()
+    cost = expected_cost(pubs, service.snapshot(), resilience_level=level, limits=limits, calls=3)
+    assert cost.jobs == 3 * len(rows)
+    assert (len(rows) > 1) == (most < (700 if level == 0 else 2100))
+    assert cost.seconds == pytest.approx(3 * sum(row.estimate_seconds for row in rows))
+    executed = sum(row.circuits for row in rows) * (3 if level else 1) + (len(rows) if level else 0)
+    assert cost.all_circuits == 3 * executed
+    assert cost.executions == cost.all_circuits * cost.shots
+    assert cost.circuits == math.ceil(cost.all_circuits / cost.jobs)
+    assert (f"{cost.all_circuits:,} circuits in {cost.jobs} jobs" in cost.text) == (cost.unlike is not None)
+    assert (cost.unlike is None) == (len({row.circuits for row in rows}) == 1)
+
+
+@pytest.mark.parametrize("most", [10_000_000, 300])
+def test_the_least_cap_is_enough_and_one_second_less_is_not(tmp_path: Path, most: int) -> None:
+    """Three calls whose jobs are charged what is estimated."""
+    pubs, limits, calls = [pub([0.1, 0.2, 0.3, 0.4], shots=50)], JobLimits(executions=most), 3
+    cost = expected_cost(pubs, MARRAKESH, limits=limits, calls=calls)
+    each = iter([row for _ in range(calls) for row in _seconds(pubs, limits)] * 2)
+
+    def charge(job: Job) -> None:
+        job.charged = next(each)
+
+    for number, (cap, sent) in enumerate([(cost.least_cap, True), (cost.least_cap - 1.0, False)]):
+        service = ScriptedService(new_job=charge)
+        service.snapshot = lambda: MARRAKESH  # type: ignore[method-assign]
+        with Ledger.open(tmp_path / str(number)) as ledger:
+            runner = Runner(service, ledger, run="r", max_qpu_seconds=cap, limits=limits, times=FAST)
+            for call in range(calls - 1):
+                runner.run(pubs, options={"resilience_level": 0}, purpose=f"call {call}")
+            if sent:
+                runner.run(pubs, options={"resilience_level": 0}, purpose="last")
+                assert len(service.jobs) == cost.jobs
+                continue
+            with pytest.raises(BudgetError, match="are left"):
+                runner.run(pubs, options={"resilience_level": 0}, purpose="last")
+
+
+def _seconds(pubs: list[Pub], limits: JobLimits) -> list[float]:
+    """Of each job of one call."""
+    estimate = job_estimator(MARRAKESH, list)
+    return [estimate(cut(pubs, pieces), {"resilience_level": 0}).seconds for pieces in split(pubs, limits)]
+
+
+def test_jobs_that_are_not_alike_add_up() -> None:
+    long, short = estimate_cost(2e-6, 10, 100, MARRAKESH), estimate_cost(1e-6, 4, 100, MARRAKESH)
+    both = in_all([long, short], times=5)
+    assert (both.jobs, both.all_circuits, both.executions) == (10, 70, 7000)
+    assert both.seconds == pytest.approx(5 * (long.seconds + short.seconds))
+    assert both.to_dict()["all_circuits"] == 70
+    with pytest.raises(InvalidInputError, match="at least one job"):
+        in_all([])
+
+
+@pytest.mark.parametrize("level", [0, 1, 2])
+def test_several_pubs_of_a_job_are_counted_as_the_client_prepares_them(level: int) -> None:
+    """Those of mitigation of our own: one calibration of the client for all."""
+    from qiskit_ibm_runtime.executor_estimator.prepare import prepare
+    from qiskit_ibm_runtime.options_models import EstimatorOptions
+
+    device = Device.load("fake_manila")
+    circuit, angle = QuantumCircuit(2), Parameter("a")
+    circuit.rx(angle, 0)
+    circuit.cx(0, 1)
+    isa = generate_preset_pass_manager(optimization_level=1, target=device.target, seed_transpiler=0).run(circuit)
+    labels = [["IZ", "ZI"], ["XX", "IZ", "YI"], ["ZZ"]]
+    pubs = [
+        Pub(
+            isa, tuple(SparsePauliOp(one).apply_layout(isa.layout) for one in each), (angle,), np.zeros((rows, 1)), 0.05
+        )
+        for rows, each in enumerate(labels, start=2)
+    ]
+    options = EstimatorOptions(resilience_level=level, default_shots=400)
+    program, _ = prepare([one.as_tuple()[:3] for one in pubs], options)
+    executed = sum(int(np.prod(item.shape)) for item in program.items) * program.shots
+    assert expected_cost(pubs, device, resilience_level=level).executions == executed
 
 
 def test_the_rule_of_thumb_is_for_the_usual_delay_only() -> None:
