@@ -12,10 +12,10 @@ import re
 import threading
 import warnings
 from collections.abc import Callable
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from qhw_diffusion.errors import AccountError, QhwError, ServiceError
-from qhw_diffusion.masking import mask_logs, without_tokens
+from qhw_diffusion.masking import mask_logs, remember, without_tokens
 from qhw_diffusion.masking.own import account_file, saved_accounts
 
 if TYPE_CHECKING:
@@ -95,6 +95,7 @@ def live_backend(name: str, service: QiskitRuntimeService | None = None) -> IBMB
     from qiskit.providers.exceptions import QiskitBackendNotFoundError
 
     service = connect() if service is None else service
+    remember_account(service)
 
     def find() -> IBMBackend | None:
         try:
@@ -122,6 +123,8 @@ def live_backends(service: QiskitRuntimeService) -> list[IBMBackend]:
         AccountError, ServiceError: as `connect`.
     """
 
+    remember_account(service)
+
     def find() -> list[IBMBackend]:
         found: list[IBMBackend] = service.backends(simulator=False)
         if not found:
@@ -129,6 +132,16 @@ def live_backends(service: QiskitRuntimeService) -> list[IBMBackend]:
         return found
 
     return ask("the list of devices", find)
+
+
+def remember_account(client: Any) -> None:
+    """Mask the key of a client that was made elsewhere, from a token that this package has not seen, and its logs."""
+    mask_logs()
+    try:
+        account = client.active_account() or {}
+    except Exception:  # whatever was given has no account, and no key
+        return
+    remember(account.get("token"))
 
 
 def ask(what: str, call: Callable[[], T], *, patience: float = PATIENCE) -> T:

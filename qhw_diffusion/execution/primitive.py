@@ -13,6 +13,7 @@ import numpy as np
 from qiskit.primitives import BaseEstimatorV2, StatevectorEstimator
 from torch import Tensor
 
+from qhw_diffusion.devices.account import remember_account
 from qhw_diffusion.errors import EngineError, InvalidInputError
 from qhw_diffusion.execution.compile import CompiledCircuit
 from qhw_diffusion.execution.engine import Engine, Estimate, Experiment, check_parameters
@@ -20,7 +21,7 @@ from qhw_diffusion.execution.pubs import asked_of, check_no_postselection, estim
 from qhw_diffusion.hardware.aer import AerEstimator, aer_simulator
 from qhw_diffusion.hardware.estimators import check_runs
 from qhw_diffusion.hardware.service import Measured, Pub
-from qhw_diffusion.masking import mask_logs, shown_cause
+from qhw_diffusion.masking import shown_cause
 
 if TYPE_CHECKING:
     from qiskit_aer import AerSimulator
@@ -188,7 +189,7 @@ def runtime_estimator(mode: Any, *, options: Any = None, legacy: bool = False) -
             the device's asymmetric readout errors; the new one (``qiskit_ibm_runtime.executor_estimator``) applies the
             options and takes the mean of the two errors.
     """
-    mask_logs()
+    remember_account(getattr(mode, "service", None))  # of a real device's backend, session or batch
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         if legacy:

@@ -17,6 +17,7 @@ from qhw_diffusion.hardware.ledger import Ledger
 from qhw_diffusion.hardware.ledger_rows import COLUMNS, Row
 from qhw_diffusion.hardware.results import durable_write
 from qhw_diffusion.hardware.service import Measured
+from qhw_diffusion.masking import without_own_tokens
 
 _JOB = tuple(name for name in COLUMNS if name != "earlier")
 _VALUE = ("pub", "observable", "row", "value", "std_error", "value_shots", "trouble")
@@ -36,6 +37,7 @@ def export_rows(ledger: Ledger, rows: Sequence[Row], path: str | Path) -> Path:
     if target.suffix.lower() not in (".csv", ".json"):
         raise InvalidInputError(f"export file {str(target)!r} must end in .csv or .json")
     text = _as_csv(ledger, rows) if target.suffix.lower() == ".csv" else _as_json(ledger, rows)
+    text = without_own_tokens(text)  # a ledger may have rows of versions that masked less
     try:
         durable_write(target, text.encode("utf-8", "backslashreplace"))
     except OSError as error:

@@ -23,7 +23,7 @@ from qiskit_ibm_runtime.exceptions import (
 from qiskit_ibm_runtime.utils import validate_isa_circuits
 
 from qhw_diffusion.devices import Device
-from qhw_diffusion.devices.account import connect, live_backend
+from qhw_diffusion.devices.account import connect, live_backend, remember_account
 from qhw_diffusion.errors import AccountError, BudgetError, InvalidInputError, QhwError, ServiceError
 from qhw_diffusion.hardware.ibm_answers import RawText, decode
 from qhw_diffusion.hardware.modes import Context
@@ -38,7 +38,7 @@ from qhw_diffusion.hardware.service import (
 )
 from qhw_diffusion.hardware.times import Times
 from qhw_diffusion.hardware.transport import Transport
-from qhw_diffusion.masking import mask_logs, remember, without_tokens
+from qhw_diffusion.masking import without_tokens
 
 PROGRAMS = ("executor", "estimator")
 # The service's code for a job sent to a session that takes no more
@@ -78,8 +78,7 @@ class IBMService:
         if program not in PROGRAMS:
             raise InvalidInputError(f"program is {program!r}; allowed: {', '.join(PROGRAMS)}")
         client = connect() if client is None else client
-        mask_logs()
-        remember(_secret_of(client))
+        remember_account(client)
         self.device = device
         self.program = program
         self.times = times or Times()
@@ -312,12 +311,3 @@ class IBMService:
 
 class _SessionClosedError(Exception):
     """The batch or session takes no more jobs; this one was not accepted."""
-
-
-def _secret_of(client: Any) -> str:
-    """The account's key, only to keep it out of messages."""
-    try:
-        account = client.active_account() or {}
-    except Exception:
-        return ""
-    return str(account.get("token") or "")

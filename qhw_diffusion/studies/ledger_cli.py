@@ -23,9 +23,10 @@ def list_jobs(arguments: argparse.Namespace) -> int:
     """`qhw ledger list`."""
     from qhw_diffusion.hardware import Ledger
     from qhw_diffusion.hardware.ledger_text import list_text
+    from qhw_diffusion.masking import without_tokens
 
     with Ledger.open(arguments.ledger, create=False) as ledger:
-        print(list_text(ledger, ledger.rows(arguments.run_name, arguments.state)))
+        print(without_tokens(list_text(ledger, ledger.rows(arguments.run_name, arguments.state))))
     return 0
 
 
@@ -38,9 +39,10 @@ def show_job(arguments: argparse.Namespace) -> int:
     """`qhw ledger show KEY`."""
     from qhw_diffusion.hardware import Ledger
     from qhw_diffusion.hardware.ledger_text import find_row, show_text
+    from qhw_diffusion.masking import without_tokens
 
     with Ledger.open(arguments.ledger, create=False) as ledger:
-        print(show_text(ledger, find_row(ledger, arguments.key)))
+        print(without_tokens(show_text(ledger, find_row(ledger, arguments.key))))
     return 0
 
 

@@ -23,8 +23,8 @@ from qiskit.circuit import Parameter, QuantumCircuit
 from qiskit.quantum_info import SparsePauliOp
 
 from qhw_diffusion.cli import main
-from qhw_diffusion.devices import Device, take_snapshot
-from qhw_diffusion.errors import EngineError, InvalidInputError, LedgerError, QhwError
+from qhw_diffusion.devices import Device, live_backend, take_snapshot
+from qhw_diffusion.errors import AccountError, EngineError, InvalidInputError, JobError, LedgerError, QhwError
 from qhw_diffusion.execution import Primitive, compile_circuit
 from qhw_diffusion.execution.hardware_engine import Hardware
 from qhw_diffusion.execution.primitive import runtime_estimator
@@ -32,7 +32,7 @@ from qhw_diffusion.hardware.export import export_rows
 from qhw_diffusion.hardware.ledger import Ledger
 from qhw_diffusion.hardware.runner import open_runner
 from qhw_diffusion.hardware.standin import CancelJob, FailJob, LostReply, StandIn, Status
-from qhw_diffusion.hardware.standin.service import access_token
+from qhw_diffusion.hardware.standin.service import INSTANCE, access_token
 from qhw_diffusion.hardware.times import Times
 from qhw_diffusion.runs import RunFolder, atomic_write_json
 from qhw_diffusion.studies.report import Report
@@ -149,6 +149,35 @@ def test_a_session_with_faults_leaves_no_trace_of_the_key(
     captured = capfd.readouterr()
     assert_clean(*told, everything_logged.text, captured.out, captured.err, folder=tmp_path)
     assert_clean(*(repr(vars(job)) for job in standin.jobs), repr(standin.requests), repr(standin.hits))
+
+
+def test_a_client_made_from_a_token_of_its_own(
+    standin: StandIn, monkeypatch: pytest.MonkeyPatch, everything_logged: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    """The key is in no variable and no file: it becomes known with the client."""
+    from qiskit_ibm_runtime import QiskitRuntimeService
+
+    environment = standin.environment(CANARY)
+    monkeypatch.delenv("QISKIT_IBM_TOKEN")
+    client = QiskitRuntimeService(
+        channel="ibm_quantum_platform", token=CANARY, url=environment["QISKIT_IBM_URL"], instance=INSTANCE
+    )
+    everything_logged.clear()
+    standin.inject("configuration", Status(404, message=ECHO), times=9)
+    with pytest.raises(AccountError) as caught:
+        live_backend("ibm_standin", client)
+    standin.reset()
+    with (
+        Ledger.open(tmp_path / "ledger") as ledger,
+        open_runner("ibm_standin", ledger=ledger, run="r", times=FAST, max_qpu_seconds=9, client=client) as runner,
+    ):
+        compiled = circuit_on(Device(runner.service.snapshot().snapshot))
+        standin.inject("jobs_post", FailJob(ECHO))
+        with pytest.raises(JobError, match="token hidden") as failed:
+            Hardware(runner, shots=16).estimate(compiled, torch.zeros(1, 1, dtype=torch.float64))
+    told = ["".join(traceback.format_exception(error.value)) for error in (caught, failed)]
+    assert "(token hidden)" in everything_logged.text
+    assert_clean(*told, everything_logged.text, folder=tmp_path)
 
 
 def test_an_answer_that_repeats_the_key_is_stored_without_it(standin: StandIn, tmp_path: Path) -> None:
