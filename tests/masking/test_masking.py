@@ -178,7 +178,7 @@ def test_what_stands_around_a_masked_value_stays(shape: str) -> None:
         f"job d10b61d6522bd4935ad9 of {CRN}, key {HASH}, key={HASH}, seal: {HASH}",
         "token 5 of 12",
         "token: 5",
-        "PWD=/home/somebody OLDPWD=/tmp",
+        "PWD=/srv/somebody OLDPWD=/srv",
         "Unexpected token '<' at 3",
         "unexpected settings: ['token', 'instance']",
         "https://quantum.cloud.ibm.com/docs/guides/job-limits#a@b and mail a@b.c",
