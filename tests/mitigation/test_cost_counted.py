@@ -96,9 +96,9 @@ def test_each_number_of_rows_and_no_evaluation_is_needed(text: str) -> None:
     for number in (1, 3, 7):
         engine = engine_of(f"shots:{SHOTS}+{text}")
         assert isinstance(engine, Mitigated)
-        before = engine.base.generator.bit_generator.state  # type: ignore[attr-defined]
+        before = engine.base.draws.generator.bit_generator.state  # type: ignore[attr-defined]
         cost = engine.cost(compiled, number)
-        assert engine.base.generator.bit_generator.state == before  # type: ignore[attr-defined]
+        assert engine.base.draws.generator.bit_generator.state == before  # type: ignore[attr-defined]
         assert not engine._calibrations
         assert engine.estimate(compiled, rows(number)).usage == cost.usage(SHOTS)
         assert strategy_of(text).cost(compiled, number) == cost
