@@ -21,7 +21,6 @@ from qiskit.circuit.library import get_standard_gate_name_mapping
 from qiskit.quantum_info import SparsePauliOp
 
 from qhw_diffusion.errors import InvalidInputError, UnsupportedCircuitError
-from qhw_diffusion.execution.program import affine_coefficients
 
 
 def place(circuit: QuantumCircuit, instruction: CircuitInstruction) -> str:
@@ -75,17 +74,13 @@ def _said(given: Any) -> str:
 
 
 def check_operations(circuit: QuantumCircuit) -> None:
-    """Raise UnsupportedCircuitError for an operation that is no channel on its qubits, or for a non-affine angle."""
+    """Raise UnsupportedCircuitError for an operation that is no channel on its qubits."""
     if circuit.num_vars or circuit.num_stretches:
         raise UnsupportedCircuitError(
             "the circuit has classical variables or stretches, which nothing here evaluates; leave them out"
         )
     for instruction in circuit.data:
-        operation = instruction.operation
-        _check_operation(operation, place(circuit, instruction))
-        for value in getattr(operation, "params", ()):  # a Clifford has none
-            if isinstance(value, ParameterExpression):
-                affine_coefficients(value, operation.name)
+        _check_operation(instruction.operation, place(circuit, instruction))
 
 
 def _check_operation(operation: Any, where: str) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 from qiskit import QuantumCircuit
 from qiskit.circuit import Parameter
 from qiskit.quantum_info import SparsePauliOp
@@ -20,7 +21,7 @@ from qhw_diffusion.execution.admission import (
     listed_observables,
     listed_parameters,
 )
-from qhw_diffusion.execution.program import Program, check_supported, lower
+from qhw_diffusion.execution.program import Program, check_angles, check_supported, lower
 from qhw_diffusion.execution.transpile import transpiled
 
 
@@ -177,11 +178,12 @@ def compile_circuit(
             these outcomes.
 
     Raises:
-        InvalidInputError: parameters that do not match the circuit's, observables of another width or with complex
-            coefficients, a level outside 0–3, a circuit wider than the device, scheduling on the ideal device, a
-            classical bit that is not measured exactly once, or a measurement at the end where an observable acts.
-        UnsupportedCircuitError: a non-affine angle, an operation that is not a gate, or a circuit the transpiler fails
-            on (the operation is named in the message).
+        InvalidInputError: parameters that do not match the circuit's, observables of another width or with
+            coefficients that are not real and finite, a level outside 0–3, a circuit wider than the device, scheduling
+            on the ideal device, a classical bit that is not measured exactly once, or a measurement at the end where an
+            observable acts.
+        UnsupportedCircuitError: an angle that is not affine, real and finite, an operation that is not a gate, or a
+            circuit the transpiler fails on (the operation is named in the message).
     """
     inputs, weights = listed_parameters(inputs, "inputs"), listed_parameters(weights, "weights")
     observables = listed_observables(observables)
@@ -256,9 +258,13 @@ def _check(
             raise InvalidInputError(
                 f"observable {i} acts on {observable.num_qubits} qubits, the circuit has {circuit.num_qubits}"
             )
-        if abs(observable.coeffs.imag).max(initial=0.0) > 1e-12:
+        coefficients = observable.coeffs
+        if not np.isfinite(coefficients).all():
+            raise InvalidInputError(f"observable {i} has coefficients that are NaN or infinite: {observable!r}")
+        if abs(coefficients.imag).max(initial=0.0) > 1e-12:
             raise InvalidInputError(f"observable {i} has complex coefficients; an expectation value needs real ones")
     check_operations(circuit)
+    check_angles(circuit)
 
 
 def _check_postselect(circuit: QuantumCircuit, postselect: Mapping[int, int]) -> tuple[tuple[int, int], ...]:

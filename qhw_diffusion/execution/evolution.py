@@ -24,7 +24,7 @@ from qhw_diffusion.execution.compile import CompiledCircuit
 from qhw_diffusion.execution.engine import Engine
 from qhw_diffusion.execution.engine_text import engine_of
 from qhw_diffusion.execution.exact import Ideal
-from qhw_diffusion.execution.program import angles_of, check_limits
+from qhw_diffusion.execution.program import angles_of
 from qhw_diffusion.execution.simulator import (
     BLOCK_BYTES,
     BLOCK_COLUMNS,
@@ -286,9 +286,7 @@ class _Evolve(torch.autograd.Function):
     def forward(ctx: Any, rows: Tensor, inputs: Tensor, weights: Tensor, owner: Evolution, chain: Chain) -> Tensor:
         ctx.save_for_backward(rows, inputs, weights)
         program = owner.compiled.program
-        angles = angles_of(program, inputs.detach().numpy(), weights.detach().numpy())
-        if owner.noisy:
-            check_limits(program, angles)
+        angles = angles_of(program, inputs.detach().numpy(), weights.detach().numpy(), limited=owner.noisy)
         angles = angles.astype(chain.dtype)
         batch, gradient = rows.shape[1], any(ctx.needs_input_grad[:3])
         row_bytes = chain.n_rows * np.dtype(chain.dtype).itemsize

@@ -16,6 +16,7 @@ from qhw_diffusion.execution.engine import Engine, Estimate, Usage, real_dense, 
 from qhw_diffusion.execution.engine_text import engine_of
 from qhw_diffusion.execution.exact import Ideal, simulator_of
 from qhw_diffusion.execution.gradients import GradientMethod
+from qhw_diffusion.execution.initial import initial_weights
 from qhw_diffusion.execution.simulator import NUMPY, MemoryPlan
 from qhw_diffusion.execution.tape import is_transformed, refuse_transforms, without_autocast
 from qhw_diffusion.execution.trajectories import Trajectories, sample_trajectories
@@ -37,14 +38,16 @@ class QuantumLayer(nn.Module):
         gradient: how gradients are had: None for the engine's own (exact) ones, or a method from `gradients`
             (`ParameterShift`, `SPSA`, `Surrogate`), needed where the engine has none.
         dtype: torch.float32 or torch.float64; `layer.double()` and `layer.to(...)` work as for any module.
-        seed: seed of the initial weights, uniform in [-π, π).
+        seed: seed of the initial weights, uniform in [-π, π); in angles of which the device takes only a range
+            (fractional rzz), uniform among those within it.
 
     Attributes:
         usage: circuits and shots of all evaluations so far (zero for exact engines).
 
     Raises:
         UnknownNameError: no such engine.
-        InvalidInputError: an engine that cannot evaluate this circuit (noise on the ideal device), or another dtype.
+        InvalidInputError: an engine that cannot evaluate this circuit (noise on the ideal device), another dtype, or
+            angles that no weights keep within the device's range.
         MemoryBudgetError: one sample would not fit into memory (the message says what it would need).
     """
 
@@ -69,9 +72,7 @@ class QuantumLayer(nn.Module):
         self.gradient = gradient
         self.usage = Usage()
         self.engine.check(compiled)
-        generator = torch.Generator().manual_seed(seed)
-        initial = (torch.rand(compiled.n_weights, generator=generator, dtype=torch.float64) * 2 - 1) * torch.pi
-        self.weight = nn.Parameter(initial.to(dtype))
+        self.weight = nn.Parameter(initial_weights(compiled, torch.Generator().manual_seed(seed)).to(dtype))
 
     def forward(self, inputs: Tensor) -> Tensor:
         """[B, inputs] (radians) → [B, observables].

@@ -41,6 +41,12 @@ FIXED_GATES = frozenset([
 _IGNORED = frozenset({"barrier"})
 # Gates whose matrix is taken as it is where they have no parameter
 _FIXED = frozenset(get_standard_gate_name_mapping())
+# What rounding leaves of imaginary parts that cancel
+_IMAGINARY = 1e-12
+# Beyond its range an angle may be by this much, or by so many units in the last place of what it is made of
+_SMALLEST_ROUNDING, _ROUNDINGS = 1e-9, 8
+# How far inside of its range an angle is put that rounding put outside, and how often all gates are gone through
+_INSIDE, _SWEEPS = 1e-12, 1000
 
 
 @dataclass(frozen=True)
@@ -137,25 +143,70 @@ class Program:
         return replace(self, input_coefficients=coefficients, weight_coefficients=coefficients[:, :0])
 
 
-def affine_coefficients(expression: ParameterExpression, gate: str) -> tuple[dict[Parameter, float], float]:
+def affine_coefficients(
+    expression: ParameterExpression, gate: str, qubits: Sequence[int] = ()
+) -> tuple[dict[Parameter, float], float]:
     """Coefficients and offset of an affine expression Σ c_k p_k + c₀.
 
+    Args:
+        expression: the angle.
+        gate, qubits: what it is the angle of, for the message.
+
     Raises:
-        UnsupportedCircuitError: the expression is not affine; the message names the gate and the expression.
+        UnsupportedCircuitError: the expression is not affine, or a coefficient is complex, NaN or infinite; the message
+            names the gate and the expression.
     """
-    coefficients: dict[Parameter, float] = {}
+    coefficients: dict[Parameter, complex] = {}
     for parameter in expression.parameters:
         try:
-            slope = expression.gradient(parameter)
-            coefficients[parameter] = float(slope)
+            coefficients[parameter] = complex(expression.gradient(parameter))
         except (TypeError, ValueError, RuntimeError) as error:
             raise UnsupportedCircuitError(
-                f"gate {gate!r} has the angle {expression}, which is not affine in {parameter.name!r}; "
+                f"{_gate_at(gate, qubits)} has the angle {expression}, which is not affine in {parameter.name!r}; "
                 "allowed are sums of parameters times numbers (compute products outside the circuit)"
             ) from error
-    bound = expression.bind(dict.fromkeys(expression.parameters, 0.0))
-    offset = complex(bound).real
-    return coefficients, float(offset)
+    offset = complex(expression.bind(dict.fromkeys(expression.parameters, 0.0)))
+    numbers = np.array([*coefficients.values(), offset])
+    if not np.isfinite(numbers).all() or np.abs(numbers.imag).max() > _IMAGINARY:
+        raise UnsupportedCircuitError(
+            f"{_gate_at(gate, qubits)} has the angle {expression}, which is not real and finite; allowed are real "
+            "multiples of parameters plus a real number"
+        )
+    return {parameter: value.real for parameter, value in coefficients.items()}, offset.real
+
+
+def check_angles(circuit: QuantumCircuit) -> None:
+    """Refuse parameters of gates, also inside composite gates, that are not affine, not real or not finite.
+
+    Raises:
+        UnsupportedCircuitError: the message names the gate and its qubits.
+    """
+    _check_angles(circuit, range(circuit.num_qubits))
+    phase = circuit.global_phase
+    if not isinstance(phase, ParameterExpression) and not np.isfinite(phase):
+        raise UnsupportedCircuitError(f"the circuit's global phase is {phase}; give a finite number")
+
+
+def _check_angles(circuit: QuantumCircuit, places: Sequence[int]) -> None:
+    """`places` are the qubits that those of `circuit` stand for."""
+    for instruction in circuit.data:
+        operation = instruction.operation
+        qubits = [places[circuit.find_bit(q).index] for q in instruction.qubits]
+        for value in getattr(operation, "params", ()):  # a Clifford has none
+            if isinstance(value, ParameterExpression):
+                affine_coefficients(value, operation.name, qubits)
+            elif isinstance(value, (int, float, complex, np.number, np.ndarray)) and not np.isfinite(value).all():
+                raise UnsupportedCircuitError(
+                    f"{_gate_at(operation.name, qubits)} has the parameter {value}; allowed are finite numbers"
+                )
+        # what a standard gate is made of follows from its parameters
+        if operation.name not in (*_FIXED, "unitary") and getattr(operation, "definition", None) is not None:
+            _check_angles(operation.definition, qubits)
+
+
+def _gate_at(gate: str, qubits: Sequence[int]) -> str:
+    where = f" on qubit{'s' if len(qubits) > 1 else ''} {', '.join(map(str, qubits))}" if len(qubits) else ""
+    return f"gate {gate!r}{where}"
 
 
 def lower(
@@ -194,7 +245,7 @@ def lower(
         angles = [p for p in gate.params if isinstance(p, ParameterExpression) and p.parameters]
         if angles:
             input_row, weight_row = np.zeros(len(inputs)), np.zeros(len(weights))
-            coefficients, offset = affine_coefficients(angles[0], gate.name)
+            coefficients, offset = affine_coefficients(angles[0], gate.name, physical)
             for parameter, value in coefficients.items():
                 kind, i = column[parameter]
                 (input_row if kind == "input" else weight_row)[i] = value
@@ -305,23 +356,81 @@ def delay_seconds(delay: Delay, device: Device) -> float:
     return float(delay.duration if delay.unit == "s" else apply_prefix(delay.duration, delay.unit))
 
 
-def angles_of(program: Program, inputs: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """[B, inputs], [weights] → [R, B] float64: the angles of all rotations for every sample."""
-    shared = program.offsets + program.weight_coefficients @ weights.astype(np.float64)
-    result: np.ndarray = shared[:, None] + program.input_coefficients @ inputs.astype(np.float64).T
+def angles_of(program: Program, inputs: np.ndarray, weights: np.ndarray, *, limited: bool = False) -> np.ndarray:
+    """[B, inputs], [weights] → [R, B] float64: the angles of all rotations for every sample.
+
+    Args:
+        program, inputs, weights: as said.
+        limited: as the device takes them: what is outside its range by no more than rounding is clipped to it.
+
+    Raises:
+        InvalidInputError: an angle is NaN or infinite, since an input or a weight is; or it is outside of the device's
+            range.
+    """
+    with np.errstate(invalid="ignore", over="ignore"):  # what comes of it is refused below
+        shared = program.offsets + program.weight_coefficients @ weights.astype(np.float64)
+        result: np.ndarray = shared[:, None] + program.input_coefficients @ inputs.astype(np.float64).T
+    if not np.isfinite(result).all():
+        for name, given in (("weights", weights), ("inputs", inputs)):
+            if not np.isfinite(given).all():
+                raise InvalidInputError(
+                    f"{int((~np.isfinite(given)).sum())} of the {given.size} {name} are NaN or infinite; check what "
+                    "produced them"
+                )
+        raise InvalidInputError("inputs or weights are too large: angles made of them are infinite")
+    if limited:
+        for index, gate, low, high in program.limits:
+            beyond = np.maximum(low - result[index], result[index] - high)
+            if (beyond > _rounding(program, index, inputs, weights)).any():
+                raise InvalidInputError(
+                    f"{gate} number {index + 1} of the compiled circuit has angles from {result[index].min():.4f} to "
+                    f"{result[index].max():.4f}, up to {beyond.max():.1e} too far; the device takes {low:.4f} to "
+                    f"{high:.4f}. Keep the parameter in this range, or use the device without fractional gates"
+                )
+            np.clip(result[index], low, high, out=result[index])
     return result
 
 
-def check_limits(program: Program, angles: np.ndarray) -> None:
-    """Raise InvalidInputError where an angle [R, B] is outside the range the device takes for its gate."""
-    for index, gate, low, high in program.limits:
-        smallest, largest = float(angles[index].min()), float(angles[index].max())
-        if smallest < low - 1e-9 or largest > high + 1e-9:
-            raise InvalidInputError(
-                f"{gate} number {index + 1} of the compiled circuit has angles from {smallest:.4f} to {largest:.4f}; "
-                f"the device takes {low:.4f} to {high:.4f}. Keep the parameter in this range, or use the device "
-                "without fractional gates"
-            )
+def _rounding(program: Program, index: int, inputs: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """[B]: what rounding of inputs and weights, in the precision they are given in, does to a rotation's angle."""
+    size = abs(program.offsets[index]) + np.abs(program.weight_coefficients[index]) @ np.abs(weights)
+    size = size + np.abs(inputs) @ np.abs(program.input_coefficients[index])
+    coarsest = max(np.finfo(np.result_type(g, np.float32)).eps for g in (inputs, weights) if g.size)
+    result: np.ndarray = np.maximum(_SMALLEST_ROUNDING, _ROUNDINGS * coarsest * np.maximum(size, 1))
+    return result
+
+
+def rows_within_limits(program: Program, rows: np.ndarray) -> np.ndarray:
+    """Rows of parameters [B, inputs + weights] → the same as float64, every angle within the range the device takes.
+
+    A device checks the angles by itself, to the last bit. Where rounding has put one outside, the parameters in it are
+    moved by as little as brings it back.
+
+    Raises:
+        InvalidInputError: an angle is outside by more than rounding, NaN or infinite.
+    """
+    result = rows.astype(np.float64)
+    if not program.limits:
+        return result
+    program = program.by_rows()
+    clipped, raw = (angles_of(program, rows, rows[0, :0], limited=limited) for limited in (True, False))
+    moved = np.flatnonzero((clipped != raw).any(axis=0))
+    for _ in range(_SWEEPS if len(moved) else 0):
+        inside = True
+        for index, _, low, high in program.limits:  # projections on one gate's range after the other
+            slopes = program.input_coefficients[index]
+            angles = program.offsets[index] + result[moved] @ slopes
+            by = np.where(angles < low, low + _INSIDE - angles, np.where(angles > high, high - _INSIDE - angles, 0.0))
+            inside = inside and not by.any()
+            result[moved] += np.outer(by / (slopes @ slopes), slopes)
+        if inside:
+            return result
+    if len(moved):
+        raise InvalidInputError(
+            "the angles of the gates of which the device takes only a range contradict one another: brought into range "
+            "for one gate, parameters are out of it for another; use the device without fractional gates"
+        )
+    return result
 
 
 def reduced_terms(observable: SparsePauliOp, physical_qubits: Sequence[int]) -> tuple[tuple[float, str], ...]:

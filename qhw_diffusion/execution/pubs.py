@@ -13,7 +13,7 @@ from torch import Tensor
 from qhw_diffusion.errors import EngineError, UnsupportedCircuitError
 from qhw_diffusion.execution.compile import CompiledCircuit
 from qhw_diffusion.execution.engine import Estimate, Usage, check_parameters
-from qhw_diffusion.execution.program import angles_of, check_limits
+from qhw_diffusion.execution.program import rows_within_limits
 from qhw_diffusion.hardware.aer import on_qubits
 from qhw_diffusion.hardware.service import Measured, Pub, precision_of
 from qhw_diffusion.hardware.split import bases, bases_of
@@ -51,9 +51,7 @@ def pub_of(compiled: CompiledCircuit, parameters: Tensor, precision: float, *, r
     Raises:
         InvalidInputError: parameters of another shape or not finite, or angles the device does not take.
     """
-    rows = check_parameters(compiled, parameters).detach().cpu().numpy().astype(np.float64)
-    if compiled.program.limits:
-        check_limits(compiled.program, angles_of(compiled.program.by_rows(), rows, rows[0, :0]))
+    rows = rows_within_limits(compiled.program, check_parameters(compiled, parameters).detach().cpu().numpy())
     circuit, observables = compiled.isa, compiled.observables
     if reduced:
         circuit, observables = on_used_qubits(compiled)

@@ -20,7 +20,7 @@ from torch import Tensor
 from qhw_diffusion.errors import InvalidInputError, MemoryBudgetError
 from qhw_diffusion.execution.arrange import Basis, Precision, dimension
 from qhw_diffusion.execution.chain import Chain, Trace
-from qhw_diffusion.execution.program import FixedMap, Program, Rotation, angles_of, check_limits
+from qhw_diffusion.execution.program import FixedMap, Program, Rotation, angles_of
 from qhw_diffusion.execution.readoff import DensityObservables, StateObservables, confuse, outcome_probabilities
 from qhw_diffusion.execution.tape import (
     angles_in_torch,
@@ -153,10 +153,7 @@ class Simulator:
 
     def angles(self, inputs: np.ndarray, weights: np.ndarray) -> np.ndarray:
         """[R, B]: angles of all rotations for every sample; column 0 alone serves those that no input enters."""
-        angles = angles_of(self.program, inputs, weights)
-        if self.noisy:
-            check_limits(self.program, angles)
-        return angles.astype(self.dtype)
+        return angles_of(self.program, inputs, weights, limited=self.noisy).astype(self.dtype)
 
     def plan(self, batch: int, gradient: bool) -> MemoryPlan:
         """How a batch of this size is worked through.
