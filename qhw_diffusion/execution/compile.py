@@ -169,7 +169,8 @@ def compile_circuit(
         device: `Device.load(...)`; on the ideal device nothing is routed.
         inputs: parameters fed from data, in the order of the layer's input columns.
         weights: trainable parameters, in the order of the layer's flat `weight`.
-        observables: Pauli sums on the logical qubits.
+        observables: Pauli sums on the logical qubits, simplified: equal strings are added up, and coefficients below
+            1e-8 count as 0. Constants are allowed.
         seed: transpiler seed.
         optimization_level: Qiskit's preset level, 0 to 3.
         scheduled: schedule as late as possible and fill every wait with a delay; the noisy engine then lets waiting
@@ -190,6 +191,7 @@ def compile_circuit(
     _check(circuit, device, inputs, weights, observables, optimization_level)
     if seed is not None and (not isinstance(seed, int) or seed < 0):
         raise InvalidInputError(f"seed is {seed!r}; allowed: whole numbers from 0")
+    observables = tuple(observable.simplify() for observable in observables)
     kept = _check_postselect(circuit, postselect or {})
     if scheduled and device.target is None:
         raise InvalidInputError("scheduled=True needs gate durations, which the ideal device has not: load a real one")

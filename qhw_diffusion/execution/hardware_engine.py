@@ -10,6 +10,7 @@ from torch import Tensor
 
 from qhw_diffusion.errors import InvalidInputError
 from qhw_diffusion.execution.compile import CompiledCircuit
+from qhw_diffusion.execution.constants import evaluate_varying
 from qhw_diffusion.execution.engine import Engine, Estimate, Experiment, check_parameters
 from qhw_diffusion.execution.pubs import check_no_measurements, estimate_of, pub_of, sent_circuits
 from qhw_diffusion.hardware.runner import Runner
@@ -63,18 +64,19 @@ class Hardware(Engine):
         return self.estimate_many([(compiled, parameters)])[0]
 
     def estimate_many(self, experiments: Sequence[Experiment]) -> list[Estimate]:
-        """Evaluate several circuits in one job.
+        """Evaluate several circuits in one job; observables that are constants are not sent.
 
         Raises:
             InvalidInputError, UnsupportedCircuitError: a circuit of another device, or that it does not take.
             BudgetError, JobError, ServiceError, AccountError, LedgerError: see `Runner.run`.
             EngineError: the answer is no result.
         """
-        if not experiments:
-            return []
         for compiled, _ in experiments:
             self.check(compiled)
         experiments = [(compiled, check_parameters(compiled, parameters)) for compiled, parameters in experiments]
+        return evaluate_varying(experiments, self._estimate)
+
+    def _estimate(self, experiments: Sequence[Experiment]) -> list[Estimate]:
         precision = precision_of(self.shots)
         pubs = [pub_of(compiled, parameters, precision) for compiled, parameters in experiments]
         answer = self.runner.run(pubs, options={"resilience_level": 0, **self.options}, purpose=self.purpose)

@@ -16,6 +16,7 @@ from torch import Tensor
 from qhw_diffusion.devices.account import remember_account
 from qhw_diffusion.errors import EngineError, InvalidInputError
 from qhw_diffusion.execution.compile import CompiledCircuit
+from qhw_diffusion.execution.constants import evaluate_varying
 from qhw_diffusion.execution.engine import Engine, Estimate, Experiment, check_parameters
 from qhw_diffusion.execution.pubs import asked_of, check_no_postselection, estimate_of, pub_of, sent_circuits
 from qhw_diffusion.hardware.aer import AerEstimator, aer_simulator
@@ -41,7 +42,8 @@ class Primitive(Engine):
     else what the precision means to all of them, ceil(1/precision²). What an estimator adds for error mitigation is not
     in it.
 
-    `estimate_many` sends the PUBs of all circuits in one call of the primitive.
+    `estimate_many` sends the PUBs of all circuits in one call of the primitive. Observables that are constants are not
+    sent.
 
     Circuits with resets or measurements in mid-circuit are for estimators that run every shot from the start:
     `aer_estimator`, `BackendEstimatorV2`; the runtime client's take resets. Others are refused. None post-selects.
@@ -109,8 +111,11 @@ class Primitive(Engine):
         for compiled, _ in experiments:
             self.check(compiled)
         experiments = [(compiled, check_parameters(compiled, parameters)) for compiled, parameters in experiments]
+        return evaluate_varying(experiments, self._estimate)
+
+    def _estimate(self, experiments: Sequence[Experiment]) -> list[Estimate]:
         pubs = [pub_of(c, rows, self.precision, reduced=self.reduced) for c, rows in experiments]
-        measured = self._run(pubs) if pubs else []
+        measured = self._run(pubs)
         who = self._who
         return [estimate_of(*e, pub, m, who) for e, pub, m in zip(experiments, pubs, measured, strict=True)]
 

@@ -67,7 +67,7 @@ def sent_circuits(compiled: CompiledCircuit, rows: int) -> int:
 
 def planned_pub(compiled: CompiledCircuit, rows: int, shots: int) -> Pub:
     """The PUB of so many rows with zeros for values, to count what it takes; not to be sent."""
-    parameters = (*compiled.inputs, *compiled.weights)
+    parameters = tuple(p for p in (*compiled.inputs, *compiled.weights) if p in set(compiled.isa.parameters))
     return Pub(compiled.isa, compiled.observables, parameters, np.zeros((rows, len(parameters))), precision_of(shots))
 
 

@@ -9,12 +9,15 @@ import hashlib
 import json
 import uuid
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
+from qiskit import QuantumCircuit
 from qiskit.primitives import BaseEstimatorV2
 
 from qhw_diffusion.devices import Device
+from qhw_diffusion.devices.fractional import FRACTIONAL_GATES
 from qhw_diffusion.errors import DamagedFileError, InvalidInputError, JobError
 from qhw_diffusion.hardware.aer import AerEstimator, aer_simulator, on_qubits, qubits_in_use
 from qhw_diffusion.hardware.estimators import check_runs
@@ -50,7 +53,7 @@ class LocalService:
         self._estimator = estimator
         self._seed = seed
         self.program = "local" + self._other_than_usual()
-        self._simulators: dict[tuple[tuple[int, ...], bool], Any] = {}
+        self._simulators: dict[tuple[Device, tuple[int, ...], bool], Any] = {}
         self._answers: dict[str, str] = {}
         self._tags: dict[str, tuple[str, ...]] = {}
 
@@ -81,6 +84,8 @@ class LocalService:
                 )
             if self._estimator is not None:
                 check_runs(self._estimator, pub.circuit)
+            else:
+                self._device_for(pub.circuit)
 
     def submit(self, pubs: Sequence[Pub], options: Mapping[str, Any], tags: Sequence[str], limits: Limits) -> str:
         job_id = f"local-{uuid.uuid4().hex[:12]}"
@@ -101,7 +106,7 @@ class LocalService:
     def _measure(self, pub: Pub, seed: int) -> Measured:
         if self._estimator is None:
             qubits = qubits_in_use(pub.circuit, pub.observables)
-            simulator = self._simulator(qubits, "delay" in pub.circuit.count_ops())
+            simulator = self._simulator(self._device_for(pub.circuit), qubits, "delay" in pub.circuit.count_ops())
             circuit, observables = on_qubits(pub.circuit, pub.observables, qubits)
             small = Pub(circuit, observables, pub.parameters, pub.values, pub.precision)
             result = AerEstimator(simulator, seed).run([small.as_tuple()]).result()
@@ -111,11 +116,34 @@ class LocalService:
         data = result[0].data
         return np.asarray(data.evs, float), np.asarray(data.stds, float), int(shots or pub.shots)
 
-    def _simulator(self, qubits: tuple[int, ...], scheduled: bool) -> Any:
+    def _simulator(self, device: Device, qubits: tuple[int, ...], scheduled: bool) -> Any:
         """Kept, since making the noise model takes longer than most jobs."""
-        if (qubits, scheduled) not in self._simulators:
-            self._simulators[qubits, scheduled] = aer_simulator(self._device, qubits, scheduled=scheduled)
-        return self._simulators[qubits, scheduled]
+        key = (device, qubits, scheduled)
+        if key not in self._simulators:
+            self._simulators[key] = aer_simulator(device, qubits, scheduled=scheduled)
+        return self._simulators[key]
+
+    def _device_for(self, circuit: QuantumCircuit) -> Device:
+        """The device, with its fractional gates if the circuit has such: Aer runs gates without calibration perfectly.
+
+        Raises:
+            InvalidInputError: an instruction that the device does not have; the message names it.
+        """
+        device = self._device
+        if device.target is None:
+            return device
+        if set(circuit.count_ops()) & set(FRACTIONAL_GATES) - set(device.target.operation_names):
+            device = self._fractional
+        assert device.target is not None
+        for instruction in circuit.data:
+            name, place = instruction.operation.name, tuple(circuit.find_bit(q).index for q in instruction.qubits)
+            if name != "barrier" and not device.target.instruction_supported(name, place):
+                raise InvalidInputError(f"{self.device} has no {name!r} on qubits {place}; compile for this device")
+        return device
+
+    @cached_property
+    def _fractional(self) -> Device:
+        return self._device.with_fractional_gates()
 
     def find(self, tag: str) -> list[str]:
         return [job_id for job_id, tags in self._tags.items() if tag in tags]

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from qhw_diffusion.errors import InvalidInputError
 from qhw_diffusion.execution import CompiledCircuit, Engine, Estimate, Experiment, Usage
+from qhw_diffusion.execution.constants import evaluate_varying, parts_of
 from qhw_diffusion.execution.engine import Record, check_parameters, rows_of
 from qhw_diffusion.execution.engine_text import engine_of
 from qhw_diffusion.mitigation.strategy import Cost, Strategy, counted, expand
@@ -28,7 +29,7 @@ class Mitigated(Engine):
     The last strategy of the list expands first, the first one stands next to the engine: with
     ``[Readout(), ZNE()]`` ZNE makes scaled circuits, every one of them is corrected for readout, then ZNE extrapolates.
     Whatever the strategies make, the engine gets all circuits of one evaluation, calibration included, in one call of
-    `estimate_many`: on a device, one job.
+    `estimate_many`: on a device, one job. Observables that are constants have nothing to correct and are left out.
 
     Calibrations are kept in this object, for each set of qubits; a new object calibrates again.
 
@@ -89,8 +90,9 @@ class Mitigated(Engine):
 
     def check(self, compiled: CompiledCircuit) -> None:
         self.base.check(compiled)
-        for strategy in self.strategies:
-            strategy.check(compiled)
+        varying = parts_of(compiled).varying
+        for strategy in self.strategies if varying is not None else ():
+            strategy.check(varying)
 
     def estimate(self, compiled: CompiledCircuit, parameters: Tensor) -> Estimate:
         return self.estimate_many([(compiled, parameters)])[0]
@@ -98,7 +100,10 @@ class Mitigated(Engine):
     def estimate_many(self, experiments: Sequence[Experiment]) -> list[Estimate]:
         checked = [(compiled, check_parameters(compiled, parameters)) for compiled, parameters in experiments]
         with torch.no_grad():
-            return self._run(checked, lambda leaves, asked: self.base.estimate_many([*leaves, *asked]))
+            return evaluate_varying(
+                checked,
+                lambda varying: self._run(varying, lambda leaves, asked: self.base.estimate_many([*leaves, *asked])),
+            )
 
     def expectation(
         self, compiled: CompiledCircuit, inputs: Tensor, weights: Tensor, record: Record = lambda usage: None
@@ -119,7 +124,8 @@ class Mitigated(Engine):
                 record(estimate.usage)
             return [*results, *calibration]
 
-        return self._run([(compiled, rows_of(inputs, weights))], evaluate)[0].values
+        rows = rows_of(inputs, weights)
+        return evaluate_varying([(compiled, rows)], lambda varying: self._run(varying, evaluate))[0].values
 
     def _run(self, experiments: list[Experiment], evaluate: _Evaluate) -> list[Estimate]:
         expansion = expand(self.strategies, experiments, self._calibrations)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from qhw_diffusion.errors import InvalidInputError
 from qhw_diffusion.execution import CompiledCircuit, Estimate, Experiment, Usage
+from qhw_diffusion.execution.constants import parts_of
 from qhw_diffusion.execution.engine import circuits_with_shots
 
 
@@ -177,13 +178,18 @@ def expand(
 def planned(strategies: Sequence[Strategy], compiled: CompiledCircuit, rows: int) -> Expansion:
     """What the first evaluation at so many rows would send, with zeros for parameters; nothing is evaluated.
 
+    Observables that are constants send nothing.
+
     Raises:
         InvalidInputError: rows below 1; what the strategies raise for a circuit they cannot treat.
     """
     if isinstance(rows, bool) or not isinstance(rows, int) or rows < 1:
         raise InvalidInputError(f"rows is {rows!r}; allowed: whole numbers from 1")
+    varying = parts_of(compiled).varying
+    if varying is None:
+        return expand(strategies, [], dry=True)
     zeros = torch.zeros(rows, compiled.n_inputs + compiled.n_weights, dtype=torch.float64)
-    return expand(strategies, [(compiled, zeros)], dry=True)
+    return expand(strategies, [(varying, zeros)], dry=True)
 
 
 def counted(

@@ -148,12 +148,13 @@ def circuits_cost(
     """
     if compiled.device.target is None:
         raise InvalidInputError("the ideal device is simulated and costs nothing; name a real or a fake device")
-    experiments, note = [(compiled, rows)], ""
+    for strategy in strategies:
+        strategy.check(compiled)
+    plan, note = planned(strategies, compiled, rows), ""
+    experiments = [(circuit, len(values)) for circuit, values in [*plan.leaves, *plan.calibrations]]
+    if not experiments:
+        raise InvalidInputError("the observables are constants: nothing is sent, and nothing is paid")
     if strategies:
-        for strategy in strategies:
-            strategy.check(compiled)
-        plan = planned(strategies, compiled, rows)
-        experiments = [(circuit, len(values)) for circuit, values in [*plan.leaves, *plan.calibrations]]
         alone, total = sent_circuits(compiled, rows), sum(sent_circuits(*each) for each in experiments)
         once = sum(sent_circuits(circuit, len(values)) for circuit, values in plan.calibrations)
         note = f"{alone:,} circuits a call alone, {total:,} with mitigation, {once:,} of these for calibration"

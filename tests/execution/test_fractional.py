@@ -24,6 +24,7 @@ from qhw_diffusion.execution.evolution import Evolution
 from qhw_diffusion.execution.pubs import pub_of
 from qhw_diffusion.hardware.ledger import Ledger
 from qhw_diffusion.hardware.runner import open_runner
+from qhw_diffusion.hardware.service import Pub
 
 X, W, V = Parameter("x"), Parameter("w"), Parameter("v")
 HALF = math.pi / 2
@@ -139,11 +140,11 @@ def test_every_engine_takes_an_angle_at_the_end_of_the_range(ledger: Ledger) -> 
     x = torch.tensor([[math.pi / 4]])
     assert limited_angles(made, x.double().numpy())[0, 0] > HALF
     runner = open_runner("fake_marrakesh", ledger=ledger, run="test")
-    wanted = qhw.QuantumLayer(made, "noisy")(x)
+    wanted = qhw.QuantumLayer(made, "noisy").estimate(x).values
     for engine in (
         "shots:4000",
         qhw.Primitive(aer_estimator(made, seed=1), precision=0.02, reduced=True),
-        qhw.Hardware(runner, shots=4000),
+        qhw.Hardware(runner, shots=40_000),
     ):
         estimate = qhw.QuantumLayer(made, engine).estimate(x)
         assert float((estimate.values - wanted).abs()) < 5 * float(estimate.std_errors)
@@ -202,3 +203,22 @@ def test_a_layer_that_no_weights_suit_is_refused_when_made() -> None:
     made = compiled(W, -W - 1.0, inputs=0)
     with pytest.raises(InvalidInputError, match="no weights keep all angles of rzz in the range that fake_marrakesh"):
         qhw.QuantumLayer(made, "noisy")
+
+
+def test_fractional_gates_on_a_fake_device_in_this_process_have_their_noise(ledger: Ledger) -> None:
+    """Its usual model lacks them, and Aer runs gates without errors perfectly."""
+    made = compiled(*[X] * 60)
+    x = torch.tensor([[math.pi / 4]])
+    runner = open_runner("fake_marrakesh", ledger=ledger, run="test")
+    estimate = qhw.QuantumLayer(made, qhw.Hardware(runner, shots=100_000)).estimate(x)
+    noisy, ideal = (float(qhw.QuantumLayer(made, engine).estimate(x).values) for engine in ("noisy", "ideal"))
+    assert abs(ideal - noisy) > 10 * float(estimate.std_errors)
+    assert abs(float(estimate.values) - noisy) < 5 * float(estimate.std_errors)
+
+
+def test_a_gate_that_the_fake_device_lacks_is_refused_by_name(ledger: Ledger) -> None:
+    circuit = QuantumCircuit(5)
+    circuit.h(2)
+    pub = Pub(circuit, (SparsePauliOp("IIZII"),), (), np.zeros((1, 0)), 0.1)
+    with pytest.raises(InvalidInputError, match=r"fake_manila has no 'h' on qubits \(2,\)"):
+        open_runner("fake_manila", ledger=ledger, run="test").run([pub])
