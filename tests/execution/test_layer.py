@@ -216,7 +216,7 @@ def compile_with(qc: QuantumCircuit, **changes: object) -> qhw.CompiledCircuit:
 def test_refused_circuits_name_the_culprit() -> None:
     qc = QuantumCircuit(1)
     qc.ry(W[0] * W[1], 0)
-    with pytest.raises(UnsupportedCircuitError, match=r"'ry' has the angle w0\*w1, which is not affine"):
+    with pytest.raises(UnsupportedCircuitError, match=r"'ry' on qubit 0 has the angle w0\*w1, which is not affine"):
         compile_with(qc)
     qc = QuantumCircuit(1)
     qc.rz(W[0].sin(), 0)
