@@ -15,6 +15,7 @@ from torch import Tensor
 from qhw_diffusion.denoising.channels import apply_local, check_channel, superoperator_of
 from qhw_diffusion.denoising.forward import ForwardProcess, check_prior
 from qhw_diffusion.devices import Device
+from qhw_diffusion.devices.working import out_of_use, usable_qubits
 from qhw_diffusion.errors import EngineError, InvalidInputError, UnknownNameError
 from qhw_diffusion.execution.program import FixedMap, lower
 
@@ -47,8 +48,9 @@ class DeviceNoise(ForwardProcess):
         gate: "x", "cx" or "cz"; a two-qubit gate runs on the coupled pairs one after the other.
 
     Raises:
-        InvalidInputError: the ideal device, qubits it does not have, both or neither of `seconds` and `pairs`, a
-            two-qubit gate without coupled qubits, or a circuit that this device runs without any noise.
+        InvalidInputError: the ideal device, qubits it does not have or that are out of use, both or neither of
+            `seconds` and `pairs`, a two-qubit gate without coupled qubits, or a circuit that this device runs without
+            any noise.
         UnknownNameError: a gate that is none of the three.
     """
 
@@ -75,13 +77,22 @@ class DeviceNoise(ForwardProcess):
         if gate not in IDENTITY_GATES:
             raise UnknownNameError.of("identity gate", str(gate), IDENTITY_GATES)
         self.device = device
-        self.qubits = best_qubits(device, qubits) if isinstance(qubits, int) else tuple(int(q) for q in qubits)
+        if isinstance(qubits, int):
+            two_qubit_gates = pairs is not None and IDENTITY_GATES[gate] == 2
+            self.qubits = best_qubits(device, qubits, two_qubit_gates=two_qubit_gates)
+        else:
+            self.qubits = tuple(int(q) for q in qubits)
         last = (device.n_qubits or 0) - 1
         if not self.qubits or len(set(self.qubits)) != len(self.qubits) or not set(self.qubits) <= set(range(last + 1)):
             raise InvalidInputError(f"{device.name} has qubits 0 to {last}, each to be named once; given {self.qubits}")
         self.seconds, self.pairs, self.gate = seconds, pairs, gate
         self._n_steps = n_steps
+        if faulty := sorted(set(self.qubits) - set(device.usable_qubits)):
+            raise InvalidInputError(f"qubits {faulty} of {device.name} are faulty or have no calibration; choose others")
         self.circuit = _step_circuit(device, self.qubits, seconds, pairs, gate)
+        if broken := out_of_use(device.target, self.circuit):
+            named = ", ".join(f"{name} on {'-'.join(map(str, place))}" for name, place in broken)
+            raise InvalidInputError(f"{named} of {device.name}: out of use (error 1); choose other qubits")
         self.maps = _maps(self.circuit, device, self.qubits)
 
     @property
@@ -160,19 +171,22 @@ class DeviceNoise(ForwardProcess):
         return f"DeviceNoise({self.device.name}, qubits {list(self.qubits)}, {self.n_steps} steps of {each})"
 
 
-def best_qubits(device: Device, count: int) -> tuple[int, ...]:
+def best_qubits(device: Device, count: int, *, two_qubit_gates: bool = False) -> tuple[int, ...]:
     """A connected group of `count` physical qubits, grown from the qubit with the longest T1 by the longest T1 nearby.
 
-    Long T1 leaves the most room to choose how much noise a step adds. Deterministic; qubits without T1 come last.
+    Long T1 leaves the most room to choose how much noise a step adds. Deterministic; qubits without T1 come last, and
+    qubits that are faulty or out of use are left out; with `two_qubit_gates` so are couplings.
 
     Raises:
         InvalidInputError: fewer such qubits on the device, or count < 1.
     """
-    available = device.n_qubits or 0
-    if not 1 <= count <= available:
-        raise InvalidInputError(f"{device.name} has {available} qubits; {count} were asked for")
-    near: dict[int, set[int]] = {q: set() for q in range(available)}
-    for a, b in device.coupling_map:
+    usable = () if device.target_in_use is None else usable_qubits(device.target_in_use)
+    if not 1 <= count <= len(usable):
+        in_use = " in use" if len(usable) < (device.n_qubits or 0) else ""
+        raise InvalidInputError(f"{device.name} has {len(usable)} qubits{in_use}; {count} were asked for")
+    near: dict[int, set[int]] = {q: set() for q in usable}
+    pairs = device.couplings_in_use if two_qubit_gates else device.coupling_map
+    for a, b in (pair for pair in pairs if set(pair) <= near.keys()):
         near[a].add(b)
         near[b].add(a)
     life = {q: device.relaxation_times(q)[0] or 0.0 for q in near}
@@ -202,7 +216,7 @@ def _step_circuit(
         return isa
     places: list[tuple[int, ...]] = [(i,) for i in range(n)]
     if IDENTITY_GATES[gate] == 2:
-        coupled = {frozenset(pair) for pair in device.coupling_map}
+        coupled = {frozenset(pair) for pair in device.couplings_in_use}
         places = [(i, j) for i in range(n) for j in range(i + 1, n) if frozenset((qubits[i], qubits[j])) in coupled]
         if not places:
             raise InvalidInputError(

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from statistics import median
 
 from qhw_diffusion.devices.device import Device
+from qhw_diffusion.devices.working import OUT_OF_USE
 from qhw_diffusion.errors import InvalidInputError
 
-# IBM publishes an error of 1 for a gate that is out of use
-OUT_OF_USE = 1.0
 # the single-qubit gate that is a physical pulse; the second is that of the oldest devices
 _PULSES = ("sx", "u2")
 
@@ -20,8 +19,8 @@ class QubitRow:
     """One qubit. Times in seconds, None where the calibration has none; errors are probabilities.
 
     Attributes:
-        p10, p01: P(read 1 | prepared 0), P(read 0 | prepared 1).
-        gate_error: average infidelity of sx (u2 on the oldest devices).
+        p10, p01: P(read 1 | prepared 0), P(read 0 | prepared 1); NaN for a faulty qubit.
+        gate_error: average infidelity of sx (u2 on the oldest devices); NaN where there is none.
     """
 
     qubit: int
@@ -75,11 +74,12 @@ class Calibration:
         if target is None or device.n_qubits is None:
             raise InvalidInputError("the ideal device has no calibration; name a fake device or a snapshot file")
         pulse = next(name for name in (*_PULSES, *target.operation_names) if name in target.operation_names)
-        qubits = []
+        qubits, usable = [], set(device.usable_qubits)
         for qubit in range(device.n_qubits):
             entry = target[pulse].get((qubit,))
             error = math.nan if entry is None or entry.error is None else float(entry.error)
-            qubits.append(QubitRow(qubit, *device.relaxation_times(qubit), *device.readout_error(qubit), error))
+            readout = device.readout_error(qubit) if qubit in usable else (math.nan, math.nan)
+            qubits.append(QubitRow(qubit, *device.relaxation_times(qubit), *readout, error))
         rows: dict[tuple[str, tuple[int, int]], CouplingRow] = {}
         for name in target.operation_names:
             for place, entry in (target[name] or {}).items():
@@ -105,7 +105,7 @@ class Calibration:
         values = {
             "t1": [row.t1 for row in self.qubits if row.t1 is not None],
             "t2": [row.t2 for row in self.qubits if row.t2 is not None],
-            "readout": [row.readout_error for row in self.qubits],
+            "readout": [row.readout_error for row in self.qubits if not math.isnan(row.readout_error)],
             "gate_1q": [row.gate_error for row in self.qubits if row.gate_error < OUT_OF_USE],
             "gate_2q": [row.error for row in self.couplings if row.in_use],
         }

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from qiskit import QuantumCircuit
 from qiskit.quantum_info import SuperOp
 from qiskit.transpiler import Target
 
@@ -20,8 +21,19 @@ from qhw_diffusion.devices.fractional import with_fractional_gates
 from qhw_diffusion.devices.live import live_snapshot
 from qhw_diffusion.devices.snapshot import Snapshot
 from qhw_diffusion.devices.validate import in_seconds
+from qhw_diffusion.devices.working import (
+    RZZ_RANGE,
+    calibrated_part,
+    couplings,
+    faulty,
+    on_gates_in_use,
+    part_in_use,
+    usable_qubits,
+)
 from qhw_diffusion.errors import InvalidInputError, UnknownNameError
 
+# Where a record needs a date and there is none
+_NO_DATE = "1970-01-01T00:00:00+00:00"
 _IDEAL = Snapshot("ideal", "null", "null", {"source": "ideal: no target, no noise"})
 
 
@@ -134,7 +146,11 @@ class Device:
 
     @cached_property
     def target(self) -> Target | None:
-        """The qiskit target (basis gates, coupling, durations, errors); None for the ideal device."""
+        """The qiskit target (basis gates, coupling, durations, errors); None for the ideal device.
+
+        Qubits and gates that are faulty (``operational: 0``) or without calibration are left out. Gates of error 1 are
+        in it as published: see `target_in_use`.
+        """
         if self._configuration is None:
             return None
         from qiskit_ibm_runtime.models import BackendConfiguration
@@ -144,10 +160,42 @@ class Device:
         # The decoders turn dates and complex numbers into objects in place: give them copies of their own.
         configuration = json.loads(self.snapshot.configuration)
         decode_backend_configuration(configuration)
-        return convert_to_target(
+        properties = json.loads(self.snapshot.properties)
+        for qubit in faulty(properties)[0]:  # the converter looks for it even where nothing works
+            properties["qubits"][qubit].append({"name": "readout_error", "value": 1.0, "unit": "", "date": _NO_DATE})
+        target = convert_to_target(
             configuration=BackendConfiguration.from_dict(configuration),
-            properties=properties_from_server_data(json.loads(self.snapshot.properties)),
+            properties=properties_from_server_data(properties),
+            filter_faulty=False,  # it stumbles over gates that the configuration gives no qubits
         )
+        return calibrated_part(target, json.loads(self.snapshot.properties))
+
+    @cached_property
+    def target_in_use(self) -> Target | None:
+        """`target` without gates that are out of use (error 1), and without qubits that have lost a gate by that."""
+        return None if self.target is None else part_in_use(self.target)
+
+    @cached_property
+    def usable_qubits(self) -> tuple[int, ...]:
+        """Physical qubits with calibrated gates, ascending; none for the ideal device, which has any."""
+        return () if self.target is None else usable_qubits(self.target)
+
+    @cached_property
+    def couplings_in_use(self) -> tuple[tuple[int, int], ...]:
+        """Pairs (ascending) of connected physical qubits with a two-qubit gate that is calibrated and in use, sorted."""
+        return () if self.target_in_use is None else couplings(self.target_in_use)
+
+    def transpiled(self, run: Callable[[Target], QuantumCircuit]) -> QuantumCircuit:
+        """What `run` makes of the target, on gates that are in use: again without the others where it took one of them.
+
+        Raises:
+            InvalidInputError: it cannot do without gates that are out of use (the message names them), or the ideal
+                device, which has no target.
+        """
+        target = self.target
+        if target is None:
+            raise InvalidInputError("the ideal device has no target to transpile for")
+        return on_gates_in_use(self.name, target, lambda: self.target_in_use or target, run)
 
     def gate_error(self, name: str, qubits: Sequence[int]) -> SuperOp | None:
         """Error channel that follows the ideal gate `name` on physical `qubits`.
@@ -174,7 +222,7 @@ class Device:
             raise UnknownNameError.of(f"instruction of {self.name}", name, target.operation_names)
         if not target.instruction_supported(name, place):
             raise InvalidInputError(
-                f"{self.name} has no {name!r} on qubits {place}: transpile the circuit for its target"
+                f"{self.name} has no {name!r} in use on qubits {place}: transpile the circuit for its target"
             )
         key = (name, place)
         if key not in self._gate_errors:
@@ -186,7 +234,7 @@ class Device:
 
         IBM calibrates rzz(θ) for 0 ≤ θ ≤ π/2 only; rx(θ) and rz(θ) take every angle.
         """
-        return (0.0, math.pi / 2) if name == "rzz" and self.target is not None else None
+        return RZZ_RANGE if name == "rzz" and self.target is not None else None
 
     def with_fractional_gates(self) -> Device:
         """This device with rx(θ) and rzz(θ) in its basis, as IBM's devices offer on request.
@@ -221,18 +269,22 @@ class Device:
         """``(p10, p01)``: p10 = P(read 1 | prepared 0) and p01 = P(read 0 | prepared 1) of a physical qubit.
 
         Raises:
-            InvalidInputError: the device has no such qubit.
+            InvalidInputError: the device has no such qubit, or it is faulty and has no calibration.
         """
         if self.n_qubits is None:
             return 0.0, 0.0
         self._check_qubits([qubit])
-        return noise.readout_probabilities(self._qubit_records[qubit])
+        probabilities = noise.readout_probabilities(self._qubit_records[qubit])
+        if probabilities is None:
+            raise InvalidInputError(f"qubit {qubit} of {self.name} is faulty: it has no readout error")
+        return probabilities
 
     def noise_model(self, qubits: Sequence[int]) -> Any:
         """Aer `NoiseModel` of the physical `qubits` relabelled ``0..k-1``: gate errors and asymmetric readout.
 
         Raises:
-            InvalidInputError: a qubit that the device does not have, or that is named twice.
+            InvalidInputError: a qubit that the device does not have, or that is named twice, faulty, or without
+                calibration.
         """
         from qiskit_aer.noise import NoiseModel
 
@@ -240,6 +292,10 @@ class Device:
         if target is None:
             return NoiseModel()
         self._check_qubits(qubits)
+        if unusable := sorted(set(qubits) - set(self.usable_qubits)):
+            raise InvalidInputError(
+                f"qubits {unusable} of {self.name} cannot be used: they are faulty, or gates on them have no calibration"
+            )
         return noise.aer_noise_model(target, list(qubits), [self.readout_error(qubit) for qubit in qubits])
 
     def _check_qubits(self, qubits: Sequence[int]) -> None:

@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 from qiskit import transpile
 from qiskit.circuit import CircuitInstruction, QuantumCircuit
 from qiskit.quantum_info import average_gate_fidelity
-from qiskit.transpiler import Target
+from qiskit.transpiler import Target, TranspilerError
 
 from qhw_diffusion.devices.device import Device
+from qhw_diffusion.devices.working import couplings, usable_qubits
 from qhw_diffusion.errors import InvalidInputError
 
 MAX_PLACEMENTS = 200_000
@@ -71,13 +72,14 @@ def rank_layouts(device: Device, circuit: QuantumCircuit, *, top: int = 5, seeds
         seeds: transpilations tried (seeds 0, 1, …), ≥ 1.
 
     Raises:
-        InvalidInputError: the ideal device; a circuit that is compiled already, empty, or too wide; top or seeds < 1.
+        InvalidInputError: the ideal device; a circuit that is compiled already, empty, too wide, or without a place on
+            what is in use; top or seeds < 1.
     """
     target = _check(device, circuit, top, seeds)
     best: dict[tuple[int, ...], RankedLayout] = {}
     n_examined, stopped = 0, False
     for seed in range(seeds):
-        isa = transpile(circuit, target=target, optimization_level=3, seed_transpiler=seed)
+        isa = _transpiled(device, circuit, seed)
         starts = isa.layout.initial_index_layout(filter_ancillas=True)
         ends = isa.layout.final_index_layout(filter_ancillas=True)
         reads = _reads(isa, ends)
@@ -133,9 +135,23 @@ def _check(device: Device, circuit: QuantumCircuit, top: int, seeds: int) -> Tar
         raise InvalidInputError(f"circuit must be a qiskit QuantumCircuit, not {type(circuit).__name__}")
     if circuit.layout is not None:
         raise InvalidInputError("the circuit is compiled for a device already; give the logical circuit")
-    if not 1 <= circuit.num_qubits <= device.n_qubits:
-        raise InvalidInputError(f"the circuit has {circuit.num_qubits} qubits, {device.name} has {device.n_qubits}")
-    return device.target
+    usable = len(device.usable_qubits)
+    if not 1 <= circuit.num_qubits <= usable:
+        faulty = "" if usable == device.n_qubits else f" in use (and {device.n_qubits - usable} that are faulty)"
+        raise InvalidInputError(f"the circuit has {circuit.num_qubits} qubits, {device.name} has {usable}{faulty}")
+    assert device.target_in_use is not None
+    return device.target_in_use
+
+
+def _transpiled(device: Device, circuit: QuantumCircuit, seed: int) -> QuantumCircuit:
+    try:
+        return device.transpiled(
+            lambda target: transpile(circuit, target=target, optimization_level=3, seed_transpiler=seed)
+        )
+    except TranspilerError as error:
+        raise InvalidInputError(
+            f"{device.name} has no place for this circuit on its qubits in use: {error.message}"
+        ) from error
 
 
 def _gates(circuit: QuantumCircuit) -> list[tuple[str, tuple[int, ...], CircuitInstruction]]:
@@ -172,11 +188,11 @@ def _placements(
     import rustworkx
 
     # Good qubits first: VF2 tries them first, which matters where there are too many placements to try them all.
-    best_first = np.argsort([sum(device.readout_error(q)) for q in range(target.num_qubits)], kind="stable").tolist()
+    best_first = sorted(usable_qubits(target), key=lambda q: sum(device.readout_error(q)))
     node = {qubit: index for index, qubit in enumerate(best_first)}
     device_graph = rustworkx.PyGraph(multigraph=False)
     device_graph.add_nodes_from(best_first)
-    edges = {(min(node[a], node[b]), max(node[a], node[b])) for a, b in device.coupling_map}
+    edges = {(min(node[a], node[b]), max(node[a], node[b])) for a, b in couplings(target)}
     device_graph.add_edges_from_no_data(sorted(edges))
     number = {qubit: index for index, qubit in enumerate(active)}
     wanted = rustworkx.PyGraph(multigraph=False)
@@ -211,8 +227,10 @@ def _quick_scores(
         if name not in tables:
             tables[name] = _costs(target, name, len(place))
         costs += count * tables[name][tuple(places[:, column[q]] for q in place)]
+    readout = np.full(target.num_qubits, np.inf)
     with np.errstate(divide="ignore"):
-        readout = -np.log1p([-sum(device.readout_error(q)) / 2 for q in range(target.num_qubits)])
+        for qubit in usable_qubits(target):
+            readout[qubit] = -np.log1p(-sum(device.readout_error(qubit)) / 2)
     for qubit in reads:
         costs += readout[places[:, column[qubit]]]
     return costs

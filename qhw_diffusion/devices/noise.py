@@ -80,17 +80,17 @@ def relaxation_superop(t1: float | None, t2: float | None, seconds: float) -> Su
     return SuperOp(thermal_relaxation_error(t1, t2, seconds))
 
 
-def readout_probabilities(records: QubitRecords) -> tuple[float, float]:
+def readout_probabilities(records: QubitRecords) -> tuple[float, float] | None:
     """``(p10, p01)`` = (P(read 1 | prepared 0), P(read 0 | prepared 1)) from one qubit's records.
 
-    Devices that publish only the mean `readout_error` get it for both; without any readout calibration both are 0, as
-    in Aer's model.
+    Devices that publish only the mean `readout_error` get it for both. None without any readout calibration.
     """
     value = {record["name"]: float(record["value"]) for record in records}
     if "prob_meas1_prep0" in value and "prob_meas0_prep1" in value:
         return value["prob_meas1_prep0"], value["prob_meas0_prep1"]
-    mean = value.get("readout_error", 0.0)
-    return mean, mean
+    if "readout_error" not in value:
+        return None
+    return value["readout_error"], value["readout_error"]
 
 
 def aer_noise_model(target: Target, qubits: Sequence[int], readout: Sequence[tuple[float, float]]) -> Any:

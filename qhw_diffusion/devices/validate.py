@@ -125,7 +125,8 @@ def _impossible_qubit(where: str, records: Any) -> Iterator[str]:
     for name in _READOUT:
         if name in value and not 0 <= value[name]["value"] <= 1:
             yield f"{where}: {name} must lie in [0, 1], not {value[name]['value']!r}"
-    if "readout_error" not in value and not {"prob_meas0_prep1", "prob_meas1_prep0"} <= value.keys():
+    working = "operational" not in value or value["operational"]["value"]
+    if working and "readout_error" not in value and not {"prob_meas0_prep1", "prob_meas1_prep0"} <= value.keys():
         yield f"{where}: readout_error is missing"
 
 
@@ -173,6 +174,9 @@ def _values(where: str, records: Any) -> Generator[str, None, dict[str, dict[str
         if not isinstance(record, dict) or not isinstance(record.get("name"), str) or "unit" not in record:
             yield f"{where}: {record!r} must have a name, a value and a unit"
         number = record.get("value")
+        if isinstance(number, bool) and record["name"] == "operational":
+            value[record["name"]] = record
+            continue
         if not isinstance(number, (int, float)) or isinstance(number, bool) or not math.isfinite(number):
             yield f"{where}: {record['name']} must be a finite number, not {number!r}"
         value[record["name"]] = record

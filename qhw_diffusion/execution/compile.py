@@ -181,8 +181,8 @@ def compile_circuit(
     Raises:
         InvalidInputError: parameters that do not match the circuit's, observables of another width or with
             coefficients that are not real and finite, a level outside 0–3, a circuit wider than the device, scheduling
-            on the ideal device, a classical bit that is not measured exactly once, or a measurement at the end where an
-            observable acts.
+            on the ideal device, a classical bit that is not measured exactly once, a measurement at the end where an
+            observable acts, or a circuit that cannot do without gates that are out of use (error 1).
         UnsupportedCircuitError: an angle that is not affine, real and finite, an operation that is not a gate, or a
             circuit the transpiler fails on (the operation is named in the message).
     """
@@ -240,6 +240,11 @@ def _check(
     if device.n_qubits is not None and circuit.num_qubits > device.n_qubits:
         raise InvalidInputError(
             f"the circuit has {circuit.num_qubits} qubits but {device.name} has {device.n_qubits}; use a larger device"
+        )
+    if device.target is not None and circuit.num_qubits > len(device.usable_qubits):
+        raise InvalidInputError(
+            f"the circuit has {circuit.num_qubits} qubits but only {len(device.usable_qubits)} of the {device.n_qubits} "
+            f"qubits of {device.name} are calibrated and not faulty; use a larger device"
         )
     given = [*inputs, *weights]
     names = [p.name for p in given]

@@ -8,9 +8,10 @@ from typing import Any
 from qiskit import QuantumCircuit
 from qiskit.circuit import CircuitInstruction, ParameterExpression
 from qiskit.dagcircuit import DAGCircuit
-from qiskit.transpiler import PassManager, StagedPassManager, TransformationPass, generate_preset_pass_manager
+from qiskit.transpiler import PassManager, StagedPassManager, Target, TransformationPass, generate_preset_pass_manager
 
 from qhw_diffusion.devices import Device
+from qhw_diffusion.devices.working import trivial_layout
 from qhw_diffusion.errors import UnsupportedCircuitError
 from qhw_diffusion.execution.admission import place
 from qhw_diffusion.execution.program import FIXED_GATES, ROTATIONS, affine_coefficients
@@ -28,20 +29,34 @@ def transpiled(
     fails on it.
 
     Raises:
+        InvalidInputError: the circuit cannot do without gates that are out of use.
         UnsupportedCircuitError: the transpiler fails on the circuit; the message names the operation where one alone
             makes it fail.
     """
+
+    def for_target(target: Target) -> QuantumCircuit:
+        manager = generate_preset_pass_manager(
+            optimization_level=optimization_level,
+            target=target,
+            initial_layout=trivial_layout(target, circuit.num_qubits) if optimization_level < 2 else None,
+            seed_transpiler=seed,
+            scheduling_method="alap" if scheduled else None,
+        )
+        return _run(circuit, device, manager)
+
     if device.target is None:
         manager = generate_preset_pass_manager(
             optimization_level=optimization_level, basis_gates=IDEAL_BASIS, seed_transpiler=seed
         )
+        isa = _run(circuit, device, manager)
     else:
-        manager = generate_preset_pass_manager(
-            optimization_level=optimization_level,
-            target=device.target,
-            seed_transpiler=seed,
-            scheduling_method="alap" if scheduled else None,
-        )
+        isa = device.transpiled(for_target)
+    if isinstance(isa.global_phase, ParameterExpression) and isa.global_phase.parameters:
+        isa.global_phase = 0
+    return isa
+
+
+def _run(circuit: QuantumCircuit, device: Device, manager: StagedPassManager) -> QuantumCircuit:
     manager.pre_optimization = PassManager([WithoutCancelled()])
     try:
         isa: QuantumCircuit = manager.run(circuit)
@@ -54,8 +69,6 @@ def transpiled(
             f"Qiskit's transpiler fails on {named} for {device.name}: {type(error).__name__}: "
             f"{getattr(error, 'message', error)}{_on_delays(device, culprit)}"
         ) from error
-    if isinstance(isa.global_phase, ParameterExpression) and isa.global_phase.parameters:
-        isa.global_phase = 0
     return isa
 
 
