@@ -121,14 +121,17 @@ def couplings(target: Target) -> tuple[tuple[int, int], ...]:
     return tuple(sorted({(min(p), max(p)) for p in target.qargs or () if p is not None and len(p) == 2}))
 
 
-def trivial_layout(target: Target, n_qubits: int) -> list[int] | None:
-    """Qubits to put a circuit's qubits on, in order, where the transpiler looks for none (levels 0 and 1).
+def trivial_layout(target: Target, n_qubits: int, level: int) -> list[int] | None:
+    """Qubits to put a circuit's qubits on, in order, where the transpiler would take 0, 1, 2, … whatever they are.
 
-    The first qubits of the largest connected part; None where these are the transpiler's own, 0, 1, 2, …
+    It does so at level 0, and at level 1 where nothing speaks against it, even on qubits without gates. The first ones
+    of the largest connected part; None where these are 0, 1, 2, …, and where the transpiler looks for good ones itself.
     """
     import rustworkx
 
     usable = usable_qubits(target)
+    if level > 1 or (level == 1 and len(usable) == target.num_qubits):
+        return None
     graph = rustworkx.PyGraph(multigraph=False)
     node = {qubit: graph.add_node(qubit) for qubit in usable}
     graph.add_edges_from_no_data([(node[a], node[b]) for a, b in couplings(target)])

@@ -38,7 +38,7 @@ def transpiled(
         manager = generate_preset_pass_manager(
             optimization_level=optimization_level,
             target=target,
-            initial_layout=trivial_layout(target, circuit.num_qubits) if optimization_level < 2 else None,
+            initial_layout=trivial_layout(target, circuit.num_qubits, optimization_level),
             seed_transpiler=seed,
             scheduling_method="alap" if scheduled else None,
         )
