@@ -88,7 +88,9 @@ class DeviceNoise(ForwardProcess):
         self.seconds, self.pairs, self.gate = seconds, pairs, gate
         self._n_steps = n_steps
         if faulty := sorted(set(self.qubits) - set(device.usable_qubits)):
-            raise InvalidInputError(f"qubits {faulty} of {device.name} are faulty or have no calibration; choose others")
+            raise InvalidInputError(
+                f"qubits {faulty} of {device.name} are faulty or have no calibration; choose others"
+            )
         self.circuit = _step_circuit(device, self.qubits, seconds, pairs, gate)
         if broken := out_of_use(device.target, self.circuit):
             named = ", ".join(f"{name} on {'-'.join(map(str, place))}" for name, place in broken)

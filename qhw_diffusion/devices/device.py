@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,11 @@ from qiskit.transpiler import Target
 from qhw_diffusion.devices import noise
 from qhw_diffusion.devices.fake import canonical_name, fake_snapshot
 from qhw_diffusion.devices.fractional import with_fractional_gates
+from qhw_diffusion.devices.given_noise import GivenNoise
 from qhw_diffusion.devices.live import live_snapshot
+from qhw_diffusion.devices.own import FREE_ANGLES, NO_DATE, check_unchanged, has_documents, own_device
 from qhw_diffusion.devices.snapshot import Snapshot
-from qhw_diffusion.devices.validate import in_seconds
+from qhw_diffusion.devices.validate import in_seconds, states_durations
 from qhw_diffusion.devices.working import (
     RZZ_RANGE,
     calibrated_part,
@@ -32,22 +35,52 @@ from qhw_diffusion.devices.working import (
 )
 from qhw_diffusion.errors import InvalidInputError, UnknownNameError
 
-# Where a record needs a date and there is none
-_NO_DATE = "1970-01-01T00:00:00+00:00"
 _IDEAL = Snapshot("ideal", "null", "null", {"source": "ideal: no target, no noise"})
 
 
 @dataclass(frozen=True)
 class Device:
-    """What a circuit is compiled for. Make one with `Device.load`; two devices are equal if their snapshots are.
+    """What a circuit is compiled for. Make one with `Device.load` or `Device.of`; two are equal if their content is.
 
     Nothing is built before it is asked for: the target on first use, a gate's error when that gate is looked up.
 
     Attributes:
         snapshot: the configuration and calibration everything else is derived from.
+        own_noise: errors of a noise model that was given to `of`, in place of those that follow from the calibration.
     """
 
     snapshot: Snapshot
+    own_noise: GivenNoise | None = None
+
+    @classmethod
+    def of(cls, source: Any, *, noise_model: Any = None, name: str | None = None) -> Device:
+        """A device of one's own: from a target or a backend, with the noise it states or an Aer noise model.
+
+        Taken are the gates of Qiskit's library on one or two qubits, their errors, durations, T1, T2 and readout errors
+        (without a noise model one error for both outcomes, since a target knows no more). Instructions left out are
+        listed in the provenance (``left_out``). A backend of qiskit-ibm-runtime is read by its own documents, as
+        `load` does.
+
+        A target without any errors and times makes a device without noise, for engine ``"ideal"``. Absent is not
+        perfect where some gates have errors: a place without one is no part of the device.
+
+        Args:
+            source: a qiskit `Target` or `BackendV2`.
+            noise_model: a `qiskit_aer.noise.NoiseModel`, whose errors then are the device's, in place of those of the
+                target. Waiting qubits relax if it was made by `NoiseModel.from_backend`.
+            name: of the device; None: the backend's, or ``"own_target"``.
+
+        Raises:
+            InvalidInputError: a `BackendV1`, a simulator, a name of a device that `load` knows, a target that states
+                errors or durations of some gates and none of another, or a part of the noise model that cannot be
+                represented (quantum errors of measurements or delays, errors of labels, readout errors of several
+                qubits together, noise passes); the message names it.
+        """
+        snapshot, given = own_device(source, noise_model, name)
+        device = cls(snapshot, given)
+        if given is None and name is None and has_documents(source):
+            check_unchanged(source, device.target)
+        return device
 
     @classmethod
     def load(cls, name: str | Path) -> Device:
@@ -77,8 +110,49 @@ class Device:
         return cls(live_snapshot(name) if name.startswith("ibm_") else fake_snapshot(name))
 
     def save(self, path: str | Path) -> Path:
-        """Write the snapshot to ``*.json.gz`` or ``*.json``, atomically; `Device.load(path)` gives an equal device."""
+        """Write the snapshot to ``*.json.gz`` or ``*.json``, atomically; `Device.load(path)` gives an equal device.
+
+        Raises:
+            InvalidInputError: a device with a noise model of one's own (see `restorable`), or another file ending.
+        """
+        if not self.restorable:
+            raise InvalidInputError(
+                f"{self.name} has a noise model of your own, which no snapshot holds: make it again with "
+                "Device.of(…, noise_model=…), or save what you make with a device of Device.load"
+            )
         return self.snapshot.save(path)
+
+    @property
+    def restorable(self) -> bool:
+        """Whether `save` and `load` give an equal device; False with a noise model of one's own."""
+        return self.own_noise is None
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of all that the device is."""
+        if self.own_noise is None:
+            return self.snapshot.fingerprint
+        return hashlib.sha256(f"{self.snapshot.fingerprint}\n{self.own_noise.fingerprint}".encode()).hexdigest()
+
+    @cached_property
+    def has_noise(self) -> bool:
+        """Whether anything in it is not perfect; False for the ideal device and for targets that state no errors."""
+        if self.own_noise is not None:
+            return True
+        if self.target is None:
+            return False
+        times = [self.relaxation_times(qubit) != (None, None) for qubit in self.usable_qubits]
+        entries = [
+            e for name in self.target.operation_names for e in (self.target[name] or {}).values() if e is not None
+        ]
+        if any(e.error for e in entries) or (any(times) and any(e.duration for e in entries)):
+            return True
+        return any(any(self.readout_error(qubit)) for qubit in self.usable_qubits)
+
+    @cached_property
+    def has_durations(self) -> bool:
+        """Whether the durations of gates are known, without which nothing can be scheduled."""
+        return states_durations(json.loads(self.snapshot.properties) or {"gates": []})
 
     @property
     def name(self) -> str:
@@ -141,6 +215,8 @@ class Device:
         if self.n_qubits is None:
             return None, None
         self._check_qubits([qubit])
+        if self.own_noise is not None:
+            return self.own_noise.relaxation_times(qubit)
         seconds = {r["name"]: in_seconds(r) for r in self._qubit_records[qubit] if r["name"] in ("T1", "T2")}
         return seconds.get("T1"), seconds.get("T2")
 
@@ -162,13 +238,17 @@ class Device:
         decode_backend_configuration(configuration)
         properties = json.loads(self.snapshot.properties)
         for qubit in faulty(properties)[0]:  # the converter looks for it even where nothing works
-            properties["qubits"][qubit].append({"name": "readout_error", "value": 1.0, "unit": "", "date": _NO_DATE})
+            properties["qubits"][qubit].append({"name": "readout_error", "value": 1.0, "unit": "", "date": NO_DATE})
         target = convert_to_target(
             configuration=BackendConfiguration.from_dict(configuration),
             properties=properties_from_server_data(properties),
             filter_faulty=False,  # it stumbles over gates that the configuration gives no qubits
         )
-        return calibrated_part(target, json.loads(self.snapshot.properties))
+        return calibrated_part(target, json.loads(self.snapshot.properties), bounded=not self._any_angle)
+
+    @property
+    def _any_angle(self) -> bool:
+        return self._configuration is not None and "rzz" in self._configuration.get(FREE_ANGLES, ())
 
     @cached_property
     def target_in_use(self) -> Target | None:
@@ -182,7 +262,7 @@ class Device:
 
     @cached_property
     def couplings_in_use(self) -> tuple[tuple[int, int], ...]:
-        """Pairs (ascending) of connected physical qubits with a two-qubit gate that is calibrated and in use, sorted."""
+        """Pairs (ascending) of connected physical qubits with a calibrated two-qubit gate in use, sorted."""
         return () if self.target_in_use is None else couplings(self.target_in_use)
 
     def transpiled(self, run: Callable[[Target], QuantumCircuit]) -> QuantumCircuit:
@@ -226,15 +306,19 @@ class Device:
             )
         key = (name, place)
         if key not in self._gate_errors:
-            self._gate_errors[key] = noise.gate_superop(target, name, place)
+            own = self.own_noise
+            self._gate_errors[key] = (
+                noise.gate_superop(target, name, place) if own is None else own.channel(name, place)
+            )
         return self._gate_errors[key]
 
     def angle_limits(self, name: str) -> tuple[float, float] | None:
         """Lowest and highest angle (radians) the device takes for gate `name`; None where any will do.
 
-        IBM calibrates rzz(θ) for 0 ≤ θ ≤ π/2 only; rx(θ) and rz(θ) take every angle.
+        IBM calibrates rzz(θ) for 0 ≤ θ ≤ π/2 only; rx(θ) and rz(θ) take every angle. So does rzz on a device of one's
+        own, unless its target says otherwise.
         """
-        return RZZ_RANGE if name == "rzz" and self.target is not None else None
+        return RZZ_RANGE if name == "rzz" and self.target is not None and not self._any_angle else None
 
     def with_fractional_gates(self) -> Device:
         """This device with rx(θ) and rzz(θ) in its basis, as IBM's devices offer on request.
@@ -242,7 +326,7 @@ class Device:
         Raises:
             InvalidInputError: the calibration has no errors and durations for these gates.
         """
-        return Device(with_fractional_gates(self.snapshot))
+        return replace(self, snapshot=with_fractional_gates(self.snapshot))
 
     def relaxation(self, qubit: int, seconds: float) -> SuperOp | None:
         """What happens to a physical `qubit` while it waits: thermal relaxation to |0> with its T1 and T2.
@@ -294,9 +378,12 @@ class Device:
         self._check_qubits(qubits)
         if unusable := sorted(set(qubits) - set(self.usable_qubits)):
             raise InvalidInputError(
-                f"qubits {unusable} of {self.name} cannot be used: they are faulty, or gates on them have no calibration"
+                f"qubits {unusable} of {self.name} cannot be used: faulty, or gates without calibration"
             )
-        return noise.aer_noise_model(target, list(qubits), [self.readout_error(qubit) for qubit in qubits])
+        readout = [self.readout_error(qubit) for qubit in qubits]
+        if self.own_noise is not None:
+            return noise.relabelled_noise_model(target, list(qubits), readout, self.own_noise)
+        return noise.aer_noise_model(target, list(qubits), readout)
 
     def _check_qubits(self, qubits: Sequence[int]) -> None:
         n_qubits = self.n_qubits or 0

@@ -21,6 +21,8 @@ from typing import Any
 from qiskit.quantum_info import SuperOp
 from qiskit.transpiler import Target
 
+from qhw_diffusion.devices.given_noise import GivenNoise
+
 # One qubit's entry of the backend properties: a list of {"name", "value", "unit", "date"}.
 QubitRecords = list[dict[str, Any]]
 
@@ -95,13 +97,38 @@ def readout_probabilities(records: QubitRecords) -> tuple[float, float] | None:
 
 def aer_noise_model(target: Target, qubits: Sequence[int], readout: Sequence[tuple[float, float]]) -> Any:
     """Aer noise model of the physical `qubits`, relabelled ``0..k-1``; `readout` holds (p10, p01) of each."""
-    from qiskit_aer.noise import NoiseModel, ReadoutError
+    from qiskit_aer.noise import NoiseModel
 
     names = list(target.operation_names)
     model = NoiseModel(basis_gates=names)
     for name, place, error in device_gate_errors(reduced_target(target, qubits, names)):
         model.add_quantum_error(error, name, place)
+    return with_readout(model, readout)
+
+
+def with_readout(model: Any, readout: Sequence[tuple[float, float]]) -> Any:
+    """The noise model with (p10, p01) of its qubits added."""
+    from qiskit_aer.noise import ReadoutError
+
     for index, (p10, p01) in enumerate(readout):
         if p10 or p01:
             model.add_readout_error(ReadoutError([[1 - p10, p10], [p01, 1 - p01]]), [index])
     return model
+
+
+def relabelled_noise_model(
+    target: Target, qubits: Sequence[int], readout: Sequence[tuple[float, float]], own: GivenNoise
+) -> Any:
+    """As `aer_noise_model`, with the errors of a given noise model."""
+    from qiskit_aer.noise import NoiseModel
+
+    names = list(target.operation_names)
+    model = NoiseModel(basis_gates=names)
+    label = {qubit: index for index, qubit in enumerate(qubits)}
+    for name in names:
+        for place in target[name] or {}:
+            if place is not None and label.keys() >= set(place):
+                error = own.error(name, place)
+                if error is not None:
+                    model.add_quantum_error(error, name, [label[q] for q in place])
+    return with_readout(model, readout)

@@ -26,7 +26,7 @@ def calibration_text(calibration: Calibration, qubits: Collection[int] | None = 
     device = calibration.device
     lines = [
         f"{device.name}{f' ({calibration.processor})' if calibration.processor else ''}, {device.n_qubits} qubits",
-        f"date    {device.date}",
+        f"date    {device.date or 'not stated'}",
         f"source  {device.provenance['source']}",
         f"basis   {', '.join(device.basis_gates)}",
     ]

@@ -71,6 +71,12 @@ def in_seconds(record: dict[str, Any]) -> float:
     return float(record["value"]) * _SECONDS[record["unit"]]
 
 
+def states_durations(properties: Any) -> bool:
+    """Whether any gate has a duration; without them nothing can be scheduled."""
+    records = (r for gate in properties["gates"] if isinstance(gate, dict) for r in gate.get("parameters") or [])
+    return any(isinstance(record, dict) and record.get("name") == "gate_length" for record in records)
+
+
 def _impossible(configuration: Any, properties: Any) -> Iterator[str]:
     for title, document in (("configuration", configuration), ("properties", properties)):
         if not isinstance(document, dict):
@@ -134,6 +140,7 @@ def _impossible_gates(configuration: Any, properties: Any, n_qubits: int) -> Ite
     calibrated = set()
     configured = {gate.get("name") for gate in configuration["gates"] if isinstance(gate, dict)}
     edges = {tuple(edge) for edge in configuration.get("coupling_map") or []}
+    timed = states_durations(properties)
     for index, gate in enumerate(properties["gates"]):
         if not isinstance(gate, dict) or not isinstance(gate.get("gate"), str):
             yield f"properties.gates[{index}].gate is missing"
@@ -149,8 +156,10 @@ def _impossible_gates(configuration: Any, properties: Any, n_qubits: int) -> Ite
         value = yield from _values(where, gate.get("parameters"))
         for field in ("gate_error", "gate_length"):
             if field not in value:
-                # reset and its like are no gates and may come without an error, even where the basis lists them
-                if field == "gate_length" or (name in configuration["basis_gates"] and name != "reset"):
+                # A device may state no durations at all, but not of some gates only. Reset and its like are no gates
+                # and may come without an error, even where the basis lists them.
+                needs_error = name in configuration["basis_gates"] and name != "reset"
+                if timed if field == "gate_length" else needs_error:
                     yield f"{where}: {field} is missing"
                 continue
             given = value[field]["value"]

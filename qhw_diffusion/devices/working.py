@@ -40,8 +40,8 @@ def _operational(records: list[dict[str, Any]]) -> bool:
     return all(record["value"] for record in records if record["name"] == "operational")
 
 
-def calibrated_part(target: Target, properties: Mapping[str, Any]) -> Target:
-    """`target` without what is faulty or has no calibration."""
+def calibrated_part(target: Target, properties: Mapping[str, Any], *, bounded: bool = True) -> Target:
+    """`target` without what is faulty or has no calibration; and without bounds on angles unless `bounded`."""
     qubits, gates = faulty(properties)
 
     def refused(name: str, place: Place, entry: InstructionProperties | None) -> bool:
@@ -50,7 +50,7 @@ def calibrated_part(target: Target, properties: Mapping[str, Any]) -> Target:
         unknown = entry is None or entry.error is None or math.isnan(entry.error)
         return unknown and isinstance(target.operation_from_name(name), Gate)
 
-    return without(target, refused)
+    return without(target, refused, bounded=bounded)
 
 
 def part_in_use(target: Target) -> Target:
@@ -73,8 +73,11 @@ def _out_of_use(target: Target, name: str, entry: InstructionProperties | None) 
     return gate and entry is not None and entry.error is not None and entry.error >= OUT_OF_USE
 
 
-def without(target: Target, refused: Refused) -> Target:
-    """The target without what is refused, and without qubits that have lost a gate they need; itself if all is well."""
+def without(target: Target, refused: Refused, *, bounded: bool = True) -> Target:
+    """The target without what is refused, and without qubits that have lost a gate they need; itself if all is well.
+
+    Unless it is `bounded`, angles are free.
+    """
     kept: dict[str, dict[Place, InstructionProperties | None]] = {}
     unusable: set[int] = set()
     complete = True
@@ -87,7 +90,7 @@ def without(target: Target, refused: Refused) -> Target:
         complete = complete and not gone
         if name not in _DISPENSABLE:
             unusable.update(place[0] for place in gone if len(place) == 1)
-    if complete:
+    if complete and bounded:
         return target
     smaller = Target(
         num_qubits=target.num_qubits,
@@ -105,7 +108,7 @@ def without(target: Target, refused: Refused) -> Target:
             smaller.add_instruction(operation, name=name)
             continue
         places = {place: entry for place, entry in kept[name].items() if not unusable & set(place)}
-        bounds = [RZZ_RANGE] if name == "rzz" and target.gate_has_angle_bounds(name) else None
+        bounds = [RZZ_RANGE] if bounded and target.gate_has_angle_bounds(name) else None
         if places:
             smaller.add_instruction(operation, places, name=name, angle_bounds=bounds)
     return smaller
@@ -167,6 +170,6 @@ def on_gates_in_use(
         named = ", ".join(f"{gate} on {'-'.join(map(str, place))}" for gate, place in broken[:5])
         more = f" and {len(broken) - 5} more" if len(broken) > 5 else ""
         raise InvalidInputError(
-            f"the circuit does not fit on the gates of {name} that are in use; it would need {named}{more}, which are out "
-            "of use (error 1). Use another device, or fewer qubits"
+            f"the circuit does not fit on the gates of {name} that are in use; it would need {named}{more}, which are "
+            "out of use (error 1). Use another device, or fewer qubits"
         ) from error

@@ -79,7 +79,7 @@ class CompiledCircuit:
     @cached_property
     def duration(self) -> float | None:
         """Seconds from the first to the last gate (no measurement); None where the device states no durations."""
-        if self.device.target is None:
+        if self.device.target is None or not self.device.has_durations:
             return None
         bound = self.isa.assign_parameters(dict.fromkeys(self.isa.parameters, 0.0))  # durations do not depend on angles
         return float(bound.estimate_duration(self.device.target, unit="s"))
@@ -120,7 +120,7 @@ class CompiledCircuit:
             observables=self.logical_observables,
             seed=self.seed,
             optimization_level=self.optimization_level,
-            scheduled=self.scheduled and device.target is not None,
+            scheduled=self.scheduled and device.has_durations,
             postselect=dict(self.postselect),
         )
 
@@ -193,8 +193,9 @@ def compile_circuit(
         raise InvalidInputError(f"seed is {seed!r}; allowed: whole numbers from 0")
     observables = tuple(observable.simplify() for observable in observables)
     kept = _check_postselect(circuit, postselect or {})
-    if scheduled and device.target is None:
-        raise InvalidInputError("scheduled=True needs gate durations, which the ideal device has not: load a real one")
+    if scheduled and not device.has_durations:
+        which = "the ideal device has not: load a real one" if device.is_ideal else f"{device.name} does not state"
+        raise InvalidInputError(f"scheduled=True needs gate durations, which {which}")
     check_measurements(circuit, observables, dict(kept))
     isa = transpiled(circuit, device, optimization_level=optimization_level, seed=seed, scheduled=scheduled)
     check_supported(isa)
@@ -243,8 +244,8 @@ def _check(
         )
     if device.target is not None and circuit.num_qubits > len(device.usable_qubits):
         raise InvalidInputError(
-            f"the circuit has {circuit.num_qubits} qubits but only {len(device.usable_qubits)} of the {device.n_qubits} "
-            f"qubits of {device.name} are calibrated and not faulty; use a larger device"
+            f"the circuit has {circuit.num_qubits} qubits but only {len(device.usable_qubits)} of the "
+            f"{device.n_qubits} qubits of {device.name} are calibrated and not faulty; use a larger device"
         )
     given = [*inputs, *weights]
     names = [p.name for p in given]

@@ -54,7 +54,7 @@ class Noisy(Ideal):
     noisy: ClassVar[bool] = True
 
     def check(self, compiled: CompiledCircuit) -> None:
-        if compiled.device.target is None:
+        if not compiled.device.has_noise:
             raise InvalidInputError(
                 f"device {compiled.device.name!r} has no noise: use engine='ideal', or compile for a fake device"
             )

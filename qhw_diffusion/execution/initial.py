@@ -47,7 +47,7 @@ def initial_weights(compiled: CompiledCircuit, generator: torch.Generator) -> Te
 
 
 def _centre(slopes: np.ndarray, lower: np.ndarray, upper: np.ndarray, box: float) -> np.ndarray | None:
-    """Weights in [−box, box] with lower ≤ slopes·w ≤ upper, as far from all bounds as can be; None if there are none."""
+    """Weights in [−box, box] with lower ≤ slopes·w ≤ upper, far from all bounds; None if there are none."""
     from scipy.optimize import linprog
 
     n = slopes.shape[1]
@@ -64,7 +64,12 @@ def _centre(slopes: np.ndarray, lower: np.ndarray, upper: np.ndarray, box: float
 
 
 def _gibbs(
-    drawn: Tensor, start: np.ndarray, slopes: np.ndarray, lower: np.ndarray, upper: np.ndarray, generator: torch.Generator
+    drawn: Tensor,
+    start: np.ndarray,
+    slopes: np.ndarray,
+    lower: np.ndarray,
+    upper: np.ndarray,
+    generator: torch.Generator,
 ) -> Tensor:
     """Uniform weights with lower ≤ slopes·w ≤ upper, from `start`, which has it; others than those as `drawn`."""
     weights, bound = drawn.numpy().copy(), np.flatnonzero(slopes.any(axis=0))

@@ -77,7 +77,7 @@ class Shots(Engine):
         return cls(**values, noisy=noisy)
 
     def check(self, compiled: CompiledCircuit) -> None:
-        if self.noisy and compiled.device.target is None:
+        if self.noisy and not compiled.device.has_noise:
             raise InvalidInputError(
                 f"device {compiled.device.name!r} has no noise: use Shots(noisy=False), or compile for a fake device"
             )

@@ -63,7 +63,7 @@ class LocalService:
         if self._seed:
             other += f" seed {self._seed}"
         if not self.device.startswith("fake_"):  # a snapshot: its name is the live device's, whatever the day
-            other += f" snapshot {self._device.snapshot.fingerprint[:16]}"
+            other += f" snapshot {self._device.fingerprint[:16]}"
         return other
 
     def snapshot(self) -> Device:

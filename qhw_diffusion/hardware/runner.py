@@ -313,7 +313,7 @@ class Runner:
 
 
 def open_runner(
-    device: str,
+    device: str | Device,
     *,
     ledger: Ledger,
     run: str,
@@ -324,11 +324,11 @@ def open_runner(
     times: Times | None = None,
     **settings: Any,
 ) -> Runner:
-    """A runner for a device by its name.
+    """A runner for a device, mostly by its name.
 
     Args:
-        device: a live one (``"ibm_…"``, through the user's account), or a fake one or a snapshot's path, which runs in
-            this process and costs nothing.
+        device: a live one (``"ibm_…"``, through the user's account), or a fake one, a snapshot's path or a `Device`,
+            which run in this process and cost nothing.
         ledger: an open `Ledger`.
         run: name of the run.
         program: of a live device, ``"executor"`` or ``"estimator"``.
@@ -349,5 +349,6 @@ def open_runner(
 
         service = IBMService(device, client=client, program=program, times=times)
     else:
-        service = LocalService(Device.load(device), estimator=estimator, seed=seed)
+        loaded = device if isinstance(device, Device) else Device.load(device)
+        service = LocalService(loaded, estimator=estimator, seed=seed)
     return Runner(service, ledger, run=run, times=times, **settings)

@@ -91,8 +91,9 @@ class Mitigated(Engine):
     def check(self, compiled: CompiledCircuit) -> None:
         self.base.check(compiled)
         varying = parts_of(compiled).varying
-        for strategy in self.strategies if varying is not None else ():
-            strategy.check(varying)
+        if varying is not None:
+            for strategy in self.strategies:
+                strategy.check(varying)
 
     def estimate(self, compiled: CompiledCircuit, parameters: Tensor) -> Estimate:
         return self.estimate_many([(compiled, parameters)])[0]

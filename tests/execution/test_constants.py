@@ -15,7 +15,15 @@ from qiskit.primitives import BackendEstimatorV2, StatevectorEstimator
 from qiskit.quantum_info import SparsePauliOp
 
 import qhw_diffusion as qhw
-from qhw_diffusion.execution import SPSA, GradientMethod, ParameterShift, Surrogate, aer_backend, aer_estimator, runtime_estimator
+from qhw_diffusion.execution import (
+    SPSA,
+    GradientMethod,
+    ParameterShift,
+    Surrogate,
+    aer_backend,
+    aer_estimator,
+    runtime_estimator,
+)
 from qhw_diffusion.execution.pubs import pub_of
 from qhw_diffusion.hardware import content_key
 from qhw_diffusion.hardware.ledger import Ledger
@@ -152,7 +160,9 @@ def test_a_device_is_sent_what_is_not_constant_only(ledger: Ledger) -> None:
     plain = qhw.QuantumLayer(compiled(ordinary=True), engine).estimate(x)
     assert len(ledger.rows()) == 1  # the same work has the same key
     torch.testing.assert_close(mixed.values[:, [0, -1]], plain.values)
-    many = engine.estimate_many([(compiled("identity"), x.new_zeros(3, 2)), (compiled(ordinary=True), x.new_zeros(1, 2))])
+    many = engine.estimate_many(
+        [(compiled("identity"), x.new_zeros(3, 2)), (compiled(ordinary=True), x.new_zeros(1, 2))]
+    )
     assert [e.values.shape for e in many] == [(3, 1), (1, 2)]
 
 

@@ -111,9 +111,7 @@ def test_several_gates_and_parameters_are_brought_in_range_together() -> None:
     np.testing.assert_array_equal(sent.values[2], rows[2].double().numpy())  # what is in range is sent as it is
 
 
-@pytest.mark.parametrize(
-    ("dtype", "beyond"), [(torch.float32, 1e-5), (torch.float64, 1e-8), (torch.float64, 1e-5)]
-)
+@pytest.mark.parametrize(("dtype", "beyond"), [(torch.float32, 1e-5), (torch.float64, 1e-8), (torch.float64, 1e-5)])
 def test_more_than_rounding_is_refused(dtype: torch.dtype, beyond: float) -> None:
     made = compiled(X)
     for x in (-beyond, HALF + beyond):

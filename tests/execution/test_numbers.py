@@ -130,9 +130,9 @@ def test_weights_that_are_no_numbers_are_refused_by_every_engine_and_method(
         layer = with_weight(ENGINES[engine](), value, gradient=METHODS[method]())
     x = torch.zeros(3, 1)
     for evaluate in (layer, layer.estimate):
-        with pytest.raises(InvalidInputError, match="weights|parameters"), torch.set_grad_enabled(evaluate is layer):
+        with pytest.raises(InvalidInputError, match=r"weights|parameters"), torch.set_grad_enabled(evaluate is layer):
             evaluate(x)
-    with pytest.raises(InvalidInputError, match="weights|parameters"), torch.no_grad():
+    with pytest.raises(InvalidInputError, match=r"weights|parameters"), torch.no_grad():
         layer(x)
     assert layer.usage.circuits == 0
 
@@ -142,7 +142,7 @@ def test_weights_that_are_no_numbers_reach_no_device(tmp_path: Path, value: floa
     with Ledger.open(tmp_path / "ledger") as ledger:
         engine = qhw.Hardware(open_runner("fake_manila", ledger=ledger, run="test"), shots=64)
         layer = with_weight(engine, value, gradient=ParameterShift())
-        with pytest.raises(InvalidInputError, match="weights|parameters"):
+        with pytest.raises(InvalidInputError, match=r"weights|parameters"):
             layer(torch.zeros(1, 1))
 
 
