@@ -48,9 +48,9 @@ class DeviceNoise(ForwardProcess):
         gate: "x", "cx" or "cz"; a two-qubit gate runs on the coupled pairs one after the other.
 
     Raises:
-        InvalidInputError: the ideal device, qubits it does not have or that are out of use, both or neither of
-            `seconds` and `pairs`, a two-qubit gate without coupled qubits, or a circuit that this device runs without
-            any noise.
+        InvalidInputError: the ideal device, one without gate durations (`pairs`), qubits it does not have or that are
+            out of use, both or neither of `seconds` and `pairs`, a two-qubit gate without coupled qubits, or a circuit
+            that this device runs without any noise.
         UnknownNameError: a gate that is none of the three.
     """
 
@@ -72,6 +72,8 @@ class DeviceNoise(ForwardProcess):
             raise InvalidInputError("give either seconds (a wait per step) or pairs (of gates per step), not both")
         if seconds is not None and not (isfinite(seconds) and seconds > 0):
             raise InvalidInputError(f"seconds per step must be finite and > 0, not {seconds!r}")
+        if pairs is not None and not device.has_durations:
+            raise InvalidInputError(f"{device.name} states no gate durations, so pairs of gates cannot be scheduled")
         if pairs is not None and pairs < 1:
             raise InvalidInputError(f"pairs per step must be at least 1, not {pairs}")
         if gate not in IDENTITY_GATES:

@@ -31,13 +31,13 @@ from qiskit_ibm_runtime.fake_provider import FakeManilaV2
 
 import qhw_diffusion as qhw
 from qhw_diffusion.circuits import policy_circuit
+from qhw_diffusion.denoising.device_noise import DeviceNoise
 from qhw_diffusion.devices import Calibration, Device, calibration_text, rank_layouts
 from qhw_diffusion.errors import InvalidInputError
 from qhw_diffusion.execution import aer_estimator
 from qhw_diffusion.guidance import QuantumActor, compile_policy, load_actor
 from qhw_diffusion.hardware.ledger import Ledger
-from qhw_diffusion.hardware.local import LocalService
-from qhw_diffusion.hardware.runner import Runner
+from qhw_diffusion.hardware.runner import open_runner
 
 X, W = Parameter("x"), Parameter("w")
 LINE = [[0, 1], [1, 0], [1, 2], [2, 1], [2, 3], [3, 2]]
@@ -232,7 +232,7 @@ def test_the_ledger_does_not_mix_up_noise_models(tmp_path: Path) -> None:
     with Ledger.open(tmp_path / "ledger") as ledger:
         for given in (model_of_channels(), model):
             device = Device.of(target, noise_model=given)
-            runner = Runner(LocalService(device), ledger, run="test")
+            runner = open_runner(device, ledger=ledger, run="test")
             made = compiled(device, measured_first())
             engine = qhw.Hardware(runner, shots=500)
             made_values.append(qhw.QuantumLayer(made, engine).estimate(torch.zeros(1, 1)).values)
@@ -260,6 +260,11 @@ def test_a_target_without_errors_has_no_noise_and_says_so() -> None:
             qhw.QuantumLayer(made, engine)
     with pytest.raises(InvalidInputError, match="generic_backend_4q does not state"):
         compiled(device, measured_first(), scheduled=True)
+    with pytest.raises(InvalidInputError, match="generic_backend_4q states no gate durations"):
+        DeviceNoise(device, 2, 3, pairs=1)
+    sampled = qhw.Primitive(aer_estimator(made, seed=1), precision=0.02, reduced=True)
+    estimate = qhw.QuantumLayer(made, sampled).estimate(torch.zeros(1, 1))
+    assert ((estimate.values - qhw.QuantumLayer(made).estimate(torch.zeros(1, 1)).values).abs() < 0.1).all()
     exact = qhw.QuantumLayer(made)(torch.zeros(1, 1))
     everything = compiled(Device.load("ideal"), measured_first())
     torch.testing.assert_close(exact, qhw.QuantumLayer(everything)(torch.zeros(1, 1)))
