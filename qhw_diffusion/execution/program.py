@@ -200,8 +200,13 @@ def _check_angles(circuit: QuantumCircuit, places: Sequence[int]) -> None:
                     f"{_gate_at(operation.name, qubits)} has the parameter {value}; allowed are finite numbers"
                 )
         # what a standard gate is made of follows from its parameters
-        if operation.name not in (*_FIXED, "unitary") and getattr(operation, "definition", None) is not None:
-            _check_angles(operation.definition, qubits)
+        if operation.name not in (*_FIXED, "unitary"):
+            try:
+                definition = getattr(operation, "definition", None)
+            except Exception:  # an evolution by an unbound time, say: the transpiler fails on it, and that is told
+                continue
+            if definition is not None:
+                _check_angles(definition, qubits)
 
 
 def _gate_at(gate: str, qubits: Sequence[int]) -> str:

@@ -439,7 +439,7 @@ REFUSED: dict[str, tuple[Callable[[], QuantumCircuit], str]] = {
     "for": (built(with_for), "'for_loop' on qubit 0"),
     "switch": (built(with_switch), "'switch_case' on qubit 0"),
     "box": (built(with_box), "'box' on qubit 0"),
-    "square": (lambda: alone(RXGate(X * X)), "'rx' has the angle x.*not affine in 'x'"),
+    "square": (lambda: alone(RXGate(X * X)), "'rx' on qubit 0 has the angle x.*not affine in 'x'"),
     "product within": (lambda: alone(within(RXGate(X * Y))), "not affine"),
     "inverse": (lambda: alone(RZGate(1 / X)), "not affine"),
     "named like a gate": (lambda: alone(named("u")), "'u' on qubit 0 has the name of a standard operation"),
