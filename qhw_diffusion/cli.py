@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import NoReturn
 
@@ -22,6 +24,7 @@ from qhw_diffusion.studies import (
     ledger_cli,
 )
 from qhw_diffusion.studies.common_flags import flags_out, flags_workers
+from qhw_diffusion.terminal import os_error_text, some_home, usable_streams
 
 
 class Parser(argparse.ArgumentParser):
@@ -38,30 +41,59 @@ INTERRUPTED, FAILED = 130, 2
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `qhw` with these arguments (default: the process's); returns 0, an error's `exit_code`, or 130 (Ctrl-C)."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
     if argv is None:  # the process is ours, and so is what it says when it ends by an error nobody expected
         sys.excepthook = lambda kind, error, trace: print(traceback_of(error), end="", file=sys.stderr)
+    with usable_streams():
+        return _run(list(sys.argv[1:] if argv is None else argv))
+
+
+def _run(arguments: list[str]) -> int:
     namespace = build_parser(arguments).parse_args(arguments)
     namespace.command_line = without_tokens(shlex.join(["qhw", *arguments]))
     # one thread per process, also in the libraries below torch: fastest for small networks, and reproducible
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    started = datetime.now(UTC).replace(microsecond=0)
     try:
-        return int(namespace.run(namespace))
+        with some_home():
+            code = int(namespace.run(namespace))
+        sys.stdout.flush()  # what cannot be written is told here, not by Python at exit
+        return code
     except QhwError as error:
         if namespace.debug:
             raise
         print(f"qhw: error: {error}", file=sys.stderr)
         return error.exit_code
+    except OSError as error:
+        if namespace.debug:
+            raise
+        print(f"qhw: error: {os_error_text(error)}{_how_to_go_on(namespace, started)}", file=sys.stderr)
+        return FAILED
     except KeyboardInterrupt:
         if namespace.debug:
             raise
-        hint = "; the same command with --resume goes on" if hasattr(namespace, "resume") else ""
-        print(f"qhw: stopped{hint}", file=sys.stderr)
+        left = _how_to_go_on(namespace, started)
+        if not left and hasattr(namespace, "overwrite"):
+            left = "; nothing was saved yet: the same command starts from the beginning"
+        print(f"qhw: stopped{left}", file=sys.stderr)
         return INTERRUPTED
-    except BrokenPipeError:
-        # the reader (`| head`) has gone; point stdout away so that Python's own flush at exit stays quiet
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+
+
+def _how_to_go_on(namespace: argparse.Namespace, started: datetime) -> str:
+    """How a command that was cut short goes on, if its folder holds something to go on from; else empty.
+
+    A run folder that this command made stays only once there is a checkpoint or a result in it (`RunFolder.begin`), so
+    that it is there says that --resume goes on; an older one in the same place does not.
+    """
+    out = getattr(namespace, "out", None)
+    if out is None or not hasattr(namespace, "resume"):
+        return ""
+    try:
+        made = datetime.fromisoformat(json.loads((out / "manifest.json").read_text(encoding="utf-8"))["created"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+    if not namespace.resume and made < started:
+        return ""
+    return f"; the same command with --resume{' in place of --overwrite' * bool(namespace.overwrite)} goes on"
 
 
 def build_parser(arguments: Sequence[str] = ()) -> Parser:
@@ -108,14 +140,15 @@ def demo(arguments: argparse.Namespace) -> int:
         return 0
     from qhw_diffusion.studies.demo import demo_config, run_demo
     from qhw_diffusion.studies.guidance_study import open_study
-    from qhw_diffusion.studies.single import clear_out, one_thread
+    from qhw_diffusion.studies.single import check_out, one_thread
     from qhw_diffusion.studies.study_work import KIND
 
     one_thread()
     arguments.out = arguments.out or Path("runs/demo")
-    clear_out(arguments, KIND)
+    check_out(arguments, KIND)
     config = demo_config(quick=arguments.quick)
-    run = open_study(arguments.out, config, command=arguments.command_line, resume=arguments.resume)
+    how = {"resume": arguments.resume, "overwrite": arguments.overwrite}
+    run = open_study(arguments.out, config, command=arguments.command_line, **how)
     print(run_demo(run, workers=arguments.workers, command=run.manifest["command"] or arguments.command_line))
     return 0
 

@@ -21,6 +21,7 @@ from qiskit import qasm3, qpy
 from qiskit.circuit import QuantumCircuit
 
 from qhw_diffusion.errors import DamagedFileError, InvalidInputError, MissingDataError
+from qhw_diffusion.terminal import naming
 
 MIN_QPY_VERSION = 13
 WRITTEN_QPY_VERSION = 13
@@ -131,7 +132,7 @@ def _seal(body: bytes) -> bytes:
 def _write(path: Path, data: bytes) -> None:
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with naming(path), os.fdopen(handle, "wb") as file:
             file.write(data)
         os.chmod(temporary, 0o644)  # mkstemp makes it private; a run folder's files are readable
         os.replace(temporary, path)

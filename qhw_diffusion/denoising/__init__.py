@@ -40,7 +40,7 @@ from qhw_diffusion.denoising.states import (
     encode_images,
     haar_states,
 )
-from qhw_diffusion.denoising.training import MixedStateWarning, TrainConfig, train_qdm
+from qhw_diffusion.denoising.training import MixedStateWarning, TrainConfig, check_qdm_training, train_qdm
 
 __all__ = [
     "QDM",
@@ -69,6 +69,7 @@ __all__ = [
     "as_density",
     "check_density",
     "check_pure",
+    "check_qdm_training",
     "choi_matrix",
     "decode_images",
     "encode_images",

@@ -18,7 +18,7 @@ from qhw_diffusion.devices import Device
 from qhw_diffusion.errors import DamagedFileError, InvalidInputError, QhwError
 from qhw_diffusion.execution import Engine
 from qhw_diffusion.execution.saving import SNAPSHOT, read_compiled, same_circuit, write_compiled
-from qhw_diffusion.runs import check_format, files_aside, frozen_parameters, load_module_state, put_state, save_module
+from qhw_diffusion.runs import atomic_folder, check_format, frozen_parameters, load_module_state, put_state, save_module
 
 FORWARD_SNAPSHOT = "forward.snapshot.json.gz"
 # In format 1 the circuit was compiled anew on loading, and the forward process was always on its device.
@@ -27,7 +27,8 @@ FORMAT = 2
 
 def save_pretrained(model: QDM, folder: str | Path) -> Path:
     """Write a model: model.safetensors and config.json, one step's circuit (circuit.qpy, circuit.qasm), the ISA circuit
-    (isa.qpy, isa.qasm), device.json (layout, cost, provenance) and the snapshot it was compiled with.
+    (isa.qpy, isa.qasm), device.json (layout, cost, provenance) and the snapshot it was compiled with. A new
+    folder is whole or not there: it is never half a model.
 
     Raises:
         InvalidInputError: what `from_pretrained` could not make again: a model or a part of one of somebody's own, or
@@ -44,7 +45,7 @@ def save_pretrained(model: QDM, folder: str | Path) -> Path:
             f"a {type(model).__name__} with a {type(model.reverse).__name__} is none of the package's models, which "
             "from_pretrained makes again; use qhw_diffusion.runs.save_module(folder, model, {}) for its weights"
         )
-    with files_aside(folder) as aside:
+    with atomic_folder(folder) as aside:
         config = {"format": FORMAT, **model.config(), "frozen": frozen_parameters(model)}
         config["compiled"] = write_compiled(model.reverse.compiled, aside)
         if isinstance(model.forward_process, DeviceNoise):

@@ -177,6 +177,13 @@ def train_qdm(
     return history
 
 
+def check_qdm_training(model: QDM, data: Tensor, config: TrainConfig, *, labels: Tensor | None = None) -> None:
+    """Raises what `train_qdm` would for a model, data and settings that do not fit, before anything is trained."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", MixedStateWarning)  # the training gives it
+        _Task(model, data, labels, config)
+
+
 class _Task:
     """Batches and losses of one training."""
 

@@ -55,9 +55,9 @@ def fake_snapshot(name: str) -> Snapshot:
     if cls is None:
         raise UnknownNameError.of("device", canonical_name(name), ["ideal", *classes])
     folder = Path(cls.dirname)
-    configuration = json.loads((folder / cls.conf_filename).read_text())
+    configuration = json.loads((folder / cls.conf_filename).read_text(encoding="utf-8"))
     # The file carries the real device's name; the fake provider renames it, and so do we.
     configuration["backend_name"] = cls.backend_name
-    properties = json.loads((folder / cls.props_filename).read_text())
+    properties = json.loads((folder / cls.props_filename).read_text(encoding="utf-8"))
     source = f"qiskit_ibm_runtime.fake_provider.{cls.__name__}"
     return Snapshot.from_provider(configuration, properties, source)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from qhw_diffusion.devices.calibration import Calibration
 from qhw_diffusion.devices.device import Device
 from qhw_diffusion.errors import InvalidInputError
+from qhw_diffusion.terminal import os_error_text
 
 ENDINGS = (".png", ".svg", ".pdf")
 _BROKEN = "#b0b0b0"
@@ -115,13 +116,13 @@ def _save(figure: Any, path: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=path.suffix)
+        os.close(handle)
+        try:
+            figure.savefig(temporary, dpi=130, bbox_inches="tight")
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, path)
+        except BaseException:
+            os.unlink(temporary)
+            raise
     except OSError as error:
-        raise InvalidInputError(f"picture {str(path)!r} cannot be written: {error}") from error
-    os.close(handle)
-    try:
-        figure.savefig(temporary, dpi=130, bbox_inches="tight")
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+        raise InvalidInputError(f"picture {str(path)!r} cannot be written: {os_error_text(error)}") from error

@@ -40,7 +40,7 @@ def write_shipped(folder: Path) -> list[Path]:
         take_snapshot(name, folder / f"{stem}.json.gz", overwrite=True)
         draw_calibration(Calibration.of(device), folder / f"{stem}.png")
     readme = folder / "README.md"
-    readme.write_text(with_table(readme.read_text(), folder))
+    readme.write_text(with_table(readme.read_text(encoding="utf-8"), folder), encoding="utf-8")
     return [*shipped_files(folder), *sorted(folder.glob("*.png")), readme]
 
 

@@ -21,6 +21,7 @@ from typing import Any
 
 from qhw_diffusion.devices.validate import AS_PUBLISHED, check_snapshot, published_oddities
 from qhw_diffusion.errors import DamagedFileError, InvalidInputError, MissingDataError
+from qhw_diffusion.terminal import os_error_text
 
 FORMAT = "qhw-device-snapshot"
 # Version 1 did not list what providers publish against physics; all its files were taken from the fake provider.
@@ -115,16 +116,17 @@ class Snapshot:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+            try:
+                with os.fdopen(handle, "wb") as file:
+                    file.write(data)
+                os.chmod(temporary, 0o644)  # mkstemp makes it private; a published file is readable
+                os.replace(temporary, path)
+            except BaseException:
+                os.unlink(temporary)
+                raise
         except OSError as error:
-            raise InvalidInputError(f"device snapshot {str(path)!r} cannot be written: {error}") from error
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(data)
-            os.chmod(temporary, 0o644)  # mkstemp makes it private; a published file is readable
-            os.replace(temporary, path)
-        except BaseException:
-            os.unlink(temporary)
-            raise
+            told = os_error_text(error)
+            raise InvalidInputError(f"device snapshot {str(path)!r} cannot be written: {told}") from error
         return path
 
     @classmethod

@@ -5,7 +5,8 @@ product basis of Hermitian matrices (`chain`); the B columns are samples, or obs
 both cases a real 4×4 matrix on groups of four rows, so that one set of loops serves both. Columns are contiguous: the
 inner loops run over samples and are vectorised.
 
-Numba compiles each function at its first call (seconds in all) and keeps the result on disk; a later process loads it.
+Numba compiles each function at its first call (seconds in all) and keeps the result on disk; a later process loads it
+(`kernel_cache`).
 """
 
 from __future__ import annotations
@@ -16,16 +17,14 @@ from typing import Any
 import numpy as np
 from numba import njit
 
+from qhw_diffusion.execution.kernel_cache import keep_on_disk
+
 Array = np.ndarray
 
 
 def _compiled(function: Callable) -> Any:
     # Reassociation lets sums be vectorised; NaN and infinity keep their meaning.
-    settings = {"nogil": True, "error_model": "numpy", "fastmath": {"reassoc", "contract", "nsz"}}
-    try:
-        return njit(function, cache=True, **settings)
-    except RuntimeError:  # neither the package's folder nor the user's cache folder can be written to
-        return njit(function, **settings)
+    return keep_on_disk(njit(function, nogil=True, error_model="numpy", fastmath={"reassoc", "contract", "nsz"}))
 
 
 @_compiled

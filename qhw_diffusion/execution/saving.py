@@ -32,9 +32,9 @@ from qhw_diffusion.execution.engine_text import spec_of
 from qhw_diffusion.execution.gradients import SPSA, GradientMethod, ParameterShift, Surrogate
 from qhw_diffusion.execution.layer import QuantumLayer
 from qhw_diffusion.runs import (
+    atomic_folder,
     atomic_write_json,
     check_format,
-    files_aside,
     frozen_parameters,
     load_module_state,
     put_state,
@@ -55,7 +55,7 @@ def save_layer(layer: QuantumLayer, folder: str | Path) -> Path:
         InvalidInputError: an engine, gradient method, device or circuit that could not be made again (the message says
             which); nothing is written then.
     """
-    with files_aside(folder) as aside:
+    with atomic_folder(folder) as aside:
         config = {
             "kind": KIND,
             "format": FORMAT,

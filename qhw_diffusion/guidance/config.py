@@ -148,6 +148,8 @@ class RewardConfig(_JsonConfig):
     """β of the improvement of x̂₀ from one step to the next."""
     stepwise_kind: str = "confidence"
     """What improves: "confidence" (Δp), "ssim" or "lpips" (against the class's mean training image)."""
+    lpips_weights: str | None = None
+    """For "lpips": safetensors file of SqueezeNet 1.1 with trained weights, in torchvision's or lpips' names."""
     action_penalty: float = 0.005
     """λ_act of −‖a_t‖²."""
     total_variation: float = 0.0
@@ -175,6 +177,11 @@ class RewardConfig(_JsonConfig):
             value = getattr(self, name)
             _require(value >= 0, f"the weight {name} must not be negative (the terms carry the sign), got {value}")
         _require(
+            self.lpips_weights is None or (self.stepwise_kind == "lpips" and self.stepwise > 0),
+            "lpips_weights are used by the stepwise term of kind lpips alone: give stepwise_kind lpips and a positive "
+            f"weight stepwise with them, not {self.stepwise_kind} and {self.stepwise:g}",
+        )
+        _require(
             any((self.confidence, self.stepwise, self.total_variation, self.distribution)),
             "a reward needs at least one term besides the action penalty with a positive weight",
         )
@@ -184,6 +191,10 @@ class RewardConfig(_JsonConfig):
         )
         if self.distribution_scale is not None:
             _require(self.distribution_scale > 0, f"distribution_scale must be positive: {self.distribution_scale}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings as JSON types; `lpips_weights` only if given, so that runs begun before it existed go on."""
+        return {name: value for name, value in super().to_dict().items() if name != "lpips_weights" or value}
 
     @classmethod
     def published(cls) -> RewardConfig:

@@ -44,17 +44,7 @@ class GuidanceEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         self, backbone: Backbone, reward: Reward, config: GuidanceConfig, *, num_envs: int, seed: int = 0
     ) -> None:
         """A configuration without state normalisation is calibrated here; the result is `self.config`."""
-        smallest = reward.smallest_batch(backbone.n_classes)
-        if num_envs < smallest:
-            raise InvalidInputError(
-                f"num_envs is {num_envs}, at least {smallest} are needed (the distribution term compares the images of "
-                f"a batch with each other)"
-            )
-        if 0 < config.starts < num_envs:
-            raise InvalidInputError(
-                f"{num_envs} environments need as many different starting points, config.starts is {config.starts}; "
-                f"raise it, or set it to 0 for fresh ones in every episode"
-            )
+        check_num_envs(num_envs, reward, config, backbone.n_classes)
         self.config = calibrate_state(config, backbone, reward.classifier, seed=0)
         self.num_envs, self.reward_function = num_envs, reward
         self.metadata = {"render_modes": [], "autoreset_mode": AutoresetMode.SAME_STEP}
@@ -201,6 +191,21 @@ class SingleGuidanceEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         info.pop("_final_obs", None)
         info = {name: value[0] for name, value in info.items()}
         return last[0], float(reward[0]), bool(terminated[0]), bool(truncated[0]), info
+
+
+def check_num_envs(num_envs: int, reward: Reward, config: GuidanceConfig, n_classes: int) -> None:
+    """Whether so many environments fit the reward and the pool of starting points. Raises InvalidInputError."""
+    smallest = reward.smallest_batch(n_classes)
+    if num_envs < smallest:
+        raise InvalidInputError(
+            f"num_envs is {num_envs}, at least {smallest} are needed (the distribution term compares the images of "
+            f"a batch with each other)"
+        )
+    if 0 < config.starts < num_envs:
+        raise InvalidInputError(
+            f"{num_envs} environments need as many different starting points, config.starts is {config.starts}; "
+            f"raise it, or set it to 0 for fresh ones in every episode"
+        )
 
 
 def balanced_rows(labels: Tensor, count: int, generator: torch.Generator) -> Tensor:

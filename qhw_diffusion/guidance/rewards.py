@@ -17,7 +17,7 @@ from torchmetrics.functional.image import structural_similarity_index_measure
 
 from qhw_diffusion.errors import InvalidInputError, MissingDependencyError, UnknownNameError
 from qhw_diffusion.guidance.config import KERNELS, STEPWISE_KINDS, RewardConfig
-from qhw_diffusion.images import check_every_class, check_fit, check_labels, polynomial_kernel
+from qhw_diffusion.images import Lpips, check_every_class, check_fit, check_labels, polynomial_kernel
 
 if TYPE_CHECKING:
     from qhw_diffusion.images import Classifier, ImageDataset
@@ -85,8 +85,9 @@ class StepwiseImprovement:
             raise InvalidInputError(f"kind {kind!r} needs references, one image per class [K, C, H, W]")
         if kind == "lpips" and distance is None:
             raise MissingDependencyError(
-                "the LPIPS term needs an LPIPS network with trained weights: pass distance=lpips.LPIPS(...) "
-                "(pip install lpips); a network without weights does not measure perception"
+                "the LPIPS term needs an LPIPS network with trained weights: name a safetensors file of SqueezeNet 1.1 "
+                "(--reward-lpips-weights FILE, RewardConfig(lpips_weights=…)), or pass distance=… in Python; a network "
+                "without trained weights does not measure perception"
             )
         self.kind, self.references, self.distance = kind, references, distance
 
@@ -298,9 +299,13 @@ class Reward:
         *,
         distance: Callable[[Tensor, Tensor], Tensor] | None = None,
     ) -> Reward:
-        """Terms with a positive weight. real: the *training* split; distance: LPIPS network, for kind "lpips".
+        """Terms with a positive weight.
 
-        Raises InvalidInputError when `real` is of other images or classes than the classifier, or lacks a class.
+        real: the *training* split; distance: LPIPS network, for kind "lpips", in place of the one that
+        `config.lpips_weights` names.
+        Raises InvalidInputError when `real` is of other images or classes than the classifier, or lacks a class;
+        MissingDependencyError for kind "lpips" without either, or without the package lpips; MissingDataError or
+        DamagedFileError for a file of weights that is not there or not such a file.
         """
         check_fit(reward_classifier=classifier, data_set=real)
         terms: list[tuple[float, RewardTerm]] = []
@@ -309,6 +314,8 @@ class Reward:
         if config.stepwise:
             kind = config.stepwise_kind
             means = class_means(real) if kind != "confidence" else None
+            if distance is None and config.lpips_weights is not None:
+                distance = Lpips(config.lpips_weights)
             terms.append((config.stepwise, StepwiseImprovement(kind, references=means, distance=distance)))
         if config.action_penalty:
             terms.append((config.action_penalty, ActionPenalty()))

@@ -13,7 +13,7 @@ from qhw_diffusion.execution.saving import SNAPSHOT, read_layer, write_layer
 from qhw_diffusion.guidance.actors import Actor, AnnealingActor, MLPActor
 from qhw_diffusion.guidance.lookup import LookupActor
 from qhw_diffusion.guidance.quantum_actor import QuantumActor, compile_policy
-from qhw_diffusion.runs import check_format, files_aside, frozen_parameters, load_module_state, put_state, save_module
+from qhw_diffusion.runs import atomic_folder, check_format, frozen_parameters, load_module_state, put_state, save_module
 
 CLASSICAL: dict[str, type[MLPActor] | type[AnnealingActor] | type[LookupActor]] = {
     "mlp": MLPActor,
@@ -38,7 +38,7 @@ def save_actor(actor: Actor, folder: str | Path) -> Path:
             f"a {type(actor).__name__} is none of the package's actors, which load_actor makes again; use "
             "qhw_diffusion.runs.save_module(folder, actor, {}) for its weights"
         )
-    with files_aside(folder) as aside:
+    with atomic_folder(folder) as aside:
         config = {"format": FORMAT, **actor.config(), "frozen": frozen_parameters(actor)}
         if isinstance(actor, QuantumActor):
             config |= {"layer": write_layer(actor.layer, aside), "circuit": _circuit_settings(actor.circuit)}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
+import contextlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ from qhw_diffusion.execution import Engine, QuantumLayer
 from qhw_diffusion.guidance.actors import Actor, AnnealingActor, Critic, MLPActor, matched_mlp, mlp_parameters
 from qhw_diffusion.guidance.config import ActorConfig, GuidanceConfig, PPOConfig, RewardConfig
 from qhw_diffusion.guidance.diagnostics import Finding, diagnose
-from qhw_diffusion.guidance.environment import GuidanceEnv
+from qhw_diffusion.guidance.environment import GuidanceEnv, check_num_envs
 from qhw_diffusion.guidance.episode import GuidedEpisode, calibrate_state, draw_episode
 from qhw_diffusion.guidance.ppo import History, train_ppo
 from qhw_diffusion.guidance.quantum_actor import QuantumActor, compile_policy
@@ -25,7 +25,7 @@ from qhw_diffusion.guidance.rewards import Distribution, Reward
 from qhw_diffusion.guidance.rollout import rollout
 from qhw_diffusion.guidance.saving import load_actor, save_actor
 from qhw_diffusion.images import Backbone, Classifier, ImageDataset, check_fit, load_dataset
-from qhw_diffusion.runs import RunFolder, atomic_write_json
+from qhw_diffusion.runs import RunFolder, atomic_write_bytes, atomic_write_json
 
 KIND = "guidance"
 _CALIBRATION_SEED, _CALIBRATION_IMAGES = 20_240_901, 200
@@ -103,6 +103,48 @@ def calibrate(
     return guidance, reward
 
 
+def check_training(
+    guidance: GuidanceConfig,
+    ppo: PPOConfig,
+    reward: RewardConfig,
+    actor: ActorConfig,
+    *,
+    backbone: Backbone,
+    classifier: Classifier,
+    real: ImageDataset,
+    device: Device | None = None,
+    distance: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
+) -> None:
+    """Raises what `train_guidance` would for settings that do not fit, before anything is sampled, trained or written.
+
+    The arguments are those of `train_guidance`. Circuit, reward and environment are built.
+    """
+    _check_parts(guidance, ppo, actor, backbone, classifier, real)
+    build_actor(actor, n_features=guidance.n_state, seed=ppo.seed, device=device)
+    reward_function = Reward.from_config(reward, classifier, real, distance=distance)
+    check_num_envs(ppo.num_envs, reward_function, guidance, backbone.n_classes)
+    n = guidance.n_state
+    bare = guidance.replace(starts=0, state_centre=(0.0,) * n, state_width=(1.0,) * n)  # nothing to be sampled
+    GuidanceEnv(backbone, reward_function, bare, num_envs=ppo.num_envs)
+
+
+def _check_parts(
+    guidance: GuidanceConfig,
+    ppo: PPOConfig,
+    actor: ActorConfig,
+    backbone: Backbone,
+    classifier: Classifier,
+    real: ImageDataset,
+) -> None:
+    if classifier.role != "reward":
+        raise InvalidInputError(f"training looks through the reward classifier, got role {classifier.role!r}")
+    if actor.kind == "annealing" and not guidance.extra_state:
+        raise InvalidInputError("the annealing actor needs the seventh state entry: GuidanceConfig(extra_state=True)")
+    check_fit(backbone=backbone, reward_classifier=classifier, data_set=real)
+    ppo.check_minibatches(ppo.rollout_steps or guidance.n_steps)
+    GuidedEpisode(backbone, guidance, classifier)  # refuses a sampler that does not start in noise
+
+
 def train_guidance(
     guidance: GuidanceConfig,
     ppo: PPOConfig,
@@ -112,6 +154,7 @@ def train_guidance(
     path: str | Path | None = None,
     command: str | None = None,
     resume: bool = False,
+    overwrite: bool = False,
     backbone: Backbone | None = None,
     classifier: Classifier | None = None,
     real: ImageDataset | None = None,
@@ -122,8 +165,10 @@ def train_guidance(
     """Train one controller; with `path`, in a run folder that holds all that is needed to say what was run.
 
     backbone, classifier (the reward one), real (the training split), device: loaded by name from the configurations
-    unless given; distance: an LPIPS network for that reward term; resume: continue the run in `path` bit for bit, with
-    the settings stored there (those given must agree). `ppo.seed` seeds everything.
+    unless given; distance: an LPIPS network for that reward term, in place of `reward.lpips_weights`; resume: continue
+    the run in `path` bit for bit (from the beginning where it has no checkpoint yet), with the settings stored there
+    (those given must agree); overwrite: an earlier run in `path` gives way once the first checkpoint is written.
+    `ppo.seed` seeds everything. A run that is refused or cut short before its first checkpoint leaves no folder.
 
     Folder: config.json, manifest.json, metrics.jsonl, TensorBoard events, checkpoint.safetensors, model/ (the actor),
     findings.json (the diagnostics, also while it runs) and, for a quantum actor, circuit.qpy, circuit.qasm and
@@ -132,15 +177,11 @@ def train_guidance(
     backbone = backbone if backbone is not None else Backbone.load(guidance.dataset)
     classifier = classifier if classifier is not None else Classifier.load(guidance.dataset, role="reward")
     real = real if real is not None else load_dataset(guidance.dataset, split="train")
-    if classifier.role != "reward":
-        raise InvalidInputError(f"training looks through the reward classifier, got role {classifier.role!r}")
-    if actor.kind == "annealing" and not guidance.extra_state:
-        raise InvalidInputError("the annealing actor needs the seventh state entry: GuidanceConfig(extra_state=True)")
-    check_fit(backbone=backbone, reward_classifier=classifier, data_set=real)
-    ppo.check_minibatches(ppo.rollout_steps or guidance.n_steps)
-    GuidedEpisode(
-        backbone, guidance, classifier
-    )  # refuses a sampler and models that do not fit, before a folder is made
+    _check_parts(guidance, ppo, actor, backbone, classifier, real)
+    if resume and path is None:
+        raise InvalidInputError("resuming needs the path of the run folder")
+    reward_function = Reward.from_config(reward, classifier, real, distance=distance)
+    check_num_envs(ppo.num_envs, reward_function, guidance, backbone.n_classes)
     guidance, reward = calibrate(guidance, reward, backbone, classifier, real)
     settings = {
         "guidance": guidance.to_dict(),
@@ -149,35 +190,36 @@ def train_guidance(
         "actor": actor.to_dict(),
     }
     policy = build_actor(actor, n_features=guidance.n_state, seed=ppo.seed, device=device)
+    reward_function = Reward.from_config(reward, classifier, real, distance=distance)
+    env = GuidanceEnv(backbone, reward_function, guidance, num_envs=ppo.num_envs, seed=ppo.seed)
+    critic = Critic(guidance.n_state, seed=ppo.seed)
     run = None
     if path is not None and resume:
         run = RunFolder.open(path, kind=KIND)
         _same_settings(with_later_settings(run.config), settings)
+        if not run.has_checkpoint:
+            run.truncate_metrics(0)
     elif path is not None:
-        run = RunFolder.create(path, kind=KIND, config=settings, command=command)
-    elif resume:
-        raise InvalidInputError("resuming needs the path of the run folder")
-    reward_function = Reward.from_config(reward, classifier, real, distance=distance)
-    env = GuidanceEnv(backbone, reward_function, guidance, num_envs=ppo.num_envs, seed=ppo.seed)
-    critic = Critic(guidance.n_state, seed=ppo.seed)
-    if run is not None and isinstance(policy, QuantumActor):
-        save_circuit(policy.circuit.circuit, run.path, "circuit")
-    trains_circuit = bool(policy.parameter_groups()["circuit"])
+        run = RunFolder.create(path, kind=KIND, config=settings, command=command, overwrite=overwrite)
+    with run or contextlib.nullcontext():
+        if run is not None and isinstance(policy, QuantumActor):
+            save_circuit(policy.circuit.circuit, run.path, "circuit")
+        trains_circuit = bool(policy.parameter_groups()["circuit"])
 
-    def watch(update: int, metrics: dict[str, float]) -> None:
-        if run is not None and (update + 1) % ppo.checkpoint_every == 0:
-            _write_findings(run, diagnose(_plain(run.metrics()), trains_circuit=trains_circuit))
-        if on_update is not None:
-            on_update(update, metrics)
+        def watch(update: int, metrics: dict[str, float]) -> None:
+            if run is not None and (update + 1) % ppo.checkpoint_every == 0:
+                _write_findings(run, diagnose(_plain(run.metrics()), trains_circuit=trains_circuit))
+            if on_update is not None:
+                on_update(update, metrics)
 
-    history = train_ppo(env, policy, critic, ppo, run=run, resume=resume, on_update=watch)
-    findings = tuple(diagnose(history, trains_circuit=trains_circuit))
-    if run is not None:
-        save_actor(policy, run.path / "model")
-        if isinstance(policy, QuantumActor):
-            shutil.copyfile(run.path / "model" / "device.json", run.path / "device.json")
-        _write_findings(run, findings)
-        run.close()
+        going_on = run is not None and run.has_checkpoint
+        history = train_ppo(env, policy, critic, ppo, run=run, resume=going_on, on_update=watch)
+        findings = tuple(diagnose(history, trains_circuit=trains_circuit))
+        if run is not None:
+            save_actor(policy, run.path / "model")
+            if isinstance(policy, QuantumActor):
+                atomic_write_bytes(run.path / "device.json", (run.path / "model" / "device.json").read_bytes())
+            _write_findings(run, findings)
     return TrainedController(policy, guidance, reward, ppo, actor, history, findings)
 
 

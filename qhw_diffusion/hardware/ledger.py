@@ -20,7 +20,7 @@ from qhw_diffusion.errors import DamagedFileError, InvalidInputError, LedgerErro
 from qhw_diffusion.hardware.caps import as_seconds, check_caps, seconds_spent, store_cap, stored_cap
 from qhw_diffusion.hardware.key_lock import FolderLock, exclusive_lock
 from qhw_diffusion.hardware.keys import check_key
-from qhw_diffusion.hardware.ledger_file import LedgerFile, check_folder
+from qhw_diffusion.hardware.ledger_file import LedgerFile, check_folder, check_there
 from qhw_diffusion.hardware.ledger_rows import LIMIT, STATES, Row, now, read_rows, write_row
 from qhw_diffusion.hardware.results import read_result, write_result
 from qhw_diffusion.masking import without_own_tokens, without_tokens
@@ -51,6 +51,8 @@ class Ledger:
         """
         place = ledger_folder(folder)
         check_folder(place, create=create)
+        if not create:
+            check_there(place)  # before a lock file is left in a folder that holds no ledger
         lock = FolderLock(place, exclusive=False)
         try:
             return cls(LedgerFile(place, create=create), lock)

@@ -51,11 +51,7 @@ class LedgerFile:
         self._process = os.getpid()
         check_folder(folder, create=create)
         if not self.path.exists():
-            if any((folder / RESULTS).glob("*.json.gz")) and not self.path.exists():
-                raise DamagedLedgerError(f"{folder} has results but no {FILE}; put it back, or qhw ledger recover "
-                                         f"--ledger {folder} makes it anew from them")  # fmt: skip
-            if not create:
-                raise LedgerError(f"there is no ledger in {folder}; give its folder with --ledger or QHW_LEDGER")
+            check_there(folder, create=create)
             _make_database(folder)
         with plain_words(folder):
             self._connection = sqlite3.connect(
@@ -165,6 +161,17 @@ def check_folder(folder: Path, *, create: bool, recovering: bool = False) -> Non
     if not os.access(folder, os.W_OK | os.X_OK):
         raise LedgerError(f"{folder} cannot be written; a ledger needs that even for reading: copy the folder, or give "
                           "another (--ledger or QHW_LEDGER)")  # fmt: skip
+
+
+def check_there(folder: Path, *, create: bool = False) -> None:
+    """Whether the folder holds a ledger, or (`create`) may become one. Raises LedgerError."""
+    if (folder / FILE).exists():
+        return
+    if any((folder / RESULTS).glob("*.json.gz")) and not (folder / FILE).exists():  # not made in the meantime
+        raise DamagedLedgerError(f"{folder} has results but no {FILE}; put it back, or qhw ledger recover "
+                                 f"--ledger {folder} makes it anew from them")  # fmt: skip
+    if not create:
+        raise LedgerError(f"there is no ledger in {folder}; give its folder with --ledger or QHW_LEDGER")
 
 
 def file_system(folder: Path) -> str:

@@ -155,7 +155,7 @@ def _keep_original(folder: Path) -> Path:
     marker = folder / RECOVERING
     if marker.exists():  # a recovery was interrupted: the copies are the original, the rest may be half done
         with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
-            kept = folder / str(json.loads(marker.read_text())["kept"])
+            kept = folder / str(json.loads(marker.read_text(encoding="utf-8"))["kept"])
             if kept.is_dir():
                 return kept
         raise LedgerError(f"{marker} does not say where the original is; look for {folder}/damaged-*, copy its files "

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from qhw_diffusion.errors import DamagedFileError, LedgerError
+from qhw_diffusion.terminal import naming
 
 RESULTS = "results"
 RESULT_FORMAT = 1
@@ -73,7 +74,7 @@ def durable_write(path: Path, data: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with naming(path), os.fdopen(handle, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())

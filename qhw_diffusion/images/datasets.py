@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import hashlib
 import os
-import shutil
-import tempfile
 import warnings
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.error import URLError
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ..errors import DamagedFileError, MissingDataError, UnknownNameError
+from ..runs import atomic_write_bytes
 from .checks import check_images, check_labels, check_shape_and_classes
 
 # name: (class of torchvision.datasets that reads it, side of its square images)
@@ -143,9 +144,14 @@ def default_data_root() -> Path:
 
 
 def cache_folder() -> Path:
-    """$QHW_CACHE, else ~/.cache/qhw_diffusion: downloads and decompressed copies."""
+    """$QHW_CACHE, else ~/.cache/qhw_diffusion: downloads and decompressed copies. MissingDataError without a home."""
     given = os.environ.get("QHW_CACHE")
-    return Path(given) if given else Path.home() / ".cache" / "qhw_diffusion"
+    if given:
+        return Path(given)
+    home = os.path.expanduser("~")
+    if not os.path.isabs(home):
+        raise MissingDataError("this user has no home folder to keep data in: set HOME, or QHW_CACHE to a folder")
+    return Path(home) / ".cache" / "qhw_diffusion"
 
 
 def _digits(split: str) -> ImageDataset:
@@ -191,12 +197,17 @@ def _mnist_root(source: str, root: Path, download: bool) -> Path:
     advice = f"put {source}'s four files into {raw} (data_root/{source}/raw, as torchvision lays them out)"
     if not download:
         raise MissingDataError(f"no {source} under {root} and download=False: {advice}")
+    made = [folder for folder in (raw, *raw.parents) if not folder.exists()]
     try:
         root.mkdir(parents=True, exist_ok=True)
         getattr(datasets, source)(str(root), download=True)
     except (RuntimeError, URLError, OSError) as error:
+        for folder in made:
+            with contextlib.suppress(OSError):  # not made after all, or with files in it
+                folder.rmdir()
+        reason = " ".join(str(error).split())  # torchvision's is of several lines
         raise MissingDataError(
-            f"no {source} under {root}, and it could not be downloaded ({error}): {advice}"
+            f"no {source} under {root}, and it could not be downloaded ({reason}): {advice}"
         ) from error
     return root
 
@@ -211,12 +222,9 @@ def _decompressed(source: str, raw: Path) -> Path:
     for name in _RAW_FILES:
         if (folder / name).is_file():
             continue
-        with tempfile.NamedTemporaryFile(dir=folder, delete=False) as out:
-            try:
-                with gzip.open(raw / f"{name}.gz") as packed:
-                    shutil.copyfileobj(packed, out)
-            except (OSError, EOFError) as error:  # BadGzipFile is an OSError
-                os.unlink(out.name)
-                raise DamagedFileError(f"{raw / name}.gz is not a readable gzip file: {error}") from error
-        os.replace(out.name, folder / name)
+        try:
+            content = gzip.decompress((raw / f"{name}.gz").read_bytes())
+        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+            raise DamagedFileError(f"{raw / name}.gz is not a readable gzip file: {error}") from error
+        atomic_write_bytes(folder / name, content)
     return target

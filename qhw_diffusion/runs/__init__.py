@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
-from qhw_diffusion.runs.files import atomic_write_bytes, atomic_write_json, atomic_write_text, files_aside, read_json
-from qhw_diffusion.runs.folder import RunFolder
+from qhw_diffusion.runs.files import (
+    atomic_folder,
+    atomic_write_bytes,
+    atomic_write_json,
+    atomic_write_text,
+    check_writable,
+    read_json,
+)
+from qhw_diffusion.runs.folder import RunFolder, check_place
 from qhw_diffusion.runs.manifest import FORMAT_VERSION, build_manifest, package_versions
 from qhw_diffusion.runs.modules import check_format, frozen_parameters, load_module_state, put_state, save_module
 from qhw_diffusion.runs.packing import pack_generator, pack_optimizer, unpack_generator, unpack_optimizer
@@ -15,12 +22,14 @@ __all__ = [
     "FORMAT_VERSION",
     "RunFolder",
     "StopRequest",
+    "atomic_folder",
     "atomic_write_bytes",
     "atomic_write_json",
     "atomic_write_text",
     "build_manifest",
     "check_format",
-    "files_aside",
+    "check_place",
+    "check_writable",
     "frozen_parameters",
     "interruptible",
     "load_module_state",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -13,6 +14,7 @@ from typing import Any
 
 from qhw_diffusion.errors import DamagedFileError, InvalidInputError
 from qhw_diffusion.masking import without_own_tokens
+from qhw_diffusion.terminal import naming
 
 
 def atomic_write_bytes(path: str | os.PathLike[str], data: bytes) -> Path:
@@ -25,7 +27,7 @@ def atomic_write_bytes(path: str | os.PathLike[str], data: bytes) -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with naming(target), os.fdopen(handle, "wb") as file:
             file.write(data)
             file.flush()
             # without this a power cut can leave the new name pointing at an empty file
@@ -53,6 +55,53 @@ def atomic_write_json(path: str | os.PathLike[str], value: Any) -> Path:
     return atomic_write_text(path, text + "\n")
 
 
+def check_writable(path: str | os.PathLike[str]) -> None:
+    """Whether something can be written at `path`, or at the first folder above it that is there. Raises OSError.
+
+    For places that are written to after long work; nothing is changed.
+    """
+    target = Path(path).absolute()
+    there = next(place for place in (target, *target.parents) if place.exists())
+    if there == target and not there.is_dir():
+        there = there.parent  # a file, which would be replaced
+    elif not there.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(there))
+    try:
+        with tempfile.TemporaryFile(dir=there) as file:
+            file.write(b"room?")
+            file.flush()
+    except OSError as error:  # with the folder's name in place of the temporary file's
+        raise OSError(error.errno, error.strerror or str(error), str(there)) from error
+
+
+@contextmanager
+def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """`with atomic_folder(path) as aside:` fill `aside`, which becomes the folder `path` at the end, in one step.
+
+    So the folder is whole or not there; if the block fails, it is not there. Into a folder that is there already the
+    new files are moved one by one, in the order in which they were written, and what else is in it stays.
+    """
+    target = Path(path)
+    there = target.exists()
+    if there and not target.is_dir():
+        raise InvalidInputError(f"{target} is a file; give a folder")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(dir=target if there else target.parent, prefix=f".{target.name}.", suffix=".tmp"))
+    try:
+        # mkdtemp makes folders private; give the mode an ordinary mkdir() would have given
+        aside.chmod(0o777 & ~_umask())
+        yield aside
+        if there:
+            for file in sorted(aside.iterdir(), key=lambda file: file.stat().st_mtime_ns):
+                os.replace(file, target / file.name)
+            aside.rmdir()
+        else:
+            os.replace(aside, target)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+
+
 def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Read a JSON object. Raises DamagedFileError when the file is not one (a missing file is FileNotFoundError)."""
     file = Path(path)
@@ -63,30 +112,6 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise DamagedFileError(f"{file} holds {type(value).__name__}, not a JSON object; restore it or start a new run")
     return value
-
-
-@contextmanager
-def files_aside(folder: str | os.PathLike[str]) -> Iterator[Path]:
-    """An empty folder to write files into; at the end of the block they move into `folder`.
-
-    A new folder appears whole or not at all. In one that exists files are replaced one by one; whatever else is there
-    stays. If the block fails, nothing has changed.
-    """
-    target = Path(folder)
-    if target.exists() and not target.is_dir():
-        raise InvalidInputError(f"{target} is a file; give a folder")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp"))
-    try:
-        aside.chmod(0o777 & ~_umask())
-        yield aside
-        if target.exists():
-            for file in sorted(aside.iterdir()):
-                os.replace(file, target / file.name)
-        else:
-            os.replace(aside, target)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
 
 
 def _umask() -> int:

@@ -7,6 +7,7 @@ Everything that trains uses it; nothing in it is ever unpickled.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -20,17 +21,22 @@ from typing import Any
 
 from torch import Tensor
 
-from qhw_diffusion.errors import DamagedFileError, DamagedRunError, InvalidInputError, RunFolderError
-from qhw_diffusion.runs.files import atomic_write_json, atomic_write_text, read_json
+from qhw_diffusion.errors import DamagedFileError, DamagedRunError, InvalidInputError, QhwError, RunFolderError
+from qhw_diffusion.runs.files import atomic_write_json, atomic_write_text, check_writable, read_json
 from qhw_diffusion.runs.manifest import FORMAT_VERSION, build_manifest
 from qhw_diffusion.runs.progress import StopRequest, interruptible
 from qhw_diffusion.runs.tensorfile import read_tensors, write_tensors
+from qhw_diffusion.terminal import naming, os_error_text
 
 CONFIG, MANIFEST, METRICS, CHECKPOINT = "config.json", "manifest.json", "metrics.jsonl", "checkpoint.safetensors"
 
 
 class RunFolder:
-    """One run on disk. Make it with `create` or `open`; close it (or use `with`) when done logging."""
+    """One run on disk. Make it with `create` or `open`; close it (or use `with`) when done logging.
+
+    A folder that was made stays tentative until work begins (`begin`: at the first checkpoint at the latest). A `with`
+    block that ends in an error before that takes it back, so that a refused run leaves nothing in the way of the next.
+    """
 
     def __init__(self, path: Path, config: dict[str, Any], manifest: dict[str, Any]) -> None:
         self.path = path
@@ -38,36 +44,57 @@ class RunFolder:
         self.manifest = manifest
         self._writer: Any = None
         self._purge_step: int | None = None
+        self._place: _Place | None = None
 
     @classmethod
     def create(
-        cls, path: str | os.PathLike[str], *, kind: str, config: Mapping[str, Any], command: str | None = None
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        kind: str,
+        config: Mapping[str, Any],
+        command: str | None = None,
+        overwrite: bool = False,
     ) -> RunFolder:
         """Start a new run at `path`, which must not exist or be an empty folder.
 
-        `config` is JSON-able and holds all that is needed to run again; `command` is what the user typed.
-        Raises RunFolderError when something is there already, InvalidInputError for a config JSON cannot hold.
+        `config` is JSON-able and holds all that is needed to run again; `command` is what the user typed; overwrite:
+        an earlier run of this kind gives way, deleted when work begins and put back if it never does.
+        Raises RunFolderError when something (else) is there already, or the folder cannot be made; InvalidInputError
+        for a config JSON cannot hold.
         """
         target = Path(path)
-        if target.exists() and (not target.is_dir() or any(target.iterdir())):
-            raise RunFolderError(
-                f"{target} exists and is not an empty folder; choose another one, resume that run (--resume) or "
-                "replace it (--overwrite)"
-            )
-        target.parent.mkdir(parents=True, exist_ok=True)
-        # built aside and moved in one step: a run folder either has both files or is not there
-        aside = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp"))
+        check_place(target, kind=kind, overwrite=overwrite)
+        place = _Place(target)
         try:
-            aside.chmod(0o755)
-            atomic_write_json(aside / CONFIG, dict(config))
-            atomic_write_json(aside / MANIFEST, build_manifest(kind, command))
-            os.replace(aside, target)
+            place.take(config=dict(config), manifest=build_manifest(kind, command))
+            run = cls.open(target, kind=kind)
         except BaseException as error:
-            shutil.rmtree(aside, ignore_errors=True)
-            if isinstance(error, OSError):
-                raise RunFolderError(f"{target} cannot be made: {error}") from error
+            place.give_back()
+            if isinstance(error, OSError) and not isinstance(error, RunFolderError):
+                raise RunFolderError(f"{target} cannot be made: {os_error_text(error)}") from error
             raise
-        return cls.open(target, kind=kind)
+        run._place = place
+        return run
+
+    @property
+    def tentative(self) -> bool:
+        """Whether this object made the folder and no work has begun in it."""
+        return self._place is not None
+
+    def begin(self) -> None:
+        """Work begins: the folder stays from here on, whatever happens; what it replaces is deleted."""
+        if self._place is not None:
+            self._place.keep()
+            self._place = None
+
+    def discard(self) -> None:
+        """Take a tentative folder back, as if it had never been made; one in which work has begun stays."""
+        if self._place is not None:
+            with contextlib.suppress(OSError):  # a full disk: what was not written out is to go anyway
+                self.close()
+            self._place.give_back()
+            self._place = None
 
     def require_settings(
         self, given: Mapping[str, Any], read: Callable[[dict[str, Any]], Mapping[str, Any]] | None = None
@@ -117,12 +144,13 @@ class RunFolder:
         if "step" in plain:
             raise InvalidInputError("a metric cannot be called 'step'; that name is the step itself")
         line = json.dumps({"step": int(step), **plain})
-        with (self.path / METRICS).open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
-        writer = self._tensorboard()
-        for name, value in plain.items():
-            if math.isfinite(value):
-                writer.add_scalar(name, value, int(step))
+        with naming(self.path):
+            with (self.path / METRICS).open("a", encoding="utf-8") as file:
+                file.write(line + "\n")
+            writer = self._tensorboard()
+            for name, value in plain.items():
+                if math.isfinite(value):
+                    writer.add_scalar(name, value, int(step))
 
     def metrics(self) -> list[dict[str, Any]]:
         """All logged steps in order. A last line cut off by a crash is left out; other damage is DamagedFileError."""
@@ -160,7 +188,9 @@ class RunFolder:
 
     def save_checkpoint(self, tensors: dict[str, Tensor], meta: dict[str, Any]) -> Path:
         """Replace the checkpoint by (tensors, JSON-able meta) in one atomic step; the old one stays until then."""
-        return write_tensors(self.path / CHECKPOINT, tensors, meta, kind="checkpoint")
+        file = write_tensors(self.path / CHECKPOINT, tensors, meta, kind="checkpoint")
+        self.begin()
+        return file
 
     def load_checkpoint(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """The last checkpoint as (tensors on the CPU, meta).
@@ -200,6 +230,11 @@ class RunFolder:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if kind is None:
+            self.begin()
+        # other errors are defects: they leave their traces, unless an earlier run waits to be put back
+        elif issubclass(kind, QhwError | OSError | KeyboardInterrupt) or (self._place and self._place.replaces):
+            self.discard()
         self.close()
 
     def _tensorboard(self) -> Any:
@@ -210,3 +245,101 @@ class RunFolder:
             self._writer = SummaryWriter(str(self.path), purge_step=self._purge_step, flush_secs=30)
             self._purge_step = None
         return self._writer
+
+
+def check_place(path: str | os.PathLike[str], *, kind: str, overwrite: bool = False) -> None:
+    """Whether `RunFolder.create` may make a run of this kind here; nothing is changed.
+
+    Raises RunFolderError when a file or a folder with something in it is there (with `overwrite`, unless that is an
+    earlier run of the same kind), or the place cannot be written to.
+    """
+    target = Path(path)
+    try:
+        free = not target.exists() or (target.is_dir() and not any(target.iterdir()))
+        if free or overwrite:
+            check_writable(target if free else target.parent)
+    except OSError as error:
+        raise RunFolderError(f"{target} cannot be made: {os_error_text(error)}") from error
+    if free:
+        return
+    if not target.is_dir():
+        raise RunFolderError(f"{target} is a file, not an empty folder; choose another place")
+    if not overwrite:
+        raise RunFolderError(
+            f"{target} exists and is not an empty folder; choose another one, resume that run (--resume) or "
+            "replace it (--overwrite)"
+        )
+    RunFolder.open(target, kind=kind)
+
+
+class _Place:
+    """Where a new run goes: taken in one step, given back as it was found, or kept."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+        self._before: Path | None = None  # the earlier run, aside
+        self._was_empty = False
+        self._made_parents: list[Path] = []
+        self._taken = False
+
+    @property
+    def replaces(self) -> bool:
+        """Whether an earlier run was moved aside."""
+        return self._before is not None
+
+    def take(self, *, config: dict[str, Any], manifest: dict[str, Any]) -> None:
+        """Put a folder with these two files at the place; the earlier run, if any, is moved aside."""
+        target = self.target
+        self._made_parents = [parent for parent in target.parents if not parent.exists()]
+        self._was_empty = target.is_dir() and not any(target.iterdir())
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if target.exists() and not self._was_empty:
+            before = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=".replaced"))
+            try:
+                os.replace(target, before)
+            except BaseException:
+                before.rmdir()
+                raise
+            self._before = before
+        try:
+            # built aside and moved in one step: a run folder either has both files or is not there
+            aside = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp"))
+            try:
+                aside.chmod(0o755)
+                _fill(aside, config, manifest)
+                os.replace(aside, target)
+            except BaseException:
+                shutil.rmtree(aside, ignore_errors=True)
+                raise
+        except OSError:
+            # an empty folder that is there may be writable where the one around it is not, or be a mount point
+            if not self._was_empty:
+                raise
+            self._taken = True
+            _fill(target, config, manifest)
+        self._taken = True
+
+    def give_back(self) -> None:
+        """The place as it was before `take`."""
+        if self._taken:
+            if self._was_empty:
+                for entry in self.target.iterdir():
+                    with contextlib.suppress(OSError):
+                        shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+            else:
+                shutil.rmtree(self.target, ignore_errors=True)
+        if self._before is not None:
+            os.replace(self._before, self.target)
+        for parent in self._made_parents:
+            with contextlib.suppress(OSError):  # not made after all, or somebody else uses it by now
+                parent.rmdir()
+
+    def keep(self) -> None:
+        """The earlier run goes."""
+        if self._before is not None:
+            shutil.rmtree(self._before, ignore_errors=True)
+
+
+def _fill(folder: Path, config: dict[str, Any], manifest: dict[str, Any]) -> None:
+    atomic_write_json(folder / CONFIG, config)
+    atomic_write_json(folder / MANIFEST, manifest)  # last: without it the folder is no run

@@ -36,7 +36,7 @@ def progress(
 def progress_enabled() -> bool:
     """Whether progress bars are shown (see `progress`)."""
     setting = os.environ.get("QHW_PROGRESS", "")
-    return setting != "0" and (setting == "1" or sys.stderr.isatty())
+    return setting != "0" and (setting == "1" or (sys.stderr is not None and sys.stderr.isatty()))
 
 
 class StopRequest:

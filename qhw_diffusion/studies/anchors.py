@@ -19,7 +19,7 @@ from qhw_diffusion.denoising.ensembles import mean_fidelity, mmd, wasserstein
 from qhw_diffusion.denoising.models import EnsembleQDM
 from qhw_diffusion.denoising.training import train_qdm
 from qhw_diffusion.errors import InvalidInputError, RunFolderError, UnknownNameError
-from qhw_diffusion.runs import atomic_write_json, atomic_write_text, build_manifest, read_json
+from qhw_diffusion.runs import atomic_write_json, atomic_write_text, build_manifest, check_writable, read_json
 from qhw_diffusion.studies.anchor_data import ANCHORS, ASSUMED_BY_ALL, METRICS, Anchor
 from qhw_diffusion.studies.pool import Task, make_executor, run_tasks
 from qhw_diffusion.studies.single import one_thread
@@ -68,6 +68,7 @@ def run_anchors(
     if seeds < 1 or workers < 1:
         raise InvalidInputError(f"seeds={seeds}, workers={workers}; allowed: 1 or more of each")
     one_thread()
+    check_writable(out / "anchors.md")  # before the trainings
     effort = QUICK if quick else Effort()
     tasks = []
     for name in names:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from qhw_diffusion.circuits import PublishedCircuit, load_circuit, published_cir
 from qhw_diffusion.circuits.drawing import draw_svg
 from qhw_diffusion.devices import Device
 from qhw_diffusion.errors import DamagedFileError, InvalidInputError, MissingDataError, QhwError
-from qhw_diffusion.runs import atomic_write_json, atomic_write_text, progress, read_json
+from qhw_diffusion.runs import atomic_write_json, atomic_write_text, check_writable, progress, read_json
 from qhw_diffusion.studies.circuits_table import (
     best_cost,
     compile_published,
@@ -249,9 +248,7 @@ def _read(path: Path) -> str | None:
 def _check_writable(out: Path) -> None:
     # before two minutes of work, not after
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=out):
-            pass
+        check_writable(out / README)
     except OSError as error:
         raise _cannot_write(out, error) from error
 

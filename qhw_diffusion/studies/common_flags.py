@@ -17,7 +17,7 @@ def flags_out(parser: Parser, default: str | None, *, resume: bool = False) -> N
     """default None: the command chooses (the demos)."""
     shown, path = (default, Path(default)) if default else ("runs/demo, or runs/demo-denoising", None)
     parser.add_argument("--out", type=Path, default=path, metavar="DIR", help=f"run folder [{shown}]")
-    text = "delete the folder first if it holds an earlier run of the same kind (nothing else)"
+    text = "replace an earlier run of the same kind in the folder (nothing else), once the new one has begun"
     parser.add_argument("--overwrite", action="store_true", help=text)
     if resume:
         parser.add_argument("--resume", action="store_true", help="go on with the run in the folder, bit for bit")

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from qhw_diffusion.denoising import AutoencoderConfig, LatentAutoencoder, TrainConfig, train_qdm
-from qhw_diffusion.runs import RunFolder
+from qhw_diffusion.runs import RunFolder, check_writable
 from qhw_diffusion.studies import denoising_verdict as says
 from qhw_diffusion.studies.denoising_report import render_markdown, render_report
 from qhw_diffusion.studies.denoising_settings import DenoisingStudyConfig
@@ -23,7 +23,7 @@ from qhw_diffusion.studies.denoising_study import (
 )
 from qhw_diffusion.studies.denoising_work import KIND, Context
 from qhw_diffusion.studies.flags import given_flags
-from qhw_diffusion.studies.single import clear_out, one_thread
+from qhw_diffusion.studies.single import check_out, one_thread
 
 DEMO_TITLE = "A quantum circuit as the denoiser of a diffusion model"
 
@@ -40,9 +40,10 @@ def demo_config(*, quick: bool = False) -> DenoisingStudyConfig:
 def demo_from_arguments(arguments: argparse.Namespace) -> str:
     """`qhw demo denoising`: do what is left of it; returns the text to print."""
     one_thread()
-    clear_out(arguments, KIND)
+    check_out(arguments, KIND)
     config = demo_config(quick=arguments.quick)
-    run = open_denoising_study(arguments.out, config, command=arguments.command_line, resume=arguments.resume)
+    how = {"resume": arguments.resume, "overwrite": arguments.overwrite}
+    run = open_denoising_study(arguments.out, config, command=arguments.command_line, **how)
     run_denoising_study(run, workers=arguments.workers)
     return finish(run, title=DEMO_TITLE, command=run.manifest["command"] or arguments.command_line)
 
@@ -50,6 +51,8 @@ def demo_from_arguments(arguments: argparse.Namespace) -> str:
 def study_from_arguments(arguments: argparse.Namespace) -> str:
     """`qhw study denoising`: dry run, report only, or the whole study; returns the text to print."""
     one_thread()
+    if arguments.markdown:
+        check_writable(arguments.markdown)  # before hours of work
     if arguments.report_only:
         run = RunFolder.open(arguments.out, kind=KIND)
     else:
@@ -59,8 +62,9 @@ def study_from_arguments(arguments: argparse.Namespace) -> str:
         config = replace(base, **given_flags(arguments, DenoisingStudyConfig))
         if arguments.dry_run:
             return predict(config, arguments.workers)
-        clear_out(arguments, KIND)
-        run = open_denoising_study(arguments.out, config, command=arguments.command_line, resume=arguments.resume)
+        check_out(arguments, KIND)
+        how = {"resume": arguments.resume, "overwrite": arguments.overwrite}
+        run = open_denoising_study(arguments.out, config, command=arguments.command_line, **how)
         run_denoising_study(run, workers=arguments.workers)
     command = run.manifest["command"] or arguments.command_line
     text = finish(run, title=arguments.title, command=command)

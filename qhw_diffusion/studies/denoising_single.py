@@ -19,6 +19,7 @@ from qhw_diffusion.denoising import (
     LatentQDM,
     ReverseConfig,
     TrainConfig,
+    check_qdm_training,
     from_pretrained,
     haar_states,
     save_pretrained,
@@ -29,11 +30,11 @@ from qhw_diffusion.denoising.states import qubits_for
 from qhw_diffusion.errors import InvalidInputError, UnknownNameError
 from qhw_diffusion.images import Classifier, ImageDataset, evaluate_samples, load_dataset, real_floor
 from qhw_diffusion.images.datasets import image_shape_of
-from qhw_diffusion.runs import RunFolder, atomic_write_bytes, atomic_write_json
+from qhw_diffusion.runs import RunFolder, atomic_write_bytes, atomic_write_json, check_writable
 from qhw_diffusion.studies.denoising_settings import DenoisingStudyConfig
 from qhw_diffusion.studies.figures import sample_grids
 from qhw_diffusion.studies.flags import given_flags
-from qhw_diffusion.studies.single import new_run, one_thread
+from qhw_diffusion.studies.single import can_go_on, check_out, new_run, one_thread
 
 KIND = "denoiser"
 MODELS = ("latent", "amplitude")
@@ -52,6 +53,7 @@ def read_kernels(text: str) -> tuple[str | float, ...]:
 def train_from_arguments(arguments: argparse.Namespace) -> str:
     """`qhw train denoising`; returns the text to print. KeyboardInterrupt after Ctrl-C, with a checkpoint saved."""
     one_thread()
+    check_out(arguments, KIND)
     config = _config(arguments)
     reverse, forward = ReverseConfig.from_dict(config["reverse"]), ForwardConfig.from_dict(config["forward"])
     settings = TrainConfig.from_dict(config["train"])
@@ -64,13 +66,13 @@ def train_from_arguments(arguments: argparse.Namespace) -> str:
         if latent
         else AmplitudeQDM(reverse, forward, image_shape=data.image_shape)
     )
+    labels = data.labels if reverse.n_labels > 1 else None
+    check_qdm_training(model, data.images, settings, labels=labels)
     with new_run(arguments, kind=KIND, config=config) as run:
         if latent:
             model = LatentQDM(reverse, forward, autoencoder=_autoencoder(run, shape, data, heldout))
-        resume = arguments.resume and run.has_checkpoint
-        if not resume:
-            run.truncate_metrics(0)
-        labels = data.labels if reverse.n_labels > 1 else None
+            run.begin()  # the autoencoder is worth going on with
+        resume = arguments.resume and can_go_on(run)
         history = train_qdm(model, data.images, settings, labels=labels, run=run, resume=resume)
         if len(history) < settings.iterations * (reverse.n_steps if settings.mode == "greedy" else 1):
             raise KeyboardInterrupt
@@ -147,6 +149,10 @@ def evaluate_denoiser(
         load_dataset(run.config["data"], split, run.config["data_root"]) for split in ("train", "heldout")
     )
     judge = Classifier.load(run.config["data"], "judge")
+    config = model.reverse.config
+    where = f"{config.device}-{config.engine}" + (f"-{shots}shots" if shots else "") + f"-seed{seed}"
+    stem = run.path / "evaluations" / where.replace("/", "_")
+    check_writable(stem.with_name(stem.name + ".json"))  # before the work
     conditioned = model.reverse.config.n_labels > 1
     labels, generator = torch.arange(images) % 10, torch.Generator().manual_seed(seed)
     chain = model.sample(images, generator, labels if conditioned else None)
@@ -158,11 +164,8 @@ def evaluate_denoiser(
               for name, found in (("samples", made), ("circuit bypassed", noise))}  # fmt: skip
     floor = real_floor(judge, train, heldout, min(images, len(train)), seed=seed)
     values["real training images (floor)"] = {k: floor[k] for k in kept}
-    config = model.reverse.config
     # of passing every post-selection, or of the record of outcomes an image belongs to: the share of shots that counts
     share = float(chain.probability.mean()) if config.kind in ("postselected", "measured") else None
-    where = f"{config.device}-{config.engine}" + (f"-{shots}shots" if shots else "") + f"-seed{seed}"
-    stem = run.path / "evaluations" / where.replace("/", "_")
     summary = {"device": config.device, "engine": config.engine, "shots": shots, "images": images, "seed": seed}
     atomic_write_json(stem.with_name(stem.name + ".json"), {**summary, "share_of_shots": share, "values": values})
     picture = io.BytesIO()

@@ -10,47 +10,64 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from qhw_diffusion.denoising import AutoencoderConfig, ReverseProcess
+from qhw_diffusion.denoising import AutoencoderConfig, LatentAutoencoder, ReverseProcess, check_qdm_training
 from qhw_diffusion.denoising.states import qubits_for
-from qhw_diffusion.errors import InvalidInputError, RunFolderError
-from qhw_diffusion.images import load_dataset
+from qhw_diffusion.errors import RunFolderError
 from qhw_diffusion.images.datasets import image_shape_of
 from qhw_diffusion.runs import RunFolder, atomic_write_json, read_json
 from qhw_diffusion.studies import denoising_work as work
 from qhw_diffusion.studies.denoising_settings import DenoisingStudyConfig, row_label
 from qhw_diffusion.studies.pool import Task, make_executor, run_tasks
 from qhw_diffusion.studies.statistics import Interval, PairedTest, mean_interval, paired_test, with_holm
+from qhw_diffusion.studies.study_folder import at_work, open_study_folder
 
 METRICS = ("fd", "accuracy", "diversity", "infidelity", "success")
 REFERENCE = "postselected"
 
 
 def open_denoising_study(
-    path: str | os.PathLike[str], config: DenoisingStudyConfig, *, command: str | None = None, resume: bool = False
+    path: str | os.PathLike[str],
+    config: DenoisingStudyConfig,
+    *,
+    command: str | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
 ) -> RunFolder:
     """A new study folder, or with `resume` the existing one, whose settings must be the ones given.
 
-    Raises RunFolderError when the folder is in use, missing, damaged, or holds a study with other settings; and what
-    loading the data, the device and every model raises, before there is a folder.
+    Raises what `open_study_folder` does; and what loading the data, the device and every model raises, before there is
+    a folder.
     """
-    if not resume:
-        _check(config)
-        return RunFolder.create(path, kind=work.KIND, config=config.to_dict(), command=command)
-    run = RunFolder.open(path, kind=work.KIND)
-    run.require_settings(config.to_dict())
-    return run
+    return open_study_folder(
+        path,
+        kind=work.KIND,
+        config=config.to_dict(),
+        check=lambda: _check(config),
+        command=command,
+        resume=resume,
+        overwrite=overwrite,
+    )
 
 
 def _check(config: DenoisingStudyConfig) -> None:
     """Whatever does not fit is told before there is a folder."""
     shape = image_shape_of(config.data)
     n_qubits = config.latent_qubits or qubits_for(shape)
+    autoencoder = None
     if config.latent_qubits:
-        AutoencoderConfig(image_shape=shape, latent_qubits=n_qubits)
+        autoencoder = LatentAutoencoder(
+            AutoencoderConfig(image_shape=shape, latent_qubits=n_qubits, steps=config.autoencoder_steps)
+        ).eval()
     for arm in config.arms:
         config.training(arm, 0)
         ReverseProcess(replace(config.reverse(arm, 0, n_qubits), device=config.device, engine="noisy"))
-    load_dataset(config.data, "train", config.data_root)
+    here = work.Context(Path(), config)
+    here.autoencoder = autoencoder  # not trained, but of the right shape
+    for arm in config.arms:
+        model = here.model(arm, 0)
+        if arm == "noise":
+            model = model.on(device=config.device, engine="noisy")
+        check_qdm_training(model, here.train.images, config.training(arm, 0), labels=here.train.labels)
 
 
 def run_denoising_study(run: RunFolder, *, workers: int = 2) -> None:
@@ -59,20 +76,19 @@ def run_denoising_study(run: RunFolder, *, workers: int = 2) -> None:
     workers: processes, one thread each; 1 runs everything in this process. KeyboardInterrupt after Ctrl-C, with
     checkpoints saved.
     """
-    if workers < 1:
-        raise InvalidInputError(f"workers must be at least 1, got {workers}")
     config, root = DenoisingStudyConfig.from_dict(run.config), run.path
-    if config.latent_qubits and not (root / "autoencoder").is_dir():
-        work.make_autoencoder(str(root))
-    executor = make_executor(workers)
-    try:
-        run_tasks(_trainings(root, config, first=True), workers=workers, desc="training", executor=executor)
-        run_tasks(_trainings(root, config, first=False), workers=workers, desc="under noise", executor=executor)
-        run_tasks(_evaluations(root, config), workers=workers, desc="evaluation", executor=executor)
-    finally:
-        if executor is not None:
-            executor.shutdown(wait=True, cancel_futures=True)
-        work.context.cache_clear()
+    with at_work(run):
+        executor = make_executor(workers)
+        try:
+            if config.latent_qubits and not (root / "autoencoder").is_dir():
+                work.make_autoencoder(str(root))
+            run_tasks(_trainings(root, config, first=True), workers=workers, desc="training", executor=executor)
+            run_tasks(_trainings(root, config, first=False), workers=workers, desc="under noise", executor=executor)
+            run_tasks(_evaluations(root, config), workers=workers, desc="evaluation", executor=executor)
+        finally:
+            if executor is not None:
+                executor.shutdown(wait=True, cancel_futures=True)
+            work.context.cache_clear()
 
 
 def _trainings(root: Path, config: DenoisingStudyConfig, *, first: bool) -> list[Task]:

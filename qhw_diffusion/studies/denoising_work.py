@@ -42,7 +42,15 @@ from qhw_diffusion.images import (
     image_features,
     load_dataset,
 )
-from qhw_diffusion.runs import RunFolder, atomic_write_json, load_module_state, read_tensors, save_module, write_tensors
+from qhw_diffusion.runs import (
+    RunFolder,
+    atomic_folder,
+    atomic_write_json,
+    load_module_state,
+    read_tensors,
+    save_module,
+    write_tensors,
+)
 from qhw_diffusion.studies.denoising_settings import RIVALS, DenoisingStudyConfig
 
 KIND = "denoising-study"
@@ -65,14 +73,15 @@ def evaluation_file(root: Path, row: str, seed: int) -> Path:
 class Context:
     """Data, classifiers and (trained once) the autoencoder of a study."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, config: DenoisingStudyConfig | None = None) -> None:
+        """config: of a study that has no folder yet."""
         self.root = root
-        self.config = c = DenoisingStudyConfig.from_dict(RunFolder.open(root, kind=KIND).config)
+        self.config = c = config or DenoisingStudyConfig.from_dict(RunFolder.open(root, kind=KIND).config)
         self.train, self.heldout = (self._split(split) for split in ("train", "heldout"))
         self.judge = Classifier.load(c.data, "judge")
         self.reward = Classifier.load(c.data, "reward")
         self.autoencoder: LatentAutoencoder | None = None
-        if c.latent_qubits and (root / "autoencoder").is_dir():
+        if config is None and c.latent_qubits and (root / "autoencoder").is_dir():
             self.autoencoder = LatentAutoencoder.load(root / "autoencoder")
         self.n_qubits = c.latent_qubits or qubits_for(self.train.image_shape)
 
@@ -141,7 +150,8 @@ def train_arm(root: str, arm: str, seed: int) -> None:
         if len(history) < settings.iterations:
             raise KeyboardInterrupt
         if arm in RIVALS:
-            save_module(run.path / "model", model.reverse, {"arm": arm})
+            with atomic_folder(run.path / "model") as aside:
+                save_module(aside, model.reverse, {"arm": arm})
         else:
             save_pretrained(model, run.path / "model")
 

@@ -7,7 +7,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 from qhw_diffusion.devices import Device
 from qhw_diffusion.errors import BudgetError, InvalidInputError, QhwError
@@ -19,8 +18,10 @@ from qhw_diffusion.hardware.runner import Runner, open_runner
 from qhw_diffusion.mitigation import Mitigated
 from qhw_diffusion.mitigation.parse import strategies_of
 from qhw_diffusion.mitigation.strategy import Strategy
+from qhw_diffusion.runs import RunFolder
 from qhw_diffusion.studies.device_rollout import Receipt
 from qhw_diffusion.studies.hardware_cost import circuits_cost
+from qhw_diffusion.studies.study_folder import REFUSALS
 
 
 @dataclass(frozen=True)
@@ -112,6 +113,13 @@ class DeviceAccess:
             history=self.ledger.rows(state="done"),
         )
 
+    def ledger_grew(self, before: int) -> bool:
+        """Whether the ledger has more jobs of this run than `before`; also where it cannot be read any more."""
+        try:
+            return len(self.ledger.rows(run=self.run)) > before
+        except QhwError:
+            return True
+
     def require_cap(self) -> None:
         """Raises BudgetError on a paid device without any cap, before anything is made."""
         if self.paid and self.config.max_qpu_seconds is None and self.ledger.cap is None:
@@ -162,14 +170,23 @@ def open_access(config: AccessConfig, run: str, *, device: Device | None = None)
 
 
 @contextmanager
-def hint_to_resume(out: Path) -> Iterator[None]:
-    """Where an error ends a run that has begun, say on stderr how it goes on; the error passes."""
+def at_device(folder: RunFolder, access: DeviceAccess) -> Iterator[None]:
+    """Around the jobs of a run: once one is in the ledger, the folder stays (its snapshot gives the same circuits
+    again), and an error is followed on stderr by how the run goes on. Before that the folder may be taken back.
+    """
+    before = len(access.ledger.rows(run=access.run))
     try:
         yield
-    except InvalidInputError:
-        # the folder keeps its settings, so with them no --resume can succeed
-        print(f"qhw: {out} was begun with these settings; with others, replace it (--overwrite)", file=sys.stderr)
-        raise
-    except QhwError:
-        print(f"qhw: what was done is kept in {out}; the same command with --resume goes on", file=sys.stderr)
+    except BaseException as error:
+        refused = isinstance(error, REFUSALS)
+        accident = isinstance(error, QhwError) and not isinstance(error, (*REFUSALS, BudgetError))
+        if accident or access.ledger_grew(before):
+            folder.begin()
+        if not folder.tentative and refused:
+            # the folder keeps its settings, so with them no --resume can succeed
+            out = folder.path
+            print(f"qhw: {out} was begun with these settings; with others, replace it (--overwrite)", file=sys.stderr)
+        elif not folder.tentative and isinstance(error, QhwError):
+            print(f"qhw: what was done is kept in {folder.path}; the same command with --resume goes on",
+                  file=sys.stderr)  # fmt: skip
         raise

@@ -27,12 +27,13 @@ from qhw_diffusion.guidance import (
     GuidedEpisode,
     QuantumActor,
     RewardConfig,
+    TrainedController,
     load_actor,
     load_controller,
     save_actor,
 )
 from qhw_diffusion.mitigation import strategies_of
-from qhw_diffusion.runs import RunFolder, atomic_write_json, read_json
+from qhw_diffusion.runs import RunFolder, atomic_write_json, check_place, read_json
 from qhw_diffusion.studies.models import Models, draw_starts, load_models
 from qhw_diffusion.studies.settings import ModelConfig, Settings
 from qhw_diffusion.studies.single import MODELS_FILE, models_of
@@ -135,21 +136,44 @@ def prepare(
     out: Path,
     *,
     resume: bool,
+    overwrite: bool = False,
     command: str | None = None,
     device: Device | None = None,
     changes: Mapping[str, Any] | None = None,
 ) -> Prepared:
     """Make the rollout's folder with its copies of policy and snapshot, or open it to go on.
 
-    device: `asked.device`, when it is loaded already; changes: to the models, such as another judge.
-    Raises RunFolderError for a folder in use or started with other settings, InvalidInputError for a classical policy.
+    overwrite: as in `RunFolder.create`; device: `asked.device`, when it is loaded already; changes: to the models, such
+    as another judge.
+    Raises RunFolderError for a folder in use or started with other settings, InvalidInputError for a classical policy;
+    and what loading policy, device and models raises. A folder that was made is taken back then.
     """
-    if not resume:
-        _create(asked, out, command)
-    folder = RunFolder.open(out, kind=KIND)
-    folder.require_settings({"rollout": asked.to_dict()})
-    if not (out / DEVICE_FILE).exists():  # a new folder, or one that was left before anything was sent
-        _fill(asked, out, device, dict(changes or {}))
+    given = dict(changes or {})
+    if resume:
+        folder = RunFolder.open(out, kind=KIND)
+        folder.require_settings({"rollout": asked.to_dict()})
+        if not (out / DEVICE_FILE).exists():  # it was left before anything was sent
+            _fill(asked, out, _policy_of(asked, load_controller(asked.run), device), given)
+        return _opened(asked, folder, given)
+    check_place(out, kind=KIND, overwrite=overwrite)
+    trained = load_controller(asked.run)
+    policy = _policy_of(asked, trained, device)
+    load_models(models_of(Path(asked.run)).replace(**given))
+    config = {
+        "rollout": asked.to_dict(),
+        "guidance": trained.config.to_dict(),
+        "reward": trained.reward.to_dict(),
+    }
+    folder = RunFolder.create(out, kind=KIND, config=config, command=command, overwrite=overwrite)
+    try:
+        _fill(asked, out, policy, given)
+        return _opened(asked, folder, given)
+    except BaseException:
+        folder.discard()
+        raise
+
+
+def _opened(asked: RolloutConfig, folder: RunFolder, changes: dict[str, Any]) -> Prepared:
     try:
         guidance = GuidanceConfig.from_dict(folder.config["guidance"])
         reward = RewardConfig.from_dict(folder.config["reward"])
@@ -158,34 +182,25 @@ def prepare(
     policy = load_actor(folder.path / "model", engine="noisy")
     assert isinstance(policy, QuantumActor)
     used = ModelConfig.from_dict(read_json(folder.path / MODELS_FILE))
-    if used != used.replace(**dict(changes or {})):
-        raise RunFolderError(
-            f"{folder.path} was started with other models ({', '.join(changes or {})}); resume it without"
-        )
+    if used != used.replace(**changes):
+        raise RunFolderError(f"{folder.path} was started with other models ({', '.join(changes)}); resume it without")
     return Prepared(folder, asked, policy, guidance, reward, load_models(used))
 
 
-def _create(asked: RolloutConfig, out: Path, command: str | None) -> None:
-    trained = load_controller(asked.run)
+def _policy_of(asked: RolloutConfig, trained: TrainedController, device: Device | None) -> QuantumActor:
+    """The policy on its device's noisy simulation."""
     if not isinstance(trained.actor, QuantumActor):
         raise InvalidInputError(
             f"the policy in {asked.run} is classical ({trained.actor.kind}) and needs no device; without --shots it is "
             "evaluated here"
         )
-    config = {
-        "rollout": asked.to_dict(),
-        "guidance": trained.config.to_dict(),
-        "reward": trained.reward.to_dict(),
-    }
-    RunFolder.create(out, kind=KIND, config=config, command=command)
+    return trained.actor.on(device if device is not None else Device.load(asked.device), Noisy())
 
 
-def _fill(asked: RolloutConfig, out: Path, device: Device | None, changes: dict[str, Any]) -> None:
+def _fill(asked: RolloutConfig, out: Path, policy: QuantumActor, changes: dict[str, Any]) -> None:
     """Copies of the policy and of the device's snapshot; device.json comes last and says that all is there."""
-    policy = load_controller(asked.run).actor
-    assert isinstance(policy, QuantumActor)
     atomic_write_json(out / MODELS_FILE, models_of(Path(asked.run)).replace(**changes).to_dict())
-    save_actor(policy.on(device if device is not None else Device.load(asked.device), Noisy()), out / "model")
+    save_actor(policy, out / "model")
     atomic_write_json(out / DEVICE_FILE, read_json(out / "model" / DEVICE_FILE))
 
 

@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from qhw_diffusion.runs import RunFolder
+from qhw_diffusion.runs import RunFolder, check_writable
 from qhw_diffusion.studies.flags import given_flags
 from qhw_diffusion.studies.pages import write_markdown, write_report
-from qhw_diffusion.studies.single import clear_out, one_thread
+from qhw_diffusion.studies.single import check_out, one_thread
 from qhw_diffusion.studies.subjects import SubjectsConfig
 
 
@@ -78,6 +78,9 @@ def mitigation_study() -> Study:
 def study_from_arguments(study: Study, arguments: argparse.Namespace) -> str:
     """Do what is left of the study, or only its report; returns the text to print."""
     one_thread()
+    for place in (arguments.markdown, arguments.figures):
+        if place is not None:
+            check_writable(place)  # before hours of work
     if arguments.report_only:
         run = RunFolder.open(arguments.out, kind=study.kind)
     else:
@@ -88,8 +91,9 @@ def study_from_arguments(study: Study, arguments: argparse.Namespace) -> str:
             subjects=base.subjects.replace(**given_flags(arguments, SubjectsConfig)),
             **given_flags(arguments, study.settings),
         )
-        clear_out(arguments, study.kind)
-        run = study.open(arguments.out, config, command=arguments.command_line, resume=arguments.resume)
+        check_out(arguments, study.kind)
+        how = {"resume": arguments.resume, "overwrite": arguments.overwrite}
+        run = study.open(arguments.out, config, command=arguments.command_line, **how)
         study.run(run, workers=arguments.workers)
     results = study.load(run)
     parts = study.parts(results, run.manifest["command"] or arguments.command_line)

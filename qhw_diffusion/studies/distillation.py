@@ -27,11 +27,11 @@ from qhw_diffusion.guidance import (
 from qhw_diffusion.guidance.distill import HIDDEN
 from qhw_diffusion.guidance.lookup import input_degrees, table_rows
 from qhw_diffusion.guidance.training import KIND, with_later_settings
-from qhw_diffusion.runs import RunFolder, atomic_write_json, progress
-from qhw_diffusion.studies.device_access import AccessConfig, hint_to_resume, open_access
+from qhw_diffusion.runs import RunFolder, atomic_write_json, check_place, progress
+from qhw_diffusion.studies.device_access import AccessConfig, at_device, open_access
 from qhw_diffusion.studies.measure import sample_and_measure
 from qhw_diffusion.studies.models import Models, draw_starts, load_models
-from qhw_diffusion.studies.single import MODELS_FILE, clear_out, models_of, one_thread
+from qhw_diffusion.studies.single import MODELS_FILE, check_out, models_of, one_thread
 from qhw_diffusion.studies.statistics import mean_interval, paired_test
 from qhw_diffusion.studies.study_work import EVALUATION_SEED
 
@@ -71,17 +71,15 @@ class Distillation:
             raise InvalidInputError(f"at least 1 seed and 20 images are needed, not {self.seeds} and {self.images}")
 
 
-def distill_run(asked: Distillation, *, command: str | None = None) -> str:
+def distill_run(asked: Distillation, *, command: str | None = None, overwrite: bool = False) -> str:
     """Distil, compare with the original, and write the run folder `asked.out`; returns a text.
 
     The folder is of the kind `qhw train guidance` writes, so `load_controller` and `qhw evaluate guidance` take it;
-    distillation.json has the numbers.
+    distillation.json has the numbers. overwrite: as in `RunFolder.create`.
     Raises InvalidInputError for a classical policy and for a circuit that no table of reasonable size holds.
     """
+    check_place(asked.out, kind=KIND, overwrite=overwrite)  # before minutes of work
     trained, policy = _load(asked)
-    if asked.out.exists() and any(asked.out.iterdir()):
-        # refused before minutes of work
-        RunFolder.create(asked.out, kind=KIND, config={})
     original = policy
     if asked.device is not None or asked.engine is not None:
         device = None if asked.device is None else Device.load(asked.device)
@@ -89,13 +87,19 @@ def distill_run(asked: Distillation, *, command: str | None = None) -> str:
     models = _models(asked)
     stand_in = _distil(asked, trained, original, models)
     record = _compare(asked, trained, original, stand_in, models)
-    run = RunFolder.create(asked.out, kind=KIND, config=_config(asked, trained, original), command=command)
-    _save(run, stand_in, record, models_of(asked.run).to_dict())
+    config = _config(asked, trained, original)
+    with RunFolder.create(asked.out, kind=KIND, config=config, command=command, overwrite=overwrite) as run:
+        _save(run, stand_in, record, models_of(asked.run).to_dict())
     return _text(asked, trained, record)
 
 
 def distill_on_device(
-    asked: Distillation, access_config: AccessConfig, *, resume: bool, command: str | None = None
+    asked: Distillation,
+    access_config: AccessConfig,
+    *,
+    resume: bool,
+    command: str | None = None,
+    overwrite: bool = False,
 ) -> str:
     """Distil into a lookup whose table is measured on a device, by one job; the rest as `distill_run`.
 
@@ -106,29 +110,35 @@ def distill_on_device(
         raise InvalidInputError(
             "on a device (--shots) the table of a lookup is measured; leave --engine and --into network out"
         )
+    if not resume:
+        check_place(asked.out, kind=KIND, overwrite=overwrite)
+    access_config.strategies()  # a mistyped strategy is told now
     trained, policy = _load(asked)
     table_rows(input_degrees(policy.layer.compiled))  # refused before anything is made
+    models = _models(asked)
     out = asked.out
-    with open_access(access_config, out.name) as access:
-        access.require_cap()
-        names = ("device", "shots", "resilience_level", "mitigation", "ledger")
-        settings = _config(asked, trained, policy) | {"access": {name: getattr(access_config, name) for name in names}}
-        settings["distilled"] |= {"device": access_config.device, "engine": "hardware"}
-        if not resume:
-            RunFolder.create(out, kind=KIND, config=settings, command=command)
+    names = ("device", "shots", "resilience_level", "mitigation", "ledger")
+    settings = _config(asked, trained, policy) | {"access": {name: getattr(access_config, name) for name in names}}
+    settings["distilled"] |= {"device": access_config.device, "engine": "hardware"}
+    there = resume and (out / ORIGINAL / "device.json").exists()
+    moved = None if there else policy.on(Device.load(access_config.device), Noisy())
+    if resume:
         run = RunFolder.open(out, kind=KIND)
         run.require_settings(settings, with_later_settings)
-        if not (out / ORIGINAL / "device.json").exists():
-            save_actor(policy.on(Device.load(access_config.device), Noisy()), out / ORIGINAL)
+    else:
+        run = RunFolder.create(out, kind=KIND, config=settings, command=command, overwrite=overwrite)
+    with run, open_access(access_config, out.name) as access:
+        access.require_cap()
+        if moved is not None:
+            save_actor(moved, out / ORIGINAL)
         original = load_actor(out / ORIGINAL, engine="noisy")
         assert isinstance(original, QuantumActor)
         rows = table_rows(input_degrees(original.layer.compiled))
         print(access.cost_text(access.cost(original.layer.compiled, rows)), flush=True)
-        with hint_to_resume(out):
-            purpose = f"{out.name} table"
+        purpose = f"{out.name} table"
+        with at_device(run, access):
             stand_in = tabulate(original.on(engine=access.engine(purpose)))
             receipt = access.receipt(purpose)
-    models = _models(asked)
     record = {**_compare(asked, trained, original, stand_in, models), **receipt.to_dict(), "shots": access_config.shots}
     _save(run, stand_in, record, models_of(asked.run).to_dict())
     return _text(asked, trained, record)
@@ -141,7 +151,11 @@ def distill_from_arguments(arguments: argparse.Namespace) -> str:
     arguments.out = arguments.out or run.with_name(f"{run.name}-{arguments.into}")
     if arguments.out.resolve() == run.resolve():
         raise InvalidInputError("--out is the folder of the policy itself; choose another one")
-    clear_out(arguments, KIND)
+    if arguments.shots is None and arguments.resume:
+        raise InvalidInputError(
+            "--resume is for a table measured on a device (--shots); a simulated one is quickly made"
+        )
+    check_out(arguments, KIND)
     asked = Distillation(
         run=run,
         out=arguments.out,
@@ -155,12 +169,9 @@ def distill_from_arguments(arguments: argparse.Namespace) -> str:
     )
     if arguments.shots is not None:
         config = AccessConfig.from_arguments(arguments)
-        return distill_on_device(asked, config, resume=arguments.resume, command=arguments.command_line)
-    if arguments.resume:
-        raise InvalidInputError(
-            "--resume is for a table measured on a device (--shots); a simulated one is quickly made"
-        )
-    return distill_run(asked, command=arguments.command_line)
+        how = {"resume": arguments.resume, "overwrite": arguments.overwrite}
+        return distill_on_device(asked, config, command=arguments.command_line, **how)
+    return distill_run(asked, command=arguments.command_line, overwrite=arguments.overwrite)
 
 
 def _load(asked: Distillation) -> tuple[TrainedController, QuantumActor]:

@@ -33,7 +33,7 @@ from qhw_diffusion.guidance import (
 from qhw_diffusion.guidance.ppo import History
 from qhw_diffusion.guidance.training import KIND, with_later_settings
 from qhw_diffusion.mitigation import strategies_of
-from qhw_diffusion.runs import RunFolder, atomic_write_json, read_json
+from qhw_diffusion.runs import RunFolder, atomic_write_json, check_place, read_json
 from qhw_diffusion.runs.folder import CHECKPOINT
 from qhw_diffusion.runs.tensorfile import read_tensors
 from qhw_diffusion.studies.device_rollout import Access
@@ -144,13 +144,23 @@ def work_of(asked: FineTuneConfig, compiled: CompiledCircuit, n_steps: int) -> W
 
 
 def prepare_fine_tune(
-    asked: FineTuneConfig, out: Path, *, resume: bool, command: str | None = None, device: Device | None = None
+    asked: FineTuneConfig,
+    out: Path,
+    *,
+    resume: bool,
+    overwrite: bool = False,
+    command: str | None = None,
+    device: Device | None = None,
 ) -> tuple[RunFolder, TrainedController, QuantumActor]:
     """Make the run folder with a copy of the policy and of the device's snapshot, or open it to go on.
 
     Returns the folder, the controller as it was trained, and its policy on the device's noisy simulation.
-    Raises RunFolderError for a folder in use or started with other settings, InvalidInputError for a classical policy.
+    overwrite: as in `RunFolder.create`.
+    Raises RunFolderError for a folder in use or started with other settings, InvalidInputError for a classical policy;
+    and what loading policy and device raises. A folder that was made is taken back then.
     """
+    if not resume:
+        check_place(out, kind=KIND, overwrite=overwrite)
     trained = load_controller(asked.run)
     if not isinstance(trained.actor, QuantumActor):
         raise InvalidInputError(f"the policy in {asked.run} is classical ({trained.actor.kind}); no device tunes it")
@@ -164,16 +174,24 @@ def prepare_fine_tune(
         "actor": actor_config.to_dict(),
         "fine_tune": asked.to_dict(),
     }
-    if not resume:
-        RunFolder.create(out, kind=KIND, config=settings, command=command)
-    run = RunFolder.open(out, kind=KIND)
-    run.require_settings(settings, with_later_settings)
-    if not (out / MODELS_FILE).exists():  # a new folder, or one that was left before anything was sent
+    if resume:
+        run = RunFolder.open(out, kind=KIND)
+        run.require_settings(settings, with_later_settings)
+    ready = resume and (out / MODELS_FILE).exists()  # else a new folder, or one left before anything was sent
+    policy = None
+    if not ready:
         policy = trained.actor.on(device if device is not None else Device.load(asked.device), Noisy())
-        save_actor(policy, out / ORIGINAL)
-        atomic_write_json(out / MODELS_FILE, models_of(Path(asked.run)).to_dict())
-    original = load_actor(out / ORIGINAL)
-    assert isinstance(original, QuantumActor)
+    if not resume:
+        run = RunFolder.create(out, kind=KIND, config=settings, command=command, overwrite=overwrite)
+    try:
+        if policy is not None:
+            save_actor(policy, out / ORIGINAL)
+            atomic_write_json(out / MODELS_FILE, models_of(Path(asked.run)).to_dict())
+        original = load_actor(out / ORIGINAL)
+        assert isinstance(original, QuantumActor)
+    except BaseException:
+        run.discard()
+        raise
     return run, trained, original
 
 

@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from qhw_diffusion.devices import Device
 from qhw_diffusion.errors import InvalidInputError
 from qhw_diffusion.execution import CompiledCircuit
 from qhw_diffusion.guidance import QuantumActor, TrainedController, rollout
@@ -15,7 +14,7 @@ from qhw_diffusion.guidance.ppo import History
 from qhw_diffusion.guidance.training import KIND
 from qhw_diffusion.runs import RunFolder, progress, read_json
 from qhw_diffusion.studies.analysis import p_text
-from qhw_diffusion.studies.device_access import AccessConfig, DeviceAccess, hint_to_resume, open_access
+from qhw_diffusion.studies.device_access import AccessConfig, DeviceAccess, at_device, open_access
 from qhw_diffusion.studies.fine_tune import (
     FineTuneConfig,
     Work,
@@ -28,7 +27,7 @@ from qhw_diffusion.studies.flags import given_flags
 from qhw_diffusion.studies.measure import sample_and_measure
 from qhw_diffusion.studies.models import Models, draw_starts, load_models
 from qhw_diffusion.studies.settings import ModelConfig
-from qhw_diffusion.studies.single import MODELS_FILE, clear_out, one_thread
+from qhw_diffusion.studies.single import MODELS_FILE, check_out, one_thread
 from qhw_diffusion.studies.statistics import mean_interval, paired_test
 from qhw_diffusion.studies.study_work import EVALUATION_SEED
 
@@ -51,7 +50,7 @@ def fine_tune_from_arguments(arguments: argparse.Namespace) -> str:
     arguments.out = out
     if out.resolve() == run_folder.resolve():
         raise InvalidInputError("--out is the folder of the policy itself; choose another one")
-    clear_out(arguments, KIND)
+    check_out(arguments, KIND)
     asked = FineTuneConfig(
         run=str(run_folder),
         device=access_config.device,
@@ -61,16 +60,15 @@ def fine_tune_from_arguments(arguments: argparse.Namespace) -> str:
         ledger=access_config.ledger,
         **given_flags(arguments, FineTuneConfig),
     )
-    with open_access(access_config, out.name) as access:
+    access_config.strategies()  # a mistyped strategy is told now
+    how = {"resume": arguments.resume, "overwrite": arguments.overwrite}
+    run, trained, original = prepare_fine_tune(asked, out, command=arguments.command_line, **how)
+    with run, open_access(access_config, out.name) as access:
         access.require_cap()
-        device = None if arguments.resume else Device.load(asked.device)
-        run, trained, original = prepare_fine_tune(
-            asked, out, resume=arguments.resume, command=arguments.command_line, device=device
-        )
         models = load_models(ModelConfig.from_dict(read_json(out / MODELS_FILE)))
         work = work_of(asked, original.layer.compiled, trained.config.n_steps)
         print(_cost_text(access, original.layer.compiled, work), flush=True)
-        with run, hint_to_resume(out):
+        with at_device(run, access):
             actor, history = fine_tune(
                 asked, run, trained, original, models, access, resume=arguments.resume, on_update=_say
             )

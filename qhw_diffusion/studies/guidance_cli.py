@@ -46,13 +46,13 @@ def train_backbone(arguments: argparse.Namespace) -> int:
     from qhw_diffusion.images import BackboneConfig, load_dataset
     from qhw_diffusion.images import train_backbone as train
     from qhw_diffusion.studies.flags import given_flags
-    from qhw_diffusion.studies.single import new_run, one_thread
+    from qhw_diffusion.studies.single import can_go_on, new_run, one_thread
 
     one_thread()
     config = BackboneConfig.for_dataset(arguments.data, **given_flags(arguments, BackboneConfig))
     data = load_dataset(config.dataset, "train", arguments.data_root)  # before the folder: without data, no run
     with new_run(arguments, kind="backbone", config=config.to_dict()) as run:
-        backbone = train(config, run, dataset=data, resume=arguments.resume)
+        backbone = train(config, run, dataset=data, resume=arguments.resume and can_go_on(run))
     loss = backbone.history[-1]["loss"]
     print(f"{backbone.n_parameters:,} parameters, loss {loss:.4f}; use it with --backbone {arguments.out}")
     return 0

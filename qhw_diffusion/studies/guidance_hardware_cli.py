@@ -35,7 +35,7 @@ def flags_device(parser: argparse._ActionsContainer, *, shots: int | None = None
 def _flags_distill(parser: Parser) -> None:
     parser.add_argument("folder", metavar="RUN", help="run folder of `qhw train guidance` with a quantum policy")
     parser.add_argument("--out", type=Path, metavar="DIR", help="run folder to write [RUN-lookup or RUN-network]")
-    text = "delete the folder first if it holds an earlier run of the same kind (nothing else)"
+    text = "replace an earlier run of the same kind in the folder (nothing else), once the new one has begun"
     parser.add_argument("--overwrite", action="store_true", help=text)
     text = "lookup: the circuit evaluated once on a grid of angles, exact in between; network: an MLP fitted to it"
     parser.add_argument("--into", choices=("lookup", "network"), default="lookup", help=f"{text} [lookup]")
@@ -68,7 +68,7 @@ def _flags_evaluate_guidance(parser: Parser) -> None:
     group.add_argument("--out", "--run-folder", type=Path, metavar="DIR", help=text)
     group.add_argument("--seed", type=int, default=0, metavar="N", help="seed of labels and starting noise [0]")
     group.add_argument("--resume", action="store_true", help="go on with the rollout in the folder, at any step")
-    text = "delete the folder first if it holds an earlier rollout (nothing else)"
+    text = "replace an earlier rollout in the folder (nothing else), once the new one has begun"
     group.add_argument("--overwrite", action="store_true", help=text)
 
 
@@ -93,7 +93,7 @@ def _flags_fine_tune(parser: Parser) -> None:
     text = "run folder to write; its name stands for the run in the ledger [RUN-tuned-DEVICE]"
     parser.add_argument("--out", "--run-folder", type=Path, metavar="DIR", help=text)
     parser.add_argument("--resume", action="store_true", help="go on with the run in the folder, at any job")
-    text = "delete the folder first if it holds an earlier run of the same kind (nothing else)"
+    text = "replace an earlier run of the same kind in the folder (nothing else), once the new one has begun"
     parser.add_argument("--overwrite", action="store_true", help=text)
     flags_device(parser.add_argument_group("device"))
     shown = FineTuneConfig(run="", device="", shots=1)

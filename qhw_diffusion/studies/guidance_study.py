@@ -14,13 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qhw_diffusion.errors import InvalidInputError
-from qhw_diffusion.guidance import Sweep, SweepRow
+from qhw_diffusion.guidance import Sweep, SweepRow, check_training
 from qhw_diffusion.runs import RunFolder, atomic_write_json
 from qhw_diffusion.studies import study_work as work
-from qhw_diffusion.studies.models import check_sampler
+from qhw_diffusion.studies.models import load_models
 from qhw_diffusion.studies.pool import Task, make_executor, run_tasks
 from qhw_diffusion.studies.rivals import Schedule, candidates
 from qhw_diffusion.studies.settings import StudyConfig, label_of
+from qhw_diffusion.studies.study_folder import at_work, open_study_folder
 
 
 @dataclass(frozen=True)
@@ -33,19 +34,44 @@ class Stage:
 
 
 def open_study(
-    path: str | os.PathLike[str], config: StudyConfig, *, command: str | None = None, resume: bool = False
+    path: str | os.PathLike[str],
+    config: StudyConfig,
+    *,
+    command: str | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
 ) -> RunFolder:
     """A new study folder, or with `resume` the existing one, whose settings must be the ones given.
 
-    Raises RunFolderError when the folder is in use, missing, damaged, or holds a study with other settings;
-    InvalidInputError for a sampler that does not start in noise.
+    Raises what `open_study_folder` does; and what loading the models or building a training raises, before there is a
+    folder.
     """
-    if not resume:
-        check_sampler(config.models, config.n_steps, config.spacing)
-        return RunFolder.create(path, kind=work.KIND, config=config.to_dict(), command=command)
-    run = RunFolder.open(path, kind=work.KIND)
-    run.require_settings(config.to_dict(), lambda stored: StudyConfig.from_dict(stored).to_dict())
-    return run
+    return open_study_folder(
+        path,
+        kind=work.KIND,
+        config=config.to_dict(),
+        read=lambda stored: StudyConfig.from_dict(stored).to_dict(),
+        check=lambda: _check(config),
+        command=command,
+        resume=resume,
+        overwrite=overwrite,
+    )
+
+
+def _check(config: StudyConfig) -> None:
+    models = load_models(config.models)
+    for name in config.actors:
+        actor = config.actor_config(name)
+        check_training(
+            work.sampling_config(config, config.constants[0], extra_state=name == "annealing"),
+            config.ppo,
+            config.reward,
+            actor,
+            backbone=models.backbone,
+            classifier=models.reward,
+            real=models.train,
+            device=work.device_of(actor.device) if actor.uses_circuit else None,
+        )
 
 
 def run_study(run: RunFolder, *, workers: int = 2) -> None:
@@ -54,10 +80,8 @@ def run_study(run: RunFolder, *, workers: int = 2) -> None:
     workers: processes, one thread each; 1 runs everything in this process. KeyboardInterrupt after Ctrl-C, with
     checkpoints saved.
     """
-    if workers < 1:
-        raise InvalidInputError(f"workers must be at least 1, got {workers}")
     config, root = StudyConfig.from_dict(run.config), run.path
-    with _executor(workers) as executor:
+    with at_work(run), _executor(workers) as executor:
 
         def stage(desc: str, tasks: Sequence[Task]) -> None:
             run_tasks(tasks, workers=workers, desc=desc, executor=executor)

@@ -100,6 +100,7 @@ def cap_ledger(arguments: argparse.Namespace) -> int:
     """`qhw ledger cap [SECONDS]`."""
     from qhw_diffusion.errors import InvalidInputError
     from qhw_diffusion.hardware import Ledger
+    from qhw_diffusion.hardware.caps import as_seconds
     from qhw_diffusion.hardware.ledger_text import spent_text
 
     given = arguments.seconds
@@ -107,6 +108,8 @@ def cap_ledger(arguments: argparse.Namespace) -> int:
         seconds = None if given in (None, "none") else float(given)
     except ValueError:
         raise InvalidInputError(f"cap is {given!r}; allowed: QPU seconds from 0, or none") from None
+    if seconds is not None:
+        as_seconds("cap", seconds)  # before a ledger is made for it
     with Ledger.open(arguments.ledger, create=given not in (None, "none")) as ledger:
         if given is not None:
             ledger.set_cap(seconds)

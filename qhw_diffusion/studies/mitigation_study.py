@@ -9,72 +9,88 @@ from typing import Any
 
 import numpy as np
 
-from qhw_diffusion.errors import InvalidInputError, RunFolderError
+from qhw_diffusion.errors import RunFolderError
+from qhw_diffusion.execution import Noisy
 from qhw_diffusion.runs import RunFolder, read_json
 from qhw_diffusion.studies import mitigation_work as work
 from qhw_diffusion.studies import subjects
-from qhw_diffusion.studies.mitigation_settings import MitigationStudyConfig
-from qhw_diffusion.studies.models import check_sampler
+from qhw_diffusion.studies.mitigation_settings import MitigationStudyConfig, is_scheduled, mitigated
 from qhw_diffusion.studies.pool import Task, make_executor, run_tasks
-from qhw_diffusion.studies.settings import ModelConfig
 from qhw_diffusion.studies.statistics import PairedTest, paired_test, with_holm
+from qhw_diffusion.studies.study_folder import at_work, open_study_folder
 
 # Seconds on one quiet core with the default settings, for the progress bar.
 SECONDS = {"policy": 40, "denoiser": 60, "images": 30}
 
 
 def open_mitigation_study(
-    path: str | os.PathLike[str], config: MitigationStudyConfig, *, command: str | None = None, resume: bool = False
+    path: str | os.PathLike[str],
+    config: MitigationStudyConfig,
+    *,
+    command: str | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
 ) -> RunFolder:
     """A new study folder, or with `resume` the existing one, whose settings must be the ones given.
 
-    Raises RunFolderError when the folder is in use, missing, damaged, or holds a study with other settings;
-    InvalidInputError for a sampler that does not start in noise; UnknownNameError for a device that does not exist;
-    MissingDependencyError for a strategy of Mitiq without Mitiq.
+    Raises what `open_study_folder` does; and what loading a device or building the trained models raises, before there
+    is a folder. MissingDependencyError for a strategy of Mitiq without Mitiq.
     """
-    for device in (*config.devices, config.subjects.device):
+    return open_study_folder(
+        path,
+        kind=work.KIND,
+        config=config.to_dict(),
+        read=lambda stored: MitigationStudyConfig.from_dict(stored).to_dict(),
+        check=lambda: _check(config),
+        command=command,
+        resume=resume,
+        overwrite=overwrite,
+    )
+
+
+def _check(config: MitigationStudyConfig) -> None:
+    for device in config.devices:
         subjects.device_of(device)
     if any("mitiq" in name for name in (*config.strategies, *config.steering)):
         from qhw_diffusion.mitigation.mitiq_bridge import require_mitiq
 
         require_mitiq()
-    if not resume:
-        check_sampler(ModelConfig(), config.subjects.n_steps, config.subjects.spacing)
-        return RunFolder.create(path, kind=work.KIND, config=config.to_dict(), command=command)
-    run = RunFolder.open(path, kind=work.KIND)
-    run.require_settings(config.to_dict(), lambda stored: MitigationStudyConfig.from_dict(stored).to_dict())
-    return run
+    subjects.check(config.subjects)
+    for device in config.devices:
+        for name in dict.fromkeys((*config.strategies, *config.steering)):
+            mitigated(Noisy(), name).check(work.compiled_policy(device, is_scheduled(name)))
 
 
 def run_mitigation_study(run: RunFolder, *, workers: int = 1) -> None:
     """Do all that is not done yet; a study that was stopped goes on with the piece it was in."""
-    if workers < 1:
-        raise InvalidInputError(f"workers must be at least 1, got {workers}")
     config, root = MitigationStudyConfig.from_dict(run.config), run.path
-    subjects.calibrated(root, config.subjects)
-    subjects.autoencoder(root, config.subjects)
-    seeds = range(config.subjects.seeds)
-    made = [
-        Task(f"policy and denoiser, seed {seed}", work.make_subjects, {"root": str(root), "seed": seed}, 30)
-        for seed in seeds
-        if not all((root / f"{name}-seed{seed}").is_dir() for name in ("policy", "denoiser"))
-    ]
-    pieces = []
-    for seed in seeds:
-        for device in config.devices:
-            for piece in work.PIECES:
-                if not work.piece_file(root, piece, device, seed).exists():
-                    arguments = {"root": str(root), "piece": piece, "device": device, "seed": seed}
-                    pieces.append(Task(f"{piece}, {device}, seed {seed}", work.do_piece, arguments, SECONDS[piece]))
-    executor = make_executor(workers)
-    try:
-        run_tasks(made, workers=workers, desc="trained models", executor=executor)
-        run_tasks(pieces, workers=workers, desc="mitigation", executor=executor)
-    finally:
-        if executor is not None:
-            executor.shutdown(wait=True, cancel_futures=True)
-        for cached in (work.settings, work.ideal_images, work.step_of, work.compiled_step):
-            cached.cache_clear()
+    with at_work(run):
+        executor = make_executor(workers)
+        try:
+            subjects.calibrated(root, config.subjects)
+            subjects.autoencoder(root, config.subjects)
+            seeds = range(config.subjects.seeds)
+            made = [
+                Task(f"policy and denoiser, seed {seed}", work.make_subjects, {"root": str(root), "seed": seed}, 30)
+                for seed in seeds
+                if not all((root / f"{name}-seed{seed}").is_dir() for name in ("policy", "denoiser"))
+            ]
+            pieces = []
+            for seed in seeds:
+                for device in config.devices:
+                    for piece in work.PIECES:
+                        if not work.piece_file(root, piece, device, seed).exists():
+                            arguments = {"root": str(root), "piece": piece, "device": device, "seed": seed}
+                            pieces.append(
+                                Task(f"{piece}, {device}, seed {seed}", work.do_piece, arguments, SECONDS[piece])
+                            )
+            run_tasks(made, workers=workers, desc="trained models", executor=executor)
+            run_tasks(pieces, workers=workers, desc="mitigation", executor=executor)
+        finally:
+            if executor is not None:
+                executor.shutdown(wait=True, cancel_futures=True)
+            for cached in (work.settings, work.ideal_images, work.step_of, work.compiled_step):
+                cached.cache_clear()
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from qhw_diffusion.images import Backbone, Classifier, GuidedDDIM, ImageDataset, check_fit, image_features, load_dataset
+from qhw_diffusion.images import Backbone, Classifier, ImageDataset, check_fit, image_features, load_dataset
 from qhw_diffusion.studies.settings import ModelConfig
 
 _CHOICE_SEED = 31
@@ -50,14 +50,6 @@ def load_models(config: ModelConfig) -> Models:
         generator = torch.Generator().manual_seed(_CHOICE_SEED)
         train = train.subset(torch.randperm(len(train), generator=generator)[: config.reference_images])
     return Models(backbone, reward, judge, train, heldout)
-
-
-def check_sampler(config: ModelConfig, n_steps: int, spacing: str) -> None:
-    """Refuse a sampler that the backbone cannot start in noise, before anything is made.
-
-    Raises InvalidInputError, which says what can be taken; MissingDataError when there is no such backbone.
-    """
-    GuidedDDIM(Backbone.load(config.backbone or config.data), n_steps, spacing=spacing)
 
 
 def draw_starts(backbone: Backbone, data: ImageDataset, n: int, seed: int) -> tuple[Tensor, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -10,7 +11,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from qhw_diffusion.runs import atomic_write_text
+from qhw_diffusion.runs import atomic_write_bytes, atomic_write_text
 from qhw_diffusion.studies.report import Report, markdown_table
 from qhw_diffusion.studies.settings import Settings, field_docs
 
@@ -87,11 +88,9 @@ def write_markdown(parts: Sequence[Part], path: Path, *, title: str, subtitle: s
 
 def save_png(figure: Figure, path: Path) -> Path:
     """Write a figure atomically as a small PNG; returns the path."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.tmp")
-    figure.savefig(aside, format="png", dpi=100, bbox_inches="tight", facecolor="white")
-    os.replace(aside, path)
-    return path
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=100, bbox_inches="tight", facecolor="white")
+    return atomic_write_bytes(path, buffer.getvalue())
 
 
 def settings_table(*settings: Settings) -> Table:

@@ -12,6 +12,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from dataclasses import dataclass, field
 from typing import Any
 
+from qhw_diffusion.errors import InvalidInputError
 from qhw_diffusion.runs import interruptible, progress, progress_enabled
 
 
@@ -85,7 +86,12 @@ def _run_parallel(tasks: Sequence[Task], executor: ProcessPoolExecutor, bar: Any
 
 
 def make_executor(workers: int) -> ProcessPoolExecutor | None:
-    """Processes with one thread each, or None when everything is to run in this one."""
+    """Processes with one thread each, or None when everything is to run in this one.
+
+    Raises InvalidInputError for less than one.
+    """
+    if workers < 1:
+        raise InvalidInputError(f"workers must be at least 1, got {workers}")
     if workers == 1:
         return None
     # read by BLAS when a worker starts

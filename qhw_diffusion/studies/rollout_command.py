@@ -5,14 +5,13 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from qhw_diffusion.devices import Device
 from qhw_diffusion.errors import InvalidInputError
 from qhw_diffusion.runs import atomic_write_json
-from qhw_diffusion.studies.device_access import AccessConfig, hint_to_resume, open_access
+from qhw_diffusion.studies.device_access import AccessConfig, at_device, open_access
 from qhw_diffusion.studies.device_rollout import KIND, Played, Prepared, RolloutConfig, play, prepare
 from qhw_diffusion.studies.rollout_analysis import MIN_FD_IMAGES, Compared, check_steps, compare_controllers, results_of
 from qhw_diffusion.studies.rollout_report import render_rollout
-from qhw_diffusion.studies.single import clear_out, one_thread
+from qhw_diffusion.studies.single import check_out, one_thread
 
 IMAGES = 32
 
@@ -31,7 +30,7 @@ def rollout_from_arguments(arguments: argparse.Namespace) -> str:
     run = Path(arguments.folder)
     out = arguments.out or run.with_name(f"{run.name}-{Path(access_config.device).name}")
     arguments.out = out
-    clear_out(arguments, KIND)
+    check_out(arguments, KIND)
     asked = RolloutConfig(
         run=str(run),
         device=access_config.device,
@@ -43,19 +42,20 @@ def rollout_from_arguments(arguments: argparse.Namespace) -> str:
         ledger=access_config.ledger,
     )
     changes = {name: v for name in ("judge", "data_root") if (v := getattr(arguments, name)) is not None}
-    with open_access(access_config, out.name) as access:
+    access_config.strategies()  # a mistyped strategy is told now
+    prepared = prepare(
+        asked,
+        out,
+        resume=arguments.resume,
+        overwrite=arguments.overwrite,
+        command=arguments.command_line,
+        changes=changes,
+    )
+    steps = prepared.guidance.n_steps
+    with prepared.folder, open_access(access_config, out.name) as access:
         access.require_cap()
-        prepared = prepare(
-            asked,
-            out,
-            resume=arguments.resume,
-            command=arguments.command_line,
-            device=None if arguments.resume else Device.load(asked.device),
-            changes=changes,
-        )
-        steps = prepared.guidance.n_steps
         print(access.cost_text(access.cost(prepared.compiled, asked.images, calls=steps)), flush=True)
-        with hint_to_resume(out):
+        with at_device(prepared.folder, access):
             played = play(
                 prepared, access, resume=arguments.resume, on_step=lambda done, so_far: _say(done, so_far, prepared)
             )

@@ -8,15 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qhw_diffusion.errors import InvalidInputError, RunFolderError
+from qhw_diffusion.errors import RunFolderError
 from qhw_diffusion.runs import RunFolder, read_json
 from qhw_diffusion.studies import shots_work as work
 from qhw_diffusion.studies import subjects
-from qhw_diffusion.studies.models import check_sampler
 from qhw_diffusion.studies.pool import Task, make_executor, run_tasks
-from qhw_diffusion.studies.settings import ModelConfig
 from qhw_diffusion.studies.shots_settings import ShotsStudyConfig
 from qhw_diffusion.studies.statistics import Interval, PairedTest, mean_interval, paired_test, with_holm
+from qhw_diffusion.studies.study_folder import at_work, open_study_folder
 
 # Seconds on one quiet core with the default settings, for the progress bar.
 SECONDS = {"values": 6, "gradients": 20, "images": 15, "denoiser": 5}
@@ -24,48 +23,60 @@ REFERENCE = "exact"
 
 
 def open_shots_study(
-    path: str | os.PathLike[str], config: ShotsStudyConfig, *, command: str | None = None, resume: bool = False
+    path: str | os.PathLike[str],
+    config: ShotsStudyConfig,
+    *,
+    command: str | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
 ) -> RunFolder:
     """A new study folder, or with `resume` the existing one, whose settings must be the ones given.
 
-    Raises RunFolderError when the folder is in use, missing, damaged, or holds a study with other settings;
-    InvalidInputError for a sampler that does not start in noise; UnknownNameError for a device that does not exist.
+    Raises what `open_study_folder` does; and what loading a device or building the trained models raises, before there
+    is a folder.
     """
-    subjects.device_of(config.subjects.device)
-    if not resume:
-        check_sampler(ModelConfig(), config.subjects.n_steps, config.subjects.spacing)
-        return RunFolder.create(path, kind=work.KIND, config=config.to_dict(), command=command)
-    run = RunFolder.open(path, kind=work.KIND)
-    run.require_settings(config.to_dict(), lambda stored: ShotsStudyConfig.from_dict(stored).to_dict())
-    return run
+    return open_study_folder(
+        path,
+        kind=work.KIND,
+        config=config.to_dict(),
+        read=lambda stored: ShotsStudyConfig.from_dict(stored).to_dict(),
+        check=lambda: subjects.check(config.subjects),
+        command=command,
+        resume=resume,
+        overwrite=overwrite,
+    )
 
 
 def run_shots_study(run: RunFolder, *, workers: int = 1) -> None:
     """Do all that is not done yet; a study that was stopped goes on with the piece it was in."""
-    if workers < 1:
-        raise InvalidInputError(f"workers must be at least 1, got {workers}")
     config, root = ShotsStudyConfig.from_dict(run.config), run.path
-    subjects.calibrated(root, config.subjects)
-    subjects.autoencoder(root, config.subjects)
-    made = [
-        Task(f"policy and denoiser, seed {seed}", work.make_subjects, {"root": str(root), "seed": seed}, 30)
-        for seed in range(config.subjects.seeds)
-        if not all((root / f"{name}-seed{seed}").is_dir() for name in ("policy", "denoiser"))
-    ]
-    pieces = [
-        Task(f"{piece}, seed {seed}", work.do_piece, {"root": str(root), "piece": piece, "seed": seed}, _cost(piece))
-        for seed in range(config.subjects.seeds)
-        for piece in pieces_of(config)
-        if not work.piece_file(root, piece, seed).exists()
-    ]
-    executor = make_executor(workers)
-    try:
-        run_tasks(made, workers=workers, desc="trained models", executor=executor)
-        run_tasks(pieces, workers=workers, desc="shots", executor=executor)
-    finally:
-        if executor is not None:
-            executor.shutdown(wait=True, cancel_futures=True)
-        work.settings.cache_clear()
+    with at_work(run):
+        executor = make_executor(workers)
+        try:
+            subjects.calibrated(root, config.subjects)
+            subjects.autoencoder(root, config.subjects)
+            made = [
+                Task(f"policy and denoiser, seed {seed}", work.make_subjects, {"root": str(root), "seed": seed}, 30)
+                for seed in range(config.subjects.seeds)
+                if not all((root / f"{name}-seed{seed}").is_dir() for name in ("policy", "denoiser"))
+            ]
+            pieces = [
+                Task(
+                    f"{piece}, seed {seed}",
+                    work.do_piece,
+                    {"root": str(root), "piece": piece, "seed": seed},
+                    _cost(piece),
+                )
+                for seed in range(config.subjects.seeds)
+                for piece in pieces_of(config)
+                if not work.piece_file(root, piece, seed).exists()
+            ]
+            run_tasks(made, workers=workers, desc="trained models", executor=executor)
+            run_tasks(pieces, workers=workers, desc="shots", executor=executor)
+        finally:
+            if executor is not None:
+                executor.shutdown(wait=True, cancel_futures=True)
+            work.settings.cache_clear()
 
 
 def pieces_of(config: ShotsStudyConfig) -> list[str]:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from qhw_diffusion.devices import Device
-from qhw_diffusion.errors import InvalidInputError, RunFolderError
+from qhw_diffusion.errors import InvalidInputError
 from qhw_diffusion.execution import check_engine_text
 from qhw_diffusion.guidance import (
     ActorConfig,
@@ -20,12 +20,13 @@ from qhw_diffusion.guidance import (
     QuantumActor,
     RewardConfig,
     TrainedController,
+    check_training,
     load_controller,
     rollout,
     sweep_constants,
     train_guidance,
 )
-from qhw_diffusion.runs import RunFolder, atomic_write_json, progress, read_json
+from qhw_diffusion.runs import RunFolder, atomic_write_json, check_place, check_writable, progress, read_json
 from qhw_diffusion.studies.analysis import p_text
 from qhw_diffusion.studies.flags import given_flags
 from qhw_diffusion.studies.measure import sample_and_measure
@@ -42,28 +43,40 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def clear_out(arguments: argparse.Namespace, kind: str) -> None:
-    """With --overwrite, delete the folder --out if it is an earlier run of this kind.
+def check_out(arguments: argparse.Namespace, kind: str) -> None:
+    """Whether a new run of this kind may go to --out, or with --resume go on there; nothing is changed.
 
-    Raises RunFolderError when it holds anything else: nothing is deleted that this command did not write.
+    Every command asks this before its work: what --out holds is told at once, and --overwrite deletes nothing until
+    all settings have been checked and work begins (`RunFolder.create`).
+    Raises InvalidInputError for --overwrite with --resume, RunFolderError as `check_place` and `RunFolder.open`.
     """
-    if not arguments.overwrite:
-        return
     if getattr(arguments, "resume", False):
-        raise InvalidInputError("--overwrite and --resume contradict each other: give one of them")
-    if arguments.out.exists() and any(arguments.out.iterdir()):
+        if arguments.overwrite:
+            raise InvalidInputError("--overwrite and --resume contradict each other: give one of them")
         RunFolder.open(arguments.out, kind=kind)
-        shutil.rmtree(arguments.out)
+    else:
+        check_place(arguments.out, kind=kind, overwrite=arguments.overwrite)
 
 
 def new_run(arguments: argparse.Namespace, *, kind: str, config: dict[str, Any]) -> RunFolder:
     """The run folder --out, made anew, or opened when --resume is given."""
-    clear_out(arguments, kind)
+    check_out(arguments, kind)
     if not getattr(arguments, "resume", False):
-        return RunFolder.create(arguments.out, kind=kind, config=config, command=arguments.command_line)
+        command, overwrite = arguments.command_line, arguments.overwrite
+        return RunFolder.create(arguments.out, kind=kind, config=config, command=command, overwrite=overwrite)
     run = RunFolder.open(arguments.out, kind=kind)
     run.require_settings(config)
     return run
+
+
+def can_go_on(run: RunFolder) -> bool:
+    """For --resume: whether there is a checkpoint. Without one (killed before the first) it starts from the beginning,
+    which is told on stderr.
+    """
+    if not run.has_checkpoint:
+        print(f"qhw: {run.path} has no checkpoint yet: starting from the beginning", file=sys.stderr)
+        run.truncate_metrics(0)
+    return run.has_checkpoint
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,6 +90,7 @@ class SingleTraining:
     actor: ActorConfig
     out: Path
     resume: bool
+    overwrite: bool
     sweep_images: int
     command: str
 
@@ -87,7 +101,7 @@ class SingleTraining:
     @classmethod
     def from_arguments(cls, arguments: argparse.Namespace) -> SingleTraining:
         """Settings from the flags; with --resume from the folder, changed by flags (a change is refused later)."""
-        clear_out(arguments, "guidance")
+        check_out(arguments, "guidance")
         saved: dict[str, Any] = {}
         models = ModelConfig()
         if arguments.resume:
@@ -109,17 +123,24 @@ class SingleTraining:
         parts["guidance"] = parts["guidance"].replace(dataset=models.data, extra_state=extra)
         # a scale given by hand needs no sweep; neither does a run that had its sweep
         images = 0 if arguments.resume or "g0" in given else arguments.sweep_images
-        return cls(models, **parts, out=arguments.out, resume=arguments.resume, sweep_images=images,
-                   command=arguments.command_line)  # fmt: skip
+        return cls(models, **parts, out=arguments.out, resume=arguments.resume, overwrite=arguments.overwrite,
+                   sweep_images=images, command=arguments.command_line)  # fmt: skip
 
     def run(self) -> int:
         """Train; returns 0, or 130 when Ctrl-C stopped it with a checkpoint."""
         one_thread()
-        if not self.resume and self.out.exists() and any(self.out.iterdir()):
-            raise RunFolderError(f"{self.out} is not empty; choose another --out, or add --resume or --overwrite")
-        # a mistyped device is told now, not after the sweep
+        # a mistyped device, or whatever else does not fit, is told now, not after the sweep
         device = Device.load(self.actor.device) if self.actor.uses_circuit else None
         models = load_models(self.models)
+        checked: dict[str, Any] = {
+            "backbone": models.backbone,
+            "classifier": models.reward,
+            "real": models.train,
+            "device": device,
+        }
+        check_training(self.guidance, self.ppo, self.reward, self.actor, **checked)
+        if self.resume:
+            can_go_on(RunFolder.open(self.out, kind="guidance"))
         guidance = self._swept(models) if self.sweep_images else self.guidance
 
         def remember(update: int, metrics: dict[str, float]) -> None:
@@ -135,11 +156,9 @@ class SingleTraining:
             path=self.out,
             command=self.command,
             resume=self.resume,
-            backbone=models.backbone,
-            classifier=models.reward,
-            real=models.train,
-            device=device,
+            overwrite=self.overwrite,
             on_update=remember,
+            **checked,
         )
         if len(trained.history) < self.ppo.updates:
             raise KeyboardInterrupt
@@ -200,6 +219,8 @@ def evaluate_run(
         where = Device.load(device) if device is not None else None
         moved = trained.actor.on(where, engine)
         players[f"on {moved.layer.compiled.device.name}, {moved.layer.engine.label}"] = moved
+    file = Path(folder) / "evaluations" / f"{device or 'home'}-{engine or 'home'}.json".replace("/", "_")
+    check_writable(file)
     values: dict[str, dict[str, list[float]]] = {name: {} for name in players}
     with progress(total=seeds * len(players), desc="evaluation", unit="run") as bar:
         for seed in range(seeds):
@@ -213,7 +234,6 @@ def evaluate_run(
                 for key, value in {**sampled.judged, "return": sampled.reward_side["return"]}.items():
                     values[name].setdefault(key, []).append(value)
                 bar.update(1)
-    file = Path(folder) / "evaluations" / f"{device or 'home'}-{engine or 'home'}.json".replace("/", "_")
     sampler = {"n_steps": trained.config.n_steps, "spacing": trained.config.spacing}
     atomic_write_json(file, {"seeds": seeds, "images": images, **sampler, "values": values})
     return _evaluation_text(values, trained.config.n_steps, seeds, images, file)

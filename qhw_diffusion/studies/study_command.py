@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from qhw_diffusion.guidance import ActorConfig, GuidanceConfig, PPOConfig, RewardConfig, train_guidance
-from qhw_diffusion.runs import RunFolder
+from qhw_diffusion.runs import RunFolder, check_writable
 from qhw_diffusion.studies import analysis
 from qhw_diffusion.studies.demo import finish
 from qhw_diffusion.studies.flags import given_flags
@@ -18,21 +18,24 @@ from qhw_diffusion.studies.guidance_study import Stage, open_study, plan, run_st
 from qhw_diffusion.studies.measure import sample_and_measure
 from qhw_diffusion.studies.models import draw_starts, load_models
 from qhw_diffusion.studies.settings import ModelConfig, StudyConfig
-from qhw_diffusion.studies.single import clear_out, one_thread
+from qhw_diffusion.studies.single import check_out, one_thread
 from qhw_diffusion.studies.study_work import KIND
 
 
 def study_from_arguments(arguments: argparse.Namespace) -> str:
     """`qhw study guidance`: dry run, report only, or the whole study; returns the text to print."""
     one_thread()
+    if arguments.markdown:
+        check_writable(arguments.markdown)  # before hours of work
     if arguments.report_only:
         run = RunFolder.open(arguments.out, kind=KIND)
     else:
         config = _study_config(arguments)
         if arguments.dry_run:
             return predict(config, arguments.workers)
-        clear_out(arguments, KIND)
-        run = open_study(arguments.out, config, command=arguments.command_line, resume=arguments.resume)
+        check_out(arguments, KIND)
+        how = {"resume": arguments.resume, "overwrite": arguments.overwrite}
+        run = open_study(arguments.out, config, command=arguments.command_line, **how)
         run_study(run, workers=arguments.workers)
     command = run.manifest["command"] or arguments.command_line
     text = finish(run, title=arguments.title, command=command)

@@ -42,6 +42,7 @@ from qhw_diffusion.guidance import (
     Rollout,
     build_actor,
     calibrate,
+    check_training,
     load_actor,
     rollout,
     save_actor,
@@ -146,6 +147,23 @@ def models() -> Models:
 def device_of(name: str) -> Device:
     """A device, loaded once per process."""
     return Device.load(name)
+
+
+def check(config: SubjectsConfig) -> None:
+    """Raises what making these policies and denoisers would for settings that do not fit, before anything is made."""
+    here = models()
+    check_training(
+        config.guidance,
+        config.ppo(0),
+        RewardConfig(),
+        config.actor(),
+        backbone=here.backbone,
+        classifier=here.reward,
+        real=here.train,
+        device=device_of(config.device),
+    )
+    AutoencoderConfig(latent_qubits=LATENT_QUBITS, steps=config.autoencoder_steps)
+    config.denoiser().training("postselected", 0)
 
 
 def calibrated(root: Path, config: SubjectsConfig) -> tuple[GuidanceConfig, RewardConfig]:

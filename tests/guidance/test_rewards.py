@@ -1,10 +1,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
+from torchvision.models import squeezenet1_1
 
 from qhw_diffusion import images
 from qhw_diffusion.errors import InvalidInputError, MissingDependencyError
@@ -19,7 +22,7 @@ from qhw_diffusion.guidance.rewards import (
     class_means,
     ssim,
 )
-from qhw_diffusion.images import Classifier, ImageDataset
+from qhw_diffusion.images import Classifier, ImageDataset, Lpips
 
 
 def view(proxy: Classifier, real: ImageDataset, *, last: bool = True, reference: Tensor | None = None) -> StepView:
@@ -212,3 +215,32 @@ def test_weighted_sum_from_config(proxy: Classifier, real: ImageDataset) -> None
     assert Reward.from_config(RewardConfig(), proxy, real).smallest_batch(10) == 20
     with pytest.raises(InvalidInputError, match="different names"):
         Reward([(1.0, Confidence()), (2.0, Confidence())], proxy)
+
+
+def test_lpips_weights_are_named_in_the_settings(proxy: Classifier, real: ImageDataset, tmp_path: Path) -> None:
+    """With a file of weights the term is the one that a network passed in Python gives."""
+    pytest.importorskip("lpips")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        state = dict(squeezenet1_1(weights=None).state_dict())
+    save_file(state, tmp_path / "weights.safetensors")
+    config = RewardConfig(stepwise=0.5, stepwise_kind="lpips", distribution=0.0)
+    named = config.replace(lpips_weights=str(tmp_path / "weights.safetensors"))
+    assert RewardConfig.from_dict(named.to_dict()) == named
+    assert "lpips_weights" not in config.to_dict()  # a run begun before there was such a setting goes on
+    before, after = torch.rand(2, 4, 1, 8, 8, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    step = StepView(False, after, before, torch.zeros(4, 10), torch.zeros(4, 10), torch.arange(4), torch.zeros(4))
+    given = Reward.from_config(config, proxy, real, distance=Lpips(tmp_path / "weights.safetensors"))
+    total, shares = Reward.from_config(named, proxy, real)(step)
+    assert float(shares["stepwise"].abs().min()) > 1e-5
+    assert torch.equal(total, given(step)[0])
+
+
+def test_lpips_without_weights_says_where_they_are_given(proxy: Classifier, real: ImageDataset) -> None:
+    config = RewardConfig(stepwise=0.5, stepwise_kind="lpips")
+    with pytest.raises(MissingDependencyError, match="--reward-lpips-weights FILE"):
+        Reward.from_config(config, proxy, real)
+    with pytest.raises(InvalidInputError, match="positive weight stepwise"):
+        RewardConfig(stepwise_kind="lpips", lpips_weights="x")
+    with pytest.raises(InvalidInputError, match="kind lpips"):
+        RewardConfig(stepwise=0.5, lpips_weights="x")

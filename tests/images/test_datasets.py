@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import gzip
 import os
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from sklearn.datasets import load_digits
+from torchvision import datasets as datasets_of
 
 from qhw_diffusion import images
 from qhw_diffusion.errors import DamagedFileError, InvalidInputError, MissingDataError, UnknownNameError
@@ -118,14 +120,36 @@ def test_absent_mnist_says_what_to_do(tmp_path: Path, monkeypatch: pytest.Monkey
     with pytest.raises(MissingDataError, match="data_root/MNIST/raw"):
         images.load_dataset("mnist16", data_root=tmp_path, download=False)
 
-    def no_network(self: object) -> None:
-        raise RuntimeError("Error downloading train-images-idx3-ubyte.gz")
+    def no_network(self: datasets_of.MNIST) -> None:
+        Path(self.raw_folder).mkdir(parents=True)
+        raise RuntimeError("Error downloading train-images-idx3-ubyte.gz:\nTried there")
 
     monkeypatch.setattr("torchvision.datasets.MNIST.download", no_network)
-    with pytest.raises(MissingDataError, match="could not be downloaded"):
-        images.load_dataset("mnist28", data_root=tmp_path / "new")
+    with pytest.raises(MissingDataError, match=r"could not be downloaded \(Error .*gz: Tried there\)"):
+        images.load_dataset("mnist28", data_root=tmp_path / "new" / "data")
+    assert list(tmp_path.iterdir()) == []
     monkeypatch.setenv("QHW_DATA_ROOT", str(tmp_path / "elsewhere"))
     assert datasets.default_data_root() == tmp_path / "elsewhere"
+
+
+def test_a_full_cache_disk_is_no_damaged_file(
+    fake_mnist: tuple[Path, np.ndarray, np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(handle: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match=r"No space left on device.*idx3-ubyte'"):
+        images.load_dataset("mnist28", "heldout", fake_mnist[0], download=False)
+    assert [path for path in (tmp_path / "cache").rglob("*") if path.is_file()] == []
+
+
+def test_a_user_without_a_home_folder_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HOME", "QHW_CACHE", "QHW_DATA_ROOT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)  # as where the password file does not know the user
+    with pytest.raises(MissingDataError, match="set HOME, or QHW_CACHE"):
+        images.load_dataset("mnist28")
 
 
 def test_fashion_has_its_own_folder(

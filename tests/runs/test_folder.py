@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -10,7 +11,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from qhw_diffusion.errors import DamagedFileError, InvalidInputError, RunFolderError
-from qhw_diffusion.runs import RunFolder, interruptible
+from qhw_diffusion.runs import RunFolder, atomic_folder, interruptible
 
 
 @pytest.fixture
@@ -172,3 +173,128 @@ def test_first_interrupt_asks_and_second_one_raises(capsys: pytest.CaptureFixtur
         signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is before
     assert "stopping after this step" in capsys.readouterr().err
+
+
+# -- made, begun, taken back -------------------------------------------------------------------------------------------
+
+
+def make(path: Path, **options: bool) -> RunFolder:
+    return RunFolder.create(path, kind="guidance", config={"seed": 4}, **options)
+
+
+def tree(folder: Path) -> dict[str, bytes | None]:
+    return {str(p.relative_to(folder)): p.read_bytes() if p.is_file() else None for p in folder.rglob("*")}
+
+
+@pytest.mark.parametrize("error", [InvalidInputError("no"), OSError(28, "full"), KeyboardInterrupt()])
+@pytest.mark.parametrize("there", ["nothing", "an empty folder", "an earlier run"])
+def test_before_work_begins_an_error_takes_the_folder_back(tmp_path: Path, error: BaseException, there: str) -> None:
+    path = tmp_path / "runs" / "mine" / "x"
+    if there == "an earlier run":
+        make(path).save_checkpoint({"w": torch.zeros(1)}, {})
+    elif there == "an empty folder":
+        path.mkdir(parents=True)
+    before = tree(tmp_path)
+    with pytest.raises(type(error)), make(path, overwrite=True) as run:  # noqa: PT012
+        (run.path / "model").mkdir()
+        run.log(0, {"a": 1.0})
+        raise error
+    assert tree(tmp_path) == before
+
+
+@pytest.mark.parametrize("begins", ["checkpoint", "begin", "end"])
+def test_once_work_has_begun_the_folder_stays(tmp_path: Path, run: RunFolder, begins: str) -> None:
+    error = None if begins == "end" else InvalidInputError("no")
+    with contextlib.suppress(InvalidInputError), make(run.path, overwrite=True) as new:
+        assert new.tentative
+        if begins == "checkpoint":
+            new.save_checkpoint({"w": torch.zeros(1)}, {})
+        elif begins == "begin":
+            new.begin()
+        if error:
+            raise error
+    assert RunFolder.open(run.path, kind="guidance").config == {"seed": 4}
+    assert [p.name for p in tmp_path.iterdir()] == ["run"]  # the earlier run is gone
+    new.discard()
+    assert run.path.exists()
+
+
+def test_a_defect_leaves_its_traces(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError), make(tmp_path / "x") as run:  # noqa: PT012
+        run.log(0, {"a": 1.0})
+        raise ZeroDivisionError
+    assert run.metrics() == [{"step": 0, "a": 1.0}]
+
+
+def test_a_run_that_goes_on_is_never_taken_back(run: RunFolder) -> None:
+    run.begin()
+    before = tree(run.path)
+    with pytest.raises(InvalidInputError), RunFolder.open(run.path, kind="guidance"):
+        raise InvalidInputError("no")
+    assert tree(run.path) == before
+
+
+def test_only_a_run_of_the_same_kind_is_replaced(tmp_path: Path, run: RunFolder) -> None:
+    with pytest.raises(RunFolderError, match="'guidance', but 'backbone'"):
+        RunFolder.create(run.path, kind="backbone", config={}, overwrite=True)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("irreplaceable")
+    with pytest.raises(RunFolderError, match="not a run folder"):
+        make(tmp_path / "mine", overwrite=True)
+    assert (tmp_path / "mine" / "thesis.txt").exists()
+
+
+def test_an_empty_folder_that_cannot_be_moved_is_filled_in_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A mount point, or a writable folder in one that is not."""
+    (tmp_path / "x").mkdir()
+
+    def busy(*arguments: object, **options: object) -> str:
+        raise PermissionError(13, "Permission denied", str(options["dir"]))
+
+    monkeypatch.setattr("tempfile.mkdtemp", busy)
+    with pytest.raises(InvalidInputError), make(tmp_path / "x"):
+        raise InvalidInputError("no")
+    assert tree(tmp_path) == {"x": None}
+    with make(tmp_path / "x"):
+        pass
+    assert RunFolder.open(tmp_path / "x", kind="guidance").config == {"seed": 4}
+
+
+# -- folders that are whole or not there -------------------------------------------------------------------------------
+
+
+def test_a_folder_that_cannot_be_written_to_its_end_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="full"), atomic_folder(tmp_path / "new" / "model") as aside:  # noqa: PT012
+        (aside / "weights").write_text("half")
+        raise OSError(28, "full")
+    assert tree(tmp_path) == {"new": None}
+    with atomic_folder(tmp_path / "new" / "model") as aside:
+        (aside / "weights").write_text("whole")
+        assert not (tmp_path / "new" / "model").exists()
+    assert tree(tmp_path / "new") == {"model": None, "model/weights": b"whole"}
+
+
+def test_into_a_folder_that_is_there_files_are_moved_and_others_stay(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("irreplaceable")
+    (tmp_path / "weights").write_text("old")
+    before = tree(tmp_path)
+    with pytest.raises(OSError, match="full"), atomic_folder(tmp_path) as aside:  # noqa: PT012
+        (aside / "weights").write_text("half")
+        raise OSError(28, "full")
+    assert tree(tmp_path) == before
+    with atomic_folder(tmp_path) as aside:
+        (aside / "weights").write_text("new")
+    assert tree(tmp_path) == {"thesis.txt": b"irreplaceable", "weights": b"new"}
+
+
+def test_a_full_disk_says_which_file(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(handle: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    before = tree(run.path)
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=r"No space left on device: .*checkpoint\.safetensors"):
+        run.save_checkpoint({"w": torch.zeros(2)}, {})
+    assert tree(run.path) == before

@@ -12,8 +12,8 @@ from torch import nn
 from qhw_diffusion.errors import DamagedFileError, DamagedRunError, InvalidInputError, RunFolderError
 from qhw_diffusion.runs import (
     RunFolder,
+    atomic_folder,
     check_format,
-    files_aside,
     frozen_parameters,
     load_module_state,
     put_state,
@@ -22,7 +22,7 @@ from qhw_diffusion.runs import (
 
 
 def fill(folder: Path, text: str, *, fail: bool = False) -> None:
-    with files_aside(folder) as aside:
+    with atomic_folder(folder) as aside:
         (aside / "one").write_text(text)
         if fail:
             raise ZeroDivisionError

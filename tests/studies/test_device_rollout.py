@@ -10,6 +10,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -186,18 +187,46 @@ def test_an_error_on_the_way_says_how_to_go_on(
     assert f"kept in {out}; the same command with --resume goes on" in text
 
 
+@pytest.mark.parametrize("jobs", [0, 1])
 def test_where_settings_are_wrong_no_resume_is_advised(
-    small_policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    small_policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], jobs: int
 ) -> None:
-    def refuse(*_: object, **__: object) -> None:
-        raise InvalidInputError("not with these options")
+    """Refused before the first job nothing is left; after one, the folder stays, with the snapshot for its circuits."""
+    run, left = Runner.run, [jobs]
+
+    def refuse(*arguments: Any, **options: Any) -> Any:
+        if not left[0]:
+            raise InvalidInputError("not with these options")
+        left[0] -= 1
+        return run(*arguments, **options)
 
     monkeypatch.setattr(Runner, "run", refuse)
     out = tmp_path / "out"
     assert cli.main(_command(small_policy, out, tmp_path / "ledger", "fake_manila")) == InvalidInputError.exit_code
     text = capsys.readouterr().err
-    assert "--overwrite" in text
+    assert out.exists() == bool(jobs)
+    assert ("--overwrite" in text) == bool(jobs)
     assert "--resume" not in text
+
+
+def test_interrupted_after_a_job_was_sent_the_folder_stays(
+    small_policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A second Ctrl-C, between the answer and the checkpoint: what was paid for is found again by --resume."""
+    run = Runner.run
+
+    def interrupted(*arguments: Any, **options: Any) -> Any:
+        run(*arguments, **options)
+        raise KeyboardInterrupt
+
+    command = _command(small_policy, tmp_path / "out", tmp_path / "ledger", "fake_manila")
+    with monkeypatch.context() as patch:
+        patch.setattr(Runner, "run", interrupted)
+        assert cli.main(command) == 130
+    assert "the same command with --resume goes on" in capsys.readouterr().err
+    assert cli.main([*command, "--resume"]) == 0
+    with Ledger.open(tmp_path / "ledger") as ledger:
+        assert len(ledger.rows()) == STEPS
 
 
 @pytest.mark.parametrize(("flags", "words"), [
