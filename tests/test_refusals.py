@@ -14,10 +14,12 @@ from qhw_diffusion.guidance import ActorConfig, GuidanceConfig, PPOConfig, Rewar
 from qhw_diffusion.runs import write_tensors
 from qhw_diffusion.studies import guidance_study, study_work
 
-TRAIN = ["train", "guidance", "--g0", "1.2", "--n-steps", "2", "--starts", "24", "--num-envs", "24", "--updates", "1",
+TRAIN = ["train", "guidance", "--g0", "1.2", "--n-steps", "2", "--spacing", "trailing",
+         "--starts", "24", "--num-envs", "24", "--updates", "1",
          "--minibatches", "1", "--device", "fake_manila"]  # fmt: skip
 DENOISE = ["train", "denoising", "--n-steps", "2", "--depth", "2", "--iterations", "2", "--autoencoder-steps", "2"]
-STUDY = ["study", "guidance", "--seeds", "1", "--n-steps", "2", "--starts", "24", "--num-envs", "24", "--updates", "1",
+STUDY = ["study", "guidance", "--seeds", "1", "--n-steps", "2", "--spacing", "trailing",
+         "--starts", "24", "--num-envs", "24", "--updates", "1",
          "--minibatches", "1", "--device", "fake_manila", "--actors", "quantum,matched", "--workers", "1"]  # fmt: skip
 DENOISING_STUDY = ["study", "denoising", "--seeds", "1", "--iterations", "2", "--n-steps", "2", "--depth", "2",
                    "--device", "fake_manila", "--arms", "postselected", "--workers", "1"]  # fmt: skip
@@ -111,7 +113,7 @@ def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A policy of four qubits for fake_manila, trained for one update from 24 starting points."""
     path = tmp_path_factory.mktemp("policy") / "run"
     train_guidance(
-        GuidanceConfig(n_steps=2, starts=24),
+        GuidanceConfig(n_steps=2, spacing="trailing", starts=24),
         PPOConfig.short(updates=1, num_envs=24, epochs=1, minibatches=1),
         RewardConfig(),
         ActorConfig(device="fake_manila", depth=1),

@@ -56,7 +56,7 @@ def test_minibatches_without_two_rows_are_refused_by_whoever_knows_the_steps(tmp
         SubjectsConfig(num_envs=20, minibatches=61)
     with pytest.raises(InvalidInputError, match="at most 60"):
         SingleTraining(ModelConfig(), GuidanceConfig(), RewardConfig(), ppo.replace(minibatches=61), ActorConfig(),
-                       out=tmp_path / "run", resume=False, sweep_images=512, command="")  # fmt: skip
+                       out=tmp_path / "run", resume=False, overwrite=False, sweep_images=512, command="")  # fmt: skip
 
 
 OPEN = [(open_study, StudyConfig()), (open_shots_study, shots_settings.QUICK),
