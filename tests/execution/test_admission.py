@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from qiskit import QuantumCircuit
+from qiskit import QuantumCircuit, qasm3
 from qiskit.circuit import AnnotatedOperation, Gate, Instruction, Parameter, ParameterVector, PowerModifier
 from qiskit.circuit.classical import expr
 from qiskit.circuit.library import (
@@ -594,3 +594,31 @@ def test_lists_of_any_kind_are_taken() -> None:
     assert made.inputs == tuple(VECTOR)
     values = Ideal().estimate(made, torch.tensor([[0.3, 0.4]])).values
     torch.testing.assert_close(2 * values[:, 0], values[:, 1])
+
+
+def _fixed_block(circuit: QuantumCircuit) -> None:
+    for angle, pair in ((0.3, (0, 1)), (0.7, (1, 0)), (0.2, (0, 1))):
+        circuit.ry(angle, pair[0])
+        circuit.cx(*pair)
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        pytest.param(_fixed_block, id="gates without parameters"),
+        pytest.param(lambda c: c.unitary(random_unitary(4, seed=1), [0, 1]), id="unitary"),
+        pytest.param(lambda c: (c.rxx(W, 0, 1), _fixed_block(c), c.rzx(0.4, 1, 0), c.ryy(W, 0, 1)), id="pairs"),
+    ],
+)
+@pytest.mark.parametrize("name", DEVICES)
+@pytest.mark.parametrize("level", [0, 1, 2, 3])
+def test_one_seed_gives_one_circuit(build: Callable[[QuantumCircuit], object], name: str, level: int) -> None:
+    circuit = QuantumCircuit(2)
+    build(circuit)
+    circuit.ry(W, 0)
+    settings = {"inputs": [], "weights": [W], "observables": [SparsePauliOp("ZX")], "optimization_level": level}
+    made = [qhw.compile_circuit(circuit, device(name), **settings) for _ in range(6)]
+    assert len({qasm3.dumps(one.isa) for one in made}) == 1
+    layer = qhw.QuantumLayer(made[0], "ideal", dtype=torch.float64)
+    exact = Statevector(circuit.assign_parameters({W: layer.weight.item()})).expectation_value(SparsePauliOp("ZX"))
+    assert layer(torch.zeros(1, 0)).item() == pytest.approx(exact.real, abs=1e-9)
