@@ -100,6 +100,11 @@ class LatentAutoencoder(nn.Module):
         """Trainable parameters of encoder and decoder."""
         return sum(p.numel() for p in self.parameters())
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of its weights: what images and magnitudes are turned into."""
+        return next(self.parameters()).dtype
+
     def encode(self, images: Tensor) -> Tensor:
         """Magnitudes [B, 2^k] of images [B, C, H, W]: positive and of unit norm. Differentiable.
 
@@ -115,7 +120,7 @@ class LatentAutoencoder(nn.Module):
             raise InvalidInputError(
                 f"images are {tuple(images.shape)}; this autoencoder takes [B, {', '.join(map(str, self.image_shape))}]"
             )
-        outputs: Tensor = self.encoder(images)
+        outputs: Tensor = self.encoder(images.to(self.dtype))
         return nn.functional.normalize((outputs.square() + _SMOOTHING**2).sqrt(), dim=1)
 
     def decode(self, amplitudes: Tensor) -> Tensor:
@@ -132,7 +137,7 @@ class LatentAutoencoder(nn.Module):
                 f"amplitudes are {tuple(amplitudes.shape)}; this autoencoder takes [B, {self.latent_dim}] "
                 f"({self.config.latent_qubits} qubits)"
             )
-        magnitudes = amplitudes.abs().to(torch.float32)
+        magnitudes = amplitudes.abs().to(self.dtype)
         norm = magnitudes.norm(dim=1, keepdim=True)
         if not bool(((norm > 0) & norm.isfinite()).all()):
             raise InvalidInputError("amplitudes must be finite, and no row all zeros")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -256,6 +257,21 @@ def test_what_an_autoencoder_was_trained_to_comes_back(tmp_path: Path) -> None:
     loaded = LatentAutoencoder.load(double.save(tmp_path / "autoencoder"))
     images = torch.rand(2, 1, 4, 4, dtype=torch.float64)
     assert torch.equal(loaded.encode(images), double.encode(images))
+
+
+@pytest.mark.parametrize("make", [amplitude, latent])
+def test_a_model_in_double_precision_samples_and_comes_back(make: Callable[[], QDM], tmp_path: Path) -> None:
+    model = make().double()
+    again = from_pretrained(save_pretrained(model, tmp_path / "model"))
+    labels = torch.zeros(3, dtype=torch.int64) if model.reverse.config.n_labels > 1 else None
+    made = []
+    for each in (model, again):
+        generator = torch.Generator().manual_seed(1)
+        made.append(each.images(each.sample(3, generator, labels).states))
+    assert made[0].isfinite().all()
+    assert torch.equal(*made)
+    shape = (3, *model.image_shape)
+    assert model.encode(torch.rand(shape) * 2 - 1).shape == (3, model.dim)
 
 
 class _OwnModel(AmplitudeQDM):
