@@ -47,6 +47,10 @@ class EngineError(QhwError, RuntimeError):
     """An engine that failed to evaluate a circuit, or answered with something that is no result."""
 
 
+class WorkerError(QhwError, RuntimeError):
+    """A worker process that ended without a result, killed by somebody or for lack of memory."""
+
+
 class MemoryBudgetError(QhwError, MemoryError):
     """A computation that would not fit in memory; raised before anything is allocated."""
 

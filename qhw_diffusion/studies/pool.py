@@ -9,10 +9,11 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from typing import Any
 
-from qhw_diffusion.errors import InvalidInputError
+from qhw_diffusion.errors import InvalidInputError, WorkerError
 from qhw_diffusion.runs import interruptible, progress, progress_enabled
 
 
@@ -37,6 +38,9 @@ def run_tasks(tasks: Sequence[Task], *, workers: int, desc: str, executor: Proce
 
     With one worker they run in this process. With more, `executor` (see `make_executor`) runs them. Ctrl-C lets
     running trainings save their checkpoint, drops what has not started, and raises KeyboardInterrupt.
+
+    Raises:
+        WorkerError: a worker process was killed.
     """
     if not tasks:
         return
@@ -67,6 +71,13 @@ def _run_parallel(tasks: Sequence[Task], executor: ProcessPoolExecutor, bar: Any
                 if future.cancelled():
                     continue
                 error = future.exception()
+                if isinstance(error, BrokenProcessPool):
+                    running = [futures[other].name for other in (future, *open_futures) if not other.cancelled()]
+                    raise WorkerError(
+                        f"a worker process was killed, perhaps since memory ran out; at work or waiting were "
+                        f"{', '.join(running[:4])}{' and others' if len(running) > 4 else ''}. What is finished is in "
+                        "the folder: the same command with --resume goes on; --workers 1 takes less memory"
+                    ) from error
                 if error is not None and not (stop.requested and isinstance(error, KeyboardInterrupt)):
                     for other in open_futures:
                         other.cancel()

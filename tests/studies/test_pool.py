@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from qhw_diffusion.errors import WorkerError
 from qhw_diffusion.studies.pool import Task, make_executor, run_tasks
 
 
@@ -17,6 +18,10 @@ def leave_a_mark(file: str) -> None:
 
 def fail(message: str) -> None:
     raise ValueError(message)
+
+
+def be_killed() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def wait_for_interrupt(started: str, saved: str) -> None:
@@ -70,3 +75,15 @@ def test_tasks_run_in_other_processes_and_errors_and_interrupts_come_back(tmp_pa
             run_tasks(waiting, workers=2, desc="stage", executor=executor)
         thread.join()
         assert saved.read_text() == "saved"
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_killed_is_one_line_and_what_was_finished_stays(tmp_path: Path) -> None:
+    executor = make_executor(2)
+    assert executor is not None
+    with executor:
+        first = Task("first", leave_a_mark, {"file": str(tmp_path / "first")}, cost=1)
+        run_tasks([first], workers=2, desc="stage", executor=executor)
+        with pytest.raises(WorkerError, match=r"killed.*unlucky.*--resume"):
+            run_tasks([Task("unlucky", be_killed, {}, 1)], workers=2, desc="stage", executor=executor)
+    assert (tmp_path / "first").exists()
