@@ -40,6 +40,9 @@ _TRAILING = "\\.,;:!?)]}"
 
 _ALONE = re.compile(r"(?i)\b(basic|bearer|apikey)(?:\s{1,8}|%20|=)([^\s\"'`,;&<>(){}]+)")
 _USERINFO = re.compile(r"(:(?:\\*/){2}|%3A%2F%2F)(?:(?!%2F)[^\s/?#\"'`<>])*(@|%40)", re.IGNORECASE)
+# curl -u user:password; ApiKey("…")
+_OPTION_USER = re.compile(r"((?:^|\s)(?:-u|--user|--proxy-user)[ =]?[\"']?[^\s:\"']{1,100}:)(?!\(token )[^\s\"']+")
+_CALLED = re.compile(rf"((?:{_NAMES})\(\s{{0,8}}[bBuUrR]{{0,2}}(?:{_QUOTE}))[^\"'`\\]{{6,}}", re.IGNORECASE)
 _DOTTED = re.compile(r"[\w.-]+")
 _PEM = re.compile(r"(-----BEGIN [A-Z ]{0,40}PRIVATE KEY-----)[^-]+")
 _WORD = re.compile(r"[A-Za-z][a-z]{0,15}(?:[-'/][a-z]{1,15}){0,3}")
@@ -64,6 +67,7 @@ def without_shapes(text: str) -> str:
     text = "".join([*parts, text[at:]])
     text = _ALONE.sub(_alone, text)
     text = _USERINFO.sub(lambda found: found[1] + MASK + found[2], text)
+    text = _CALLED.sub(rf"\1{MASK}", _OPTION_USER.sub(rf"\1{MASK}", text))
     return without_web_tokens(_PEM.sub(rf"\1{MASK}", text))
 
 
