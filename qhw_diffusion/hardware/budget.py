@@ -26,8 +26,8 @@ def share_budget(
 ) -> int:
     """Give each job its limit, `Job.max_seconds`; together they fit into what is left, even if every job uses it up.
 
-    So a job in flight counts with its limit until its charge is known: for another process under the same cap, what it
-    leaves is all there is. The service takes limits in whole seconds, so each job counts with its estimate rounded up.
+    So a job counts with its limit until its charge is known: for another process under the same cap, what it leaves is
+    all there is. The service takes limits in whole seconds, so each job counts with its estimate rounded up.
 
     Args:
         jobs: about to be sent to a paid device, with their estimates.
@@ -66,15 +66,23 @@ def share_budget(
         spent = ledger.spent() - sum(row.counted_now for row in planned) + session_overhead
         left[f"the ledger's cap is {ledger.cap:g} s, {spent:.1f} s of it spent or in flight"] = ledger.cap - spent
     if remaining is not None:
-        flying = sum(row.estimate_seconds for row in ledger.rows(state="submitted"))
+        flying = ledger.reserved() - sum(row.counted_now for row in planned)
         left[f"the account has {remaining:.0f} s, {flying:.1f} s of it in flight"] = remaining - flying
     why = min(left, key=lambda text: left[text])
     need = sum(job.whole_seconds for job in jobs)
     if need > left[why]:
+        unstated = [job_id for row in ledger.with_unknown_charges() for job_id in row.unknown]
+        later = (
+            f" {_jobs(len(unstated))} ended without a charge so far ({', '.join(unstated[:3])}"
+            f"{', …' if len(unstated) > 3 else ''}), and count with their limits until the service states it: the same "
+            "command may fit later."
+            if unstated
+            else ""
+        )
         raise BudgetError(
-            f"{len(jobs)} job{'s' if len(jobs) > 1 else ''} on {device} would take about "
+            f"{_jobs(len(jobs))} on {device} would take about "
             f"{sum(job.seconds for job in jobs):.1f} s ({need} s in whole seconds), and {max(left[why], 0):.1f} s are "
-            f"left: {why}. Nothing was sent; use fewer shots or rows, or raise the cap"
+            f"left: {why}.{later} Nothing was sent; use fewer shots or rows, or raise the cap"
         )
     spare = math.floor(left[why]) - need
     for job in jobs:
@@ -82,3 +90,7 @@ def share_budget(
         job.max_seconds = max(1, min(job.whole_seconds + share, LONGEST_JOB))
         job.summary = {**job.summary, LIMIT: job.max_seconds}
     return math.floor(left[why])
+
+
+def _jobs(number: int) -> str:
+    return f"{number} job{'s' if number != 1 else ''}"

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import math
 import sqlite3
+from collections.abc import Iterator
 
 from qhw_diffusion.errors import BudgetError, InvalidInputError, LedgerError
-from qhw_diffusion.hardware.ledger_rows import Row, store_note
+from qhw_diffusion.hardware.ledger_rows import Row, read_rows, store_note
+
+# A charge that is not known is a null, of the row or in the JSON of its duplicates and earlier attempts
+_MAY_BE_UNKNOWN = "qpu_seconds IS NULL OR instr(summary, 'null') OR instr(earlier, 'null')"
 
 
 def check_caps(connection: sqlite3.Connection, row: Row, cap: float | None) -> None:
@@ -34,12 +38,19 @@ def check_caps(connection: sqlite3.Connection, row: Row, cap: float | None) -> N
 
 
 def seconds_spent(connection: sqlite3.Connection, run: str | None, without: str = "") -> tuple[float, float]:
-    """Seconds measured, and seconds reserved by estimates; of one run, without one key, if given."""
-    sql = "SELECT TOTAL(CASE WHEN {} THEN counted END) FROM jobs WHERE (?1 IS NULL OR run = ?1) AND key != ?2"
-    known = "qpu_seconds IS NOT NULL"
-    values = (run, without)
-    first = connection.execute(sql.format(known), values).fetchone()[0]
-    return float(first), float(connection.execute(sql.format(f"NOT ({known})"), values).fetchone()[0])
+    """Seconds measured, and seconds reserved for what is not measured; of one run, without one key, if given."""
+    # The column is what counted when the row was written, which is right for rows that know all their charges; the
+    # others are asked themselves, so that rows of earlier versions count right as well
+    sql = f"SELECT TOTAL(counted) FROM jobs WHERE (?1 IS NULL OR run = ?1) AND key != ?2 AND NOT ({_MAY_BE_UNKNOWN})"
+    measured = float(connection.execute(sql, (run, without)).fetchone()[0])
+    rows = [row for row in rows_to_ask(connection) if row.key != without and run in (None, row.run)]
+    reserved = sum(row.reserved for row in rows)
+    return measured + sum(row.counted for row in rows) - reserved, reserved
+
+
+def rows_to_ask(connection: sqlite3.Connection) -> Iterator[Row]:
+    """The rows that may have a job whose charge is not known."""
+    return read_rows(connection, f"WHERE {_MAY_BE_UNKNOWN}")
 
 
 def stored_cap(connection: sqlite3.Connection, run: str | None = None) -> float | None:

@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Mapping
 
-from qhw_diffusion.errors import JobError, ServiceError
+from qhw_diffusion.errors import AccountError, JobError, ServiceError
 from qhw_diffusion.hardware.job import Job
 from qhw_diffusion.hardware.ledger import Ledger
-from qhw_diffusion.hardware.ledger_rows import Row
+from qhw_diffusion.hardware.ledger_rows import DUPLICATES, Row
 from qhw_diffusion.hardware.service import JobState, Service
 from qhw_diffusion.hardware.submission import Sender
 from qhw_diffusion.hardware.waiting import Waiter
 
 # Reasons of failed rows that never ran or were cancelled: the next call sends these again by itself
 SENT_AGAIN = ("not sent", "refused", "cancelled", "lost")
+_NO_ANSWER = (ServiceError, AccountError)
 
 
 class Collector:
     """Stores what became of jobs.
 
-    A session is charged by the clock, so in session mode a job counts with the session's seconds since the job before
-    it, if these are more than its own; what the session takes after its last job is added to that one when it closes.
+    A session is charged by the clock, so a job in a session counts with the session's seconds since the job before it,
+    if these are more than its own. What the session took after its last job is added to that one, once, when the
+    session has ended. Jobs that went to a batch because their session was closed count with their own charge.
 
     Args:
         service, ledger, waiter, sender: of the runner.
@@ -31,19 +34,22 @@ class Collector:
         self.ledger = ledger
         self.waiter = waiter
         self.sender = sender
-        self._session_counted = 0.0
-        self._last: Row | None = None
+        # by session id: seconds that rows count, and the key of the last job that was in it
+        self._counted: dict[str, float] = {}
+        self._last: dict[str, str] = {}
 
     def store(self, job: Job, row: Row) -> Row:
         """The answer of a job that is done: on the disk first, with what it was charged."""
         raw = self.waiter.answered(lambda: self.service.raw(row.job_id or ""))
-        charged = self.charged(row)
-        duplicates = self.sender.cancel_duplicates(row) if job.uncertain else {}
-        if duplicates and charged is not None:
-            charged += sum(seconds or 0.0 for seconds in duplicates.values())
-        extra = {"duplicates": duplicates} if duplicates else {}
-        self._last = self.ledger.done(job.key, raw, charged, **extra)
-        return self._last
+        before = row.summary.get(DUPLICATES, {})
+        found = self.sender.cancel_duplicates(row) if job.uncertain else {}
+        new = {job_id: seconds for job_id, seconds in found.items() if job_id not in before}
+        if row.qpu_seconds is not None:  # only the answer is fetched again
+            charged: float | None = row.qpu_seconds + sum(seconds or 0.0 for seconds in new.values())
+        elif (charged := self.charged(row)) is not None:
+            charged += sum(seconds or 0.0 for seconds in {**new, **before}.values())
+        extra = {DUPLICATES: {**new, **before}} if new else {}
+        return self.ledger.done(job.key, raw, charged, **extra)
 
     def lost_or_cancelled(self, row: Row, state: JobState) -> None:
         """Fail the row of a job that is going to be sent again."""
@@ -72,38 +78,88 @@ class Collector:
         waited, pause = 0.0, max(times.backoff, times.settle / 64)
         seconds: float | None = None
         while seconds is None:
-            with contextlib.suppress(ServiceError):
+            with contextlib.suppress(*_NO_ANSWER):  # what was paid for is stored all the same
                 seconds = self.service.qpu_seconds(row.job_id or "")
             if seconds is None:
                 if waited >= times.settle:
-                    return None
+                    break
                 self.waiter.sleep(pause)
                 waited, pause = waited + pause, pause * 2
-        return max(seconds, self._session_seconds(seconds))
+        return self._within_session(row, seconds)
+
+    def read_again(self, settle: float = 0.0, run: str | None = None) -> bool:
+        """Ask for the charges that the ledger does not know yet, for `settle` seconds if need be; whether one came.
+
+        run: whose charges are waited for; None for all.
+        """
+        came, waited, pause = False, 0.0, max(self.waiter.times.backoff, settle / 64)
+        while rows := self.ledger.with_unknown_charges():
+            with contextlib.suppress(*_NO_ANSWER):  # nor for the others then; their limits go on counting
+                for row, job_id in ((known, job_id) for known in rows for job_id in known.unknown):
+                    if (seconds := self.service.qpu_seconds(job_id)) is None:
+                        continue
+                    came = True
+                    self.ledger.measured(row.key, seconds, job_id)
+                    if job_id == row.job_id:
+                        self._count(row, seconds)
+            if waited >= settle or not any(run in (None, row.run) for row in self.ledger.with_unknown_charges()):
+                break
+            self.waiter.sleep(pause)
+            waited, pause = waited + pause, pause * 2
+        return came
 
     def session_overhead(self) -> float:
-        """Seconds charged for sessions that no row counts yet."""
-        if self.sender.mode != "session":
-            return 0.0
-        return max(0.0, self.waiter.answered(self.service.session_seconds) - self._session_counted)
+        """Seconds of the clock of sessions that no row counts yet; what ended ones took is added to their last job."""
+        clocks = self.waiter.answered(self._clocks)
+        self._end_sessions(clocks)
+        return sum(self._uncounted(name, seconds) for name, seconds in clocks.items())
 
     def close(self) -> None:
         """Close the batch or session; its time after the last job counts with that job."""
         self.service.close()
-        if self._last is None or self._last.qpu_seconds is None:
-            return
-        with contextlib.suppress(ServiceError):
-            overhead = self.session_overhead()
-            if overhead > 0:
-                self._session_counted += overhead
-                self._last = self.ledger.measured(self._last.key, self._last.qpu_seconds + overhead)
+        with contextlib.suppress(*_NO_ANSWER):
+            for name, seconds in self._clocks().items():
+                self._add_clock(name, seconds)
 
-    def _session_seconds(self, own: float) -> float:
-        if self.sender.mode != "session":
-            return 0.0
-        since = self.session_overhead()
-        self._session_counted += max(own, since)
-        return since
+    def _within_session(self, row: Row, own: float | None) -> float | None:
+        """A job's charge with the clock of its session since the job before, if it was in one and that is more."""
+        name = row.session_id or ""
+        with contextlib.suppress(*_NO_ANSWER):
+            clocks = self._clocks()
+            self._end_sessions(clocks)
+            since = self._uncounted(name, clocks.get(name, 0.0))
+            if since > (own or 0.0):
+                own = since
+        self._last[name] = row.key
+        self._count(row, own or 0.0)
+        return own
+
+    def _clocks(self) -> Mapping[str, float]:
+        return self.service.session_seconds() if self.sender.mode == "session" else {}
+
+    def _end_sessions(self, clocks: Mapping[str, float]) -> None:
+        for name, seconds in clocks.items():
+            if name != self.service.session_id():
+                self._add_clock(name, seconds)
+
+    def _count(self, row: Row, seconds: float) -> None:
+        name = row.session_id or ""
+        self._counted[name] = self._counted.get(name, 0.0) + seconds
+
+    def _uncounted(self, name: str, seconds: float) -> float:
+        return max(0.0, seconds - self._counted.get(name, 0.0))
+
+    def _add_clock(self, name: str, seconds: float) -> None:
+        more = self._uncounted(name, seconds)
+        if more <= 0:
+            return
+        if name not in self._last:  # none of its jobs has ended here: the clock waits for one with its row
+            out = [row.key for row in self.ledger.rows(state="submitted") if row.session_id == name]
+            if not out:
+                return
+            self._last[name] = out[-1]
+        self.ledger.add_clock(self._last[name], more)
+        self._counted[name] = self._counted.get(name, 0.0) + more
 
 
 def failed_before(row: Row, reason: str) -> JobError:

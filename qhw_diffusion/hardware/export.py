@@ -20,6 +20,8 @@ from qhw_diffusion.hardware.service import Measured
 from qhw_diffusion.masking import without_own_tokens
 
 _JOB = tuple(name for name in COLUMNS if name != "earlier")
+# Of all attempts: what was charged (empty while not known), what counts against caps, and jobs without a result
+_COSTS = ("charged_seconds", "counted_seconds", "unused_jobs")
 _VALUE = ("pub", "observable", "row", "value", "std_error", "value_shots", "trouble")
 
 
@@ -79,14 +81,20 @@ def _answers(ledger: Ledger, row: Row) -> tuple[str | None, list[Measured], str]
 def _as_csv(ledger: Ledger, rows: Sequence[Row]) -> str:
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow([*_JOB, *_VALUE])
+    writer.writerow([*_JOB, *_COSTS, *_VALUE])
     for row in rows:
         job = {**asdict(row), "summary": json.dumps(row.summary, ensure_ascii=False)}
-        front = ["" if job[name] is None else job[name] for name in _JOB]
+        costs = _costs(row)
+        job |= {**costs, "unused_jobs": json.dumps(costs["unused_jobs"], ensure_ascii=False)}
+        front = ["" if job[name] is None else job[name] for name in (*_JOB, *_COSTS)]
         _, measured, trouble = _answers(ledger, row)
         for value in list(_values(measured)) or [("",) * 6]:
             writer.writerow([*front, *value, trouble])
     return buffer.getvalue()
+
+
+def _costs(row: Row) -> dict[str, Any]:
+    return dict(zip(_COSTS, (row.charge, row.counted, row.unused_jobs), strict=True))
 
 
 def _values(measured: Sequence[Measured]) -> Iterator[tuple[Any, ...]]:
@@ -100,5 +108,5 @@ def _as_json(ledger: Ledger, rows: Sequence[Row]) -> str:
     for row in rows:
         raw, measured, trouble = _answers(ledger, row)
         pubs = [{"values": v.tolist(), "std_errors": e.tolist(), "shots": s} for v, e, s in measured]
-        entries.append({**asdict(row), "results": pubs, "raw": raw, "trouble": trouble})
+        entries.append({**asdict(row), **_costs(row), "results": pubs, "raw": raw, "trouble": trouble})
     return json.dumps(entries, indent=1, ensure_ascii=False) + "\n"

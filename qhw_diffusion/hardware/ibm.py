@@ -26,7 +26,7 @@ from qhw_diffusion.devices import Device
 from qhw_diffusion.devices.account import connect, live_backend, remember_account
 from qhw_diffusion.errors import AccountError, BudgetError, InvalidInputError, QhwError, ServiceError
 from qhw_diffusion.hardware.ibm_answers import RawText, decode
-from qhw_diffusion.hardware.modes import Context
+from qhw_diffusion.hardware.modes import Context, seconds_stated
 from qhw_diffusion.hardware.service import (
     JobState,
     Limits,
@@ -175,12 +175,15 @@ class IBMService:
         return decode(raw)
 
     def qpu_seconds(self, job_id: str) -> float | None:
-        job = self._job(job_id)
-        usage = self._ask(f"read the usage of job {job_id}", job.metrics).get("usage") or {}
-        if usage.get("status") == "pending":
+        try:
+            metrics = self._ask(f"read the usage of job {job_id}", lambda: self._job(job_id).metrics())
+        except RuntimeJobNotFound:  # of another account, or long ago
             return None
-        charged = usage.get("qpu_charge_time_seconds", usage.get("quantum_seconds"))
-        return None if charged is None else float(charged)
+        usage = metrics.get("usage") if isinstance(metrics, dict) else None
+        if not isinstance(usage, dict) or usage.get("status") == "pending":
+            return None
+        stated = (seconds_stated(usage.get(name)) for name in ("qpu_charge_time_seconds", "quantum_seconds"))
+        return next((seconds for seconds in stated if seconds is not None), None)
 
     def cancel(self, job_id: str) -> None:
         job = self._job(job_id)
@@ -200,15 +203,16 @@ class IBMService:
         usage = self._ask("read the account's usage", api.cloud_usage)
         if usage.get("usage_limit_reached"):
             return 0.0
-        limit = usage.get("usage_limit_seconds") or usage.get("usage_allocation_seconds")
-        return None if not limit else max(float(limit) - float(usage.get("usage_consumed_seconds") or 0.0), 0.0)
+        names = ("usage_limit_seconds", "usage_allocation_seconds")
+        limit = next((seconds for name in names if (seconds := seconds_stated(usage.get(name)))), None)
+        return None if limit is None else max(limit - (seconds_stated(usage.get("usage_consumed_seconds")) or 0.0), 0.0)
 
     def session_id(self) -> str | None:
         return None if self._context is None else self._context.session_id
 
-    def session_seconds(self) -> float:
+    def session_seconds(self) -> dict[str, float]:
         if self._context is None:
-            return 0.0
+            return {}
         return self._ask("read the session's usage", self._context.seconds)
 
     def close(self) -> None:

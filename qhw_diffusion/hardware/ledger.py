@@ -17,11 +17,21 @@ from types import TracebackType
 from typing import Any
 
 from qhw_diffusion.errors import DamagedFileError, InvalidInputError, LedgerError
-from qhw_diffusion.hardware.caps import as_seconds, check_caps, seconds_spent, store_cap, stored_cap
+from qhw_diffusion.hardware.caps import as_seconds, check_caps, rows_to_ask, seconds_spent, store_cap, stored_cap
 from qhw_diffusion.hardware.key_lock import FolderLock, exclusive_lock
 from qhw_diffusion.hardware.keys import check_key
 from qhw_diffusion.hardware.ledger_file import LedgerFile, check_folder, check_there
-from qhw_diffusion.hardware.ledger_rows import LIMIT, STATES, Row, now, read_rows, write_row
+from qhw_diffusion.hardware.ledger_rows import (
+    CLOCK,
+    DUPLICATES,
+    LIMIT,
+    STATES,
+    Row,
+    now,
+    read_rows,
+    with_charge,
+    write_row,
+)
 from qhw_diffusion.hardware.results import read_result, write_result
 from qhw_diffusion.masking import without_own_tokens, without_tokens
 
@@ -115,11 +125,16 @@ class Ledger:
                                    f"recover --ledger {self.folder} lets them be fetched again") from error  # fmt: skip
 
     def spent(self, run: str | None = None) -> float:
-        """QPU seconds that count against caps: measured where known, what the service lets it take (or else the
-        estimate) for what is planned or submitted, with every earlier attempt; 0 for jobs that cost nothing.
+        """QPU seconds that count against caps: measured where known, else what the service lets the job take, with
+        every earlier attempt; 0 for jobs that cost nothing.
         """
         with self._file.reading() as connection:
             return sum(seconds_spent(connection, run))
+
+    def reserved(self) -> float:
+        """The part of `spent` that no charge has been stated for: jobs planned, out, or ended a short time ago."""
+        with self._file.reading() as connection:
+            return seconds_spent(connection, None)[1]
 
     @property
     def cap(self) -> float | None:
@@ -241,7 +256,7 @@ class Ledger:
 
         Args:
             raw: the service's answer as it came; should it repeat the user's credentials, they are masked.
-            qpu_seconds: measured; None if the service does not say yet (the estimate goes on counting; see `measured`).
+            qpu_seconds: measured; None if the service does not say yet (the limit goes on counting; see `measured`).
             summary: added to the row's.
 
         Raises:
@@ -267,18 +282,39 @@ class Ledger:
 
         return self._change(key, change)
 
-    def measured(self, key: str, qpu_seconds: float) -> Row:
-        """Note QPU seconds that became known after the job was done or had failed."""
+    def measured(self, key: str, qpu_seconds: float, job_id: str | None = None) -> Row:
+        """Note QPU seconds that became known after the job was done or had failed. What is known already stays.
+
+        Args:
+            job_id: of a duplicate or an earlier attempt; None for the row's own job.
+        """
         seconds = as_seconds("qpu_seconds", qpu_seconds)
 
         def change(row: Row, connection: sqlite3.Connection) -> Row:
-            _allow(row, ("done", "failed"), "measured")
-            return replace(row, qpu_seconds=seconds)
+            if job_id is None:
+                _allow(row, ("done", "failed"), "measured")
+            return with_charge(row, row.job_id if job_id is None else job_id, seconds)
 
         return self._change(key, change)
 
+    def add_clock(self, key: str, seconds: float) -> Row:
+        """Count seconds of the clock of a job's session with the job, beyond what it counts already."""
+        more = as_seconds("seconds", seconds)
+
+        def change(row: Row, connection: sqlite3.Connection) -> Row:
+            if row.qpu_seconds is not None:
+                return replace(row, qpu_seconds=row.qpu_seconds + more)
+            return replace(row, summary={**row.summary, CLOCK: row.summary.get(CLOCK, 0.0) + more})
+
+        return self._change(key, change)
+
+    def with_unknown_charges(self) -> list[Row]:
+        """Rows with jobs that have ended and whose charge is not known (`Row.unknown`)."""
+        with self._file.reading() as connection:
+            return [row for row in rows_to_ask(connection) if row.unknown]
+
     def failed(self, key: str, reason: str, qpu_seconds: float | None = None) -> Row:
-        """planned or submitted → failed. A failed job that was sent counts with `qpu_seconds`, or else its estimate."""
+        """planned or submitted → failed. A failed job that was sent counts with `qpu_seconds`, or else its limit."""
         seconds = None if qpu_seconds is None else as_seconds("qpu_seconds", qpu_seconds)
         text = without_tokens(str(reason)).encode("utf-8", "replace").decode() or "no reason given"
 
@@ -316,7 +352,11 @@ class Ledger:
             _allow(row, ("failed",), "tried again")
             names = ("attempt", "job_id", "session_id", "reason", "qpu_seconds")
             past = {**{name: getattr(row, name) for name in names}, "counted": row.counted_now}
-            kept = {name: value for name, value in row.summary.items() if name != LIMIT}  # of the attempt that failed
+            own = {name: row.summary[name] for name in (LIMIT, DUPLICATES, CLOCK) if name in row.summary}
+            past |= {name: value for name, value in own.items() if name != LIMIT}
+            if row.unknown:  # until the service states it, its limit counts
+                past[LIMIT] = row.most_seconds
+            kept = {name: value for name, value in row.summary.items() if name not in own}  # of the attempt that failed
             again = replace(row, state="planned", run=run or row.run, attempt=row.attempt + 1, job_id=None,
                             session_id=None, reason="", qpu_seconds=None, earlier=[*row.earlier, past],
                             summary={**kept, **extra})  # fmt: skip

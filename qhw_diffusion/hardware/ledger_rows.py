@@ -8,8 +8,8 @@ from __future__ import annotations
 import hashlib
 import json
 import sqlite3
-from collections.abc import Iterator
-from dataclasses import dataclass, field, fields
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -18,6 +18,10 @@ from qhw_diffusion.errors import LedgerError
 STATES = ("planned", "submitted", "done", "failed")
 # In a row's summary: QPU seconds after which the service ends its job, so that this is what it may still cost
 LIMIT = "limit_seconds"
+# In a row's summary: {job id: QPU seconds, None until known} of jobs sent twice for this row
+DUPLICATES = "duplicates"
+# In a row's summary: seconds of its session's clock that count with it, noted while its own charge was not known
+CLOCK = "session_seconds"
 
 
 @dataclass(frozen=True)
@@ -34,11 +38,12 @@ class Row:
         job_id, session_id: the service's, None until known.
         attempt: 1, and one more after every failure that was tried again.
         reason: why it failed.
-        qpu_seconds: charged for this attempt, None until known.
+        qpu_seconds: charged for this attempt, with its duplicates as far as known; None until known.
         created, updated: when.
         result_file, checksum: relative to the ledger's folder, and its SHA-256; None until done.
         summary: what the runner noted.
-        earlier: attempts before this one: attempt, job_id, session_id, reason, qpu_seconds, counted.
+        earlier: attempts before this one: attempt, job_id, session_id, reason, qpu_seconds, counted, duplicates if
+            there were any; while a charge is not known also the limit.
     """
 
     key: str
@@ -64,20 +69,107 @@ class Row:
 
     @property
     def counted_now(self) -> float:
-        """QPU seconds of this attempt that count against caps: measured; what the service lets it take while it is
-        planned or submitted; else estimated; 0 if nothing was ever sent.
+        """QPU seconds of this attempt that count against caps: measured, or else what the service lets it take; 0 if
+        nothing was ever sent.
         """
         if not self.paid or (self.state == "failed" and self.job_id is None and self.qpu_seconds is None):
             return 0.0
-        if self.qpu_seconds is not None:
-            return self.qpu_seconds
-        limit = self.summary.get(LIMIT, 0.0) if self.state in ("planned", "submitted") else 0.0
-        return max(self.estimate_seconds, float(limit))
+        return what_counts(self.qpu_seconds, self.most_seconds, self.summary)
+
+    @property
+    def most_seconds(self) -> float:
+        """What one job of this attempt may cost: its limit at the service (the estimate in rows that have none)."""
+        return max(self.estimate_seconds, float(self.summary.get(LIMIT, 0.0)))
 
     @property
     def counted(self) -> float:
         """QPU seconds of all attempts that count against caps."""
         return self.counted_now + sum(float(attempt["counted"]) for attempt in self.earlier)
+
+    @property
+    def reserved(self) -> float:
+        """The part of `counted` that the service has not stated: limits of jobs whose charge is not known."""
+        now = self.counted_now
+        known = 0.0 if now == 0.0 else what_counts(self.qpu_seconds, 0.0, self.summary)
+        past = sum(float(a["counted"]) - what_counts(a["qpu_seconds"], 0.0, a) for a in self.earlier if LIMIT in a)
+        return now - known + past
+
+    @property
+    def unknown(self) -> list[str]:
+        """Ids of jobs that have ended, and whose charge the service has not stated so far."""
+        if not self.paid:
+            return []
+        ended = self.state in ("done", "failed")
+        own = [(self.job_id, self.qpu_seconds)] if ended else []
+        jobs = own + [(past["job_id"], past["qpu_seconds"]) for past in self.earlier]
+        for notes in (self.summary, *self.earlier):
+            jobs += notes.get(DUPLICATES, {}).items()
+        return [job_id for job_id, seconds in jobs if job_id is not None and seconds is None]
+
+    @property
+    def charge(self) -> float | None:
+        """QPU seconds charged for all attempts and duplicates; None while one of them is not known."""
+        if not self.paid:
+            return 0.0
+        return None if self.state in ("planned", "submitted") or self.unknown else self.counted
+
+    @property
+    def unused_jobs(self) -> list[dict[str, Any]]:
+        """Failed attempts and duplicates, which gave no result and may have been charged: job_id, qpu_seconds, why."""
+        attempts = [(past["job_id"], past["qpu_seconds"], past["reason"]) for past in self.earlier]
+        if self.state == "failed":
+            attempts.append((self.job_id, self.qpu_seconds, self.reason))
+        for notes in (*self.earlier, self.summary):
+            attempts += [(job_id, seconds, "sent twice") for job_id, seconds in notes.get(DUPLICATES, {}).items()]
+        names = ("job_id", "qpu_seconds", "why")
+        return [dict(zip(names, one, strict=True)) for one in attempts if one[0] is not None]
+
+
+def total_charge(rows: Iterable[Row]) -> float | None:
+    """QPU seconds charged for these rows, with failed attempts and duplicates; None while one of them is not known."""
+    charges = [row.charge for row in rows]
+    return None if None in charges else float(sum(charge or 0.0 for charge in charges))
+
+
+def what_counts(seconds: float | None, most: float, notes: dict[str, Any]) -> float:
+    """QPU seconds that an attempt counts: a charge that is known, and for each job without one the most it may cost.
+
+    Args:
+        seconds: charged for the attempt, with its duplicates as far as known; None until its own charge is known.
+        most: one job's limit.
+        notes: where `DUPLICATES` and `CLOCK` are, if there are such.
+    """
+    others = list(notes.get(DUPLICATES, {}).values())
+    more = most * sum(other is None for other in others) + float(notes.get(CLOCK, 0.0))
+    if seconds is not None:
+        return seconds + more
+    return most + more + sum(other or 0.0 for other in others)
+
+
+def with_charge(row: Row, job_id: str | None, seconds: float) -> Row:
+    """The row with the charge of one of its jobs; as it is where that was known, or the job is none of its."""
+    own = job_id == row.job_id
+    now, summary = _charged(row.qpu_seconds, row.summary, job_id, own, seconds)
+    earlier = []
+    for past in row.earlier:
+        known, notes = _charged(past["qpu_seconds"], past, job_id, job_id == past["job_id"], seconds)
+        changed = {**notes, "qpu_seconds": known}
+        if changed != past:
+            changed["counted"] = what_counts(known, float(past.get(LIMIT, past["counted"])), notes)
+        earlier.append(changed)
+    return replace(row, qpu_seconds=now, summary=summary, earlier=earlier)
+
+
+def _charged(
+    before: float | None, notes: dict[str, Any], job_id: str | None, own: bool, seconds: float
+) -> tuple[float | None, dict[str, Any]]:
+    others = notes.get(DUPLICATES, {})
+    if own and before is None:
+        return seconds + sum(other or 0.0 for other in others.values()), notes
+    if job_id in others and others[job_id] is None:
+        notes = {**notes, DUPLICATES: {**others, job_id: seconds}}
+        before = None if before is None else before + seconds
+    return before, notes
 
 
 class DamagedLedgerError(LedgerError):

@@ -68,7 +68,7 @@ def show_text(ledger: Ledger, row: Row) -> str:
         ("circuits × shots", f"{row.circuits:,} × {row.shots:,}"),
         ("estimated", f"{row.estimate_seconds:.2f} QPU seconds"),
         ("measured", "not known" if row.qpu_seconds is None else f"{row.qpu_seconds:.2f} QPU seconds"),
-        ("counts as", f"{row.counted:.2f} QPU seconds against caps"),
+        ("counts as", f"{row.counted:.2f} QPU seconds against caps" + _reserved(row)),
         ("planned", row.created),
         ("last change", row.updated),
         ("attempt", str(row.attempt)),
@@ -106,10 +106,14 @@ def next_text(ledger: Ledger, row: Row) -> str:
 
 
 def _line(row: Row) -> tuple[str, ...]:
-    seconds = f"{row.estimate_seconds:.2f} est." if row.qpu_seconds is None else f"{row.qpu_seconds:.2f}"
+    seconds = f"{'≤ ' if row.reserved else ''}{row.counted:.2f}"
     state = row.state + (f" (attempt {row.attempt})" if row.attempt > 1 else "")
     return (row.key[:SHORT], state, row.run, row.device, row.job_id or "-", f"{row.circuits:,} × {row.shots:,}",
             seconds if row.paid else "free", row.updated[:19].replace("T", " "), row.purpose)  # fmt: skip
+
+
+def _reserved(row: Row) -> str:
+    return f", {row.reserved:.2f} of them limits of jobs whose charge is not known" if row.reserved else ""
 
 
 def _past(past: dict[str, object]) -> str:

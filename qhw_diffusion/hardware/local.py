@@ -182,8 +182,8 @@ class LocalService:
     def session_id(self) -> str | None:
         return None
 
-    def session_seconds(self) -> float:
-        return 0.0
+    def session_seconds(self) -> dict[str, float]:
+        return {}
 
     def close(self) -> None:
         """Nothing is open."""

@@ -13,6 +13,8 @@ from typing import Any
 from qhw_diffusion.errors import InvalidInputError
 
 MODES = ("job", "batch", "session")
+# How often the service is asked to close a session or batch, if it does not hear
+_CLOSINGS = 3
 
 
 class Context:
@@ -36,7 +38,7 @@ class Context:
         self.mode = mode
         self.max_seconds = max_seconds
         self._open: Any = None
-        self._seconds_before = 0.0
+        self._ended: dict[str, float] = {}
         self._reopened = False
 
     def target(self) -> Any:
@@ -48,8 +50,7 @@ class Context:
         if self._open is None:
             if self.mode == "session":
                 assert self.max_seconds is not None
-                left = max(1, math.floor(self.max_seconds - self._seconds_before))
-                self._open = Session(self.backend, max_time=left)
+                self._open = Session(self.backend, max_time=self._left)
             else:
                 self._open = Batch(self.backend, max_time=self.max_seconds)
         return self._open
@@ -58,19 +59,40 @@ class Context:
     def session_id(self) -> str | None:
         return None if self._open is None else self._open.session_id
 
-    def seconds(self) -> float:
-        """Wall-clock seconds charged for sessions so far; asks the service."""
-        now = self._open.usage() if self._open is not None and self.mode == "session" else None
-        return self._seconds_before + float(now or 0.0)
+    @property
+    def _left(self) -> int:
+        """Wall-clock seconds that the session may be open."""
+        return max(1, math.floor((self.max_seconds or 0) - sum(self._ended.values())))
+
+    def seconds(self) -> dict[str, float]:
+        """{session id: wall-clock seconds charged so far}; asks the service.
+
+        Raises:
+            ValueError: it does not say, or what it says is no number of seconds.
+        """
+        if self._open is None or self.mode != "session":
+            return dict(self._ended)
+        told = self._open.usage()
+        now = 0.0 if told is None else seconds_stated(told)  # null before its first job has started
+        if now is None:
+            raise ValueError(f"the session's usage is {told!r}")
+        return {**self._ended, str(self.session_id): now}
+
+    def _end(self, final: bool = True) -> None:
+        """Note what the open session used. If nobody says, or it may still be open, it counts as all of its time, so
+        that caps hold.
+        """
+        name, most = str(self.session_id), float(self._left)
+        with contextlib.suppress(Exception):
+            self._ended = self.seconds()
+        if not final or name not in self._ended:
+            self._ended[name] = max(most, self._ended.get(name, 0.0))
 
     def forget(self) -> None:
         """The service has closed it: a session is opened again once while it has time left, then a batch takes over."""
         if self.mode == "session":
-            try:
-                self._seconds_before = self.seconds()
-            except Exception:  # nobody says what it used: it counts as all of its time, so that caps hold
-                self._seconds_before = float(self.max_seconds or 0)
-            if self._reopened or (self.max_seconds or 0) - self._seconds_before < 1:
+            self._end()
+            if self._reopened or (self.max_seconds or 0) - sum(self._ended.values()) < 1:
                 self.mode = "batch"
             self._reopened = True
         self._open = None
@@ -78,10 +100,14 @@ class Context:
     def close(self) -> None:
         """Take no more jobs; those sent go on. Whether the service heard it does not matter: it closes by itself."""
         if self._open is not None:
-            with contextlib.suppress(Exception):
-                self._seconds_before = self.seconds()
-            with contextlib.suppress(Exception):
-                self._open.close()
+            heard = False
+            for _ in range(_CLOSINGS):  # the client asks once
+                with contextlib.suppress(Exception):
+                    self._open.close()
+                    heard = True
+                    break
+            if self.mode == "session":
+                self._end(final=heard)
             self._open = None
 
 
@@ -89,3 +115,12 @@ def check_mode(mode: str) -> None:
     """Raise InvalidInputError for anything but ``"job"``, ``"batch"`` and ``"session"``."""
     if mode not in MODES:
         raise InvalidInputError(f"mode is {mode!r}; allowed: {', '.join(MODES)}")
+
+
+def seconds_stated(value: object) -> float | None:
+    """Seconds as the service states them; None for anything but a finite number from 0."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    with contextlib.suppress(OverflowError):  # a whole number beyond every float
+        return float(value) if math.isfinite(value) and value >= 0 else None
+    return None

@@ -26,6 +26,7 @@ from qhw_diffusion.hardware.estimate import Estimator, job_estimator
 from qhw_diffusion.hardware.job import Job, distinct
 from qhw_diffusion.hardware.keys import job_key
 from qhw_diffusion.hardware.ledger import Ledger, Row
+from qhw_diffusion.hardware.ledger_rows import total_charge
 from qhw_diffusion.hardware.local import LocalService
 from qhw_diffusion.hardware.modes import check_mode
 from qhw_diffusion.hardware.service import Pub, Service
@@ -44,7 +45,8 @@ class Answer:
         std_errors: [M, B] their standard errors.
         shots: of each circuit, one number a PUB; 0 where the service does not say.
         job_ids: of all jobs, in order.
-        qpu_seconds: measured, of all jobs, those of earlier calls included.
+        qpu_seconds: charged for all jobs, those of earlier calls, failed attempts and duplicates included; None while
+            the service has not stated one of them.
         reused: how many jobs were in the ledger already, and cost nothing now.
     """
 
@@ -52,7 +54,7 @@ class Answer:
     std_errors: list[np.ndarray]
     shots: list[int]
     job_ids: list[str]
-    qpu_seconds: float
+    qpu_seconds: float | None
     reused: int
 
 
@@ -163,13 +165,23 @@ class Runner:
             std_errors=[m[1] for m in measured],
             shots=[m[2] for m in measured],
             job_ids=[rows[job.key].job_id or "" for job in different],
-            qpu_seconds=sum(row.qpu_seconds or 0.0 for row in rows.values()),
+            qpu_seconds=total_charge(rows.values()),
             reused=sum(job.reused for job in different),
         )
 
     def close(self) -> None:
         """Close the batch or session; jobs in it go on."""
         self._collector.close()
+
+    def settle(self) -> None:
+        """Close, and wait a little for charges not stated so far, so that the ledger says what the run has cost."""
+        self.close()
+        if self.service.paid:
+            self._collector.read_again(self.times.settle, self.name)
+
+    def read_charges(self, wait: float = 0.0) -> bool:
+        """Ask for charges that the ledger does not know yet, for so many seconds if need be; whether one came."""
+        return self.service.paid and self._collector.read_again(wait)
 
     def __enter__(self) -> Runner:
         return self
@@ -235,15 +247,26 @@ class Runner:
         for job in jobs:
             cost = self._estimate(job.pubs, job.options)
             job.seconds, job.summary = cost.seconds, {"formula_seconds": cost.formula_seconds}
-        left = share_budget(
-            jobs,
-            self.ledger,
-            run=self.name,
-            device=self.service.device,
-            cap=self.max_qpu_seconds,
-            remaining=self._waiter.answered(self.service.remaining_seconds),
-            session_overhead=self._collector.session_overhead(),
-        )
+
+        def share() -> int:
+            return share_budget(
+                jobs,
+                self.ledger,
+                run=self.name,
+                device=self.service.device,
+                cap=self.max_qpu_seconds,
+                remaining=self._waiter.answered(self.service.remaining_seconds),
+                session_overhead=self._collector.session_overhead(),
+            )
+
+        self.read_charges()
+        try:
+            left = share()
+        except BudgetError:
+            # what ended a short time ago holds its limit until its charge is stated
+            if not self.read_charges(self.times.settle):
+                raise
+            left = share()
         self._sender.limit_session(left)
 
     def _start(self, job: Job) -> None:

@@ -177,7 +177,7 @@ class Service(Protocol):
         """What the text says, one entry a PUB; asks nobody, so it works later as well."""
 
     def qpu_seconds(self, job_id: str) -> float | None:
-        """QPU seconds charged; None as long as the service does not know."""
+        """QPU seconds charged, finite and not negative; None as long as the service states no such number."""
 
     def cancel(self, job_id: str) -> None:
         """Ask for the job to be cancelled. Whether it was is for `status` to say."""
@@ -188,8 +188,8 @@ class Service(Protocol):
     def session_id(self) -> str | None:
         """The batch or session that jobs are sent to now."""
 
-    def session_seconds(self) -> float:
-        """Wall-clock seconds charged for sessions of this object so far; 0 in the other modes."""
+    def session_seconds(self) -> Mapping[str, float]:
+        """{session id: wall-clock seconds charged so far} of the sessions of this object, those that ended included."""
 
     def close(self) -> None:
         """Close the batch or session; jobs in it go on."""

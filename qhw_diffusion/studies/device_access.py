@@ -13,7 +13,8 @@ from qhw_diffusion.errors import BudgetError, InvalidInputError, QhwError
 from qhw_diffusion.execution import CompiledCircuit, Engine
 from qhw_diffusion.execution.hardware_engine import Hardware
 from qhw_diffusion.hardware.cost import Cost
-from qhw_diffusion.hardware.ledger import Ledger, ledger_folder
+from qhw_diffusion.hardware.ledger import Ledger, Row, ledger_folder
+from qhw_diffusion.hardware.ledger_rows import total_charge
 from qhw_diffusion.hardware.runner import Runner, open_runner
 from qhw_diffusion.mitigation import Mitigated
 from qhw_diffusion.mitigation.parse import strategies_of
@@ -95,11 +96,24 @@ class DeviceAccess:
         return Mitigated(engine, strategies) if strategies else engine
 
     def receipt(self, purpose: str) -> Receipt:
-        """Jobs of `purpose` and what they were charged; None seconds while the service has not said of one of them."""
-        rows = [row for row in self.ledger.rows(run=self.run, state="done") if row.purpose == purpose]
-        seconds = [row.qpu_seconds for row in rows]
-        total = None if any(s is None for s in seconds) else float(sum(s or 0.0 for s in seconds))
-        return Receipt(tuple(row.job_id or "" for row in rows), total)
+        """Jobs of `purpose` and what they were charged, failed attempts and duplicates included; None seconds while the
+        service has not said of one of them.
+        """
+        return self._receipt([row for row in self.ledger.rows(run=self.run) if row.purpose == purpose])
+
+    def all_receipts(self) -> Receipt:
+        """As `receipt`, of all jobs of the run."""
+        return self._receipt(self.ledger.rows(run=self.run))
+
+    def _receipt(self, rows: list[Row]) -> Receipt:
+        ended = [row for row in rows if row.state in ("done", "failed")]
+        jobs = tuple(row.job_id or "" for row in ended if row.state == "done")
+        unused = tuple(job for row in ended for job in row.unused_jobs)
+        return Receipt(jobs, total_charge(ended), unused)
+
+    def settle(self) -> None:
+        """After the last job: close the batch or session and read what is charged, so that receipts are final."""
+        self.runner.settle()
 
     def cost(self, compiled: CompiledCircuit, rows: int, *, calls: int = 1) -> Cost:
         """What `calls` evaluations of so many rows are expected to take, mitigation and its calibration included."""
@@ -128,6 +142,11 @@ class DeviceAccess:
                 "says what to expect. Nothing was sent"
             )
 
+    def left_of(self, cap: float) -> float:
+        """What a cap of this run leaves, QPU seconds, after charges not stated so far have been asked for."""
+        self.runner.read_charges()
+        return cap - self.ledger.spent(self.run)
+
     def cost_text(self, cost: Cost) -> str:
         """The arithmetic, and what it means under the cap."""
         if not self.paid:
@@ -135,7 +154,7 @@ class DeviceAccess:
         lines = [cost.text]
         cap = self.config.max_qpu_seconds
         if cap is not None:
-            left = cap - self.ledger.spent(self.run)
+            left = self.left_of(cap)
             enough = (
                 "" if cost.least_cap <= left else "; that is not enough: it will stop there, and can go on with more"
             )

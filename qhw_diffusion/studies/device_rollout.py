@@ -11,7 +11,7 @@ for the same circuits as today, and finds those that have run in the ledger.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -74,14 +74,25 @@ class RolloutConfig(Settings):
 
 @dataclass(frozen=True)
 class Receipt:
-    """What one step's evaluation was on the device: ids of its jobs, and their QPU seconds (None until stated)."""
+    """What one step's evaluation was on the device.
+
+    job_ids: of the jobs whose results are used; qpu_seconds: charged for all of its jobs, None until stated;
+    unused_jobs: failed attempts and duplicates, which may have been charged too: job_id, qpu_seconds, why.
+    """
 
     job_ids: tuple[str, ...] = ()
     qpu_seconds: float | None = None
+    unused_jobs: tuple[dict[str, Any], ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """JSON types."""
-        return {"job_ids": list(self.job_ids), "qpu_seconds": self.qpu_seconds}
+        return {"job_ids": list(self.job_ids), "qpu_seconds": self.qpu_seconds, "unused_jobs": list(self.unused_jobs)}
+
+    @property
+    def jobs_text(self) -> str:
+        """Ids of the jobs, for a table."""
+        unused = [f"{job['job_id']} ({job['why']})" for job in self.unused_jobs]
+        return "; before that ".join(", ".join(ids) for ids in (self.job_ids, unused) if ids)
 
 
 class Access(Protocol):
@@ -252,6 +263,16 @@ def play(
     return _played(episode, kept, receipts)
 
 
+def with_final_receipts(prepared: Prepared, played: Played, access: Access) -> Played:
+    """The rollout with what its steps were charged as the ledger knows it now: some charges are stated later, and a
+    session is counted when it has ended. A step that the ledger does not have keeps its receipt.
+    """
+    purposes = [purpose_of(prepared.folder.path, step) for step in range(len(played.receipts))]
+    now = [access.receipt(purpose) for purpose in purposes]
+    pairs = zip(now, played.receipts, strict=True)
+    return replace(played, receipts=tuple(new if new.job_ids else old for new, old in pairs))
+
+
 def _measure(prepared: Prepared, state: Tensor, engine: Engine) -> dict[str, Tensor]:
     policy, compiled = prepared.policy, prepared.compiled
     rows = rows_of(policy.angles(state).to(policy.layer.weight.dtype), policy.layer.weight)
@@ -290,7 +311,9 @@ def _restore(folder: RunFolder, episode: GuidedEpisode) -> tuple[dict[str, list[
     try:
         episode.load_state_dict({k.removeprefix("episode."): v for k, v in tensors.items() if k.startswith("episode.")})
         kept = {name: list(tensors[name].unbind(0)) for name in _KEPT}
-        receipts = [Receipt(tuple(r["job_ids"]), r["qpu_seconds"]) for r in meta["receipts"]]
+        receipts = [
+            Receipt(tuple(r["job_ids"]), r["qpu_seconds"], tuple(r.get("unused_jobs", ()))) for r in meta["receipts"]
+        ]
     except (KeyError, TypeError, ValueError) as error:
         raise DamagedFileError(f"the checkpoint in {folder.path} is not one of a rollout ({error!r})") from error
     return kept, receipts

@@ -72,7 +72,8 @@ def fine_tune_from_arguments(arguments: argparse.Namespace) -> str:
             actor, history = fine_tune(
                 asked, run, trained, original, models, access, resume=arguments.resume, on_update=_say
             )
-        spent = _spent(access, out.name)
+        access.settle()
+        spent = _spent(access)
     if len(history) < asked.updates:
         raise KeyboardInterrupt
     values = compare(trained, original, actor, models, seeds=arguments.compare_seeds, images=arguments.compare_images)
@@ -127,7 +128,7 @@ def _cost_text(access: DeviceAccess, compiled: CompiledCircuit, work: Work) -> s
     lines = [*parts, f"{where} about {seconds:,.1f} QPU seconds ({total.jobs} jobs)"]
     cap = access.config.max_qpu_seconds
     if access.paid and cap is not None:
-        left = cap - access.ledger.spent(access.run)
+        left = access.left_of(cap)
         short = (
             ""
             if seconds + max(cost.rounding for cost in costs) <= left
@@ -145,13 +146,13 @@ def _say(update: int, metrics: dict[str, float]) -> None:
     )
 
 
-def _spent(access: DeviceAccess, run: str) -> dict[str, Any]:
-    rows = access.ledger.rows(run=run, state="done")
-    seconds = [row.qpu_seconds for row in rows]
+def _spent(access: DeviceAccess) -> dict[str, Any]:
+    rows, receipt = access.ledger.rows(run=access.run, state="done"), access.all_receipts()
     return {
         "jobs": len(rows),
         "circuits": sum(row.circuits for row in rows),
-        "qpu_seconds": None if any(s is None for s in seconds) else sum(s or 0.0 for s in seconds),
+        "qpu_seconds": receipt.qpu_seconds,
+        "unused_jobs": list(receipt.unused_jobs),
     }
 
 

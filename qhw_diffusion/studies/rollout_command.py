@@ -8,7 +8,15 @@ from pathlib import Path
 from qhw_diffusion.errors import InvalidInputError
 from qhw_diffusion.runs import atomic_write_json
 from qhw_diffusion.studies.device_access import AccessConfig, at_device, open_access
-from qhw_diffusion.studies.device_rollout import KIND, Played, Prepared, RolloutConfig, play, prepare
+from qhw_diffusion.studies.device_rollout import (
+    KIND,
+    Played,
+    Prepared,
+    RolloutConfig,
+    play,
+    prepare,
+    with_final_receipts,
+)
 from qhw_diffusion.studies.rollout_analysis import MIN_FD_IMAGES, Compared, check_steps, compare_controllers, results_of
 from qhw_diffusion.studies.rollout_report import render_rollout
 from qhw_diffusion.studies.single import check_out, one_thread
@@ -59,6 +67,9 @@ def rollout_from_arguments(arguments: argparse.Namespace) -> str:
             played = play(
                 prepared, access, resume=arguments.resume, on_step=lambda done, so_far: _say(done, so_far, prepared)
             )
+        access.settle()
+        if played is not None:
+            played = with_final_receipts(prepared, played, access)
         paid = access.paid
     if played is None:
         raise KeyboardInterrupt
@@ -72,7 +83,7 @@ def rollout_from_arguments(arguments: argparse.Namespace) -> str:
 def _say(done: int, so_far: Played, prepared: Prepared) -> None:
     check, receipt = check_steps(so_far, prepared.asked.shots)[-1], so_far.receipts[-1]
     seconds = f", {receipt.qpu_seconds:.1f} QPU s" if receipt.qpu_seconds else ""
-    jobs, steps, g = ", ".join(receipt.job_ids), prepared.guidance.n_steps, float(so_far.g[-1].mean())
+    jobs, steps, g = receipt.jobs_text, prepared.guidance.n_steps, float(so_far.g[-1].mean())
     print(
         f"step {done} of {steps}: {jobs}{seconds}; g {g:.2f}; measured − predicted ⟨Z⟩ {check.rms:.4f} rms "
         f"({check.expected_rms:.4f} from shots), χ² {check.chi2:.2f}",

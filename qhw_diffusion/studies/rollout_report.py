@@ -57,7 +57,7 @@ def _outcome(
     section.numbers(
         [
             (used if paid else "0", "QPU seconds charged" if paid else "QPU seconds (simulated device)"),
-            (str(sum(len(r.job_ids) for r in played.receipts)), "jobs"),
+            (str(sum(len(r.job_ids) + len(r.unused_jobs) for r in played.receipts)), "jobs"),
             (f"{rms:.4f}", "root mean square of measured − predicted ⟨Z⟩"),
             (f"{compared[0].judged['accuracy']:.1%}", "images the judge sees as asked for"),
         ]
@@ -156,7 +156,7 @@ def _jobs(section: Section, prepared: Prepared, played: Played, mode: str, paid:
         "All images of a step are one broadcast job; raw results are in the ledger."
     )
     rows = [
-        [index + 1, ", ".join(receipt.job_ids) or "–",
+        [index + 1, receipt.jobs_text or "–",
          "not stated yet" if receipt.qpu_seconds is None else f"{receipt.qpu_seconds:.2f}"]
         for index, receipt in enumerate(played.receipts)
     ]  # fmt: skip

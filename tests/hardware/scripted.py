@@ -130,7 +130,7 @@ class ScriptedService:
         return [(np.array(values), np.array(errors), shots) for values, errors, shots in json.loads(raw)]
 
     def qpu_seconds(self, job_id: str) -> float | None:
-        return self.jobs[job_id].charged
+        return self.jobs[job_id].charged if job_id in self.jobs else None
 
     def cancel(self, job_id: str) -> None:
         self.calls.append("cancel")
@@ -142,8 +142,8 @@ class ScriptedService:
     def session_id(self) -> str | None:
         return "session-1"
 
-    def session_seconds(self) -> float:
-        return self.session
+    def session_seconds(self) -> Mapping[str, float]:
+        return {"session-1": self.session}
 
     def close(self) -> None:
         self.calls.append("close")

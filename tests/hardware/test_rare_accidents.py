@@ -230,7 +230,7 @@ def test_a_session_whose_clock_nobody_tells_counts_with_all_its_time(standin: St
         mine.run([pub()], options=RAW, purpose="second")
     assert standin.hits["session_get"] == TIMES.attempts
     assert [session.mode for session in standin.records.sessions.values()] == ["dedicated", "batch"]
-    assert ledger.spent() == 20
+    assert ledger.spent() == 20 + 3, "all of the session's time, and the batch's job"
 
 
 def test_another_simulation_in_a_devices_place_is_other_work(ledger: Ledger) -> None:

@@ -229,10 +229,18 @@ def test_the_deadline(ledger: Ledger) -> None:
     assert only_row(ledger).state == "submitted"
 
 
-def test_an_unknown_usage_counts_as_estimated_until_it_is_known(ledger: Ledger) -> None:
+def test_an_unknown_usage_counts_with_the_jobs_limit_until_it_is_known(ledger: Ledger) -> None:
     service = ScriptedService(new_job=lambda job: setattr(job, "charged", None))
-    runner(service, ledger).run([pub()])
-    assert (only_row(ledger).qpu_seconds, ledger.spent()) == (None, estimate([], {}).seconds)
+    answer = runner(service, ledger).run([pub()])
+    limit = service.jobs["job-1"].limits.max_execution_seconds
+    assert (answer.qpu_seconds, only_row(ledger).qpu_seconds, ledger.spent()) == (None, None, limit)
+    service.jobs["job-1"].charged = 3.0
+    runner(service, ledger).run([pub()], purpose="another")
+    assert (ledger.rows()[0].qpu_seconds, ledger.spent()) == (3.0, 3.0 + 97), "read again before the budget check"
+    mine = runner(service, ledger)
+    service.jobs["job-2"].charged = 4.0
+    mine.settle()
+    assert (mine.run([pub()], purpose="another").qpu_seconds, ledger.spent()) == (4.0, 7.0)
 
 
 def test_a_damaged_result_is_read_again_from_the_service(ledger: Ledger) -> None:

@@ -75,7 +75,7 @@ def test_what_the_account_has_left_counts(ledger: Ledger) -> None:
     service.on_status = [ServiceError("gone")] * 10**4
     with pytest.raises(ServiceError):
         runner(service, ledger, max_qpu_seconds=100).run([pub()])
-    with pytest.raises(BudgetError, match=r"1.9 s are left: the account has 4 s, 2.0 s of it in flight"):
+    with pytest.raises(BudgetError, match=r"0.9 s are left: the account has 4 s, 3.0 s of it in flight"):
         runner(service, ledger, max_qpu_seconds=100).run([pub()], purpose="second")
 
 

@@ -21,7 +21,7 @@ from qhw_diffusion.execution import Engine, Noisy, Shots
 from qhw_diffusion.guidance import load_controller, rollout
 from qhw_diffusion.hardware.ledger import Ledger
 from qhw_diffusion.hardware.runner import Runner
-from qhw_diffusion.hardware.standin import StandIn
+from qhw_diffusion.hardware.standin import FailJob, StandIn
 from qhw_diffusion.runs import RunFolder
 from qhw_diffusion.studies.device_access import AccessConfig, open_access
 from qhw_diffusion.studies.device_rollout import (
@@ -34,6 +34,7 @@ from qhw_diffusion.studies.device_rollout import (
     prepare,
     purpose_of,
     starts_of,
+    with_final_receipts,
 )
 from qhw_diffusion.studies.rollout_analysis import check_steps
 
@@ -336,6 +337,77 @@ def _kill_in_second_step(words: list[str], standin: StandIn) -> None:
 
 
 # -- the command -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["batch", "session"])
+def test_what_failed_attempts_and_sessions_were_charged_is_in_the_results(
+    small_policy: Path, tmp_path: Path, mode: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, ledger = tmp_path / "out", tmp_path / "ledger"
+    with StandIn("fake_manila", seed=7, seconds_per_job=0.1 if mode == "session" else 2.5) as standin:
+        words = _command(small_policy, out, ledger, standin.name, "--max-qpu-seconds", "60", "--mode", mode)
+        words += ["--max-session-seconds", "30"] if mode == "session" else []
+        with standin.as_account():
+            standin.inject("jobs_post", FailJob(seconds=7.0), after=1)
+            assert cli.main(words) == 5
+            assert cli.main([*words, "--resume", "--retry-failed"]) == 0
+        charged, failed = standin.charged_seconds, standin.jobs[1].id
+        sent = [job.id for job in standin.jobs]
+    results = json.loads((out / "results.json").read_text())
+    with Ledger.open(ledger) as opened:
+        assert results["qpu_seconds"] == pytest.approx(opened.spent("out"))
+    if mode == "batch":
+        assert results["qpu_seconds"] == charged == 7.0 + 2.5 * STEPS
+    assert [job["job_id"] for step in results["steps"] for job in step["unused_jobs"]] == [failed]
+    assert results["steps"][1]["unused_jobs"][0]["qpu_seconds"] >= 7.0
+    assert sorted(sent) == sorted([failed, *(job for step in results["steps"] for job in step["job_ids"])])
+    assert f"before that {failed} (" in capsys.readouterr().out
+    assert failed in (out / "report.html").read_text()
+
+
+def test_a_charge_stated_later_is_in_the_final_receipts(prepared: Prepared, tmp_path: Path) -> None:
+    run = RunFolder.create(tmp_path / "run", kind=KIND, config={})
+    here = replace(prepared, folder=run)
+    played = play(here, Exact(), resume=False)
+    assert played is not None
+
+    class Late(Exact):
+        def receipt(self, purpose: str) -> Receipt:
+            return Receipt(("job",), 2.5) if purpose.endswith("step 1") else Receipt()
+
+    assert with_final_receipts(here, played, Late()).receipts == (Receipt(("job",), 2.5), *played.receipts[1:])
+    tensors, _ = run.load_checkpoint()  # as an earlier version wrote it
+    run.save_checkpoint(tensors, {"receipts": [{"job_ids": ["job"], "qpu_seconds": None}] * STEPS})
+    again = play(here, Exact(), resume=True)
+    assert again is not None
+    assert again.receipts == (Receipt(("job",)),) * STEPS
+
+
+def test_receipts_have_every_job_that_was_charged(access_config: AccessConfig) -> None:
+    with open_access(access_config, "out") as access:
+        ledger = access.ledger
+        for key, purpose in (("a" * 64, "step 1"), ("b" * 64, "step 1"), ("c" * 64, "step 2")):
+            ledger.plan(key, run="out", purpose=purpose, device="ibm_x", circuits=1, shots=1, estimate_seconds=2.0,
+                        paid=True, summary={"limit_seconds": 9}, cap=100.0)  # fmt: skip
+            ledger.submitted(key, f"job-{key[0]}")
+        ledger.done("a" * 64, "{}", 3.0, duplicates={"twin": None})
+        ledger.failed("b" * 64, "broken", None)
+        ledger.failed("c" * 64, "broken", 4.0)
+        ledger.retry("c" * 64)
+        ledger.failed("c" * 64, "refused: too wide")
+        twin = {"job_id": "twin", "qpu_seconds": None, "why": "sent twice"}
+        broken = {"job_id": "job-b", "qpu_seconds": None, "why": "broken"}
+        assert access.receipt("step 1") == Receipt(("job-a",), None, (twin, broken))
+        assert access.left_of(50.0) == 50 - (3 + 9) - 9 - 4
+        ledger.measured("a" * 64, 1.0, "twin")
+        ledger.measured("b" * 64, 5.0)
+        assert access.receipt("step 1").qpu_seconds == 3.0 + 1.0 + 5.0
+        late = {"job_id": "job-c", "qpu_seconds": 4.0, "why": "broken"}
+        assert access.receipt("step 2") == Receipt((), 4.0, (late,))
+        everything = access.all_receipts()
+        assert (everything.job_ids, everything.qpu_seconds) == (("job-a",), 13.0)
+        assert [job["job_id"] for job in everything.unused_jobs] == ["twin", "job-b", "job-c"]
 
 
 @pytest.mark.slow
