@@ -48,6 +48,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: list[str]) -> int:
+    if any("\0" in word for word in arguments):  # not from a shell; a path with one is a ValueError everywhere
+        print("qhw: error: an argument holds a NUL character, which no name can have", file=sys.stderr)
+        return FAILED
     namespace = build_parser(arguments).parse_args(arguments)
     namespace.command_line = without_tokens(shlex.join(["qhw", *arguments]))
     # one thread per process, also in the libraries below torch: fastest for small networks, and reproducible

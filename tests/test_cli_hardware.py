@@ -424,3 +424,122 @@ def test_the_stand_in_as_a_command_and_a_saved_account(tmp_path: Path) -> None:
     finally:
         serving.kill()
         serving.wait()
+
+
+# -- wrong commands: a sentence, an exit code, and nothing made --------------------------------------------------------
+
+BIG = "99999999999999999999"
+
+
+def _everything(folder: Path) -> set[str]:
+    return {str(path) for path in folder.rglob("*")}
+
+
+CAPS = [
+    (["--max-qpu-seconds", "-1"], "max_qpu_seconds is -1.0"),
+    (["--max-qpu-seconds", "0"], "max_qpu_seconds is 0.0"),
+    (["--max-qpu-seconds", "nan"], "max_qpu_seconds is nan"),
+    (["--max-qpu-seconds", "inf"], "max_qpu_seconds is inf"),
+    (["--max-session-seconds", "0"], "max_session_seconds is 0"),
+    (["--max-session-seconds", "-3"], "max_session_seconds is -3"),
+    (["--resilience-level", "1"], "takes level 0 only"),
+]
+WORK = [
+    (["--shots", BIG], f"shots is {BIG}; allowed: whole numbers from 1 to 1,000,000,000,000"),
+    (["--shots", "0"], "shots is 0"),
+    (["--mitigation", f"zne:linear:1,{BIG}"], "ascending, from 1 to 1000"),
+    (["--mitigation", "zne:linear:1,1e9"], "ascending, from 1 to 1000"),
+    (["--mitigation", f"twirling:{BIG}"], "allowed: up to 10,000"),
+    (["--mitigation", "twirling:1000000000"], "allowed: up to 10,000"),
+    (["--mitigation", f"mitiq-cdr:{BIG}"], "10,000"),
+    (["--mitigation", f"mitiq-pec:{BIG}"], "10,000"),
+]
+ROLLOUT = [
+    (["--images", BIG], "images is 99999999999999999999; allowed: up to 1,000,000"),
+    (["--images", "0"], "images is 0"),
+    (["--mitigation", "zne:linear:1,1.0001"], "take factors further apart"),
+    (["--seed", BIG], "seed is 99999999999999999999; allowed: whole numbers of 64 bits"),
+]
+DEVICE = [["evaluate", "guidance"], ["distill"], ["fine-tune"]]
+
+
+@pytest.mark.parametrize(("command", "flags", "words"), [
+    *((command, *each) for command in DEVICE for each in [*CAPS, *WORK]),
+    *((DEVICE[0], *each) for each in ROLLOUT),
+])  # fmt: skip
+def test_nothing_is_made_before_the_settings_are_checked(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, run: Path, command: list[str], flags: list[str], words: str
+) -> None:
+    places = ["--ledger", str(tmp_path / "ledger"), "--out", str(tmp_path / "out")]
+    before = _everything(tmp_path)
+    error = told(capsys, *command, run, "--device", "fake_manila", "--shots", "100", *places, *flags, code=2)
+    assert error.startswith("qhw: error: ")
+    assert words in error
+    assert error.count("\n") == 1
+    assert _everything(tmp_path) == before
+
+
+@pytest.mark.parametrize(("flags", "words"), [
+    *WORK,
+    (["--images", BIG], "--images must be at most 1,000,000"),
+    (["--mitigation", "mitiq-lre:9:3"], "weights"),
+    (["--mitigation", "mitiq-lre:99:3"], "circuits"),
+])  # fmt: skip
+def test_cost_refuses_what_no_device_could_run(
+    capsys: pytest.CaptureFixture[str], run: Path, flags: list[str], words: str
+) -> None:
+    error = told(capsys, "cost", run, *flags, code=2)
+    assert words in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(("flags", "words"), [
+    (["--port", "99999"], "port is 99999; allowed: 0 for any free one, to 65535"),
+    (["--port", "-1"], "port is -1"),
+    (["--port", BIG], f"port is {BIG}"),
+    (["--seed", "-1"], "seed is -1; allowed: whole numbers from 0"),
+])  # fmt: skip
+def test_the_stand_in_refuses_ports_and_seeds_that_are_none(
+    capsys: pytest.CaptureFixture[str], flags: list[str], words: str
+) -> None:
+    assert words in told(capsys, "standin", *flags, code=2)
+
+
+@pytest.mark.parametrize("name", ["locks", "results"])
+@pytest.mark.parametrize("verb", [["list"], ["cap", "5"], ["recover"], ["adopt", "aaa", "job"]])
+def test_a_file_in_place_of_a_folder_of_the_ledger(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, name: str, verb: list[str]
+) -> None:
+    with Ledger.open(tmp_path / "ledger"):
+        pass
+    (tmp_path / "ledger" / name).write_text("")
+    error = told(capsys, "ledger", *verb, "--ledger", tmp_path / "ledger", code=6)
+    assert f"{name} is a file, and should be a folder of the ledger" in error
+
+
+@pytest.mark.parametrize("command", DEVICE)
+def test_a_loop_of_links_is_told(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, run: Path, command: list[str]
+) -> None:
+    loop = tmp_path / "loop"
+    loop.symlink_to(loop)
+    for places in ([run, "--out", loop / "x"], [loop], [run, "--ledger", loop, "--out", tmp_path / "out"]):
+        error = told(
+            capsys, *command, *places, "--device", "fake_manila", "--shots", "50", code=2 if len(places) < 4 else 6
+        )
+        assert error.startswith("qhw: error: ")
+    assert _everything(tmp_path) == {str(loop)}
+
+
+@pytest.mark.parametrize("command", DEVICE)
+@pytest.mark.parametrize("here", ["", ".", "/"])
+def test_a_run_may_be_the_folder_one_is_in(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, command: list[str], here: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    error = told(capsys, *command, here, "--device", "fake_manila", "--shots", "50", code=2)
+    assert "is not a run folder" in error or "is no run folder" in error
+
+
+def test_a_nul_character_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "NUL" in told(capsys, "ledger", "list", "--ledger", "a\0b", code=2)

@@ -44,7 +44,7 @@ class Estimate:
 
     Attributes:
         values: [B, M] expectation values.
-        std_errors: [B, M] their standard errors; zeros from an exact engine.
+        std_errors: [B, M] their standard errors; zeros from an exact engine, infinity where the service knows none.
         usage: what it cost.
     """
 

@@ -74,11 +74,13 @@ def planned_pub(compiled: CompiledCircuit, rows: int, shots: int) -> Pub:
 def estimate_of(compiled: CompiledCircuit, parameters: Tensor, pub: Pub, measured: Measured, who: str) -> Estimate:
     """What was answered to `pub`, as [B, M] in the dtype and on the device of `parameters`.
 
-    Usage: for each row and each group of observables that are measured together, the shots stated, or else what the
-    precision means. Standard errors that are all zero (StatevectorEstimator draws but states none) are the precision.
+    A standard error that is infinite stays so: the client's extrapolation gives such for single values. One that is
+    NaN is not known either, and infinite too. Standard errors that are all zero (StatevectorEstimator draws but states
+    none) are the precision. Usage: for each row and each group of observables that are measured together, the shots
+    stated, or else what the precision means.
 
     Raises:
-        EngineError: values of another shape, NaN or infinity, or standard errors that are none.
+        EngineError: values of another shape, NaN or infinity, or negative standard errors.
     """
     values, errors, stated = measured
     shape = (len(pub.observables), pub.rows)
@@ -89,7 +91,8 @@ def estimate_of(compiled: CompiledCircuit, parameters: Tensor, pub: Pub, measure
         raise EngineError(
             f"{who} answered with {int((~np.isfinite(values)).sum())} values that are NaN or infinite to {asked}"
         )
-    if errors.shape != shape or not (np.isfinite(errors) & (errors >= 0)).all():
+    errors = np.where(np.isnan(errors), np.inf, errors)
+    if errors.shape != shape or not (errors >= 0).all():
         raise EngineError(f"{who} answered with standard errors that are none to {asked}")
     errors = errors if errors.any() else np.full(shape, pub.precision)
     circuits = pub.rows * bases(pub)

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
-from qhw_diffusion.errors import AccountError, JobError, ServiceError
+from qhw_diffusion.errors import AccountError, DamagedFileError, JobError, ServiceError
 from qhw_diffusion.hardware.job import Job
 from qhw_diffusion.hardware.ledger import Ledger
 from qhw_diffusion.hardware.ledger_rows import DUPLICATES, Row
-from qhw_diffusion.hardware.service import JobState, Service
+from qhw_diffusion.hardware.service import JobState, Pub, Service
 from qhw_diffusion.hardware.submission import Sender
 from qhw_diffusion.hardware.waiting import Waiter
 
-# Reasons of failed rows that never ran or were cancelled: the next call sends these again by itself
-SENT_AGAIN = ("not sent", "refused", "cancelled", "lost")
 _NO_ANSWER = (ServiceError, AccountError)
 
 
@@ -39,8 +37,12 @@ class Collector:
         self._last: dict[str, str] = {}
 
     def store(self, job: Job, row: Row) -> Row:
-        """The answer of a job that is done: on the disk first, with what it was charged."""
-        raw = self.waiter.answered(lambda: self.service.raw(row.job_id or ""))
+        """The answer of a job that is done: on the disk first, with what it was charged.
+
+        Raises:
+            ServiceError: as `answer`; the row stays submitted.
+        """
+        raw = self.answer(job, row)
         before = row.summary.get(DUPLICATES, {})
         found = self.sender.cancel_duplicates(row) if job.uncertain else {}
         new = {job_id: seconds for job_id, seconds in found.items() if job_id not in before}
@@ -51,12 +53,35 @@ class Collector:
         extra = {DUPLICATES: {**new, **before}} if new else {}
         return self.ledger.done(job.key, raw, charged, **extra)
 
+    def answer(self, job: Job, row: Row) -> str:
+        """The raw answer of a job that is done, asked for again while what comes is no answer to its PUBs.
+
+        Raises:
+            ServiceError: none came; what came instead is kept beside the results, and the next call asks again.
+        """
+        times = self.waiter.times
+        for number in range(times.attempts):
+            if number:
+                self.waiter.pause(min(times.backoff * 2 ** (number - 1), times.backoff_most))
+            raw = self.waiter.answered(lambda: self.service.raw(row.job_id or ""))
+            try:
+                check_answer(self.service, raw, job.pubs)
+                return raw
+            except DamagedFileError as error:
+                trouble = error
+        kept = self.ledger.keep_unreadable(row.key, raw)
+        raise ServiceError(
+            f"what {row.device} gives as the answer of job {row.job_id} is no result of its circuits, asked for "
+            f"{times.attempts} times: {trouble}. It is kept in {kept}; the row stays submitted, and the same command "
+            "asks for the answer again, without another job"
+        )
+
     def lost_or_cancelled(self, row: Row, state: JobState) -> None:
         """Fail the row of a job that is going to be sent again."""
         if state.name == "UNKNOWN":
-            self.ledger.failed(row.key, f"lost: {state.reason}", qpu_seconds=0.0)
+            self.ledger.failed(row.key, f"lost: {state.reason}", qpu_seconds=0.0, again=True)
         else:
-            self.ledger.failed(row.key, f"cancelled: {state.reason}", qpu_seconds=self.charged(row))
+            self.ledger.failed(row.key, f"cancelled: {state.reason}", qpu_seconds=self.charged(row), again=True)
 
     def give_up(self, row: Row, state: JobState) -> None:
         """Fail the row of a job without answer and raise JobError; of an unknown job the row stays."""
@@ -67,7 +92,7 @@ class Collector:
             )
         charged, reason = self.charged(row), state.reason or "no reason given"
         if state.name == "CANCELLED":
-            self.ledger.failed(row.key, f"cancelled: {reason}", qpu_seconds=charged)
+            self.ledger.failed(row.key, f"cancelled: {reason}", qpu_seconds=charged, again=True)
             raise JobError(f"job {row.job_id} on {row.device} was cancelled: {reason}. The same command sends it again")
         self.ledger.failed(row.key, reason, qpu_seconds=charged)
         raise failed_before(row, reason)
@@ -160,6 +185,20 @@ class Collector:
             self._last[name] = out[-1]
         self.ledger.add_clock(self._last[name], more)
         self._counted[name] = self._counted.get(name, 0.0) + more
+
+
+def check_answer(service: Service, raw: str, pubs: Sequence[Pub]) -> None:
+    """Raise DamagedFileError unless `raw` is a result of each of these PUBs: every observable at every row."""
+    measured = service.decode(raw)
+    if len(measured) != len(pubs):
+        raise DamagedFileError(f"it has the results of {len(measured)} PUBs, {len(pubs)} were sent")
+    for index, (pub, (values, errors, _)) in enumerate(zip(pubs, measured, strict=True)):
+        shape = (len(pub.observables), pub.rows)
+        if values.shape != shape or errors.shape != shape:
+            raise DamagedFileError(
+                f"the values of PUB {index} have shape {values.shape}, their errors {errors.shape}; sent were "
+                f"{shape[0]} observables × {shape[1]} rows"
+            )
 
 
 def failed_before(row: Row, reason: str) -> JobError:

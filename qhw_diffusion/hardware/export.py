@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -31,6 +32,7 @@ def export_rows(ledger: Ledger, rows: Sequence[Row], path: str | Path) -> Path:
     ``.csv``: a line for each PUB, observable and row of parameters; one line without a value for a job that has no
     result. ``.json``: a list of rows, each with the decoded values and the service's raw answer. A result that is
     damaged or cannot be decoded is named in the column or entry ``trouble``; the others are written all the same.
+    What is not finite, such as a standard error that the client cannot tell, is ``inf`` or ``nan``, in JSON as a text.
 
     Raises:
         InvalidInputError: another ending. LedgerError: the file cannot be written.
@@ -103,10 +105,15 @@ def _values(measured: Sequence[Measured]) -> Iterator[tuple[Any, ...]]:
             yield pub, observable, number, repr(float(value)), repr(float(errors[observable, number])), shots
 
 
+def _plain(values: np.ndarray) -> list[list[float | str]]:
+    """Numbers for JSON, which has no infinity: "inf" as a text, as in CSV."""
+    return [[x if math.isfinite(x) else str(x) for x in row] for row in values.tolist()]
+
+
 def _as_json(ledger: Ledger, rows: Sequence[Row]) -> str:
     entries = []
     for row in rows:
         raw, measured, trouble = _answers(ledger, row)
-        pubs = [{"values": v.tolist(), "std_errors": e.tolist(), "shots": s} for v, e, s in measured]
+        pubs = [{"values": _plain(v), "std_errors": _plain(e), "shots": s} for v, e, s in measured]
         entries.append({**asdict(row), **_costs(row), "results": pubs, "raw": raw, "trouble": trouble})
     return json.dumps(entries, indent=1, ensure_ascii=False) + "\n"

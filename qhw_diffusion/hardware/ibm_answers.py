@@ -45,6 +45,6 @@ def decode(raw: str) -> list[Measured]:
         return measured
     except Exception as error:
         raise DamagedFileError(
-            f"the stored answer is no result of the client's estimators ({type(error).__name__}: {error}); "
-            "`qhw ledger show` gives its job, whose answer can be read again"
+            f"the answer is no result of the client's estimators ({type(error).__name__}: "
+            f"{' '.join(str(error).split())[:200]})"
         ) from error

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from qhw_diffusion.hardware.cost import executed
 from qhw_diffusion.hardware.service import Pub
 from qhw_diffusion.hardware.split import Piece, bases
 
@@ -21,6 +22,7 @@ class Job:
         pubs: the PUBs to send.
         options: of the client's estimator.
         purpose: as the caller names it.
+        resilience_level: of the client's estimator, as it takes effect.
         seconds: estimate of its QPU time.
         summary: what the ledger's row should say besides.
         max_seconds: QPU seconds after which the service cancels it.
@@ -34,6 +36,7 @@ class Job:
     pubs: list[Pub]
     options: Mapping[str, Any]
     purpose: str
+    resilience_level: int = 0
     seconds: float = 0.0
     summary: dict[str, Any] = field(default_factory=dict)
     max_seconds: int | None = None
@@ -47,14 +50,12 @@ class Job:
         return math.ceil(self.seconds)
 
     @property
-    def circuits(self) -> int:
-        """Rows of parameters times settings of the measurement."""
-        return sum(pub.rows * bases(pub) for pub in self.pubs)
-
-    @property
-    def shots(self) -> int:
-        """Of each circuit; the most, if they differ."""
-        return max(pub.shots for pub in self.pubs)
+    def executed(self) -> tuple[int, int]:
+        """(circuits, shots of each): rows of parameters times settings of the measurement, with what the client's
+        mitigation adds; the most shots, if they differ.
+        """
+        asked = sum(pub.rows * bases(pub) for pub in self.pubs)
+        return executed(asked, max(pub.shots for pub in self.pubs), self.resilience_level)
 
 
 def distinct(jobs: Sequence[Job]) -> list[Job]:

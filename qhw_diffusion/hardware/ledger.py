@@ -20,8 +20,9 @@ from qhw_diffusion.errors import DamagedFileError, InvalidInputError, LedgerErro
 from qhw_diffusion.hardware.caps import as_seconds, check_caps, rows_to_ask, seconds_spent, store_cap, stored_cap
 from qhw_diffusion.hardware.key_lock import FolderLock, exclusive_lock
 from qhw_diffusion.hardware.keys import check_key
-from qhw_diffusion.hardware.ledger_file import LedgerFile, check_folder, check_there
+from qhw_diffusion.hardware.ledger_file import LOCKS, LedgerFile, check_folder, check_there
 from qhw_diffusion.hardware.ledger_rows import (
+    AGAIN,
     CLOCK,
     DUPLICATES,
     LIMIT,
@@ -32,7 +33,7 @@ from qhw_diffusion.hardware.ledger_rows import (
     with_charge,
     write_row,
 )
-from qhw_diffusion.hardware.results import read_result, write_result
+from qhw_diffusion.hardware.results import keep_beside, read_result, write_result
 from qhw_diffusion.masking import without_own_tokens, without_tokens
 
 DEFAULT_FOLDER = "runs/ledger"
@@ -90,7 +91,7 @@ class Ledger:
         Args:
             timeout: seconds to wait for the other one; None for as long as it takes. LedgerError after that.
         """
-        return exclusive_lock(self.folder / "locks" / check_key(key), f"job {key[:12]}", timeout)
+        return exclusive_lock(self.folder / LOCKS / check_key(key), f"job {key[:12]}", timeout)
 
     # -- reading -------------------------------------------------------------------------------------------------------
 
@@ -313,8 +314,14 @@ class Ledger:
         with self._file.reading() as connection:
             return [row for row in rows_to_ask(connection) if row.unknown]
 
-    def failed(self, key: str, reason: str, qpu_seconds: float | None = None) -> Row:
-        """planned or submitted → failed. A failed job that was sent counts with `qpu_seconds`, or else its limit."""
+    def failed(self, key: str, reason: str, qpu_seconds: float | None = None, *, again: bool = False) -> Row:
+        """planned or submitted → failed. A failed job that was sent counts with `qpu_seconds`, or else its limit.
+
+        Args:
+            reason: for people to read; nothing is decided by it.
+            qpu_seconds: charged, None if not known.
+            again: whether it never ran or was cancelled, so that the next call sends it again by itself.
+        """
         seconds = None if qpu_seconds is None else as_seconds("qpu_seconds", qpu_seconds)
         text = without_tokens(str(reason)).encode("utf-8", "replace").decode() or "no reason given"
 
@@ -322,9 +329,8 @@ class Ledger:
             if row.state == "failed" and row.reason == text:
                 return row
             _allow(row, ("planned", "submitted"), "failed")
-            return replace(
-                row, state="failed", reason=text, qpu_seconds=row.qpu_seconds if seconds is None else seconds
-            )
+            return replace(row, state="failed", reason=text, summary={**row.summary, AGAIN: bool(again)},
+                           qpu_seconds=row.qpu_seconds if seconds is None else seconds)  # fmt: skip
 
         return self._change(key, change)
 
@@ -356,7 +362,8 @@ class Ledger:
             past |= {name: value for name, value in own.items() if name != LIMIT}
             if row.unknown:  # until the service states it, its limit counts
                 past[LIMIT] = row.most_seconds
-            kept = {name: value for name, value in row.summary.items() if name not in own}  # of the attempt that failed
+            of_attempt = (*own, AGAIN)  # of the one that failed
+            kept = {name: value for name, value in row.summary.items() if name not in of_attempt}
             again = replace(row, state="planned", run=run or row.run, attempt=row.attempt + 1, job_id=None,
                             session_id=None, reason="", qpu_seconds=None, earlier=[*row.earlier, past],
                             summary={**kept, **extra})  # fmt: skip
@@ -367,22 +374,35 @@ class Ledger:
 
         return self._change(key, change)
 
-    def refetch(self, key: str) -> Row:
+    def keep_unreadable(self, key: str, raw: str) -> Path:
+        """Keep what the service gave as an answer and nobody can read, beside the results; the row stays as it is."""
+        return keep_beside(self.folder, check_key(key), without_own_tokens(raw))
+
+    def refetch(self, key: str, *, unreadable: bool = False) -> Row:
         """done → submitted, for a row whose result file is missing or damaged: the answer is fetched again, not paid
-        again. The damaged file is kept beside it. LedgerError if the file is whole.
+        again. The damaged file is kept beside it.
+
+        Args:
+            unreadable: the file is whole, but what it holds is no result.
+
+        Raises:
+            LedgerError: the file is whole, and not `unreadable`.
         """
         row = self._known(self.get(key), key)
         _allow(row, ("done",), "fetched again")
-        try:
-            self.result(key)
-        except DamagedFileError:
-            path = self.folder / str(row.result_file)
-            if path.exists():
-                os.replace(path, path.with_name(path.name + ".damaged"))
-            return self._change(
-                key, lambda row, connection: replace(row, state="submitted", result_file=None, checksum=None)
-            )
-        raise LedgerError(f"the result of {key[:12]} is whole; nothing has to be fetched again")
+        if not unreadable:
+            try:
+                self.result(key)
+            except DamagedFileError:
+                unreadable = True
+        if not unreadable:
+            raise LedgerError(f"the result of {key[:12]} is whole; nothing has to be fetched again")
+        path = self.folder / str(row.result_file)
+        if path.exists():
+            os.replace(path, path.with_name(path.name + ".damaged"))
+        return self._change(
+            key, lambda row, connection: replace(row, state="submitted", result_file=None, checksum=None)
+        )
 
     def _change(self, key: str, change: Any) -> Row:
         with self._file.writing() as connection:

@@ -21,6 +21,7 @@ from qhw_diffusion.hardware.ledger_rows import SCHEMA, DamagedLedgerError, now, 
 from qhw_diffusion.hardware.results import RESULTS, durable_write
 
 FILE = "ledger.sqlite"
+LOCKS = "locks"
 FORMAT = 1
 # "qhwL": what tells the ledger's file from any other SQLite database
 APPLICATION_ID = 0x7168774C
@@ -154,6 +155,9 @@ def check_folder(folder: Path, *, create: bool, recovering: bool = False) -> Non
         raise LedgerError(f"the ledger's folder {folder} cannot be made ({error.strerror}); give another") from error
     if not folder.is_dir():
         raise LedgerError(f"there is no ledger in {folder}; give its folder with --ledger or QHW_LEDGER")
+    for name in (RESULTS, LOCKS):
+        if (folder / name).exists() and not (folder / name).is_dir():
+            raise LedgerError(f"{folder / name} is a file, and should be a folder of the ledger; move it away")
     kind = file_system(folder)
     if kind in _NETWORK:
         raise LedgerError(f"{folder} is on a network drive ({kind}), where SQLite's write-ahead log is not safe; put "

@@ -22,6 +22,8 @@ LIMIT = "limit_seconds"
 DUPLICATES = "duplicates"
 # In a row's summary: seconds of its session's clock that count with it, noted while its own charge was not known
 CLOCK = "session_seconds"
+# In a failed row's summary: the job never ran or was cancelled, so that the next call sends it again by itself
+AGAIN = "sent_again"
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class Row:
         run, purpose, device: what it is for and where it runs.
         state: ``"planned"`` (may have been sent), ``"submitted"`` (has a job id), ``"done"``, ``"failed"``.
         paid: whether it costs QPU time of an account.
-        circuits, shots: circuits executed, shots of each.
+        circuits, shots: circuits executed, shots of each, those that the client's own mitigation adds included.
         estimate_seconds: before it was sent.
         job_id, session_id: the service's, None until known.
         attempt: 1, and one more after every failure that was tried again.
@@ -80,6 +82,13 @@ class Row:
     def most_seconds(self) -> float:
         """What one job of this attempt may cost: its limit at the service (the estimate in rows that have none)."""
         return max(self.estimate_seconds, float(self.summary.get(LIMIT, 0.0)))
+
+    @property
+    def sent_again(self) -> bool:
+        """Of a failed row: whether the next call sends its job again without being asked to. What the service says as
+        the reason decides nothing; rows of earlier versions, which have no flag, are sent again if nothing ever ran.
+        """
+        return self.summary.get(AGAIN, self.job_id is None) is True
 
     @property
     def counted(self) -> float:

@@ -93,9 +93,14 @@ def next_text(ledger: Ledger, row: Row) -> str:
     if row.state == "submitted":
         return "Next: run the same command again. It waits for this job and takes its result; no second job is sent."
     if row.state == "failed":
+        if row.sent_again:
+            return (
+                "Next: run the same command again. The job never ran or was cancelled: it goes out once more, within\n"
+                "the caps."
+            )
         return (
-            "Next: run the same command again. What was refused, not sent or cancelled goes out once more; what\n"
-            "failed on the device only with --retry-failed. Both within the caps."
+            "Next: run the same command with --retry-failed. The job failed on the device: another attempt costs\n"
+            "again, within the caps."
         )
     if not _whole(ledger, row):
         return (

@@ -111,6 +111,13 @@ class Context:
             self._open = None
 
 
+def check_seconds(**given: float | None) -> None:
+    """Raise InvalidInputError for a limit, None for none, that is not a positive number of seconds."""
+    for name, value in given.items():
+        if value is not None and not (math.isfinite(value) and value > 0):
+            raise InvalidInputError(f"{name} is {value!r}; allowed: seconds > 0")
+
+
 def check_mode(mode: str) -> None:
     """Raise InvalidInputError for anything but ``"job"``, ``"batch"`` and ``"session"``."""
     if mode not in MODES:

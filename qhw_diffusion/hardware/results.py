@@ -45,6 +45,24 @@ def write_result(folder: Path, key: str, row: Mapping[str, Any], raw: str) -> tu
     return name, hashlib.sha256(data).hexdigest()
 
 
+def keep_beside(folder: Path, key: str, raw: str) -> Path:
+    """Write what came instead of a result beside the results, each such text once. Returns the file.
+
+    Raises:
+        LedgerError: the disk is full or the folder cannot be written.
+    """
+    data = raw.encode("utf-8", "surrogatepass")
+    path = folder / RESULTS / f"{key}.unreadable-{hashlib.sha256(data).hexdigest()[:12]}"
+    try:
+        durable_write(path, data)
+    except OSError as error:
+        raise LedgerError(
+            f"the answer that came for {key[:12]} is no result, and cannot be written to {path} ({error}); the job's "
+            "id is in the ledger: make room and run the same command again"
+        ) from error
+    return path
+
+
 def read_result(path: Path, checksum: str | None) -> tuple[dict[str, Any], str]:
     """The row and the raw answer in a result file; `checksum` None to go by the file's own structure (recovery).
 

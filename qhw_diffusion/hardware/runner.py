@@ -8,7 +8,6 @@ cap, and nothing that would pass the run's cap, the ledger's, or what the accoun
 from __future__ import annotations
 
 import contextlib
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,15 +19,15 @@ from qiskit.primitives import BaseEstimatorV2
 from qhw_diffusion.devices import Device
 from qhw_diffusion.errors import BudgetError, DamagedFileError, InvalidInputError, LedgerError, QhwError
 from qhw_diffusion.hardware.budget import share_budget
-from qhw_diffusion.hardware.completion import SENT_AGAIN, Collector, failed_before
-from qhw_diffusion.hardware.cost import RESILIENCE_LEVELS
+from qhw_diffusion.hardware.completion import Collector, check_answer, failed_before
+from qhw_diffusion.hardware.cost import EXTRAPOLATED, RESILIENCE_LEVELS
 from qhw_diffusion.hardware.estimate import Estimator, job_estimator
 from qhw_diffusion.hardware.job import Job, distinct
 from qhw_diffusion.hardware.keys import job_key
 from qhw_diffusion.hardware.ledger import Ledger, Row
 from qhw_diffusion.hardware.ledger_rows import total_charge
 from qhw_diffusion.hardware.local import LocalService
-from qhw_diffusion.hardware.modes import check_mode
+from qhw_diffusion.hardware.modes import check_mode, check_seconds
 from qhw_diffusion.hardware.service import Pub, Service
 from qhw_diffusion.hardware.split import JobLimits, cut, join, split
 from qhw_diffusion.hardware.submission import Sender
@@ -96,9 +95,7 @@ class Runner:
         check_mode(mode)
         if not isinstance(run, str) or not run.strip():
             raise InvalidInputError("the run needs a name: jobs are tagged and counted by it")
-        for name, value in (("max_qpu_seconds", max_qpu_seconds), ("max_session_seconds", max_session_seconds)):
-            if value is not None and not (math.isfinite(value) and value > 0):
-                raise InvalidInputError(f"{name} is {value!r}; allowed: seconds > 0")
+        check_seconds(max_qpu_seconds=max_qpu_seconds, max_session_seconds=max_session_seconds)
         self.service = service
         self.ledger = ledger
         self.name = run
@@ -107,6 +104,7 @@ class Runner:
         self.times = times or Times()
         self._limits = limits or JobLimits()
         self._estimate = estimate
+        self._warned = False
         self._waiter = Waiter(self.times, sleep)
         self._sender = Sender(service, ledger, self._waiter, mode=mode, max_session_seconds=max_session_seconds)
         self._collector = Collector(service, ledger, self._waiter, self._sender)
@@ -131,10 +129,13 @@ class Runner:
         options = dict(options or {})
         self.service.check(pubs, options)
         jobs = []
-        scales, _ = RESILIENCE_LEVELS.get(options.get("resilience_level", 1), ((1,), False))  # 1: the client's default
+        level = options.get("resilience_level", 1 if self.service.paid else 0)  # 1: the client's default
+        if level not in RESILIENCE_LEVELS:
+            raise InvalidInputError(f"resilience level {level!r}; allowed: 0, 1, 2")
+        scales, _ = RESILIENCE_LEVELS[level]
         for pieces in split(pubs, self._limits, factor=len(scales)):
             mine = cut(pubs, pieces)
-            jobs.append(Job(self._key(mine, options, purpose), pieces, mine, options, purpose))
+            jobs.append(Job(self._key(mine, options, purpose), pieces, mine, options, purpose, level))
         different = distinct(jobs)
         with contextlib.ExitStack() as stack:
             for key in sorted(job.key for job in different):  # one order, so that processes never wait for each other
@@ -150,6 +151,9 @@ class Runner:
                     for job in out:
                         self._finish(job, "")
                     self._share_budget(new)
+                if new and level == 2 and not self._warned:
+                    tell(EXTRAPOLATED)
+                    self._warned = True
                 for job in different:
                     self._start(job)
                 for number, job in enumerate(different, start=1):
@@ -223,19 +227,31 @@ class Runner:
         if row is None:
             return True
         if row.state == "done":
-            row = self._whole(row)
+            row = self._whole(job, row)
         job.sent_before = job.uncertain = row.state == "submitted"
         job.reused = row.state == "done"
-        if row.state == "failed" and not (self.retry_failed or row.reason.startswith(SENT_AGAIN)):
+        if row.state == "failed" and not (self.retry_failed or row.sent_again):
             raise failed_before(row, row.reason)
         return row.state in ("planned", "failed")
 
-    def _whole(self, row: Row) -> Row:
-        """The row; with a damaged result file it is "submitted" again, so that the answer is read again, for free."""
+    def _whole(self, job: Job, row: Row) -> Row:
+        """The row; with a damaged result file it is "submitted" again, so that the answer is read again, for free.
+
+        Raises:
+            DamagedFileError, ServiceError: the file is whole but holds no result, and the service has none either.
+        """
         try:
-            self.ledger.result(row.key)
+            raw = self.ledger.result(row.key)
         except DamagedFileError:
             return self.ledger.refetch(row.key)
+        try:
+            check_answer(self.service, raw, job.pubs)
+        except DamagedFileError:
+            if self.service.paid:  # what is there stays where it is until there is something better
+                if self._waiter.answered(lambda: self.service.status(row.job_id or "")).name != "DONE":
+                    raise
+                self._collector.answer(job, row)
+            return self.ledger.refetch(row.key, unreadable=True)
         return row
 
     def _share_budget(self, jobs: Sequence[Job]) -> None:
@@ -277,13 +293,14 @@ class Runner:
         # A new key has no job, unless the ledger has lost rows; a row left planned may have one
         may_exist = self.ledger.incomplete if row is None else row.state == "planned"
         if row is None:
+            circuits, shots = job.executed
             row = self.ledger.plan(
                 job.key,
                 run=self.name,
                 purpose=job.purpose,
                 device=self.service.device,
-                circuits=job.circuits,
-                shots=job.shots,
+                circuits=circuits,
+                shots=shots,
                 estimate_seconds=job.seconds,
                 paid=self.service.paid,
                 summary=job.summary,

@@ -19,6 +19,8 @@ from qhw_diffusion.errors import InvalidInputError, JobError, ServiceError
 # One PUB's answer: values [M, B], standard errors [M, B], shots of each circuit
 Measured = tuple[np.ndarray, np.ndarray, int]
 
+# Shots beyond every service's limit; up to here counts of executions fit into 64 bits
+MOST_SHOTS = 10**12
 FINAL_STATES = ("DONE", "ERROR", "CANCELLED", "UNKNOWN")
 
 
@@ -84,10 +86,10 @@ def precision_of(shots: int) -> float:
     """The precision for which primitives take exactly `shots` shots.
 
     Raises:
-        InvalidInputError: not a whole number from 1.
+        InvalidInputError: not a whole number from 1 to 10¹².
     """
-    if isinstance(shots, bool) or not isinstance(shots, int) or shots < 1:
-        raise InvalidInputError(f"shots is {shots!r}; allowed: whole numbers from 1")
+    if isinstance(shots, bool) or not isinstance(shots, int) or not 1 <= shots <= MOST_SHOTS:
+        raise InvalidInputError(f"shots is {shots!r}; allowed: whole numbers from 1 to {MOST_SHOTS:,}")
     precision = 1.0 / math.sqrt(shots)
     while shots_of(precision) > shots:  # 1/√1000 would mean 1001
         precision = math.nextafter(precision, math.inf)

@@ -76,7 +76,7 @@ class Sender:
             except NotSentError as error:
                 trouble = error
             except (RefusedError, AccountError, BudgetError, InvalidInputError) as error:
-                self.ledger.failed(job.key, f"refused: {error}")
+                self.ledger.failed(job.key, f"refused: {error}", again=True)
                 raise
             if job_id is not None:
                 if job.uncertain:  # an earlier submission may show only now
@@ -84,7 +84,7 @@ class Sender:
                         job_id = self._oldest(self.service.find(self.tag(row))) or job_id
                 self._submitted(job, job_id)
                 return
-        self.ledger.failed(job.key, f"not sent: {trouble}")
+        self.ledger.failed(job.key, f"not sent: {trouble}", again=True)
         raise ServiceError(
             f"{self.service.device} took no job in {times.submissions} attempts and certainly has none: {trouble}. "
             "Nothing was charged; the same command tries again"

@@ -18,6 +18,8 @@ from qhw_diffusion.execution.engine import Record, check_parameters, rows_of
 from qhw_diffusion.execution.engine_text import engine_of
 from qhw_diffusion.mitigation.strategy import Cost, Strategy, counted, expand
 
+# A standard error that stands for an infinite one, to see which values depend on it
+_SMALL = 1e-3
 # (experiments of the strategies, calibration experiments) → estimates of all, in this order
 _Evaluate = Callable[[list[Experiment], list[Experiment]], list[Estimate]]
 
@@ -143,7 +145,7 @@ class Mitigated(Engine):
             combined, at = [], 0
             for (compiled, rows), size, key in zip(parents, groups, calibrated, strict=True):
                 children = estimates[at : at + size]
-                estimate = strategy.combine(children, compiled, rows, self._calibrations.get(key, ()))
+                estimate = _combined(strategy, children, compiled, rows, self._calibrations.get(key, ()))
                 combined.append(replace(estimate, usage=reduce(add, (child.usage for child in children), Usage())))
                 at += size
             estimates = combined
@@ -151,3 +153,25 @@ class Mitigated(Engine):
         paid = reduce(add, (result.usage for result in results[len(results) - len(asked) :]), Usage())
         estimates[0] = replace(estimates[0], usage=estimates[0].usage + paid)
         return estimates
+
+
+def _combined(
+    strategy: Strategy, children: Sequence[Estimate], compiled: CompiledCircuit, rows: Tensor, calibration: Any
+) -> Estimate:
+    """What the strategy makes of estimates whose standard errors may be infinite.
+
+    A value that depends on such a one has an infinite standard error itself, and the others have none of it: strategies
+    are asked with small errors in place of the infinite ones, so that 0 · ∞ does not become NaN in any of them.
+    """
+    given, count = [*children, *calibration], len(children)
+    if all(bool(estimate.std_errors.isfinite().all()) for estimate in given):
+        return strategy.combine(children, compiled, rows, calibration)
+
+    def combine(errors: Callable[[Tensor], Tensor]) -> Estimate:
+        changed = [replace(estimate, std_errors=errors(estimate.std_errors)) for estimate in given]
+        return strategy.combine(changed[:count], compiled, rows, changed[count:])
+
+    known = combine(lambda errors: errors.masked_fill(errors.isinf(), 0.0))
+    without = combine(torch.zeros_like).std_errors
+    touched = combine(lambda errors: _SMALL * errors.isinf().to(errors)).std_errors != without
+    return replace(known, std_errors=known.std_errors.masked_fill(touched, torch.inf))

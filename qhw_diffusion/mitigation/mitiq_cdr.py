@@ -16,7 +16,7 @@ from qhw_diffusion.errors import InvalidInputError
 from qhw_diffusion.execution import CompiledCircuit, Estimate, Experiment, Ideal
 from qhw_diffusion.mitigation.mitiq_bridge import check_basis, require_mitiq, rz_angles, to_cirq
 from qhw_diffusion.mitigation.mitiq_weighted import check_number
-from qhw_diffusion.mitigation.strategy import Strategy, kept, number_text, with_isa, without_delays
+from qhw_diffusion.mitigation.strategy import MOST_CIRCUITS, Strategy, kept, number_text, with_isa, without_delays
 
 if TYPE_CHECKING:
     import cirq
@@ -60,7 +60,7 @@ class MitiqCDR(Strategy):
     name: ClassVar[str] = "mitiq-cdr"
 
     def __post_init__(self) -> None:
-        check_number("training_circuits", self.training_circuits, 3)
+        check_number("training_circuits", self.training_circuits, 3, MOST_CIRCUITS)
         check_number("seed", self.seed, 0)
         if not 0 < self.fraction_non_clifford < 1:
             raise InvalidInputError(

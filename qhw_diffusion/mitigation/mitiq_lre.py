@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
+import warnings
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
 import torch
 
 from qhw_diffusion.errors import InvalidInputError
 from qhw_diffusion.execution import CompiledCircuit
 from qhw_diffusion.mitigation.mitiq_bridge import bridge, require_mitiq
 from qhw_diffusion.mitigation.mitiq_weighted import Family, Weighted, check_number
+from qhw_diffusion.mitigation.strategy import MOST_CIRCUITS
 
 
 @dataclass(frozen=True)
@@ -55,8 +59,29 @@ class MitiqLRE(Weighted):
                 f"chunks is {self.chunks}, but the circuit has {len(source.circuit)} layers; use fewer chunks"
             )
         # The scales are odd integers: folding every gate reaches them, and leaves nothing to chance
+        needed = math.comb(self.chunks + self.degree, self.degree)  # monomials of so many variables
+        if needed > MOST_CIRCUITS:
+            raise InvalidInputError(
+                f"degree {self.degree} in {self.chunks} chunks takes {needed:,} circuits; at most {MOST_CIRCUITS:,} "
+                "are made: lower one of them"
+            )
         circuits = construct_circuits(source.circuit, self.degree, self.fold_multiplier, fold_all, self.chunks)
-        weights = multivariate_richardson_coefficients(source.circuit, self.degree, self.fold_multiplier, self.chunks)
+        try:
+            with warnings.catch_warnings():  # of determinants that overflow: what comes of them is checked
+                warnings.simplefilter("ignore")
+                weights = np.asarray(
+                    multivariate_richardson_coefficients(
+                        source.circuit, self.degree, self.fold_multiplier, self.chunks
+                    ),
+                    float,
+                )
+        except ValueError:
+            weights = np.array(np.nan)
+        if not np.isfinite(weights).all():
+            raise InvalidInputError(
+                f"Mitiq finds no weights for degree {self.degree} in {self.chunks} chunks, its matrix is too large; "
+                "lower one of them"
+            )
         return Family(tuple(source.back(c) for c in circuits), torch.tensor(weights, dtype=torch.float64))
 
     def noise_amplification(self, compiled: CompiledCircuit) -> float:

@@ -15,7 +15,7 @@ from qhw_diffusion.errors import InvalidInputError
 from qhw_diffusion.execution import CompiledCircuit
 from qhw_diffusion.mitigation.mitiq_bridge import bridge, require_mitiq
 from qhw_diffusion.mitigation.mitiq_weighted import Family, Weighted, check_number
-from qhw_diffusion.mitigation.strategy import kept, without_delays
+from qhw_diffusion.mitigation.strategy import MOST_CIRCUITS, kept, without_delays
 
 if TYPE_CHECKING:
     from mitiq.pec import OperationRepresentation
@@ -48,7 +48,7 @@ class MitiqPEC(Weighted):
     name: ClassVar[str] = "mitiq-pec"
 
     def __post_init__(self) -> None:
-        check_number("samples", self.samples, 2)
+        check_number("samples", self.samples, 2, MOST_CIRCUITS)
         check_number("seed", self.seed, 0)
 
     @property

@@ -12,7 +12,7 @@ from qhw_diffusion.errors import UnsupportedCircuitError
 from qhw_diffusion.execution import CompiledCircuit
 from qhw_diffusion.mitigation.mitiq_bridge import bridge, check_basis, require_mitiq
 from qhw_diffusion.mitigation.mitiq_weighted import Family, Weighted, check_number
-from qhw_diffusion.mitigation.strategy import without_delays
+from qhw_diffusion.mitigation.strategy import MOST_CIRCUITS, without_delays
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class MitiqTwirling(Weighted):
     name: ClassVar[str] = "mitiq-twirling"
 
     def __post_init__(self) -> None:
-        check_number("circuits", self.circuits, 1)
+        check_number("circuits", self.circuits, 1, MOST_CIRCUITS)
         check_number("seed", self.seed, 0)
 
     @property

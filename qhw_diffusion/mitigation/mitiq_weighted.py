@@ -84,7 +84,8 @@ def _drawing_variance(values: Tensor, errors: Tensor, weights: Tensor, draws: tu
     return scatter.clamp(min=0) / (n - 1).clamp(min=1)
 
 
-def check_number(name: str, given: object, low: int) -> None:
-    """Raise InvalidInputError unless `given` is an integer ≥ low."""
-    if isinstance(given, bool) or not isinstance(given, int) or given < low:
-        raise InvalidInputError(f"{name} is {given!r}; it must be an integer ≥ {low}")
+def check_number(name: str, given: object, low: int, most: int | None = None) -> None:
+    """Raise InvalidInputError unless `given` is an integer ≥ low, and ≤ most if there is such a limit."""
+    if isinstance(given, bool) or not isinstance(given, int) or given < low or (most is not None and given > most):
+        limit = "" if most is None else f" and ≤ {most:,}"
+        raise InvalidInputError(f"{name} is {given!r}; it must be an integer ≥ {low}{limit}")

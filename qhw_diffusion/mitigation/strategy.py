@@ -18,6 +18,9 @@ from qhw_diffusion.execution import CompiledCircuit, Estimate, Experiment, Usage
 from qhw_diffusion.execution.constants import parts_of
 from qhw_diffusion.execution.engine import circuits_with_shots
 
+# A strategy makes no more circuits than this of one
+MOST_CIRCUITS = 10_000
+
 
 @dataclass(frozen=True)
 class Cost:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from qhw_diffusion.errors import InvalidInputError, UnsupportedCircuitError
 from qhw_diffusion.execution import CompiledCircuit, Estimate, Experiment
-from qhw_diffusion.mitigation.strategy import Strategy, kept, with_isa, without_delays
+from qhw_diffusion.mitigation.strategy import MOST_CIRCUITS, Strategy, kept, with_isa, without_delays
 
 TWIRLED = frozenset(["cx", "cz", "ecr"])
 Frame = tuple[int, int]  # a Pauli up to its sign, as exponents (x, z) of X^x Z^z
@@ -54,6 +54,8 @@ class PauliTwirling(Strategy):
         for name, value, low in (("randomisations", self.randomisations, 1), ("seed", self.seed, 0)):
             if isinstance(value, bool) or not isinstance(value, int) or value < low:
                 raise InvalidInputError(f"{name} is {value!r}; allowed: whole numbers from {low}")
+        if self.randomisations > MOST_CIRCUITS:
+            raise InvalidInputError(f"randomisations is {self.randomisations}; allowed: up to {MOST_CIRCUITS:,}")
 
     @property
     def spec(self) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,6 +19,8 @@ from qhw_diffusion.mitigation.strategy import Strategy, number_text
 EXTRAPOLATIONS = ("linear", "polynomial2", "polynomial3", "exponential", "richardson")
 # Of Richardson's growth of errors: what an exponential may have
 _MOST = 2.0
+# The largest scale factor: far beyond it nothing is left of any signal, and the folded circuit fills the memory
+_MOST_FOLDED = 1000
 _POLYNOMIAL = re.compile(r"polynomial([1-9])")
 
 
@@ -64,10 +65,11 @@ class ZNE(Strategy):
             len(factors) < 2
             or factors[0] < 1
             or list(factors) != sorted(set(factors))
-            or not math.isfinite(factors[-1])
+            or not factors[-1] <= _MOST_FOLDED
         ):
             raise InvalidInputError(
-                f"scale_factors are {self.scale_factors!r}; give at least two, ascending, from 1, e.g. (1, 3, 5)"
+                f"scale_factors are {self.scale_factors!r}; give at least two, ascending, from 1 to {_MOST_FOLDED}, "
+                "e.g. (1, 3, 5)"
             )
         if self.extrapolation not in EXTRAPOLATIONS and not _POLYNOMIAL.fullmatch(str(self.extrapolation)):
             raise UnknownNameError.of("extrapolation", str(self.extrapolation), EXTRAPOLATIONS)

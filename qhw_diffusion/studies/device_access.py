@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +16,9 @@ from qhw_diffusion.execution.hardware_engine import Hardware
 from qhw_diffusion.hardware.cost import Cost
 from qhw_diffusion.hardware.ledger import Ledger, Row, ledger_folder
 from qhw_diffusion.hardware.ledger_rows import total_charge
+from qhw_diffusion.hardware.modes import check_seconds
 from qhw_diffusion.hardware.runner import Runner, open_runner
+from qhw_diffusion.hardware.service import precision_of
 from qhw_diffusion.mitigation import Mitigated
 from qhw_diffusion.mitigation.parse import strategies_of
 from qhw_diffusion.mitigation.strategy import Strategy
@@ -45,7 +48,9 @@ class AccessConfig:
     ledger: str = ""
 
     def __post_init__(self) -> None:
-        strategies_of(self.mitigation)  # a mistyped strategy is told now
+        strategies_of(self.mitigation)  # a mistyped strategy is told now, and so is what the runner refuses
+        check_seconds(max_qpu_seconds=self.max_qpu_seconds, max_session_seconds=self.max_session_seconds)
+        precision_of(self.shots)
 
     @classmethod
     def from_arguments(cls, arguments: argparse.Namespace) -> AccessConfig:
@@ -64,7 +69,7 @@ class AccessConfig:
             resilience_level=arguments.resilience_level,
             mitigation=arguments.mitigation,
             # absolute, so that a run that goes on from another folder finds its results
-            ledger=str(ledger_folder(arguments.ledger).resolve()),
+            ledger=os.path.realpath(ledger_folder(arguments.ledger)),
         )
 
     def strategies(self) -> list[Strategy]:
@@ -169,6 +174,11 @@ def open_access(config: AccessConfig, run: str, *, device: Device | None = None)
     Raises InvalidInputError for a resilience level on a device that is simulated here.
     device: the device, when it is loaded already.
     """
+    if config.resilience_level and not config.device.startswith("ibm_"):  # before a ledger is made
+        raise InvalidInputError(
+            f"--resilience-level {config.resilience_level} is for IBM's service; {config.device} is simulated here "
+            "and takes level 0 only. Give --mitigation instead (readout is level 1's), or a device of `qhw standin`"
+        )
     with Ledger.open(config.ledger or None) as ledger:
         runner = open_runner(
             config.device,
@@ -179,11 +189,6 @@ def open_access(config: AccessConfig, run: str, *, device: Device | None = None)
             max_session_seconds=config.max_session_seconds,
             retry_failed=config.retry_failed,
         )
-        if config.resilience_level and not runner.service.paid:
-            raise InvalidInputError(
-                f"--resilience-level {config.resilience_level} is for IBM's service; {config.device} is simulated here "
-                "and takes level 0 only. Give --mitigation instead (readout is level 1's), or a device of `qhw standin`"
-            )
         with runner:
             yield DeviceAccess(config, runner, ledger, run)
 

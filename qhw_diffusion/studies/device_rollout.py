@@ -40,6 +40,8 @@ from qhw_diffusion.studies.single import MODELS_FILE, models_of
 from qhw_diffusion.studies.study_work import EVALUATION_SEED
 
 KIND, DEVICE_FILE = "device-rollout", "device.json"
+# More would not fit into memory, as images or as parameters
+MOST_IMAGES = 1_000_000
 _KEPT = ("measured", "std_errors", "predicted", "g", "actions", "states")
 
 
@@ -70,6 +72,10 @@ class RolloutConfig(Settings):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise InvalidInputError(f"{name} is {value!r}; allowed: whole numbers from 1")
+        if self.images > MOST_IMAGES:
+            raise InvalidInputError(f"images is {self.images}; allowed: up to {MOST_IMAGES:,}")
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or not -(2**63) <= self.seed < 2**63:
+            raise InvalidInputError(f"seed is {self.seed!r}; allowed: whole numbers of 64 bits")
 
 
 @dataclass(frozen=True)
@@ -169,6 +175,8 @@ def prepare(
     check_place(out, kind=KIND, overwrite=overwrite)
     trained = load_controller(asked.run)
     policy = _policy_of(asked, trained, device)
+    for strategy in strategies_of(asked.mitigation):  # told before anything is made
+        strategy.check(policy.layer.compiled)
     load_models(models_of(Path(asked.run)).replace(**given))
     config = {
         "rollout": asked.to_dict(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ from qhw_diffusion.runs import RunFolder, atomic_write_json, check_place, progre
 from qhw_diffusion.studies.device_access import AccessConfig, at_device, open_access
 from qhw_diffusion.studies.measure import sample_and_measure
 from qhw_diffusion.studies.models import Models, draw_starts, load_models
-from qhw_diffusion.studies.single import MODELS_FILE, check_out, models_of, one_thread
+from qhw_diffusion.studies.single import MODELS_FILE, beside, check_out, models_of, one_thread
 from qhw_diffusion.studies.statistics import mean_interval, paired_test
 from qhw_diffusion.studies.study_work import EVALUATION_SEED
 
@@ -149,8 +150,8 @@ def distill_from_arguments(arguments: argparse.Namespace) -> str:
     """`distill_run`, or with --shots `distill_on_device`, with the flags of the command."""
     one_thread()
     run = Path(arguments.folder)
-    arguments.out = arguments.out or run.with_name(f"{run.name}-{arguments.into}")
-    if arguments.out.resolve() == run.resolve():
+    arguments.out = arguments.out or beside(run, f"-{arguments.into}")
+    if os.path.realpath(arguments.out) == os.path.realpath(run):
         raise InvalidInputError("--out is the folder of the policy itself; choose another one")
     if arguments.shots is None and arguments.resume:
         raise InvalidInputError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from qhw_diffusion.studies.flags import given_flags
 from qhw_diffusion.studies.measure import sample_and_measure
 from qhw_diffusion.studies.models import Models, draw_starts, load_models
 from qhw_diffusion.studies.settings import ModelConfig
-from qhw_diffusion.studies.single import MODELS_FILE, check_out, one_thread
+from qhw_diffusion.studies.single import MODELS_FILE, beside, check_out, one_thread
 from qhw_diffusion.studies.statistics import mean_interval, paired_test
 from qhw_diffusion.studies.study_work import EVALUATION_SEED
 
@@ -46,9 +47,9 @@ def fine_tune_from_arguments(arguments: argparse.Namespace) -> str:
         )
     access_config = AccessConfig.from_arguments(arguments)
     run_folder = Path(arguments.folder)
-    out = arguments.out or run_folder.with_name(f"{run_folder.name}-tuned-{Path(access_config.device).name}")
+    out = arguments.out or beside(run_folder, f"-tuned-{Path(access_config.device).name}")
     arguments.out = out
-    if out.resolve() == run_folder.resolve():
+    if os.path.realpath(out) == os.path.realpath(run_folder):
         raise InvalidInputError("--out is the folder of the policy itself; choose another one")
     check_out(arguments, KIND)
     asked = FineTuneConfig(

@@ -60,6 +60,7 @@ def _flags_cost(parser: Parser) -> None:
 def cost(arguments: argparse.Namespace) -> int:
     """`qhw cost RUN|CIRCUIT`."""
     from qhw_diffusion.devices import Device
+    from qhw_diffusion.hardware.cost import EXTRAPOLATED
     from qhw_diffusion.studies.hardware_cost import cost_json, cost_of, cost_text, ledger_rows, workload_of
 
     device = None if arguments.device is None else Device.load(arguments.device)
@@ -74,6 +75,8 @@ def cost(arguments: argparse.Namespace) -> int:
         ledger=ledger_rows(arguments.ledger),
     )
     print((cost_json if arguments.json else cost_text)(workload, found))
+    if arguments.resilience_level == 2:
+        print(EXTRAPOLATED, file=sys.stderr)
     return 0
 
 

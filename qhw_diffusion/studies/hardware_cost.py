@@ -24,6 +24,8 @@ from qhw_diffusion.runs import read_json
 
 # as many images as a rollout on a device steers unless told otherwise
 IMAGES, SHOTS = 32, 4096
+# of one call: their parameters have to fit into memory to be counted
+MOST_ROWS = 1_000_000
 # Kinds of run folders (`RunFolder`) of policies and of denoisers
 _POLICY, _DENOISER = "guidance", "denoiser"
 # What a device has to do for them, and an Estimator does not
@@ -80,6 +82,8 @@ def workload_of(
             raise InvalidInputError(f"--{name} does not go with {target}, which is counted in {other}")
         if given is not None and given < 1:
             raise InvalidInputError(f"--{name} must be at least 1, not {given}")
+        if given is not None and given > MOST_ROWS:
+            raise InvalidInputError(f"--{name} must be at most {MOST_ROWS:,}, not {given}")
     if not target.is_dir():
         return _file(target, device, rows or 1)
     _check_folder(target)

@@ -72,10 +72,10 @@ def _run_parallel(tasks: Sequence[Task], executor: ProcessPoolExecutor, bar: Any
                     continue
                 error = future.exception()
                 if isinstance(error, BrokenProcessPool):
-                    running = [futures[other].name for other in (future, *open_futures) if not other.cancelled()]
+                    names = [futures[other].name for other in (future, *open_futures) if not other.cancelled()]
                     raise WorkerError(
                         f"a worker process was killed, perhaps since memory ran out; at work or waiting were "
-                        f"{', '.join(running[:4])}{' and others' if len(running) > 4 else ''}. What is finished is in "
+                        f"{', '.join(names[:4])}{' and others' if len(names) > 4 else ''}. What is finished is in "
                         "the folder: the same command with --resume goes on; --workers 1 takes less memory"
                     ) from error
                 if error is not None and not (stop.requested and isinstance(error, KeyboardInterrupt)):

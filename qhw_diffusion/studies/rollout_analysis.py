@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -31,6 +32,8 @@ class StepCheck:
         p: probability of so large a sum of squares under the prediction. The ⟨Z⟩ of one circuit come from the same
             shots, so that it is approximate.
         worst: largest |measured − predicted| in standard errors.
+        unknown: how many of the ⟨Z⟩ have an infinite standard error (the client's zero-noise extrapolation gives such).
+            They count in `rms` alone; the other numbers are NaN if every one is so.
     """
 
     step: int
@@ -41,10 +44,11 @@ class StepCheck:
     chi2: float
     p: float
     worst: float
+    unknown: int = 0
 
-    def to_dict(self) -> dict[str, float]:
-        """JSON types."""
-        return asdict(self)
+    def to_dict(self) -> dict[str, float | None]:
+        """JSON types; None for what is NaN."""
+        return {name: None if math.isnan(value) else value for name, value in asdict(self).items()}
 
 
 def check_steps(played: Played, shots: int) -> list[StepCheck]:
@@ -53,18 +57,21 @@ def check_steps(played: Played, shots: int) -> list[StepCheck]:
     for index in range(len(played.measured)):
         gap = (played.measured[index] - played.predicted[index]).double()
         errors = played.std_errors[index].double().clamp_min(1.0 / shots)
-        squares = (gap / errors).square()
+        known = errors.isfinite()
+        errors, unknown = errors[known], int((~known).sum())
+        squares = (gap[known] / errors).square()
         n = squares.numel()
         checks.append(
             StepCheck(
                 step=index + 1,
                 rms=float(gap.square().mean().sqrt()),
                 expected_rms=float(errors.square().mean().sqrt()),
-                bias=float(gap.mean()),
-                bias_error=float(errors.square().sum().sqrt() / n),
+                bias=float(gap[known].mean()),
+                bias_error=float(errors.square().sum().sqrt() / n) if n else math.nan,
                 chi2=float(squares.mean()),
-                p=float(chi2.sf(float(squares.sum()), n)),
-                worst=float(squares.max().sqrt()),
+                p=float(chi2.sf(float(squares.sum()), n)) if n else math.nan,
+                worst=float(squares.max().sqrt()) if n else math.nan,
+                unknown=unknown,
             )
         )
     return checks

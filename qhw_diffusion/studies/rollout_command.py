@@ -19,7 +19,7 @@ from qhw_diffusion.studies.device_rollout import (
 )
 from qhw_diffusion.studies.rollout_analysis import MIN_FD_IMAGES, Compared, check_steps, compare_controllers, results_of
 from qhw_diffusion.studies.rollout_report import render_rollout
-from qhw_diffusion.studies.single import check_out, one_thread
+from qhw_diffusion.studies.single import beside, check_out, one_thread
 
 IMAGES = 32
 
@@ -36,7 +36,7 @@ def rollout_from_arguments(arguments: argparse.Namespace) -> str:
     if arguments.seeds is not None:
         raise InvalidInputError("--seeds is for the simulated evaluation; on a device give --images and --seed")
     run = Path(arguments.folder)
-    out = arguments.out or run.with_name(f"{run.name}-{Path(access_config.device).name}")
+    out = arguments.out or beside(run, f"-{Path(access_config.device).name}")
     arguments.out = out
     check_out(arguments, KIND)
     asked = RolloutConfig(

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from matplotlib.figure import Figure
+from torch import Tensor
 
 from qhw_diffusion.runs import RunFolder
 from qhw_diffusion.studies import figures
@@ -39,9 +41,15 @@ def render_rollout(
 def _outcome(
     section: Section, played: Played, compared: Sequence[Compared], checks: Sequence[StepCheck], paid: bool
 ) -> None:
-    mean, count = float(np.mean([c.chi2 for c in checks])), played.measured[0].numel()
-    spread = (2.0 / (count * len(checks))) ** 0.5
-    if abs(mean - 1.0) <= 3.0 * spread:
+    counts = [played.measured[0].numel() - c.unknown for c in checks]
+    counted = sum(counts)
+    mean = sum(n * c.chi2 for n, c in zip(counts, checks, strict=True) if n) / max(counted, 1)
+    spread = (2.0 / max(counted, 1)) ** 0.5
+    if not counted:
+        section.note(
+            "The service knows no standard error of any ⟨Z⟩, so nothing can be said about the agreement.", "caution"
+        )
+    elif abs(mean - 1.0) <= 3.0 * spread:
         section.note(
             f"The measured ⟨Z⟩ agree with the noise predicted from the calibration: mean squared deviation {mean:.2f} "
             f"standard errors squared, 1 ± {spread:.2f} expected.", "good",
@@ -78,6 +86,12 @@ def _agreement(section: Section, played: Played, checks: Sequence[StepCheck]) ->
     ]  # fmt: skip
     columns = ["step", "rms", "rms of shots alone", "bias ± standard error", "χ²", "p", "worst, in standard errors"]
     section.table(columns, rows, caption="Measured minus predicted ⟨Z⟩, over samples and qubits.")
+    if unknown := sum(c.unknown for c in checks):
+        section.text(
+            f"{unknown} of {played.measured.numel()} ⟨Z⟩ came with an infinite standard error, as the client's "
+            "zero-noise extrapolation gives for single values. They steer and count in rms; the other numbers are of "
+            "the rest. They have no error bar."
+        )
     section.figure(
         expectation_figure(played),
         alt="Measured minus predicted expectation values against the prediction, with error bars, a panel per step.",
@@ -172,6 +186,11 @@ def _reproduce(section: Section, folder: RunFolder, ledger: str, command: str) -
     )
 
 
+def _drawn(errors: Tensor) -> Tensor:
+    """Lengths of error bars: none where the standard error is infinite."""
+    return errors.masked_fill(errors.isinf(), torch.nan)
+
+
 def expectation_figure(played: Played) -> Figure:
     """Measured minus predicted ⟨Z⟩ with standard errors, against the prediction: a panel per step, at most twelve."""
     steps = len(played.measured)
@@ -189,7 +208,7 @@ def expectation_figure(played: Played) -> Figure:
             axis.errorbar(
                 predicted,
                 played.measured[step, :, qubit].numpy() - predicted,
-                yerr=played.std_errors[step, :, qubit].numpy(),
+                yerr=_drawn(played.std_errors[step, :, qubit]).numpy(),
                 fmt="o", ms=2.0, lw=0.5, color=figures.colour(qubit), label=f"⟨Z⟩ of qubit {qubit}",
             )  # fmt: skip
         axis.set_title(f"step {step + 1}", fontsize=9, color=figures.INK)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,18 @@ MODELS_FILE = "models.json"
 def one_thread() -> None:
     """One torch thread: the fastest for small networks, and what reproducibility is promised for."""
     torch.set_num_threads(1)
+
+
+def beside(run: Path, ending: str) -> Path:
+    """The folder next to `run` with its name and this ending, also where `run` is given as ``.`` or ``..``.
+
+    Raises:
+        InvalidInputError: it has no name: the root.
+    """
+    named = Path(os.path.realpath(run)) if run.name in ("", "..") else run
+    if not named.name:
+        raise InvalidInputError(f"{named} is no run folder; give the folder that `qhw train guidance` wrote")
+    return named.with_name(f"{named.name}{ending}")
 
 
 def check_out(arguments: argparse.Namespace, kind: str) -> None:

@@ -154,8 +154,8 @@ def test_what_is_expected_is_what_the_runner_plans(tmp_path: Path, most: int, le
     assert cost.jobs == 3 * len(rows)
     assert (len(rows) > 1) == (most < (700 if level == 0 else 2100))
     assert cost.seconds == pytest.approx(3 * sum(row.estimate_seconds for row in rows))
-    executed = sum(row.circuits for row in rows) * (3 if level else 1) + (len(rows) if level else 0)
-    assert cost.all_circuits == 3 * executed
+    assert cost.all_circuits == 3 * sum(row.circuits for row in rows)
+    assert {row.shots for row in rows} == {cost.shots}
     assert cost.executions == cost.all_circuits * cost.shots
     assert cost.circuits == math.ceil(cost.all_circuits / cost.jobs)
     assert (f"{cost.all_circuits:,} circuits in {cost.jobs} jobs" in cost.text) == (cost.unlike is not None)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import math
 import os
 import signal
 import subprocess
@@ -37,6 +39,7 @@ from qhw_diffusion.studies.device_rollout import (
     with_final_receipts,
 )
 from qhw_diffusion.studies.rollout_analysis import check_steps
+from qhw_diffusion.studies.rollout_report import expectation_figure
 
 STEPS = 3
 
@@ -126,6 +129,28 @@ def test_the_check_is_one_for_a_right_prediction_and_finds_a_wrong_one() -> None
     assert wrong.p < 1e-6
     assert wrong.bias == pytest.approx(0.02, abs=3 * wrong.bias_error)
     assert wrong.bias_error == pytest.approx(0.02 / 800**0.5)
+
+
+def test_infinite_standard_errors_take_no_part_in_the_check(recwarn: pytest.WarningsRecorder) -> None:
+    """As the client's own extrapolation gives them; the other numbers are those of the other values."""
+    generator = torch.Generator().manual_seed(0)
+    predicted = 2 * torch.rand(2, 100, 4, generator=generator) - 1
+    errors = torch.full((2, 100, 4), 0.02)
+    measured = predicted + errors * torch.randn(2, 100, 4, generator=generator)
+    usual = check_steps(_played(measured[:, :, 1:], predicted[:, :, 1:], errors[:, :, 1:]), 2500)
+    errors[:, :, 0] = torch.inf
+    measured[:, :, 0] += 0.5
+    with_some = _played(measured, predicted, errors)
+    for check, wanted in zip(check_steps(with_some, 2500), usual, strict=True):
+        assert check.unknown == 100
+        assert check.rms > 0.2
+        assert replace(check, unknown=0, rms=wanted.rms) == wanted
+    expectation_figure(with_some).savefig(io.BytesIO(), format="svg")
+    none = check_steps(_played(measured, predicted, torch.full_like(errors, torch.inf)), 2500)[0]
+    assert (none.unknown, math.isnan(none.chi2), math.isnan(none.p)) == (400, True, True)
+    json.loads(json.dumps(none.to_dict()), parse_constant=pytest.fail)
+    assert none.to_dict()["chi2"] is None
+    assert not recwarn.list
 
 
 def test_a_standard_error_of_zero_is_no_certainty() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from qhw_diffusion.hardware.standin.faults import (
     ENDPOINTS,
+    Body,
     CancelJob,
     Delay,
     Drop,
@@ -24,6 +25,7 @@ __all__ = [
     "ENDPOINTS",
     "INSTANCE",
     "TOKEN",
+    "Body",
     "CancelJob",
     "Delay",
     "Drop",

@@ -72,6 +72,13 @@ class Truncate(Fault):
 
 
 @dataclass(frozen=True)
+class Body(Fault):
+    """The request is carried out, and answered with this text instead."""
+
+    text: str
+
+
+@dataclass(frozen=True)
 class FailJob(Fault):
     """On ``jobs_post``: the job is accepted and fails, charged with `seconds`."""
 

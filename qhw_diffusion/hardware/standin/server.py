@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, urlsplit
 
 from qhw_diffusion.hardware.standin.faults import (
+    Body,
     CancelJob,
     Delay,
     Drop,
@@ -84,6 +85,8 @@ class _Handler(BaseHTTPRequestHandler):
             return
         if isinstance(fault, Stall):
             time.sleep(fault.seconds)
+        if isinstance(fault, Body):
+            reply = fault.text
         self._send(status, reply, truncate=fault if isinstance(fault, Truncate) else None)
 
     def _answer(self, endpoint: str, name: str, query: dict[str, list[str]], body: bytes, fault: Fault | None) -> Reply:

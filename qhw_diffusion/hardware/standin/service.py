@@ -65,6 +65,10 @@ class StandIn:
     ) -> None:
         if not name.startswith("ibm_"):
             raise InvalidInputError(f"name is {name!r}; a live device's begins with ibm_, for example ibm_standin")
+        if isinstance(port, bool) or not isinstance(port, int) or not 0 <= port <= 65535:
+            raise InvalidInputError(f"port is {port!r}; allowed: 0 for any free one, to 65535")
+        if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+            raise InvalidInputError(f"seed is {seed!r}; allowed: whole numbers from 0")
         self.device = device if isinstance(device, Device) else Device.load(device)
         if self.device.is_ideal:
             raise InvalidInputError("the ideal device cannot be served; name a fake device or a snapshot file")
