@@ -37,6 +37,22 @@ _SCHEME = re.compile(
 )
 _OF_MANY_PARTS = ("digest", "oauth", "hawk", "aws4")
 _TRAILING = "\\.,;:!?)]}"
+# A quote that closes a text instead of opening one: before the name stands its fellow, behind it a bracket or comma, as
+# in input("API key: ")
+_OPENED_BEFORE = re.compile(r"\(([\"'])[\w ]{0,40}$")
+_CLOSED = re.compile(r"[)\]}](?=[\s,;:)\]}]|$)|,\s")
+# Source code in place of a value: self.token, get_token(
+_CODE = re.compile(r"(?:[A-Za-z_]+\.)*(?P<last>[A-Za-z_]+)(?P<call>\()?")
+
+# A name and, behind signs alone or a word such as "is", something long: masked if it can only be a credential. So it is
+# behind a mask, where the rest of a value stands that goes on in the next line.
+_NEAR = re.compile(
+    rf"(?:(?:{_NAMES}|credential|passcode|auth)s?|(?<=\(token[ ])hidden)"
+    r"(?:\x1b\[[\d;]{0,16}m|\\+(?:x[0-9a-f]{2}|u[0-9a-f]{4}|[nrt])|\W|_?(?:is|was|value|str|string)\b){1,48}+"
+    r"(?P<value>[\w+/=.~-]{16,}+)",
+    re.IGNORECASE | re.VERBOSE,
+)
+_MIXED = re.compile(r"(?=.*[a-z])(?=.*[A-Z])(?=.*[A-Za-z].*\d.*[A-Za-z])[\w+=~-]{12,}")
 
 _ALONE = re.compile(r"(?i)\b(basic|bearer|apikey)(?:\s{1,8}|%20|=)([^\s\"'`,;&<>(){}]+)")
 _USERINFO = re.compile(r"(:(?:\\*/){2}|%3A%2F%2F)(?:(?!%2F)[^\s/?#\"'`<>])*(@|%40)", re.IGNORECASE)
@@ -44,6 +60,10 @@ _USERINFO = re.compile(r"(:(?:\\*/){2}|%3A%2F%2F)(?:(?!%2F)[^\s/?#\"'`<>])*(@|%4
 _OPTION_USER = re.compile(r"((?:^|\s)(?:-u|--user|--proxy-user)[ =]?[\"']?[^\s:\"']{1,100}:)(?!\(token )[^\s\"']+")
 _CALLED = re.compile(rf"((?:{_NAMES})\(\s{{0,8}}[bBuUrR]{{0,2}}(?:{_QUOTE}))[^\"'`\\]{{6,}}", re.IGNORECASE)
 _DOTTED = re.compile(r"[\w.-]+")
+_SIGNED = re.compile(r"(?i)([?&](?:x-(?:amz|goog)-(?:signature|credential)|sig|signature)=)(?!\(token)[^&\s\"'<>]+")
+_OF_CURL = re.compile(r"(\s(?:-[uUb]|--user|--proxy-user)[\s=]\s{0,8})(?!\(token)(?:'[^'\n]*'|\"[^\"\n]*\"|[^\s'\"]+)")
+_LINE_OF_CURL = re.compile(r"\bcurl\b[^\n]+")
+_BASE64_WORD = re.compile(r"[\w+/-]{24,}+(?:\r?\n[\w+/-]{4,}+)*+={0,2}", re.ASCII)
 _PEM = re.compile(r"(-----BEGIN [A-Z ]{0,40}PRIVATE KEY-----)[^-]+")
 _WORD = re.compile(r"[A-Za-z][a-z]{0,15}(?:[-'/][a-z]{1,15}){0,3}")
 _NOTHING = frozenset({"none", "null", "true", "false", "nil", "undefined"})
@@ -53,8 +73,10 @@ def without_shapes(text: str) -> str:
     """`text` with the value of everything that is named like a credential, or has the form of one, replaced by `MASK`.
 
     Names: ``token``, ``apikey``, ``password``, ``Authorization`` and their like, with ``=`` or ``:``, in JSON, strings
-    in strings, Python's reprs, pairs, addresses, forms, options of a command. Forms: user and password in an address,
-    bearer and basic credentials, JSON web tokens, private keys. Words of a sentence stay.
+    in strings, Python's reprs, pairs, addresses, forms, options of a command; next to such a name also what has small
+    and capital letters and digits mixed. Forms: user and password in an address or of curl, signatures of an address,
+    bearer and basic credentials, JSON web tokens, private keys, base64 of any of these. Words of a sentence stay, and
+    source code.
     """
     parts, at = [], 0
     for match in _NAMED.finditer(text):
@@ -65,8 +87,12 @@ def without_shapes(text: str) -> str:
             parts += [text[at:start], shown]
             at = end
     text = "".join([*parts, text[at:]])
+    text = _NEAR.sub(_near, text)
     text = _ALONE.sub(_alone, text)
     text = _USERINFO.sub(lambda found: found[1] + MASK + found[2], text)
+    text = _SIGNED.sub(rf"\1{MASK}", text)
+    text = _LINE_OF_CURL.sub(lambda line: _OF_CURL.sub(rf"\1{MASK}", line[0]), text)
+    text = _BASE64_WORD.sub(_of_base64, text)
     text = _CALLED.sub(rf"\1{MASK}", _OPTION_USER.sub(rf"\1{MASK}", text))
     return without_web_tokens(_PEM.sub(rf"\1{MASK}", text))
 
@@ -107,6 +133,7 @@ def _value(text: str, named: re.Match[str]) -> tuple[int, int, str]:
         end = _closed(text, opened)
         inside = text[opened.end() : end]
         harmless = _says_nothing(inside) or (sep == "," and _WORD.fullmatch(inside) is not None)
+        harmless = harmless or _closes(text[max(0, named.start() - 42) : named.start()], opened["quote"], inside)
         return opened.end(), opened.end() if harmless else end, MASK
     if opened := _BRACKET.match(text, at):
         return opened.end(), _unbracketed(text, at), f"'{MASK}'"
@@ -115,7 +142,7 @@ def _value(text: str, named: re.Match[str]) -> tuple[int, int, str]:
     whole = name == "cookie" or (scheme is not None and scheme[1].lower().startswith(_OF_MANY_PARTS))
     found = (_LINE if whole else _BARE_CODED if sep.startswith("%") else _BARE).match(text, at)
     value = found[0].rstrip(_TRAILING) if found else ""
-    prose = scheme is None and not whole and _is_prose(value, name, sep)
+    prose = scheme is None and not whole and (_is_prose(value, name, sep) or _is_code(value, name, text[at:]))
     return at, at if prose else at + len(value), MASK
 
 
@@ -129,7 +156,24 @@ def _is_prose(value: str, name: str, sep: str) -> bool:
         return value.isupper() and value.replace("_", "").isalpha()
     if name == "pwd" or re.fullmatch(_PASSWORDS, name):
         return False
-    return (value.isdigit() and len(value) < 4) or (sep.startswith(":") and _WORD.fullmatch(value) is not None)
+    word = _WORD.fullmatch(value) is not None or (value.isalpha() and value.isupper() and len(value) < 16)
+    return (value.isdigit() and len(value) < 4) or (sep.startswith(":") and word)
+
+
+def _is_code(value: str, name: str, rest: str) -> bool:
+    """Whether a value without quotes is a variable of a credential's name, or a call; `rest` is the text from it on."""
+    code = _CODE.fullmatch(value)
+    if code is None:
+        return False
+    if code["call"]:
+        return rest[len(value) : len(value) + 1] in ("'", '"', ")")
+    return re.fullmatch(_PASSWORDS, name) is None and is_name(code["last"])
+
+
+def _closes(before: str, quote: str, after: str) -> bool:
+    """Whether a quote between these texts is the end of a call's argument that began before."""
+    began = _OPENED_BEFORE.search(before)
+    return began is not None and began[1] == quote and _CLOSED.match(after) is not None
 
 
 def _says_nothing(value: str) -> bool:
@@ -192,3 +236,19 @@ def _alone(found: re.Match[str]) -> str:
     whole = found[0]
     at = found.start(2) - found.start()
     return whole[:at] + MASK + whole[at + len(value) :]
+
+
+def _near(found: re.Match[str]) -> str:
+    """What stands next to the name of a credential."""
+    value = found["value"]
+    if not any(_MIXED.fullmatch(piece) for piece in re.split("[/.]", value)):
+        return found[0]
+    return found[0][: -len(value)] + MASK
+
+
+def _of_base64(found: re.Match[str]) -> str:
+    """A word of base64, or lines of it."""
+    word = "".join(found[0].split()).rstrip("=").replace("-", "+").replace("_", "/")
+    word = word[: len(word) - (len(word) % 4 == 1)]  # one character too many is no byte
+    text = base64.b64decode(word + "=" * (-len(word) % 4)).decode(errors="replace")
+    return found[0] if without_shapes(text) == text else MASK

@@ -6,6 +6,7 @@ import base64
 import html
 import json
 import logging
+import pickle
 import random
 import string
 import time
@@ -40,6 +41,12 @@ def nobody(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("QISKIT_IBM_TOKEN", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setattr(own, "_remembered", set())
+
+
+def unmistakable(generator: random.Random) -> str:
+    """A token with small and capital letters and digits in its midst."""
+    parts = [drawn(generator, string.ascii_letters + string.digits) for _ in range(2)]
+    return f"{parts[0]}a7B{parts[1]}"
 
 
 def drawn(generator: random.Random, alphabet: str) -> str:
@@ -95,6 +102,43 @@ BARE: dict[str, Callable[[str], str]] = {
     "arguments": lambda t: repr(["qhw", "--token", t, "--json"]),
     "web token": lambda t: f"got eyJ{t.replace('.', '')}.eyJ{t[:9]}.{t} for us",
     "private key": lambda t: f"-----BEGIN RSA PRIVATE KEY-----\n{t.replace('-', 'x')}\n-----END RSA PRIVATE KEY-----",
+}
+# Where neither a sign nor quotes tie it to its name: next to the name stands something that can only be a credential
+NEAR: dict[str, Callable[[str], str]] = {
+    "YAML block": lambda t: f"token: |\n  {t}\n",
+    "YAML folded": lambda t: f"api_key: >-\n    {t}\n",
+    "YAML list": lambda t: f"tokens:\n  - {t}\n",
+    "YAML tag": lambda t: f"token: !!str {t}",
+    "TOML": lambda t: f'token = """\n{t}"""',
+    "next line": lambda t: f"The token:\r\n{t}\r\nis wrong",
+    "continued line": lambda t: f"qhw devices --token \\\n    {t}",
+    "folded": lambda t: f"token: {t[:8]}\r\n {t[8:]}{t}",
+    "string of parts": lambda t: f'token = ("{t[:8]}"\n    "{t[8:]}{t}")',
+    "XML": lambda t: f"<token>{t}</token>",
+    "form field": lambda t: f'<input name="token" value="{t}">',
+    "netrc": lambda t: f"machine host login user password {t}",
+    "table": lambda t: f"| api key   | {t} |",
+    "columns": lambda t: f"QISKIT_IBM_TOKEN\t{t}",
+    "shell": lambda t: f"setenv QISKIT_IBM_TOKEN {t}",
+    "manifest": lambda t: f"- name: QISKIT_IBM_TOKEN\n  value: {t}",
+    "arrow": lambda t: f"token -> {t}",
+    "index": lambda t: f'account["token"] = "{t}"',
+    "plural": lambda t: json.dumps({"apikeys": [t]}),
+    "value": lambda t: json.dumps({"tokenValue": t}),
+    "credentials": lambda t: f"credentials: {t}",
+    "auth": lambda t: f"auth={t}",
+    "colours": lambda t: f"\x1b[0;31mtoken\x1b[0m\x1b[38;5;241m=\x1b[39m\x1b[33m'{t}'\x1b[39m",
+    "sentence": lambda t: f"Your API key {t} was not found",
+    "sentence with quotes": lambda t: f"the token '{t}' was rejected",
+    "is": lambda t: f"the token is {t}, which is wrong",
+    "bytes of a pickle": lambda t: repr(pickle.dumps({"token": t})),
+    "coded twice": lambda t: urllib.parse.quote(urllib.parse.quote(f"?token={t}&n=5", safe=""), safe=""),
+    "base64 of JSON": lambda t: b64(json.dumps({"n": 1, "token": t})),
+    "base64 in lines": lambda t: base64.encodebytes(json.dumps({"n": 1, "apikey": t}).encode() * 3).decode(),
+    "curl": lambda t: f"curl -s -u user:{t} https://host/jobs",
+    "curl in quotes": lambda t: f"curl --proxy-user 'user:{t}' https://host/jobs",
+    "curl's cookie": lambda t: f"curl https://host/jobs -b 'session={t}; a=b'",
+    "signed address": lambda t: f"GET https://host/a.json?X-Amz-Date=20261121&X-Amz-Signature={t}&n=5",
 }
 # And where quotes hold it together, whatever it is made of
 QUOTED: dict[str, Callable[[str], str]] = {
@@ -152,6 +196,21 @@ def test_a_stranger_s_token_is_masked_in_every_shape(shape: str) -> None:
             assert without_tokens(masked) == masked
 
 
+@pytest.mark.parametrize("shape", NEAR)
+def test_what_can_only_be_a_credential_is_masked_next_to_its_name(shape: str) -> None:
+    generator = random.Random(shape)
+    for _ in range(60):
+        token = unmistakable(generator)
+        text = NEAR[shape](token)
+        for around in (text, f"request {text} failed with 401", f"job d1k2 said:\n{text}\nfor {HASH}"):
+            masked = without_tokens(around)
+            assert MASK in masked
+            assert token not in masked, (around, masked)
+            assert token[8:] not in masked, (around, masked)
+            assert not any(b64("x" * n + token)[8:20] in masked for n in range(3))
+            assert without_tokens(masked) == masked
+
+
 @pytest.mark.parametrize("shape", sorted(BARE.keys() - {"digest", "cookie", "private key", "wire"}))
 def test_what_stands_around_a_masked_value_stays(shape: str) -> None:
     token = drawn(random.Random(shape), SIMPLE)
@@ -191,6 +250,17 @@ def test_what_stands_around_a_masked_value_stays(shape: str) -> None:
         "get a token: https://quantum.cloud.ibm.com",
         "a basic 2x2 grid, basic re-uploading-2",
         "broken: yes; bypass=5; secretary: Ann",
+        'S.save_account(token=getpass("API key: "), instance=input("CRN: "), set_as_default=True)',
+        "    token=self._account.token,\n    api_key=api_key,\n    access_token = self.manager.get_token()",
+        'token = os.getenv("QISKIT_IBM_TOKEN")',
+        "token: IBM Cloud API key",
+        "the token of job d10b61d6522bd4935ad9, secret of fake_marrakesh-2025-02-26.json.gz",
+        "API key for QiskitRuntimeServiceV2, token (FakeMarrakeshEstimatorV2)",
+        "no credentials: QISKIT_IBM_TOKEN and QISKIT_IBM_INSTANCE are not set, nor SAVED_ACCOUNT_NUMBER_2",
+        "credentials: ~/.qiskit/qiskit-ibm.json, secrets in /Users/Ann/Work2026/Secrets/notes",
+        f"the API key does not fit {CRN}, and credentials of {CRN} neither",
+        b64("a sentence with spaces in base64, which names no credential at all"),
+        "curl -s -o out.json https://host/a -u",
     ],
 )
 def test_words_that_only_sound_like_it_stay(text: str) -> None:
