@@ -45,9 +45,9 @@ _CLOSED = re.compile(r"[)\]}](?=[\s,;:)\]}]|$)|,\s")
 _CODE = re.compile(r"(?:[A-Za-z_]+\.)*(?P<last>[A-Za-z_]+)(?P<call>\()?")
 
 # A name and, behind signs alone or a word such as "is", something long: masked if it can only be a credential. So it is
-# behind a mask, where the rest of a value stands that goes on in the next line.
+# behind a mask, where the rest of a value stands that goes on in the next line. Names within long words are base64.
 _NEAR = re.compile(
-    rf"(?:(?:{_NAMES}|credential|passcode|auth)s?|(?<=\(token[ ])hidden)"
+    rf"(?<![A-Za-z0-9+/]{{24}})(?:(?:{_NAMES}|credential|passcode|auth)s?|(?<=\(token[ ])hidden)(?![+/])"
     r"(?:\x1b\[[\d;]{0,16}m|\\+(?:x[0-9a-f]{2}|u[0-9a-f]{4}|[nrt])|\W|_?(?:is|was|value|str|string)\b){1,48}+"
     r"(?P<value>[\w+/=.~-]{16,}+)",
     re.IGNORECASE | re.VERBOSE,
@@ -251,4 +251,5 @@ def _of_base64(found: re.Match[str]) -> str:
     word = "".join(found[0].split()).rstrip("=").replace("-", "+").replace("_", "/")
     word = word[: len(word) - (len(word) % 4 == 1)]  # one character too many is no byte
     text = base64.b64decode(word + "=" * (-len(word) % 4)).decode(errors="replace")
-    return found[0] if without_shapes(text) == text else MASK
+    binary = text.count("\N{REPLACEMENT CHARACTER}") > 4  # a picture; a word that happens to follow gives some
+    return found[0] if binary or without_shapes(text) == text else MASK

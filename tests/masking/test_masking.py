@@ -221,6 +221,12 @@ def test_what_stands_around_a_masked_value_stays(shape: str) -> None:
     assert "Account" not in kept or rest in masked
 
 
+def test_pictures_and_other_data_in_base64_stay() -> None:
+    data = random.Random(1).randbytes(400_000)
+    for text in (base64.b64encode(data).decode(), base64.encodebytes(data).decode(), data.hex()):
+        assert without_tokens(text) == text
+
+
 @pytest.mark.parametrize(
     "text",
     [
