@@ -57,7 +57,7 @@ def scales(count: int) -> list[float]:
     """Ascending from 1, some round, some with all their digits, some large."""
     kind = whole(0, 3)
     steps = [float(RANDOM.uniform(0.01, 2)) if kind else float(whole(1, 4)) for _ in range(count - 1)]
-    top = 1e7 if kind == 2 else 1.0
+    top = 100.0 if kind == 2 else 1.0
     return [1.0, *(1 + top * float(s) for s in np.cumsum(steps))]
 
 
