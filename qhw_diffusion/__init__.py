@@ -31,7 +31,7 @@ _PUBLIC: dict[str, tuple[str, str | None]] = {
     "guidance": ("qhw_diffusion.guidance", None),
     "hardware": ("qhw_diffusion.hardware", None),
     "mitigation": ("qhw_diffusion.mitigation", None),
-    "images": ("qhw_diffusion.images", None),
+    "diffusion": ("qhw_diffusion.diffusion", None),
     "studies": ("qhw_diffusion.studies", None),
 }
 
@@ -53,15 +53,15 @@ __all__ = [
     "circuits",
     "compile_circuit",
     "denoising",
+    "diffusion",
     "guidance",
     "hardware",
-    "images",
     "mitigation",
     "studies",
 ]
 
 if TYPE_CHECKING:
-    from qhw_diffusion import circuits, denoising, guidance, hardware, images, mitigation, studies
+    from qhw_diffusion import circuits, denoising, diffusion, guidance, hardware, mitigation, studies
     from qhw_diffusion.devices import Device
     from qhw_diffusion.errors import QhwError
     from qhw_diffusion.execution import (

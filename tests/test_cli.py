@@ -155,7 +155,7 @@ def test_missing_data_leaves_no_folder(
     def missing(name: str, *_: object, **__: object) -> None:
         raise MissingDataError(f"no MNIST under here ({name})")
 
-    monkeypatch.setattr("qhw_diffusion.images.load_dataset", missing)
+    monkeypatch.setattr("qhw_diffusion.diffusion.load_dataset", missing)
     for command in ("backbone", "classifier"):
         out = tmp_path / command
         arguments = ["train", command, "--data", "mnist16", "--data-root", str(tmp_path / "none"), "--out", str(out)]

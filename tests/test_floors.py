@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parents[1] / "qhw_diffusion"
 FLOOR = {
     "masking": -1,  # of text alone: even a message passes through it
     "draws": 0, "errors": 0, "terminal": 0, "runs": 0, "circuits": 0, "devices": 0,
-    "images": 1, "hardware": 1,
+    "diffusion": 1, "hardware": 1,
     "execution": 2,
     "mitigation": 3,
     "guidance": 4, "denoising": 4,
@@ -21,7 +21,7 @@ FLOOR = {
 # errors and terminal are everybody's; apart from them, these rooms stay free of whole libraries
 FORBIDDEN_LIBRARIES = {
     "circuits": {"torch", "diffusers", "qiskit_aer"},
-    "images": {"qiskit", "qiskit_aer", "qiskit_ibm_runtime"},
+    "diffusion": {"qiskit", "qiskit_aer", "qiskit_ibm_runtime"},
     "runs": {"qiskit", "qiskit_aer", "diffusers"},
     "devices": {"torch", "diffusers"},
     "hardware": {"torch", "diffusers"},
@@ -76,8 +76,8 @@ def test_no_room_imports_upwards() -> None:
     [
         ("circuits", "from qhw_diffusion.execution import QuantumLayer"),
         ("guidance", "import qhw_diffusion.denoising"),
-        ("images", "from ..execution import compile_circuit"),
-        ("images", "from qhw_diffusion import guidance"),
+        ("diffusion", "from ..execution import compile_circuit"),
+        ("diffusion", "from qhw_diffusion import guidance"),
         ("circuits", "import torch"),
     ],
 )

@@ -41,7 +41,7 @@ def test_import_loads_nothing_heavy() -> None:
 def test_public_names_load_on_use() -> None:
     code = (
         "import qhw_diffusion as q; print(q.Device.__name__, q.compile_circuit.__name__, q.QuantumLayer.__name__, "
-        "q.circuits.policy_circuit.__name__, q.guidance.train_ppo.__name__, q.images.Backbone.__name__)"
+        "q.circuits.policy_circuit.__name__, q.guidance.train_ppo.__name__, q.diffusion.Backbone.__name__)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == [

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from qhw_diffusion.denoising.readout import sample_counts
+from qhw_diffusion.diffusion import ImageDataset
 from qhw_diffusion.errors import DamagedFileError, InvalidInputError
-from qhw_diffusion.images import ImageDataset
 from qhw_diffusion.runs import RunFolder, load_module_state, progress, put_state, save_module, settings_from_dict
 
 _KIND = "latent autoencoder"

@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from ..diffusion import check_labels
 from ..errors import InvalidInputError, UnknownNameError
-from ..images import check_labels
 from .losses import check_pair, density_fidelity, fidelity
 from .transport import optimal_transport
 

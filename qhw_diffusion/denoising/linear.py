@@ -14,8 +14,8 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
+from ..diffusion import check_labels
 from ..errors import InvalidInputError
-from ..images import check_labels
 from .states import check_pure, haar_states, normalised
 
 

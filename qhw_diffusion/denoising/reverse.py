@@ -9,7 +9,7 @@ import torch
 from qiskit import QuantumCircuit
 from torch import Tensor, nn
 
-from qhw_diffusion import images
+from qhw_diffusion import diffusion
 from qhw_diffusion.circuits.reverse import dynamic_circuit, reverse_circuit
 from qhw_diffusion.denoising.config import ReverseConfig
 from qhw_diffusion.devices import Device
@@ -332,7 +332,7 @@ def check_labels(labels: Tensor | None, batch: int, n: int) -> Tensor:
         if n > 1:
             raise InvalidInputError(f"this process is conditioned on {n} labels: give labels, [B] from 0 to {n - 1}")
         return torch.zeros(batch, dtype=torch.long)
-    images.check_labels(labels, n, batch)
+    diffusion.check_labels(labels, n, batch)
     return labels
 
 

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
+from qhw_diffusion.diffusion.sampler import SPACINGS
 from qhw_diffusion.errors import InvalidInputError, UnknownNameError
 from qhw_diffusion.execution import check_engine_text
-from qhw_diffusion.images.sampler import SPACINGS
 
 STEPWISE_KINDS = ("confidence", "ssim", "lpips")
 KERNELS = ("distance", "polynomial")

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from qhw_diffusion.diffusion import check_labels
 from qhw_diffusion.errors import InvalidInputError
 from qhw_diffusion.guidance.ppo import action_reversals
 from qhw_diffusion.guidance.rollout import Rollout
 from qhw_diffusion.guidance.state import SATURATION, STATE_NAMES
-from qhw_diffusion.images import check_labels
 
 if TYPE_CHECKING:
-    from qhw_diffusion.images import Classifier
+    from qhw_diffusion.diffusion import Classifier
 
 COLLAPSE = 0.05
 """Mean |ΔCFG| below this is no control."""

@@ -16,7 +16,7 @@ from qhw_diffusion.guidance.episode import draw_episode
 from qhw_diffusion.guidance.rollout import rollout
 
 if TYPE_CHECKING:
-    from qhw_diffusion.images import Backbone, Classifier
+    from qhw_diffusion.diffusion import Backbone, Classifier
 
 HIDDEN = (64, 64)
 _BATCH = 512

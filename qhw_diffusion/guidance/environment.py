@@ -22,7 +22,7 @@ from qhw_diffusion.guidance.tensor_env import TensorStep
 from qhw_diffusion.runs import pack_generator, unpack_generator
 
 if TYPE_CHECKING:
-    from qhw_diffusion.images import Backbone
+    from qhw_diffusion.diffusion import Backbone
 
 OBSERVATION_BOUND = 100.0
 """Bound of the observation space. Observations are about ±1; the bound is far outside, nothing is clipped to it."""

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from qhw_diffusion.diffusion import GuidedDDIM, check_fit, check_labels
 from qhw_diffusion.errors import InvalidInputError
 from qhw_diffusion.guidance.config import GuidanceConfig
 from qhw_diffusion.guidance.state import measured_normalisation, raw_state, softened_confidence
-from qhw_diffusion.images import GuidedDDIM, check_fit, check_labels
 
 if TYPE_CHECKING:
-    from qhw_diffusion.images import Backbone, Classifier
+    from qhw_diffusion.diffusion import Backbone, Classifier
 
 
 class GuidedEpisode:

@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 from torchmetrics.functional.image import structural_similarity_index_measure
 
+from qhw_diffusion.diffusion import Lpips, check_every_class, check_fit, check_labels, polynomial_kernel
 from qhw_diffusion.errors import InvalidInputError, MissingDependencyError, UnknownNameError
 from qhw_diffusion.guidance.config import KERNELS, STEPWISE_KINDS, RewardConfig
-from qhw_diffusion.images import Lpips, check_every_class, check_fit, check_labels, polynomial_kernel
 
 if TYPE_CHECKING:
-    from qhw_diffusion.images import Classifier, ImageDataset
+    from qhw_diffusion.diffusion import Classifier, ImageDataset
 
 
 @dataclass(frozen=True)

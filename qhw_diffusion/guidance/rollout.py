@@ -14,7 +14,7 @@ from qhw_diffusion.guidance.config import GuidanceConfig
 from qhw_diffusion.guidance.episode import GuidedEpisode, check_starts
 
 if TYPE_CHECKING:
-    from qhw_diffusion.images import Backbone, Classifier
+    from qhw_diffusion.diffusion import Backbone, Classifier
 
 Controller = Actor | Tensor | float
 

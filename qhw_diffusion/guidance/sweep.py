@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from qhw_diffusion.diffusion import check_fit, frechet_distance
 from qhw_diffusion.errors import InvalidInputError
 from qhw_diffusion.guidance.config import GuidanceConfig
 from qhw_diffusion.guidance.rewards import Distribution
 from qhw_diffusion.guidance.rollout import rollout
-from qhw_diffusion.images import check_fit, frechet_distance
 
 if TYPE_CHECKING:
-    from qhw_diffusion.images import Backbone, Classifier, ImageDataset
+    from qhw_diffusion.diffusion import Backbone, Classifier, ImageDataset
 
 DEFAULT_SCALES = (0.0, 0.5, 0.8, 1.0, 1.1, 1.2, 1.3, 1.5, 1.75, 2.0, 2.5, 3.0, 4.0, 5.0, 7.5)
 

@@ -12,6 +12,7 @@ import torch
 
 from qhw_diffusion.circuits import policy_circuit, save_circuit
 from qhw_diffusion.devices import Device
+from qhw_diffusion.diffusion import Backbone, Classifier, ImageDataset, check_fit, load_dataset
 from qhw_diffusion.errors import DamagedFileError, InvalidInputError
 from qhw_diffusion.execution import Engine, QuantumLayer
 from qhw_diffusion.guidance.actors import Actor, AnnealingActor, Critic, MLPActor, matched_mlp, mlp_parameters
@@ -24,7 +25,6 @@ from qhw_diffusion.guidance.quantum_actor import QuantumActor, compile_policy
 from qhw_diffusion.guidance.rewards import Distribution, Reward
 from qhw_diffusion.guidance.rollout import rollout
 from qhw_diffusion.guidance.saving import load_actor, save_actor
-from qhw_diffusion.images import Backbone, Classifier, ImageDataset, check_fit, load_dataset
 from qhw_diffusion.runs import RunFolder, atomic_write_bytes, atomic_write_json
 
 KIND = "guidance"

@@ -27,9 +27,9 @@ from qhw_diffusion.denoising import (
     train_qdm,
 )
 from qhw_diffusion.denoising.states import qubits_for
+from qhw_diffusion.diffusion import Classifier, ImageDataset, evaluate_samples, load_dataset, real_floor
+from qhw_diffusion.diffusion.datasets import image_shape_of
 from qhw_diffusion.errors import InvalidInputError, UnknownNameError
-from qhw_diffusion.images import Classifier, ImageDataset, evaluate_samples, load_dataset, real_floor
-from qhw_diffusion.images.datasets import image_shape_of
 from qhw_diffusion.runs import RunFolder, atomic_write_bytes, atomic_write_json, check_writable
 from qhw_diffusion.studies.denoising_settings import DenoisingStudyConfig
 from qhw_diffusion.studies.figures import sample_grids

@@ -12,8 +12,8 @@ from typing import Any
 
 from qhw_diffusion.denoising import AutoencoderConfig, LatentAutoencoder, ReverseProcess, check_qdm_training
 from qhw_diffusion.denoising.states import qubits_for
+from qhw_diffusion.diffusion.datasets import image_shape_of
 from qhw_diffusion.errors import RunFolderError
-from qhw_diffusion.images.datasets import image_shape_of
 from qhw_diffusion.runs import RunFolder, atomic_write_json, read_json
 from qhw_diffusion.studies import denoising_work as work
 from qhw_diffusion.studies.denoising_settings import DenoisingStudyConfig, row_label

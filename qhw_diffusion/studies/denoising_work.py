@@ -34,7 +34,7 @@ from qhw_diffusion.denoising import (
 )
 from qhw_diffusion.denoising.readout import kept_shots
 from qhw_diffusion.denoising.states import qubits_for
-from qhw_diffusion.images import (
+from qhw_diffusion.diffusion import (
     Classifier,
     ImageDataset,
     evaluate_samples,

@@ -33,7 +33,7 @@ def train_guidance(arguments: argparse.Namespace) -> int:
 
 
 def _flags_train_backbone(parser: Parser) -> None:
-    from qhw_diffusion.images import BackboneConfig
+    from qhw_diffusion.diffusion import BackboneConfig
     from qhw_diffusion.studies.flags import add_flags
 
     flags_out(parser, "runs/backbone", resume=True)
@@ -43,8 +43,8 @@ def _flags_train_backbone(parser: Parser) -> None:
 
 def train_backbone(arguments: argparse.Namespace) -> int:
     """`qhw train backbone`."""
-    from qhw_diffusion.images import BackboneConfig, load_dataset
-    from qhw_diffusion.images import train_backbone as train
+    from qhw_diffusion.diffusion import BackboneConfig, load_dataset
+    from qhw_diffusion.diffusion import train_backbone as train
     from qhw_diffusion.studies.flags import given_flags
     from qhw_diffusion.studies.single import can_go_on, new_run, one_thread
 
@@ -59,7 +59,7 @@ def train_backbone(arguments: argparse.Namespace) -> int:
 
 
 def _flags_train_classifier(parser: Parser) -> None:
-    from qhw_diffusion.images import ClassifierConfig
+    from qhw_diffusion.diffusion import ClassifierConfig
     from qhw_diffusion.studies.flags import add_flags
 
     flags_out(parser, "runs/classifier")
@@ -69,8 +69,8 @@ def _flags_train_classifier(parser: Parser) -> None:
 
 def train_classifier(arguments: argparse.Namespace) -> int:
     """`qhw train classifier`."""
-    from qhw_diffusion.images import ClassifierConfig, load_dataset
-    from qhw_diffusion.images import train_classifier as train
+    from qhw_diffusion.diffusion import ClassifierConfig, load_dataset
+    from qhw_diffusion.diffusion import train_classifier as train
     from qhw_diffusion.studies.flags import given_flags
     from qhw_diffusion.studies.single import new_run, one_thread
 

@@ -9,15 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qhw_diffusion.guidance import Controller, GuidanceConfig, Reward, RewardConfig, Rollout, rollout
-from qhw_diffusion.guidance.rewards import Distribution, StepView
-from qhw_diffusion.images import (
+from qhw_diffusion.diffusion import (
     accuracy,
     evaluate_samples,
     frechet_distance,
     image_features,
     kernel_distance,
 )
+from qhw_diffusion.guidance import Controller, GuidanceConfig, Reward, RewardConfig, Rollout, rollout
+from qhw_diffusion.guidance.rewards import Distribution, StepView
 from qhw_diffusion.studies.models import Models
 
 _WITNESS_IMAGES = 2000

@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 
 from qhw_diffusion.circuits import policy_circuit
+from qhw_diffusion.diffusion import evaluate_samples
 from qhw_diffusion.execution import CompiledCircuit, Engine, Estimate, Ideal, Noisy, Shots
 from qhw_diffusion.guidance import GuidanceConfig, QuantumActor, compile_policy
-from qhw_diffusion.images import evaluate_samples
 from qhw_diffusion.runs import RunFolder, atomic_write_json
 from qhw_diffusion.studies import subjects
 from qhw_diffusion.studies.denoiser_step import DenoiserStep, classical_fidelity

@@ -8,7 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from qhw_diffusion.images import Backbone, Classifier, ImageDataset, check_fit, image_features, load_dataset
+from qhw_diffusion.diffusion import Backbone, Classifier, ImageDataset, check_fit, image_features, load_dataset
 from qhw_diffusion.studies.settings import ModelConfig
 
 _CHOICE_SEED = 31

@@ -10,8 +10,8 @@ import torch
 from scipy.stats import chi2
 from torch import Tensor
 
+from qhw_diffusion.diffusion import accuracy, evaluate_samples
 from qhw_diffusion.guidance import Controller, rollout
-from qhw_diffusion.images import accuracy, evaluate_samples
 from qhw_diffusion.studies.device_rollout import Played, Prepared, starts_of
 
 MIN_FD_IMAGES = 100

@@ -23,10 +23,10 @@ from torch import Tensor
 
 from qhw_diffusion.denoising import sample_counts
 from qhw_diffusion.denoising.readout import kept_shots
+from qhw_diffusion.diffusion import evaluate_samples
 from qhw_diffusion.execution import SPSA, CompiledCircuit, ParameterShift, QuantumLayer, Shots
 from qhw_diffusion.execution.gradients import GradientMethod
 from qhw_diffusion.guidance import GuidanceConfig, QuantumActor
-from qhw_diffusion.images import evaluate_samples
 from qhw_diffusion.runs import RunFolder, atomic_write_json
 from qhw_diffusion.studies import subjects
 from qhw_diffusion.studies.shots_settings import ShotsStudyConfig

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from qhw_diffusion.devices import Device
+from qhw_diffusion.diffusion import real_floor
 from qhw_diffusion.errors import DamagedFileError, RunFolderError
 from qhw_diffusion.guidance import (
     Actor,
@@ -35,7 +36,6 @@ from qhw_diffusion.guidance import (
     train_guidance,
 )
 from qhw_diffusion.guidance.schedules import SCHEDULES
-from qhw_diffusion.images import real_floor
 from qhw_diffusion.runs import RunFolder, atomic_write_json, read_json, read_tensors, write_tensors
 from qhw_diffusion.studies.measure import sample_and_measure, trajectory
 from qhw_diffusion.studies.models import Models, draw_starts, load_models

@@ -17,8 +17,8 @@ from qhw_diffusion.denoising.autoencoder import (
 )
 from qhw_diffusion.denoising.readout import images_from_counts, probabilities_of, sample_counts
 from qhw_diffusion.denoising.states import as_density, check_pure
+from qhw_diffusion.diffusion import Classifier, accuracy, load_dataset
 from qhw_diffusion.errors import DamagedFileError, InvalidInputError
-from qhw_diffusion.images import Classifier, accuracy, load_dataset
 from qhw_diffusion.runs import RunFolder, save_module
 
 SHORT = AutoencoderConfig(width=32, steps=30)

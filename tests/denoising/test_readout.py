@@ -22,9 +22,9 @@ from qhw_diffusion.denoising.readout import (
     shots_needed,
 )
 from qhw_diffusion.denoising.states import as_density, encode_images, haar_states
+from qhw_diffusion.diffusion import load_dataset
 from qhw_diffusion.errors import InvalidInputError
 from qhw_diffusion.execution import all_z_strings
-from qhw_diffusion.images import load_dataset
 
 
 def generator(seed: int = 0) -> torch.Generator:

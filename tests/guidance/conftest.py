@@ -5,40 +5,40 @@ from __future__ import annotations
 import pytest
 import torch
 
-from qhw_diffusion import guidance, images
+from qhw_diffusion import diffusion, guidance
 from qhw_diffusion.devices import Device
 from qhw_diffusion.guidance.rewards import ActionPenalty, Confidence, Distribution, Reward, StepwiseImprovement
 
 
 @pytest.fixture(scope="session")
-def backbone() -> images.Backbone:
-    return images.Backbone.load("digits")
+def backbone() -> diffusion.Backbone:
+    return diffusion.Backbone.load("digits")
 
 
 @pytest.fixture(scope="session")
-def proxy() -> images.Classifier:
-    return images.Classifier.load("digits", role="reward")
+def proxy() -> diffusion.Classifier:
+    return diffusion.Classifier.load("digits", role="reward")
 
 
 @pytest.fixture(scope="session")
-def judge() -> images.Classifier:
-    return images.Classifier.load("digits", role="judge")
+def judge() -> diffusion.Classifier:
+    return diffusion.Classifier.load("digits", role="judge")
 
 
 @pytest.fixture(scope="session")
-def real() -> images.ImageDataset:
-    return images.load_dataset("digits", split="train")
+def real() -> diffusion.ImageDataset:
+    return diffusion.load_dataset("digits", split="train")
 
 
 @pytest.fixture(scope="session")
-def config(backbone: images.Backbone, proxy: images.Classifier) -> guidance.GuidanceConfig:
+def config(backbone: diffusion.Backbone, proxy: diffusion.Classifier) -> guidance.GuidanceConfig:
     """Four steps, calibrated."""
     raw = guidance.GuidanceConfig(n_steps=4, g0=1.5, g_min=0.0, g_max=3.5, starts=32)
     return guidance.calibrate_state(raw, backbone, proxy, batch=64)
 
 
 @pytest.fixture(scope="session")
-def reward(proxy: images.Classifier, real: images.ImageDataset) -> Reward:
+def reward(proxy: diffusion.Classifier, real: diffusion.ImageDataset) -> Reward:
     """Every kind of term that needs no outside weights."""
     terms = [
         (1.0, Confidence()),

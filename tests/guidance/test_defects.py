@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from qhw_diffusion.devices import Device
+from qhw_diffusion.diffusion import Backbone, Classifier
 from qhw_diffusion.guidance import (
     ActorConfig,
     Critic,
@@ -22,7 +23,6 @@ from qhw_diffusion.guidance import (
 )
 from qhw_diffusion.guidance import ppo as ppo_module
 from qhw_diffusion.guidance.state import SATURATION
-from qhw_diffusion.images import Backbone, Classifier
 
 
 @pytest.fixture

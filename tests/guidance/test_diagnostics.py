@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from qhw_diffusion import guidance
+from qhw_diffusion.diffusion import Backbone, Classifier, ImageDataset
 from qhw_diffusion.errors import InvalidInputError
 from qhw_diffusion.guidance import Finding, GuidanceConfig, MLPActor, Rollout, diagnose, rollout
 from qhw_diffusion.guidance.ppo import action_reversals
-from qhw_diffusion.images import Backbone, Classifier, ImageDataset
 
 
 def row(**changes: float) -> dict[str, float]:

@@ -9,7 +9,7 @@ import torch
 from qiskit.circuit import Parameter, QuantumCircuit
 from qiskit.quantum_info import SparsePauliOp
 
-from qhw_diffusion import guidance, images
+from qhw_diffusion import diffusion, guidance
 from qhw_diffusion.devices import Device
 from qhw_diffusion.errors import InvalidInputError
 from qhw_diffusion.execution import QuantumLayer, Shots, compile_circuit
@@ -83,7 +83,7 @@ def test_what_no_table_holds_is_refused(manila: Device) -> None:
 
 @pytest.fixture(scope="module")
 def visited(
-    backbone: images.Backbone, proxy: images.Classifier, config: guidance.GuidanceConfig, manila: Device
+    backbone: diffusion.Backbone, proxy: diffusion.Classifier, config: guidance.GuidanceConfig, manila: Device
 ) -> tuple[guidance.QuantumActor, torch.Tensor, torch.Tensor]:
     actor = guidance.build_actor(guidance.ActorConfig(gain=1.0), seed=3, device=manila)
     assert isinstance(actor, guidance.QuantumActor)

@@ -9,11 +9,11 @@ import torch
 from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode
 
+from qhw_diffusion.diffusion import Backbone, Classifier
 from qhw_diffusion.errors import DamagedFileError, InvalidInputError
 from qhw_diffusion.guidance import GuidanceConfig, GuidanceEnv, Reward, SingleGuidanceEnv
 from qhw_diffusion.guidance.environment import balanced_rows
 from qhw_diffusion.guidance.rewards import ActionPenalty, Confidence, StepwiseImprovement
-from qhw_diffusion.images import Backbone, Classifier
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from qhw_diffusion.diffusion import Backbone, BackboneConfig, Classifier, ClassifierConfig, ImageDataset
 from qhw_diffusion.errors import InvalidInputError
 from qhw_diffusion.guidance import (
     ActorConfig,
@@ -27,7 +28,6 @@ from qhw_diffusion.guidance import (
     train_guidance,
 )
 from qhw_diffusion.guidance.rewards import ActionPenalty, Confidence, Distribution, StepwiseImprovement, class_means
-from qhw_diffusion.images import Backbone, BackboneConfig, Classifier, ClassifierConfig, ImageDataset
 
 WRONG: dict[str, tuple[Callable[[Tensor], Any], str]] = {
     "the null label": (lambda y: y.where(y != 3, 10), "10 is the null label"),

@@ -11,6 +11,7 @@ import pytest
 import torch
 from gymnasium.vector import AutoresetMode, VectorEnv
 
+from qhw_diffusion.diffusion import Backbone
 from qhw_diffusion.errors import DamagedFileError, InvalidInputError, RunFolderError
 from qhw_diffusion.guidance import (
     Critic,
@@ -23,7 +24,6 @@ from qhw_diffusion.guidance import (
     generalised_advantages,
     train_ppo,
 )
-from qhw_diffusion.images import Backbone
 from qhw_diffusion.runs import RunFolder
 
 

@@ -9,7 +9,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torchvision.models import squeezenet1_1
 
-from qhw_diffusion import images
+from qhw_diffusion import diffusion
+from qhw_diffusion.diffusion import Classifier, ImageDataset, Lpips
 from qhw_diffusion.errors import InvalidInputError, MissingDependencyError
 from qhw_diffusion.guidance import Reward, RewardConfig
 from qhw_diffusion.guidance.rewards import (
@@ -22,7 +23,6 @@ from qhw_diffusion.guidance.rewards import (
     class_means,
     ssim,
 )
-from qhw_diffusion.images import Classifier, ImageDataset, Lpips
 
 
 def view(proxy: Classifier, real: ImageDataset, *, last: bool = True, reference: Tensor | None = None) -> StepView:
@@ -96,9 +96,9 @@ def test_marginal_polynomial_witness_and_distance_are_those_of_the_metrics(
     term = Distribution(proxy, others, by_class=False, kernel="polynomial")
     own, reference = proxy.features(generated), proxy.features(others.images)
     torch.testing.assert_close(
-        term.witness(generated, labels), images.mmd_witness(own, reference), rtol=1e-4, atol=1e-3
+        term.witness(generated, labels), diffusion.mmd_witness(own, reference), rtol=1e-4, atol=1e-3
     )
-    expected = images.kernel_distance(own, reference)
+    expected = diffusion.kernel_distance(own, reference)
     assert term.distance(generated, labels) == pytest.approx(expected, rel=1e-3, abs=1e-3)
 
 

@@ -3,10 +3,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from qhw_diffusion import guidance, images
+from qhw_diffusion import diffusion, guidance
+from qhw_diffusion.diffusion import Backbone, Classifier
 from qhw_diffusion.errors import InvalidInputError
 from qhw_diffusion.guidance import GuidanceConfig, MLPActor, QuantumActor, rollout, schedules
-from qhw_diffusion.images import Backbone, Classifier
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +19,7 @@ def test_a_schedule_is_what_the_sampler_does(
 ) -> None:
     g = schedules.linear_up(1.5, 4)
     out = rollout(backbone, config, *start, g)
-    expected = images.GuidedDDIM(backbone, n_steps=4).sample(start[0], g, start[1])
+    expected = diffusion.GuidedDDIM(backbone, n_steps=4).sample(start[0], g, start[1])
     torch.testing.assert_close(out.images, expected, atol=1e-5, rtol=0)
     assert torch.equal(out.g, g[:, None].expand(4, 12))
     torch.testing.assert_close(out.actions, out.g - config.g0)

@@ -5,10 +5,10 @@ import pytest
 import torch
 
 from qhw_diffusion import guidance
+from qhw_diffusion.diffusion import Backbone, Classifier
 from qhw_diffusion.errors import InvalidInputError
 from qhw_diffusion.guidance import STATE_NAMES, GuidanceConfig, QuantumActor
 from qhw_diffusion.guidance.state import SATURATION, measured_normalisation, raw_state, softened_confidence
-from qhw_diffusion.images import Backbone, Classifier
 
 
 def test_entries_against_numpy() -> None:

@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import pytest
 
+from qhw_diffusion.diffusion import Backbone, Classifier, ImageDataset, load_dataset
 from qhw_diffusion.errors import InvalidInputError
 from qhw_diffusion.guidance import GuidanceConfig, Sweep, SweepRow, sweep_constants
-from qhw_diffusion.images import Backbone, Classifier, ImageDataset, load_dataset
 
 
 def test_the_sweep_finds_the_base_and_the_range(

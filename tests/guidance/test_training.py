@@ -9,6 +9,7 @@ import torch
 
 from qhw_diffusion.circuits import load_circuit
 from qhw_diffusion.devices import Device
+from qhw_diffusion.diffusion import Backbone, Classifier
 from qhw_diffusion.errors import DamagedFileError, InvalidInputError, RunFolderError
 from qhw_diffusion.guidance import (
     ActorConfig,
@@ -22,7 +23,6 @@ from qhw_diffusion.guidance import (
     rollout,
     train_guidance,
 )
-from qhw_diffusion.images import Backbone, Classifier
 
 GUIDANCE = GuidanceConfig(n_steps=3, spacing="trailing", g0=1.2, g_max=3.2, starts=40)
 PPO = PPOConfig(updates=3, num_envs=20, checkpoint_every=1, lr_circuit=0.02)

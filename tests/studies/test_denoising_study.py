@@ -14,8 +14,8 @@ from qiskit.quantum_info import hellinger_fidelity
 from scipy import stats
 
 from qhw_diffusion.denoising import ReverseProcess
+from qhw_diffusion.diffusion import evaluate_samples
 from qhw_diffusion.errors import InvalidInputError, RunFolderError
-from qhw_diffusion.images import evaluate_samples
 from qhw_diffusion.runs import RunFolder
 from qhw_diffusion.studies import denoising_work as work
 from qhw_diffusion.studies.denoising_settings import CONTROLS, DenoisingStudyConfig

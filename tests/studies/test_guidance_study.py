@@ -71,7 +71,7 @@ def test_choices_are_made_on_the_reward_side(finished: RunFolder, results: analy
 
 @pytest.mark.slow
 def test_rivals_share_starts_and_the_constant_can_be_recomputed(finished: RunFolder, results: analysis.Results) -> None:
-    from qhw_diffusion.images import GuidedDDIM, evaluate_samples
+    from qhw_diffusion.diffusion import GuidedDDIM, evaluate_samples
     from qhw_diffusion.studies.models import draw_starts
 
     _, models = study_work.context(str(finished.path))

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
+from qhw_diffusion.diffusion import BackboneConfig, ClassifierConfig
 from qhw_diffusion.errors import InvalidInputError, RunFolderError, UnknownNameError
 from qhw_diffusion.guidance import ActorConfig, GuidanceConfig, PPOConfig, RewardConfig
 from qhw_diffusion.guidance.schedules import SCHEDULES
-from qhw_diffusion.images import BackboneConfig, ClassifierConfig
 from qhw_diffusion.studies import mitigation_settings, shots_settings
 from qhw_diffusion.studies.demo import demo_config
 from qhw_diffusion.studies.guidance_study import open_study

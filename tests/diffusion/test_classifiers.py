@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from qhw_diffusion import images
+from qhw_diffusion import diffusion
+from qhw_diffusion.diffusion import Classifier, ClassifierConfig
+from qhw_diffusion.diffusion.classifier_training import _augment, half_of
+from qhw_diffusion.diffusion.weights import SHIPPED
 from qhw_diffusion.errors import DamagedFileError, InvalidInputError, MissingDataError, UnknownNameError
-from qhw_diffusion.images import Classifier, ClassifierConfig
-from qhw_diffusion.images.classifier_training import _augment, half_of
-from qhw_diffusion.images.weights import SHIPPED
 from qhw_diffusion.runs import RunFolder
 
 
@@ -19,9 +19,9 @@ def pair() -> tuple[Classifier, Classifier]:
 
 
 def test_both_recognise_the_heldout_digits(pair: tuple[Classifier, Classifier]) -> None:
-    data = images.load_dataset("digits", "heldout")
+    data = diffusion.load_dataset("digits", "heldout")
     for classifier in pair:
-        measured = images.accuracy(classifier, data.images, data.labels)
+        measured = diffusion.accuracy(classifier, data.images, data.labels)
         assert measured > 0.97
         assert measured == pytest.approx(classifier.accuracy, abs=0.002)
         assert not classifier.training
@@ -37,7 +37,7 @@ def test_they_are_independent(pair: tuple[Classifier, Classifier]) -> None:
     assert {reward.config.half, judge.config.half} == {"first", "second"}
     assert reward.provenance["data_fingerprint"] != judge.provenance["data_fingerprint"]
     # and they err on different images
-    data = images.load_dataset("digits", "heldout")
+    data = diffusion.load_dataset("digits", "heldout")
     wrong = [set((c.logits(data.images).argmax(1) != data.labels).nonzero().flatten().tolist()) for c in pair]
     assert wrong[0] != wrong[1]
 
@@ -74,11 +74,11 @@ def test_damaged_and_missing(tmp_path: Path, pair: tuple[Classifier, Classifier]
 def test_recipe_learns_reproducibly_and_saves(tmp_path: Path) -> None:
     config = ClassifierConfig.for_dataset("digits", "judge", steps=60, width=8)
     with RunFolder.create(tmp_path / "run", kind="classifier", config=config.to_dict()) as run:
-        trained = images.train_classifier(config, run)
+        trained = diffusion.train_classifier(config, run)
         assert run.metrics()[-1]["charts/accuracy"] == trained.accuracy
     assert trained.accuracy is not None
     assert trained.accuracy > 0.6  # chance is .1
-    again = images.train_classifier(config)
+    again = diffusion.train_classifier(config)
     loaded = Classifier.load(tmp_path / "run", role="judge")
     x = torch.randn(3, 1, 8, 8)
     assert torch.equal(trained.logits(x), again.logits(x))
@@ -87,7 +87,7 @@ def test_recipe_learns_reproducibly_and_saves(tmp_path: Path) -> None:
 
 
 def test_halves_are_disjoint_and_alike() -> None:
-    data = images.load_dataset("digits")
+    data = diffusion.load_dataset("digits")
     halves = [half_of(data, half) for half in ("first", "second")]
     assert [len(h) for h in halves] == [600, 600]
     together = torch.cat([h.images for h in halves]).flatten(1)
@@ -95,9 +95,9 @@ def test_halves_are_disjoint_and_alike() -> None:
     assert float(together.sum()) == pytest.approx(float(data.images.sum()))
     for half, own in zip(("first", "second"), halves, strict=True):
         config = ClassifierConfig.for_dataset("digits", half=half, steps=1)
-        assert images.train_classifier(config).provenance["data_fingerprint"] == own.fingerprint
+        assert diffusion.train_classifier(config).provenance["data_fingerprint"] == own.fingerprint
     # a data set that alternates between two sources, as MNIST does, is not divided along them
-    sources = images.ImageDataset(torch.zeros(1000, 1, 8, 8), torch.arange(1000) % 2, "own", "train", 2)
+    sources = diffusion.ImageDataset(torch.zeros(1000, 1, 8, 8), torch.arange(1000) % 2, "own", "train", 2)
     assert 200 < int(half_of(sources, "first").labels.sum()) < 300
 
 
@@ -112,7 +112,7 @@ def test_shift_moves_the_image_and_fills_with_background() -> None:
     assert places == {(r, c) for r in (2, 3, 4) for c in (3, 4, 5)}
 
 
-@pytest.mark.parametrize("name", images.DATASETS)
+@pytest.mark.parametrize("name", diffusion.DATASETS)
 @pytest.mark.parametrize("role", ["reward", "judge"])
 def test_every_recipe_makes_a_classifier_of_its_images(name: str, role: str) -> None:
     config = ClassifierConfig.for_dataset(name, role)
@@ -129,4 +129,4 @@ def test_bad_input(pair: tuple[Classifier, Classifier]) -> None:
     with pytest.raises(InvalidInputError):
         ClassifierConfig(width=0)
     with pytest.raises(InvalidInputError):
-        images.accuracy(pair[0], torch.zeros(2, 1, 8, 8), torch.zeros(3, dtype=torch.int64))
+        diffusion.accuracy(pair[0], torch.zeros(2, 1, 8, 8), torch.zeros(3, dtype=torch.int64))

@@ -3,9 +3,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from qhw_diffusion import images
+from qhw_diffusion import diffusion
+from qhw_diffusion.diffusion import Classifier, ImageDataset
 from qhw_diffusion.errors import InvalidInputError
-from qhw_diffusion.images import Classifier, ImageDataset
 
 
 @pytest.fixture(scope="module")
@@ -15,22 +15,22 @@ def judge() -> Classifier:
 
 @pytest.fixture(scope="module")
 def splits() -> tuple[ImageDataset, ImageDataset]:
-    return images.load_dataset("digits", "train"), images.load_dataset("digits", "heldout")
+    return diffusion.load_dataset("digits", "train"), diffusion.load_dataset("digits", "heldout")
 
 
 def test_every_key_is_its_metric(judge: Classifier, splits: tuple[ImageDataset, ImageDataset]) -> None:
     train, heldout = splits
     x, labels = train.images[:300], train.labels[:300]
-    result = images.evaluate_samples(x, labels, judge, heldout)
-    assert tuple(result) == images.METRICS
+    result = diffusion.evaluate_samples(x, labels, judge, heldout)
+    assert tuple(result) == diffusion.METRICS
     with torch.no_grad():
         mine, theirs = judge.features(x), judge.features(heldout.images)
-    assert result["fd"] == pytest.approx(images.frechet_distance(mine, theirs), rel=1e-4)
-    assert result["kd"] == pytest.approx(images.kernel_distance(mine, theirs), rel=1e-3)
-    assert result["accuracy"] == pytest.approx(images.accuracy(judge, x, labels))
-    assert result["diversity"] == pytest.approx(images.diversity(mine, labels), rel=1e-4)
-    assert (result["precision"], result["recall"]) == pytest.approx(images.precision_recall(mine, theirs), abs=0.005)
-    again = images.evaluate_samples(x, labels, judge, heldout, real_features=theirs)
+    assert result["fd"] == pytest.approx(diffusion.frechet_distance(mine, theirs), rel=1e-4)
+    assert result["kd"] == pytest.approx(diffusion.kernel_distance(mine, theirs), rel=1e-3)
+    assert result["accuracy"] == pytest.approx(diffusion.accuracy(judge, x, labels))
+    assert result["diversity"] == pytest.approx(diffusion.diversity(mine, labels), rel=1e-4)
+    assert (result["precision"], result["recall"]) == pytest.approx(diffusion.precision_recall(mine, theirs), abs=0.005)
+    again = diffusion.evaluate_samples(x, labels, judge, heldout, real_features=theirs)
     assert again == pytest.approx(result, rel=1e-4)
 
 
@@ -38,23 +38,23 @@ def test_floor_is_that_of_real_images_and_shrinks_with_n(
     judge: Classifier, splits: tuple[ImageDataset, ImageDataset]
 ) -> None:
     train, heldout = splits
-    few, many = (images.real_floor(judge, train, heldout, n) for n in (100, 1000))
+    few, many = (diffusion.real_floor(judge, train, heldout, n) for n in (100, 1000))
     assert many["fd"] < few["fd"]
     assert many["accuracy"] > 0.97
     assert min(many["precision"], many["recall"]) > 0.8
-    assert images.real_floor(judge, train, heldout, 100) == few
-    assert images.real_floor(judge, train, heldout, 100, seed=1) != few
+    assert diffusion.real_floor(judge, train, heldout, 100) == few
+    assert diffusion.real_floor(judge, train, heldout, 100, seed=1) != few
 
 
 def test_metrics_get_worse_as_images_get_worse(judge: Classifier, splits: tuple[ImageDataset, ImageDataset]) -> None:
     train, heldout = splits
     x, labels = train.images[:600], train.labels[:600]
     noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
-    results = [images.evaluate_samples((x + s * noise).clamp(-1, 1), labels, judge, heldout) for s in (0, 0.5, 1.0)]
+    results = [diffusion.evaluate_samples((x + s * noise).clamp(-1, 1), labels, judge, heldout) for s in (0, 0.5, 1.0)]
     for key, sign in (("fd", 1), ("kd", 1), ("accuracy", -1), ("precision", -1)):
         values = [sign * r[key] for r in results]
         assert values[0] < values[1] < values[2], key
-    collapsed = images.evaluate_samples(x[:10].repeat(60, 1, 1, 1), labels[:10].repeat(60), judge, heldout)
+    collapsed = diffusion.evaluate_samples(x[:10].repeat(60, 1, 1, 1), labels[:10].repeat(60), judge, heldout)
     assert collapsed["diversity"] < 0.6 * results[0]["diversity"]
     assert collapsed["recall"] < 0.3 * results[0]["recall"]
 
@@ -63,11 +63,11 @@ def test_metrics_get_worse_as_images_get_worse(judge: Classifier, splits: tuple[
 def test_the_shipped_model_is_good_near_one_and_worse_far_from_it(
     judge: Classifier, splits: tuple[ImageDataset, ImageDataset]
 ) -> None:
-    sampler = images.GuidedDDIM(images.Backbone.load("digits"), 10)
+    sampler = diffusion.GuidedDDIM(diffusion.Backbone.load("digits"), 10)
     labels = torch.arange(300) % 10
     noise = torch.randn(300, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     made = {g: sampler.sample(labels, g, noise) for g in (1.3, 7.5)}
-    results = {g: images.evaluate_samples(x, labels, judge, splits[1]) for g, x in made.items()}
+    results = {g: diffusion.evaluate_samples(x, labels, judge, splits[1]) for g, x in made.items()}
     assert results[1.3]["accuracy"] > 0.95
     assert results[1.3]["fd"] < 0.6 * results[7.5]["fd"]
     assert results[1.3]["recall"] > results[7.5]["recall"]
@@ -77,10 +77,10 @@ def test_bad_input(judge: Classifier, splits: tuple[ImageDataset, ImageDataset])
     train, heldout = splits
     x, labels = train.images[:10], train.labels[:10]
     with pytest.raises(InvalidInputError, match="must not judge"):
-        images.evaluate_samples(x, labels, Classifier.load("digits", role="reward"), heldout)
+        diffusion.evaluate_samples(x, labels, Classifier.load("digits", role="reward"), heldout)
     with pytest.raises(InvalidInputError, match="N ≥ 4"):
-        images.evaluate_samples(x[:3], labels[:3], judge, heldout)
+        diffusion.evaluate_samples(x[:3], labels[:3], judge, heldout)
     with pytest.raises(InvalidInputError, match="NaN"):
-        images.evaluate_samples(x / 0 * 0, labels, judge, heldout)
+        diffusion.evaluate_samples(x / 0 * 0, labels, judge, heldout)
     with pytest.raises(InvalidInputError, match="1200"):
-        images.real_floor(judge, train, heldout, 1201)
+        diffusion.real_floor(judge, train, heldout, 1201)

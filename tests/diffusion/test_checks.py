@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from qhw_diffusion import images
+from qhw_diffusion import diffusion
+from qhw_diffusion.diffusion import Backbone, BackboneConfig, Classifier, ClassifierConfig, GuidedDDIM, ImageDataset
+from qhw_diffusion.diffusion.checks import check_fit, check_labels
 from qhw_diffusion.errors import InvalidInputError
-from qhw_diffusion.images import Backbone, BackboneConfig, Classifier, ClassifierConfig, GuidedDDIM, ImageDataset
-from qhw_diffusion.images.checks import check_fit, check_labels
 
 N, CLASSES = 12, 10
 
@@ -75,7 +75,7 @@ def judge() -> Classifier:
 
 @pytest.fixture(scope="module")
 def heldout() -> ImageDataset:
-    return images.load_dataset("digits", "heldout")
+    return diffusion.load_dataset("digits", "heldout")
 
 
 # -- labels, wherever they are handed in -----------------------------------------------------------------------------
@@ -84,8 +84,8 @@ TAKES_LABELS: dict[str, Callable[[Any, Backbone, Classifier, ImageDataset], Any]
     "a data set": lambda y, b, j, r: ImageDataset(pictures(), y, "own", "train"),
     "a prediction": lambda y, b, j, r: b.predict(pictures(), 500, y),
     "sampling": lambda y, b, j, r: GuidedDDIM(b, 4).sample(y, 1.2, pictures()),
-    "accuracy": lambda y, b, j, r: images.accuracy(j, pictures(), y),
-    "evaluation": lambda y, b, j, r: images.evaluate_samples(pictures(), y, j, r),
+    "accuracy": lambda y, b, j, r: diffusion.accuracy(j, pictures(), y),
+    "evaluation": lambda y, b, j, r: diffusion.evaluate_samples(pictures(), y, j, r),
 }
 
 
@@ -103,7 +103,7 @@ def test_labels_of_diversity(wrong: str) -> None:
     """It is not told how many classes there are."""
     make, message = WRONG_LABELS[wrong]
     with pytest.raises(InvalidInputError, match=message.replace("allowed: 0 to 9 .*", "allowed: from 0 .*")):
-        images.diversity(torch.randn(N, 4), make(good()))
+        diffusion.diversity(torch.randn(N, 4), make(good()))
 
 
 def test_the_null_label_is_for_training_only(backbone: Backbone) -> None:
@@ -150,7 +150,7 @@ def test_images_of_a_data_set(wrong: str) -> None:
 def test_images_of_an_evaluation(judge: Classifier, heldout: ImageDataset, wrong: str) -> None:
     make, message = WRONG_IMAGES[wrong]
     with pytest.raises(InvalidInputError, match=f"(?s){message}"):
-        images.evaluate_samples(make(pictures()), good(), judge, heldout)
+        diffusion.evaluate_samples(make(pictures()), good(), judge, heldout)
 
 
 @pytest.mark.parametrize("wrong", ["uint8", "float64", "no channels", "flat", "NumPy"])
@@ -196,11 +196,11 @@ def of_classes(n: int, shape: tuple[int, int, int] = (1, 8, 8), count: int = 60)
 
 def test_an_evaluation_needs_one_number_of_classes_and_one_shape(judge: Classifier) -> None:
     with pytest.raises(InvalidInputError, match=r"judge 'digits' .*10 classes.*'3 classes' .*3 classes"):
-        images.evaluate_samples(pictures(), good(), judge, of_classes(3))
+        diffusion.evaluate_samples(pictures(), good(), judge, of_classes(3))
     with pytest.raises(InvalidInputError, match=r"1×8×8.*1×16×16"):
-        images.evaluate_samples(pictures(), good(), judge, of_classes(10, (1, 16, 16)))
+        diffusion.evaluate_samples(pictures(), good(), judge, of_classes(10, (1, 16, 16)))
     with pytest.raises(InvalidInputError, match="3 classes"):
-        images.real_floor(judge, of_classes(3), of_classes(10), 20)
+        diffusion.real_floor(judge, of_classes(3), of_classes(10), 20)
 
 
 def test_training_needs_data_of_the_configuration_and_images_of_every_class() -> None:
@@ -214,15 +214,15 @@ def test_training_needs_data_of_the_configuration_and_images_of_every_class() ->
         (missing, "no image of class 4"),
     ):
         with pytest.raises(InvalidInputError, match=message):
-            images.train_backbone(config, dataset=data)
+            diffusion.train_backbone(config, dataset=data)
         with pytest.raises(InvalidInputError, match=message):
-            images.train_classifier(wanted, dataset=data, heldout=full)
+            diffusion.train_classifier(wanted, dataset=data, heldout=full)
     with pytest.raises(InvalidInputError, match=r"configuration.*3 classes"):
-        images.train_classifier(wanted, dataset=full, heldout=three)
+        diffusion.train_classifier(wanted, dataset=full, heldout=three)
     # what is absent from a half is absent from the training
     few = of_classes(10, count=10)
     with pytest.raises(InvalidInputError, match="no image of class"):
-        images.train_classifier(ClassifierConfig(width=4, steps=1, half="first"), dataset=few, heldout=full)
+        diffusion.train_classifier(ClassifierConfig(width=4, steps=1, half="first"), dataset=few, heldout=full)
 
 
 def test_parts_that_fit_are_let_through(backbone: Backbone, judge: Classifier, heldout: ImageDataset) -> None:

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 from scipy.ndimage import uniform_filter
 
-from qhw_diffusion import images
+from qhw_diffusion import diffusion
 from qhw_diffusion.errors import DamagedFileError, InvalidInputError, MissingDataError, MissingDependencyError
 
 
@@ -32,7 +32,7 @@ def test_psnr_and_ssim_by_hand() -> None:
     generator = torch.Generator().manual_seed(0)
     x = torch.rand(4, 1, 16, 16, generator=generator) * 2 - 1
     y = (x + 0.3 * torch.randn(x.shape, generator=generator)).clamp(-1, 1)
-    result = images.paired_similarity(x, y)
+    result = diffusion.paired_similarity(x, y)
     errors = (x - y).square().flatten(1).mean(1).double().numpy()
     assert result["psnr"] == pytest.approx(float(np.mean(10 * np.log10(4.0 / errors))), rel=1e-5)
     pairs = zip(x[:, 0].double().numpy(), y[:, 0].double().numpy(), strict=True)
@@ -40,19 +40,19 @@ def test_psnr_and_ssim_by_hand() -> None:
 
 
 def test_equal_images() -> None:
-    x = images.load_dataset("digits", "heldout").images[:5]
-    assert images.paired_similarity(x, x) == pytest.approx({"psnr": 100.0, "ssim": 1.0})
+    x = diffusion.load_dataset("digits", "heldout").images[:5]
+    assert diffusion.paired_similarity(x, x) == pytest.approx({"psnr": 100.0, "ssim": 1.0})
 
 
 def test_floor_is_far_below_a_pair_that_means_something() -> None:
-    heldout = images.load_dataset("digits", "heldout")
-    floor = images.paired_floor(heldout, 200)
-    assert floor == images.paired_floor(heldout, 200)
-    sampler = images.GuidedDDIM(images.Backbone.load("digits"), 10)
+    heldout = diffusion.load_dataset("digits", "heldout")
+    floor = diffusion.paired_floor(heldout, 200)
+    assert floor == diffusion.paired_floor(heldout, 200)
+    sampler = diffusion.GuidedDDIM(diffusion.Backbone.load("digits"), 10)
     labels = torch.arange(40) % 10
     noise = torch.randn(40, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     # the same starting noise under nearly the same guidance
-    pair = images.paired_similarity(sampler.sample(labels, 1.3, noise), sampler.sample(labels, 1.5, noise))
+    pair = diffusion.paired_similarity(sampler.sample(labels, 1.3, noise), sampler.sample(labels, 1.5, noise))
     assert pair["psnr"] > floor["psnr"] + 5
     assert pair["ssim"] > floor["ssim"] + 0.2
 
@@ -67,7 +67,7 @@ def test_lpips_takes_weights_under_either_name(tmp_path: Path) -> None:
     lpips = pytest.importorskip("lpips")
     state = squeezenet_features()
     save_file(state, tmp_path / "torchvision.safetensors")
-    distance = images.Lpips(tmp_path / "torchvision.safetensors")
+    distance = diffusion.Lpips(tmp_path / "torchvision.safetensors")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # lpips' own use of torchvision
         own = lpips.LPIPS(net="squeeze", pnet_rand=True, verbose=False).net.state_dict()
@@ -77,33 +77,33 @@ def test_lpips_takes_weights_under_either_name(tmp_path: Path) -> None:
     x, y = torch.rand(2, 3, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
     values = distance(x, y)
     assert values.shape == (3,)
-    assert torch.equal(images.Lpips(tmp_path / "lpips.safetensors")(x, y), values)
+    assert torch.equal(diffusion.Lpips(tmp_path / "lpips.safetensors")(x, y), values)
     assert float(distance(x, x).abs().max()) < 1e-6 < float(values.min())
-    assert images.paired_similarity(x, y, distance)["lpips"] == pytest.approx(float(values.mean()))
+    assert diffusion.paired_similarity(x, y, distance)["lpips"] == pytest.approx(float(values.mean()))
 
 
 def test_lpips_without_weights_or_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("lpips")
     with pytest.raises(MissingDataError, match="safetensors"):
-        images.Lpips(tmp_path / "absent.safetensors")
+        diffusion.Lpips(tmp_path / "absent.safetensors")
     (tmp_path / "weights.pth").write_bytes(b"PK\x03\x04 not safetensors")
     with pytest.raises(DamagedFileError, match="safetensors"):
-        images.Lpips(tmp_path / "weights.pth")
+        diffusion.Lpips(tmp_path / "weights.pth")
     save_file({"features.0.weight": torch.zeros(2, 2)}, tmp_path / "other.safetensors")
     with pytest.raises(DamagedFileError, match="SqueezeNet"):
-        images.Lpips(tmp_path / "other.safetensors")
+        diffusion.Lpips(tmp_path / "other.safetensors")
     monkeypatch.setitem(sys.modules, "lpips", None)
     with pytest.raises(MissingDependencyError, match="pip install lpips"):
-        images.Lpips(tmp_path / "other.safetensors")
+        diffusion.Lpips(tmp_path / "other.safetensors")
 
 
 def test_bad_input() -> None:
     x = torch.zeros(2, 1, 8, 8)
     for pair in ((x, x[:1]), (x[0], x[0]), (x[:0], x[:0]), (x[..., :4], x[..., :4])):
         with pytest.raises(InvalidInputError, match="need twice"):
-            images.paired_similarity(*pair)
-    heldout = images.load_dataset("digits", "heldout")
+            diffusion.paired_similarity(*pair)
+    heldout = diffusion.load_dataset("digits", "heldout")
     with pytest.raises(InvalidInputError, match="n is 0"):
-        images.paired_floor(heldout, 0)
+        diffusion.paired_floor(heldout, 0)
     with pytest.raises(InvalidInputError, match="no class"):
-        images.paired_floor(heldout.subset(torch.tensor([0])), 3)
+        diffusion.paired_floor(heldout.subset(torch.tensor([0])), 3)

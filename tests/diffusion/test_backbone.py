@@ -9,7 +9,9 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 
-from qhw_diffusion import images
+from qhw_diffusion import diffusion
+from qhw_diffusion.diffusion import Backbone, BackboneConfig, backbone_training
+from qhw_diffusion.diffusion.weights import SHIPPED
 from qhw_diffusion.errors import (
     DamagedFileError,
     InvalidInputError,
@@ -17,8 +19,6 @@ from qhw_diffusion.errors import (
     RunFolderError,
     UnknownNameError,
 )
-from qhw_diffusion.images import Backbone, BackboneConfig, backbone_training
-from qhw_diffusion.images.weights import SHIPPED
 from qhw_diffusion.runs import RunFolder
 
 
@@ -76,7 +76,7 @@ def test_epsilon_parametrisation_is_passed_through() -> None:
 
 def test_denoising_error_depends_on_the_label(backbone: Backbone) -> None:
     """On held-out images at a high noise level the right label predicts the noise better than a wrong one or none."""
-    data = images.load_dataset("digits", "heldout")
+    data = diffusion.load_dataset("digits", "heldout")
     noise = torch.randn(data.images.shape, generator=torch.Generator().manual_seed(0))
     t = 700
     alpha = backbone.alphas_cumprod[t]
@@ -90,7 +90,7 @@ def test_denoising_error_depends_on_the_label(backbone: Backbone) -> None:
 @pytest.mark.slow
 def test_training_again_falls_as_recorded(backbone: Backbone) -> None:
     recorded = [entry for entry in backbone.history if entry["step"] <= 60]
-    again = images.train_backbone(backbone.config, max_steps=60).history
+    again = diffusion.train_backbone(backbone.config, max_steps=60).history
     assert [e["step"] for e in again] == [e["step"] for e in recorded]
     assert len(again) >= 3
     for mine, theirs in zip(again, recorded, strict=True):
@@ -103,14 +103,14 @@ def test_training_again_falls_as_recorded(backbone: Backbone) -> None:
 def test_same_seed_same_weights_and_global_generator_untouched(tmp_path: Path) -> None:
     config = tiny_config(steps=4)
     before = torch.get_rng_state()
-    first = images.train_backbone(config)
+    first = diffusion.train_backbone(config)
     assert torch.equal(torch.get_rng_state(), before)
     torch.manual_seed(99)
     with RunFolder.create(tmp_path / "run", kind="backbone", config=config.to_dict()) as run:
-        second = images.train_backbone(config, run)
+        second = diffusion.train_backbone(config, run)
         assert [row["step"] for row in run.metrics()] == [2, 4]
         assert run.metrics()[0]["losses/backbone"] == first.history[0]["loss"]
-    other = images.train_backbone(tiny_config(steps=4, seed=1))
+    other = diffusion.train_backbone(tiny_config(steps=4, seed=1))
     for (name, a), b in zip(first.state_dict().items(), second.state_dict().values(), strict=True):
         assert torch.equal(a, b), name
     assert not torch.equal(first.unet.conv_in.weight, other.unet.conv_in.weight)
@@ -124,7 +124,7 @@ def test_same_seed_same_weights_and_global_generator_untouched(tmp_path: Path) -
 
 def test_resumed_training_is_the_uninterrupted_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = tiny_config(steps=6, log_every=4)
-    whole = images.train_backbone(config)
+    whole = diffusion.train_backbone(config)
     with RunFolder.create(tmp_path / "run", kind="backbone", config=config.to_dict()) as run:
         one_step = backbone_training._Training.one_step
 
@@ -135,18 +135,18 @@ def test_resumed_training_is_the_uninterrupted_one(tmp_path: Path, monkeypatch: 
 
         monkeypatch.setattr(backbone_training._Training, "one_step", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            images.train_backbone(config, run)
+            diffusion.train_backbone(config, run)
         monkeypatch.undo()
         assert not (tmp_path / "run" / "model").exists()
         with pytest.raises(RunFolderError, match="not the same run"):
-            images.train_backbone(tiny_config(steps=7, log_every=4), run, resume=True)
-        resumed = images.train_backbone(config, run, resume=True)
+            diffusion.train_backbone(tiny_config(steps=7, log_every=4), run, resume=True)
+        resumed = diffusion.train_backbone(config, run, resume=True)
         assert [row["step"] for row in run.metrics()] == [4, 6]
     for (name, a), b in zip(whole.state_dict().items(), resumed.state_dict().values(), strict=True):
         assert torch.equal(a, b), name
     assert resumed.history == whole.history
     with pytest.raises(RunFolderError, match="resume needs"):
-        images.train_backbone(config, resume=True)
+        diffusion.train_backbone(config, resume=True)
 
 
 def test_a_damaged_or_foreign_model_is_refused(tmp_path: Path, backbone: Backbone) -> None:
@@ -196,10 +196,10 @@ def test_bad_configuration() -> None:
     with pytest.raises(InvalidInputError, match="allowed entries"):
         BackboneConfig.from_dict({"colour": 1})
     with pytest.raises(InvalidInputError, match="configuration 'mnist16'"):
-        images.train_backbone(BackboneConfig.for_dataset("mnist16"), dataset=images.load_dataset("digits"))
+        diffusion.train_backbone(BackboneConfig.for_dataset("mnist16"), dataset=diffusion.load_dataset("digits"))
 
 
-@pytest.mark.parametrize("name", images.DATASETS)
+@pytest.mark.parametrize("name", diffusion.DATASETS)
 def test_every_recipe_makes_a_backbone_of_its_images(name: str) -> None:
     config = BackboneConfig.for_dataset(name)
     backbone = Backbone(config).eval()

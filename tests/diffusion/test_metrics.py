@@ -10,7 +10,7 @@ from torch import Tensor
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
 
-from qhw_diffusion import images
+from qhw_diffusion import diffusion
 from qhw_diffusion.errors import InvalidInputError
 
 
@@ -41,7 +41,7 @@ def test_frechet_distance_agrees_with_scipy() -> None:
     cov_a, cov_b = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
     root = scipy.linalg.sqrtm(cov_a @ cov_b).real
     wanted = ((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(cov_a + cov_b - 2 * root)
-    assert images.frechet_distance(*two_sets()) == pytest.approx(wanted, rel=1e-6)
+    assert diffusion.frechet_distance(*two_sets()) == pytest.approx(wanted, rel=1e-6)
 
 
 def test_frechet_distance_agrees_with_torchmetrics() -> None:
@@ -50,21 +50,21 @@ def test_frechet_distance_agrees_with_torchmetrics() -> None:
     fid.set_dtype(torch.float64)
     fid.update(as_images(a.double()), real=True)
     fid.update(as_images(b.double()), real=False)
-    assert images.frechet_distance(a, b) == pytest.approx(float(fid.compute()), rel=1e-4)
+    assert diffusion.frechet_distance(a, b) == pytest.approx(float(fid.compute()), rel=1e-4)
 
 
 def test_frechet_distance_closed_forms() -> None:
     a, b = two_sets()
-    assert images.frechet_distance(a, a) == pytest.approx(0.0, abs=1e-9)
-    assert images.frechet_distance(a, a + 2.0) == pytest.approx(6 * 4.0, rel=1e-6)
-    assert images.frechet_distance(a, b) == pytest.approx(images.frechet_distance(b, a), rel=1e-9)
+    assert diffusion.frechet_distance(a, a) == pytest.approx(0.0, abs=1e-9)
+    assert diffusion.frechet_distance(a, a + 2.0) == pytest.approx(6 * 4.0, rel=1e-6)
+    assert diffusion.frechet_distance(a, b) == pytest.approx(diffusion.frechet_distance(b, a), rel=1e-9)
     # scaling about the mean: tr(Σ + s²Σ − 2sΣ) = (1 − s)² tr Σ
     scaled = a.mean(0) + 3.0 * (a - a.mean(0))
-    assert images.frechet_distance(a, scaled) == pytest.approx(4.0 * float(a.double().var(0).sum()), rel=1e-5)
+    assert diffusion.frechet_distance(a, scaled) == pytest.approx(4.0 * float(a.double().var(0).sum()), rel=1e-5)
     # a constant feature makes the covariances singular; it must not disturb
     constant = torch.ones(len(a), 1)
-    wider = images.frechet_distance(torch.cat([a, constant], 1), torch.cat([b, torch.ones(len(b), 1)], 1))
-    assert wider == pytest.approx(images.frechet_distance(a, b), rel=1e-6)
+    wider = diffusion.frechet_distance(torch.cat([a, constant], 1), torch.cat([b, torch.ones(len(b), 1)], 1))
+    assert wider == pytest.approx(diffusion.frechet_distance(a, b), rel=1e-6)
 
 
 def test_frechet_distance_with_fewer_rows_than_features() -> None:
@@ -73,7 +73,7 @@ def test_frechet_distance_with_fewer_rows_than_features() -> None:
     eigenvalues = scipy.linalg.eigvals(cov_a @ cov_b).real.clip(0)
     mean = float((a.double().mean(0) - b.double().mean(0)).square().sum())
     wanted = mean + np.trace(cov_a) + np.trace(cov_b) - 2 * np.sqrt(eigenvalues).sum()
-    assert images.frechet_distance(a, b) == pytest.approx(wanted, rel=1e-5)
+    assert diffusion.frechet_distance(a, b) == pytest.approx(wanted, rel=1e-5)
 
 
 def test_kernel_distance_agrees_with_torchmetrics() -> None:
@@ -82,13 +82,13 @@ def test_kernel_distance_agrees_with_torchmetrics() -> None:
         kid = KernelInceptionDistance(feature=Flat(), subsets=1, subset_size=150, normalize=True)
     kid.update(as_images(a), real=True)
     kid.update(as_images(b), real=False)
-    assert images.kernel_distance(a, b) == pytest.approx(float(kid.compute()[0]), rel=1e-3)
+    assert diffusion.kernel_distance(a, b) == pytest.approx(float(kid.compute()[0]), rel=1e-3)
 
 
 def test_kernel_distance_is_unbiased() -> None:
     """Two samples of one distribution: positive and negative values that average to nothing."""
     generator = torch.Generator().manual_seed(0)
-    values = [images.kernel_distance(*torch.randn(2, 30, 5, generator=generator)) for _ in range(400)]
+    values = [diffusion.kernel_distance(*torch.randn(2, 30, 5, generator=generator)) for _ in range(400)]
     mean, error = np.mean(values), np.std(values) / 20
     assert abs(mean) < 3 * error
     assert min(values) < 0 < max(values)
@@ -96,21 +96,21 @@ def test_kernel_distance_is_unbiased() -> None:
 
 def test_witness_is_tied_to_the_kernel_distance() -> None:
     generated, real = (x.double() for x in two_sets(40, 50))
-    witness = images.mmd_witness(generated, real)
+    witness = diffusion.mmd_witness(generated, real)
     assert witness.shape == (40,)
     by_hand = []
     for i in range(40):
-        others = [images.polynomial_kernel(generated[[i]], generated[[j]]).item() for j in range(40) if j != i]
-        by_hand.append(images.polynomial_kernel(generated[[i]], real).mean().item() - np.mean(others))
+        others = [diffusion.polynomial_kernel(generated[[i]], generated[[j]]).item() for j in range(40) if j != i]
+        by_hand.append(diffusion.polynomial_kernel(generated[[i]], real).mean().item() - np.mean(others))
     np.testing.assert_allclose(witness.numpy(), by_hand, rtol=1e-9)
 
     def among(x: Tensor) -> float:
-        kernel = images.polynomial_kernel(x, x)
+        kernel = diffusion.polynomial_kernel(x, x)
         n = len(x)
         return float((kernel.sum() - kernel.trace()) / (n * (n - 1)))
 
     mmd = among(real) - among(generated) - 2 * float(witness.mean())
-    assert images.kernel_distance(generated, real) == pytest.approx(mmd, rel=1e-9)
+    assert diffusion.kernel_distance(generated, real) == pytest.approx(mmd, rel=1e-9)
 
 
 def test_gradient_of_the_witness_is_that_of_the_kernel_distance() -> None:
@@ -121,40 +121,40 @@ def test_gradient_of_the_witness_is_that_of_the_kernel_distance() -> None:
         rows = torch.cat([generated[:i], moving, generated[i + 1 :]])
         fixed = rows.detach()
         # w_i as a function of x_i alone: row i against the others held fixed
-        kernel = images.polynomial_kernel(moving, torch.cat([fixed[:i], fixed[i + 1 :]]))
-        own = images.polynomial_kernel(moving, real).mean() - kernel.mean()
-        assert own.item() == pytest.approx(images.mmd_witness(fixed, real)[i].item(), rel=1e-9)
+        kernel = diffusion.polynomial_kernel(moving, torch.cat([fixed[:i], fixed[i + 1 :]]))
+        own = diffusion.polynomial_kernel(moving, real).mean() - kernel.mean()
+        assert own.item() == pytest.approx(diffusion.mmd_witness(fixed, real)[i].item(), rel=1e-9)
         (gradient,) = torch.autograd.grad(own, moving)
         for column in range(3):
             step = torch.zeros_like(generated)
             step[i, column] = 1e-5
-            up, down = (images.kernel_distance(generated + s * step, real) for s in (1, -1))
+            up, down = (diffusion.kernel_distance(generated + s * step, real) for s in (1, -1))
             assert (up - down) / 2e-5 == pytest.approx(-2 / 20 * gradient[0, column].item(), rel=1e-4)
 
 
 def test_following_the_witness_lowers_the_kernel_distance() -> None:
     generated, real = two_sets(60, 60, 3)
-    before = images.kernel_distance(generated, real)
+    before = diffusion.kernel_distance(generated, real)
     x = generated.clone()
     for _ in range(50):
         x.requires_grad_()
         # detached copies of the others: the witness as each image's own reward
-        to_real = images.polynomial_kernel(x, real).mean(1)
-        kernel = images.polynomial_kernel(x, x.detach())
+        to_real = diffusion.polynomial_kernel(x, real).mean(1)
+        kernel = diffusion.polynomial_kernel(x, x.detach())
         own = to_real - (kernel.sum(1) - kernel.diagonal()) / (len(x) - 1)
         (gradient,) = torch.autograd.grad(own.sum(), x)
         x = (x + 0.05 * gradient / gradient.norm(dim=1, keepdim=True).clamp(min=1.0)).detach()
-    assert images.kernel_distance(x, real) < 0.5 * before
+    assert diffusion.kernel_distance(x, real) < 0.5 * before
 
 
 def test_diversity_agrees_with_scipy_and_sees_collapse() -> None:
     a, _ = two_sets(30)
     labels = torch.tensor([0] * 10 + [1] * 15 + [2] * 4 + [5])  # class 5 has no pair
     wanted = np.mean([scipy.spatial.distance.pdist(a[labels == c].double().numpy()).mean() for c in (0, 1, 2)])
-    assert images.diversity(a, labels) == pytest.approx(wanted, rel=1e-9)
-    assert images.diversity(a[:1].expand(30, -1), labels) == 0.0
+    assert diffusion.diversity(a, labels) == pytest.approx(wanted, rel=1e-9)
+    assert diffusion.diversity(a[:1].expand(30, -1), labels) == 0.0
     with pytest.raises(InvalidInputError, match="pair"):
-        images.diversity(a[:3], torch.tensor([0, 1, 2]))
+        diffusion.diversity(a[:3], torch.tensor([0, 1, 2]))
 
 
 def test_precision_and_recall_agree_with_sklearn() -> None:
@@ -165,20 +165,20 @@ def test_precision_and_recall_agree_with_sklearn() -> None:
         radius = tree.kneighbors(centres.double().numpy())[0][:, 3]  # column 0 is the point itself
         distance = scipy.spatial.distance.cdist(points.double().numpy(), centres.double().numpy())
         wanted.append((distance <= radius).any(1).mean())
-    assert images.precision_recall(generated, real, k=3) == pytest.approx(wanted)
+    assert diffusion.precision_recall(generated, real, k=3) == pytest.approx(wanted)
 
 
 def test_precision_and_recall_mean_what_they_say() -> None:
     generator = torch.Generator().manual_seed(0)
     real = torch.cat([torch.randn(100, 3, generator=generator), torch.randn(100, 3, generator=generator) + 30])
     one_mode = torch.randn(100, 3, generator=generator)
-    precision, recall = images.precision_recall(one_mode, real)
+    precision, recall = diffusion.precision_recall(one_mode, real)
     assert precision > 0.8  # what is made is real…
     assert recall < 0.6  # …but half is never made
-    assert images.precision_recall(one_mode + 1000, real) == (0.0, 0.0)
+    assert diffusion.precision_recall(one_mode + 1000, real) == (0.0, 0.0)
 
 
-@pytest.mark.parametrize("function", [images.frechet_distance, images.kernel_distance, images.mmd_witness])
+@pytest.mark.parametrize("function", [diffusion.frechet_distance, diffusion.kernel_distance, diffusion.mmd_witness])
 def test_bad_features(function: object) -> None:
     assert callable(function)
     a, b = two_sets()
@@ -186,4 +186,4 @@ def test_bad_features(function: object) -> None:
         with pytest.raises(InvalidInputError, match=r"features|NaN"):
             function(*pair)
     with pytest.raises(InvalidInputError, match="k = 3"):
-        images.precision_recall(a[:3], b)
+        diffusion.precision_recall(a[:3], b)
