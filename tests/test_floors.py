@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "qhw_diffusion"
 FLOOR = {
     "masking": -1,  # of text alone: even a message passes through it
-    "draws": 0, "errors": 0, "terminal": 0, "runs": 0, "circuits": 0, "devices": 0,
+    "draws": 0, "config": 0, "extensions": 0, "errors": 0, "terminal": 0, "runs": 0, "circuits": 0, "devices": 0,
     "diffusion": 1, "hardware": 1,
     "execution": 2,
     "mitigation": 3,
@@ -60,7 +60,11 @@ def breaches(package: Path) -> list[str]:
             parts = module.split(".")
             if parts[0] in FORBIDDEN_LIBRARIES.get(room, set()):
                 found.append(f"{room}/{path.name} imports {parts[0]}")
-            if parts[0] != "qhw_diffusion" or len(parts) < 2 or parts[1] in (room, "errors", "terminal"):
+            if (
+                parts[0] != "qhw_diffusion"
+                or len(parts) < 2
+                or parts[1] in (room, "config", "errors", "extensions", "terminal")
+            ):
                 continue
             if FLOOR.get(parts[1], -1) >= FLOOR[room]:
                 found.append(f"{room}/{path.name} (floor {FLOOR[room]}) imports {parts[1]} (floor {FLOOR[parts[1]]})")

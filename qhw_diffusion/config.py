@@ -1,0 +1,148 @@
+"""The base of all configurations: frozen dataclasses that nest, check themselves and round-trip through JSON.
+
+    @dataclass(frozen=True)
+    class MyConfig(Config):
+        '''What it configures.'''
+
+        shots: int = 1024
+        '''Shots per circuit.'''
+        policy: ActorConfig = field(default_factory=ActorConfig)
+        '''Policy to train.'''
+
+The string below a field documents it: the command line, its help and the tables of reports are made from the fields.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import inspect
+import math
+import textwrap
+import types
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self, Union, get_args, get_origin, get_type_hints
+
+from qhw_diffusion.errors import InvalidInputError, QhwError, UnknownNameError
+
+
+@dataclass(frozen=True)
+class Config:
+    """A configuration. Unknown entries are refused when it is read, so that a typo never becomes a default."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The configuration as JSON types: nested configurations become dictionaries, tuples become lists."""
+        return {f.name: _plain(getattr(self, f.name)) for f in dataclasses.fields(self)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Inverse of `to_dict`.
+
+        Args:
+            values: entries by field name; fields that are left out take their defaults.
+
+        Raises:
+            UnknownNameError: an entry that is no field.
+            InvalidInputError: `values` is no mapping, or a value does not fit its field.
+        """
+        if not isinstance(values, Mapping):
+            raise InvalidInputError(f"{cls.__name__} is read from a mapping, not from {type(values).__name__}")
+        hints = get_type_hints(cls)
+        names = [f.name for f in dataclasses.fields(cls)]
+        given: dict[str, Any] = {}
+        for name, value in values.items():
+            if name not in names:
+                raise UnknownNameError.of(f"{cls.__name__} setting", str(name), names)
+            nested = _nested(hints[name])
+            if nested is not None and isinstance(value, Mapping):
+                value = nested.from_dict(value)
+            given[name] = _tuples(value)
+        try:
+            return cls(**given)
+        except QhwError:
+            raise
+        except (TypeError, ValueError) as error:
+            raise InvalidInputError(f"{cls.__name__} does not take these values: {error}") from error
+
+    def replace(self, **changes: Any) -> Self:
+        """A copy with some fields changed, checked again."""
+        return dataclasses.replace(self, **changes)
+
+
+def field_docs(cls: type) -> dict[str, str]:
+    """Documentation of each field of a dataclass: the string below it, or its entry under "Attributes:".
+
+    Fields of base classes come first.
+    """
+    docs: dict[str, str] = {}
+    for base in reversed(cls.__mro__):
+        if dataclasses.is_dataclass(base) and base is not Config:
+            docs.update(_own_docs(base))
+    return docs
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise InvalidInputError with this message unless the condition holds."""
+    if not condition:
+        raise InvalidInputError(message)
+
+
+def check_whole(config: Any, *names: str, least: int = 1) -> None:
+    """Raise InvalidInputError unless each of these fields is a whole number from `least`."""
+    for name in names:
+        value = getattr(config, name)
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        require(whole and value >= least, f"{name} must be at least {least}, a whole number, got {value!r}")
+
+
+def check_finite(config: Any) -> None:
+    """Raise InvalidInputError if a field of a dataclass is an infinite number or NaN."""
+    for f in dataclasses.fields(config):
+        value = getattr(config, f.name)
+        if isinstance(value, float):
+            require(math.isfinite(value), f"{type(config).__name__}.{f.name} must be finite, got {value}")
+
+
+def _own_docs(cls: type) -> dict[str, str]:
+    docs: dict[str, str] = {}
+    body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
+    assert isinstance(body, ast.ClassDef)
+    for line, following in zip(body.body, body.body[1:], strict=False):
+        if not (isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name)):
+            continue
+        if isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant):
+            docs[line.target.id] = " ".join(str(following.value.value).split())
+    current: list[str] = []
+    _, _, attributes = ((cls.__doc__ and inspect.cleandoc(cls.__doc__)) or "").partition("Attributes:\n")
+    for text in attributes.split("\n"):
+        if not text.strip():
+            break
+        names, colon, rest = text.strip().partition(":")
+        # a new entry is indented once; its continuation lines deeper
+        if colon and not text.startswith("        "):
+            current = [name.strip() for name in names.split(",")]
+            docs.update(dict.fromkeys(current, rest.strip()))
+        else:
+            docs.update({name: f"{docs[name]} {text.strip()}" for name in current})
+    return docs
+
+
+def _nested(hint: Any) -> type[Config] | None:
+    """The configuration class a field holds, also where the field may be None."""
+    options = get_args(hint) if get_origin(hint) in (types.UnionType, Union) else (hint,)
+    return next((option for option in options if isinstance(option, type) and issubclass(option, Config)), None)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Config):
+        return value.to_dict()
+    if isinstance(value, (tuple, list)):
+        return [_plain(entry) for entry in value]
+    if isinstance(value, Mapping):
+        return {key: _plain(entry) for key, entry in value.items()}
+    return value
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(entry) for entry in value) if isinstance(value, list) else value

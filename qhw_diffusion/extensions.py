@@ -1,0 +1,82 @@
+"""Objects of a user's own, named on the command line or in a configuration as ``module:name`` or ``file.py:name``."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import os
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from qhw_diffusion.errors import InvalidInputError, QhwError
+
+
+def is_extension(text: object) -> bool:
+    """Whether a text names an object of a user's own: ``module:name`` or ``file.py:name``."""
+    if not isinstance(text, str):
+        return False
+    place, colon, name = text.rpartition(":")
+    module = place.endswith(".py") or all(part.isidentifier() for part in place.split("."))
+    return bool(colon) and name.isidentifier() and bool(place) and module
+
+
+def load_extension(text: str, *, what: str) -> Any:
+    """The object that a text names.
+
+    Modules are looked for as `import` does, and in the current folder.
+
+    Args:
+        text: ``module:name`` or ``path/to/file.py:name``.
+        what: what the object is to be ("reward term"), for messages.
+
+    Raises:
+        InvalidInputError: there is no such module, file or name in it, or the module fails when it is imported.
+    """
+    if not is_extension(text):
+        raise InvalidInputError(f"{what} {text!r} is neither module:name nor file.py:name")
+    place, _, name = text.rpartition(":")
+    try:
+        module = _from_file(Path(place)) if place.endswith(".py") else _from_name(place)
+    except QhwError:
+        raise
+    except ModuleNotFoundError as error:
+        missing = error.name == place or place.startswith(f"{error.name}.")
+        reason = f"there is no module {place}" if missing else f"importing {place} fails: {error}"
+        raise InvalidInputError(f"{what} {text!r}: {reason}") from error
+    except Exception as error:
+        reason = f"importing {place} fails: {type(error).__name__}: {error}"
+        raise InvalidInputError(f"{what} {text!r}: {reason}") from error
+    try:
+        return getattr(module, name)
+    except AttributeError:
+        public = [word for word in vars(module) if not word.startswith("_")]
+        raise InvalidInputError(f"{what} {text!r}: {place} has no {name!r}; it has {', '.join(public[:12])}") from None
+
+
+def _from_name(name: str) -> ModuleType:
+    here = os.getcwd()
+    if here not in sys.path and "" not in sys.path:
+        sys.path.append(here)  # as `python -m` does; last, so that nothing installed is hidden
+    return importlib.import_module(name)
+
+
+def _from_file(path: Path) -> ModuleType:
+    resolved = path.resolve()
+    if not resolved.is_file():
+        raise InvalidInputError(f"there is no file {path}")
+    name = f"qhw_extension_{resolved.stem}_{hashlib.sha256(str(resolved).encode()).hexdigest()[:8]}"
+    if name not in sys.modules:
+        specification = importlib.util.spec_from_file_location(name, resolved)
+        assert specification is not None
+        assert specification.loader is not None
+        module = importlib.util.module_from_spec(specification)
+        sys.modules[name] = module  # before it runs: dataclasses look their module up
+        try:
+            specification.loader.exec_module(module)
+        except BaseException:
+            del sys.modules[name]
+            raise
+    return sys.modules[name]

@@ -1,0 +1,59 @@
+"""Objects named as module:name or file.py:name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from qhw_diffusion.errors import InvalidInputError
+from qhw_diffusion.extensions import is_extension, load_extension
+
+
+@pytest.mark.parametrize("text", ["math:pi", "os.path:join", "own.py:term", "a/b c/own.py:term"])
+def test_module_or_file_and_name(text: str) -> None:
+    assert is_extension(text)
+
+
+@pytest.mark.parametrize("text", ["digits", "zne:linear:1,3", "math:", ":pi", "a b:c", "", None, "shots:4096"])
+def test_other_texts_are_none(text: object) -> None:
+    assert not is_extension(text)
+
+
+def test_an_object_of_an_installed_module_or_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import math
+
+    assert load_extension("math:pi", what="number") is math.pi
+    (tmp_path / "own_file.py").write_text(
+        "from dataclasses import dataclass\n\n@dataclass\nclass Own:\n    x: int = 3\n"
+    )
+    assert load_extension(f"{tmp_path / 'own_file.py'}:Own", what="class")().x == 3
+    assert load_extension(f"{tmp_path / 'own_file.py'}:Own", what="class") is load_extension(
+        f"{tmp_path}/./own_file.py:Own", what="class"
+    )
+    (tmp_path / "beside_here.py").write_text("value = 4\n")
+    monkeypatch.chdir(tmp_path)
+    assert load_extension("beside_here:value", what="number") == 4
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("no_such_module_here:x", "there is no module no_such_module_here"),
+        ("math:tau2", "math has no 'tau2'"),
+        ("absent.py:x", "there is no file absent.py"),
+        ("digits", "neither module:name nor file.py:name"),
+    ],
+)
+def test_what_cannot_be_found_is_told(text: str, words: str) -> None:
+    with pytest.raises(InvalidInputError, match=words):
+        load_extension(text, what="reward term")
+
+
+@pytest.mark.parametrize("line", ["1 / 0", "import not_installed_anywhere", "x = = 3"])
+def test_a_file_that_fails_is_named_with_its_error(tmp_path: Path, line: str) -> None:
+    file = tmp_path / "broken.py"
+    file.write_text(f"{line}\n")
+    for _ in range(2):
+        with pytest.raises(InvalidInputError, match=r"reward term .*importing .*broken\.py fails"):
+            load_extension(f"{file}:x", what="reward term")
