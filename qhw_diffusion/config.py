@@ -131,11 +131,11 @@ def _own_docs(cls: type) -> dict[str, str]:
 def _nested(hint: Any) -> type[Config] | None:
     """The configuration class a field holds, also where the field may be None."""
     options = get_args(hint) if get_origin(hint) in (types.UnionType, Union) else (hint,)
-    return next((option for option in options if isinstance(option, type) and issubclass(option, Config)), None)
+    return next((o for o in options if isinstance(o, type) and hasattr(o, "from_dict")), None)
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, Config):
+    if hasattr(value, "to_dict"):
         return value.to_dict()
     if isinstance(value, (tuple, list)):
         return [_plain(entry) for entry in value]

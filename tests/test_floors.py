@@ -15,7 +15,7 @@ FLOOR = {
     "execution": 2,
     "mitigation": 3,
     "guidance": 4, "denoising": 4,
-    "studies": 5,
+    "studies": 5, "experiment": 1,
     "cli": 6,
 }  # fmt: skip
 # errors and terminal are everybody's; apart from them, these rooms stay free of whole libraries

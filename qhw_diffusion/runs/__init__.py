@@ -14,7 +14,7 @@ from qhw_diffusion.runs.folder import RunFolder, check_place
 from qhw_diffusion.runs.manifest import FORMAT_VERSION, build_manifest, package_versions
 from qhw_diffusion.runs.modules import check_format, frozen_parameters, load_module_state, put_state, save_module
 from qhw_diffusion.runs.packing import pack_generator, pack_optimizer, unpack_generator, unpack_optimizer
-from qhw_diffusion.runs.progress import StopRequest, interruptible, progress, progress_enabled
+from qhw_diffusion.runs.progress import StopRequest, interruptible, progress, progress_enabled, stop_file
 from qhw_diffusion.runs.settings import settings_from_dict
 from qhw_diffusion.runs.tensorfile import read_tensors, write_tensors
 
@@ -43,6 +43,7 @@ __all__ = [
     "read_tensors",
     "save_module",
     "settings_from_dict",
+    "stop_file",
     "unpack_generator",
     "unpack_optimizer",
     "write_tensors",

@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -40,17 +41,36 @@ def progress_enabled() -> bool:
 
 
 class StopRequest:
-    """`requested` turns True at the first Ctrl-C; a loop reads it between steps and saves before it leaves."""
+    """Whether a loop is asked to stop: it looks between two steps, saves and leaves."""
 
     def __init__(self) -> None:
-        self.requested = False
+        self.interrupted = False
+
+    @property
+    def requested(self) -> bool:
+        """True after the first Ctrl-C, or once a `stop_file` is there."""
+        return self.interrupted or any(file.exists() for file in _stop_files)
+
+
+_stop_files: list[Path] = []
 
 
 @contextmanager
-def interruptible() -> Iterator[StopRequest]:
+def stop_file(path: Path) -> Iterator[None]:
+    """Within the block, a file at this path stops loops as Ctrl-C does: how a study stops work on other machines."""
+    _stop_files.append(path)
+    try:
+        yield
+    finally:
+        _stop_files.remove(path)
+
+
+@contextmanager
+def interruptible(*, quiet: bool = False) -> Iterator[StopRequest]:
     """Within the block the first SIGINT sets `stop.requested`; a second one raises KeyboardInterrupt as usual.
 
-    Outside the main thread, where Python allows no signal handlers, the block runs unchanged.
+    Outside the main thread, where Python allows no signal handlers, the block runs unchanged. quiet: nothing is
+    printed.
     """
     stop = StopRequest()
     if threading.current_thread() is not threading.main_thread():
@@ -58,10 +78,11 @@ def interruptible() -> Iterator[StopRequest]:
         return
 
     def on_interrupt(number: int, frame: FrameType | None) -> None:
-        if stop.requested:
+        if stop.interrupted:
             raise KeyboardInterrupt
-        stop.requested = True
-        print("stopping after this step; Ctrl-C again stops at once", file=sys.stderr, flush=True)
+        stop.interrupted = True
+        if not quiet:
+            print("stopping after this step; Ctrl-C again stops at once", file=sys.stderr, flush=True)
 
     previous = signal.signal(signal.SIGINT, on_interrupt)
     try:

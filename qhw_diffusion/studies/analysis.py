@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 
 from qhw_diffusion.errors import DamagedFileError
+from qhw_diffusion.experiment.statistics import PairedTest, mean_interval, paired_test, with_holm
 from qhw_diffusion.runs import RunFolder, atomic_write_json
 from qhw_diffusion.studies import study_work as work
 from qhw_diffusion.studies.rivals import Schedule
 from qhw_diffusion.studies.settings import StudyConfig, label_of
-from qhw_diffusion.studies.statistics import PairedTest, mean_interval, paired_test, with_holm
 
 PRIMARY = "fd"
 REFERENCES = ("constant", "limited_interval")

@@ -19,11 +19,11 @@ from qhw_diffusion.denoising.ensembles import mean_fidelity, mmd, wasserstein
 from qhw_diffusion.denoising.models import EnsembleQDM
 from qhw_diffusion.denoising.training import train_qdm
 from qhw_diffusion.errors import InvalidInputError, RunFolderError, UnknownNameError
+from qhw_diffusion.experiment.statistics import Interval, mean_interval
 from qhw_diffusion.runs import atomic_write_json, atomic_write_text, build_manifest, check_writable, read_json
 from qhw_diffusion.studies.anchor_data import ANCHORS, ASSUMED_BY_ALL, METRICS, Anchor
 from qhw_diffusion.studies.pool import Task, make_executor, run_tasks
 from qhw_diffusion.studies.single import one_thread
-from qhw_diffusion.studies.statistics import Interval, mean_interval
 
 ROWS = ("trained", "floor", "untrained", "bypassed")
 EVALUATION_SEED = 1_000_000

@@ -8,15 +8,17 @@ from typing import Any
 import torch
 
 from qhw_diffusion.circuits.reverse import reverse_circuit
+from qhw_diffusion.config import field_docs
 from qhw_diffusion.denoising import AmplitudeQDM
+from qhw_diffusion.experiment import plots as denoising_figures
+from qhw_diffusion.experiment import plots as figures
+from qhw_diffusion.experiment.page import Page as Report
+from qhw_diffusion.experiment.page import Section, markdown_table
 from qhw_diffusion.runs import RunFolder, atomic_write_text
-from qhw_diffusion.studies import denoising_figures, figures
 from qhw_diffusion.studies import denoising_verdict as says
 from qhw_diffusion.studies import denoising_work as work
 from qhw_diffusion.studies.denoising_settings import ARMS, DenoisingStudyConfig, row_label
 from qhw_diffusion.studies.denoising_study import DenoisingResults
-from qhw_diffusion.studies.report import Report, Section, markdown_table
-from qhw_diffusion.studies.settings import field_docs
 
 _METRICS_TEXT = (
     "FD is the Fréchet distance in the features of the **judge**, a small classifier that no training and no tuning "

@@ -30,9 +30,9 @@ from qhw_diffusion.denoising.states import qubits_for
 from qhw_diffusion.diffusion import Classifier, ImageDataset, evaluate_samples, load_dataset, real_floor
 from qhw_diffusion.diffusion.datasets import image_shape_of
 from qhw_diffusion.errors import InvalidInputError, UnknownNameError
+from qhw_diffusion.experiment.plots import sample_grids
 from qhw_diffusion.runs import RunFolder, atomic_write_bytes, atomic_write_json, check_writable
 from qhw_diffusion.studies.denoising_settings import DenoisingStudyConfig
-from qhw_diffusion.studies.figures import sample_grids
 from qhw_diffusion.studies.flags import given_flags
 from qhw_diffusion.studies.single import can_go_on, check_out, new_run, one_thread
 

@@ -14,11 +14,11 @@ from qhw_diffusion.denoising import AutoencoderConfig, LatentAutoencoder, Revers
 from qhw_diffusion.denoising.states import qubits_for
 from qhw_diffusion.diffusion.datasets import image_shape_of
 from qhw_diffusion.errors import RunFolderError
+from qhw_diffusion.experiment.statistics import Interval, PairedTest, mean_interval, paired_test, with_holm
 from qhw_diffusion.runs import RunFolder, atomic_write_json, read_json
 from qhw_diffusion.studies import denoising_work as work
 from qhw_diffusion.studies.denoising_settings import DenoisingStudyConfig, row_label
 from qhw_diffusion.studies.pool import Task, make_executor, run_tasks
-from qhw_diffusion.studies.statistics import Interval, PairedTest, mean_interval, paired_test, with_holm
 from qhw_diffusion.studies.study_folder import at_work, open_study_folder
 
 METRICS = ("fd", "accuracy", "diversity", "infidelity", "success")

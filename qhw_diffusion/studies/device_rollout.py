@@ -18,6 +18,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from qhw_diffusion.config import Config as Settings
 from qhw_diffusion.devices import Device
 from qhw_diffusion.errors import DamagedFileError, InvalidInputError, RunFolderError
 from qhw_diffusion.execution import CompiledCircuit, Engine, Noisy
@@ -35,7 +36,7 @@ from qhw_diffusion.guidance import (
 from qhw_diffusion.mitigation import strategies_of
 from qhw_diffusion.runs import RunFolder, atomic_write_json, check_place, read_json
 from qhw_diffusion.studies.models import Models, draw_starts, load_models
-from qhw_diffusion.studies.settings import ModelConfig, Settings
+from qhw_diffusion.studies.settings import ModelConfig
 from qhw_diffusion.studies.single import MODELS_FILE, models_of
 from qhw_diffusion.studies.study_work import EVALUATION_SEED
 

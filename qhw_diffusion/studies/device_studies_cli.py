@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from qhw_diffusion.studies.common_flags import flags_out
 
@@ -24,31 +25,46 @@ def _flags(parser: Parser, out: str) -> None:
 
 def _flags_study_shots(parser: Parser) -> None:
     from qhw_diffusion.studies.flags import add_flags
-    from qhw_diffusion.studies.shots_settings import ShotsStudyConfig
-    from qhw_diffusion.studies.subjects import SubjectsConfig
+    from qhw_diffusion.studies.reference_models import ReferenceModelsConfig
+    from qhw_diffusion.studies.shots.experiment import ShotsConfig
 
     _flags(parser, "runs/study-shots")
-    add_flags(parser, ShotsStudyConfig, title="study", skip=["subjects"])
-    add_flags(parser, SubjectsConfig, title="trained policy and denoiser")
+    parser.add_argument("--backend", default="loky", help="loky, ray[:address] or dask[:address] [loky]")
+    parser.add_argument("--dry-run", action="store_true", help="print what it would cost, and stop")
+    add_flags(parser, ShotsConfig, title="study", skip=["models"])
+    add_flags(parser, ReferenceModelsConfig, title="trained policy and denoiser")
 
 
 def study_shots(arguments: argparse.Namespace) -> int:
     """`qhw study shots`."""
-    from qhw_diffusion.studies.device_studies_command import shots_study, study_from_arguments
+    from qhw_diffusion.experiment import load_study, reopen_study
+    from qhw_diffusion.experiment.command import study_command
+    from qhw_diffusion.studies.flags import given_flags
+    from qhw_diffusion.studies.reference_models import ReferenceModelsConfig
+    from qhw_diffusion.studies.single import one_thread
 
-    print(study_from_arguments(shots_study(), arguments))
+    one_thread()
+    study: Any = load_study("shots")
+    base = study.quick if arguments.quick else study.config()
+    if arguments.resume:
+        base = study.config.from_dict(reopen_study(study, arguments.out).config)
+    models = base.models.replace(**given_flags(arguments, ReferenceModelsConfig))
+    config = base.replace(models=models, **given_flags(arguments, study.config))
+    names = ("resume", "overwrite", "workers", "backend", "dry_run", "report_only", "markdown", "figures")
+    how = {name: getattr(arguments, name) for name in names}
+    print(study_command(study, config, arguments.out, command=arguments.command_line, **how))
     return 0
 
 
 def _flags_study_mitigation(parser: Parser) -> None:
     from qhw_diffusion.studies.flags import add_flags
     from qhw_diffusion.studies.mitigation_settings import MitigationStudyConfig
-    from qhw_diffusion.studies.subjects import SubjectsConfig
+    from qhw_diffusion.studies.reference_models import ReferenceModelsConfig
 
     _flags(parser, "runs/study-mitigation")
     add_flags(parser, MitigationStudyConfig, title="study", skip=["subjects"])
     shown = MitigationStudyConfig().subjects
-    add_flags(parser, SubjectsConfig, title="trained policy and denoiser", defaults=shown)
+    add_flags(parser, ReferenceModelsConfig, title="trained policy and denoiser", defaults=shown)
 
 
 def study_mitigation(arguments: argparse.Namespace) -> int:

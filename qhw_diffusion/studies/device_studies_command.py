@@ -10,13 +10,13 @@ from typing import Any
 from qhw_diffusion.runs import RunFolder, check_writable
 from qhw_diffusion.studies.flags import given_flags
 from qhw_diffusion.studies.pages import write_markdown, write_report
+from qhw_diffusion.studies.reference_models import ReferenceModelsConfig
 from qhw_diffusion.studies.single import check_out, one_thread
-from qhw_diffusion.studies.subjects import SubjectsConfig
 
 
 @dataclass(frozen=True)
 class Study:
-    """A study of trained subjects (`studies.subjects`): kind of folder, settings, work, what its page has.
+    """A study of trained subjects (`studies.reference_models`): kind of folder, settings, work, what its page has.
 
     The functions are those of its own files; `open` makes or opens its folder, `run` does what is left.
     """
@@ -31,24 +31,6 @@ class Study:
     parts: Callable[[Any, str], Any]
     subtitle: Callable[[Any], str]
     verdict: Callable[[Any], Sequence[str]]
-
-
-def shots_study() -> Study:
-    """What finite shots do."""
-    from qhw_diffusion.studies import shots_report, shots_settings, shots_study, shots_work
-
-    return Study(
-        title="What finite shots do",
-        kind=shots_work.KIND,
-        settings=shots_settings.ShotsStudyConfig,
-        quick=shots_settings.QUICK,
-        open=shots_study.open_shots_study,
-        run=shots_study.run_shots_study,
-        load=shots_study.load_shots_results,
-        parts=shots_report.parts_of,
-        subtitle=shots_report.subtitle,
-        verdict=shots_report.verdict,
-    )
 
 
 def mitigation_study() -> Study:
@@ -88,7 +70,7 @@ def study_from_arguments(study: Study, arguments: argparse.Namespace) -> str:
         if arguments.resume:
             base = study.settings.from_dict(RunFolder.open(arguments.out, kind=study.kind).config)  # type: ignore[attr-defined]
         config = base.replace(
-            subjects=base.subjects.replace(**given_flags(arguments, SubjectsConfig)),
+            subjects=base.subjects.replace(**given_flags(arguments, ReferenceModelsConfig)),
             **given_flags(arguments, study.settings),
         )
         check_out(arguments, study.kind)

@@ -11,6 +11,7 @@ from typing import Any
 from qhw_diffusion.devices import Device
 from qhw_diffusion.errors import InvalidInputError, UnknownNameError
 from qhw_diffusion.execution import Engine, Noisy, engine_of
+from qhw_diffusion.experiment.statistics import mean_interval, paired_test
 from qhw_diffusion.guidance import (
     Actor,
     LookupActor,
@@ -33,7 +34,6 @@ from qhw_diffusion.studies.device_access import AccessConfig, at_device, open_ac
 from qhw_diffusion.studies.measure import sample_and_measure
 from qhw_diffusion.studies.models import Models, draw_starts, load_models
 from qhw_diffusion.studies.single import MODELS_FILE, beside, check_out, models_of, one_thread
-from qhw_diffusion.studies.statistics import mean_interval, paired_test
 from qhw_diffusion.studies.study_work import EVALUATION_SEED
 
 FORMS, ORIGINAL = ("lookup", "network"), "original"

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from qhw_diffusion.config import Config as Settings
 from qhw_diffusion.devices import Device
 from qhw_diffusion.errors import InvalidInputError, UnknownNameError
 from qhw_diffusion.execution import SPSA, CompiledCircuit, GradientMethod, Noisy, ParameterShift, Surrogate
@@ -39,7 +40,6 @@ from qhw_diffusion.runs.tensorfile import read_tensors
 from qhw_diffusion.studies.device_rollout import Access
 from qhw_diffusion.studies.filed_engine import FiledEngine
 from qhw_diffusion.studies.models import Models
-from qhw_diffusion.studies.settings import Settings
 from qhw_diffusion.studies.single import MODELS_FILE, models_of
 
 GRADIENTS = ("surrogate", "spsa", "parameter-shift")

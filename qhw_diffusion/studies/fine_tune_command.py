@@ -10,6 +10,7 @@ from typing import Any
 
 from qhw_diffusion.errors import InvalidInputError
 from qhw_diffusion.execution import CompiledCircuit
+from qhw_diffusion.experiment.statistics import mean_interval, paired_test
 from qhw_diffusion.guidance import QuantumActor, TrainedController, rollout
 from qhw_diffusion.guidance.ppo import History
 from qhw_diffusion.guidance.training import KIND
@@ -29,7 +30,6 @@ from qhw_diffusion.studies.measure import sample_and_measure
 from qhw_diffusion.studies.models import Models, draw_starts, load_models
 from qhw_diffusion.studies.settings import ModelConfig
 from qhw_diffusion.studies.single import MODELS_FILE, beside, check_out, one_thread
-from qhw_diffusion.studies.statistics import mean_interval, paired_test
 from qhw_diffusion.studies.study_work import EVALUATION_SEED
 
 METRICS = ("fd", "accuracy", "return")

@@ -8,7 +8,7 @@ import types
 from collections.abc import Mapping, Sequence
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
-from qhw_diffusion.studies.settings import field_docs
+from qhw_diffusion.config import field_docs
 
 
 def add_flags(

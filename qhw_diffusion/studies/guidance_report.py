@@ -9,12 +9,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from qhw_diffusion.experiment import plots as figures
+from qhw_diffusion.experiment.page import Page as Report
+from qhw_diffusion.experiment.page import Section, markdown_table
 from qhw_diffusion.guidance import QuantumActor
 from qhw_diffusion.runs import atomic_write_text
-from qhw_diffusion.studies import analysis, figures
+from qhw_diffusion.studies import analysis
 from qhw_diffusion.studies import study_work as work
 from qhw_diffusion.studies.analysis import Results
-from qhw_diffusion.studies.report import Report, Section, markdown_table
 from qhw_diffusion.studies.settings import label_of
 
 _METRICS_TEXT = (

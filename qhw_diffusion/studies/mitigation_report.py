@@ -6,13 +6,13 @@ import math
 
 import numpy as np
 
-from qhw_diffusion.studies import shots_figures as figures
+from qhw_diffusion.experiment import difference_cells as told_test
+from qhw_diffusion.experiment import plots as figures
+from qhw_diffusion.experiment.statistics import mean_interval
 from qhw_diffusion.studies.mitigation_settings import DEVICES, label_of
 from qhw_diffusion.studies.mitigation_study import MitigationResults
 from qhw_diffusion.studies.mitigation_verdict import ratios_table, verdict
 from qhw_diffusion.studies.pages import Part, Plot, Table, settings_table, versions_text
-from qhw_diffusion.studies.shots_report import told_test
-from qhw_diffusion.studies.statistics import mean_interval
 
 _METHOD = (
     "Everything is compared with the same circuit without noise: the policy and the denoiser were trained without. "

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from qhw_diffusion.config import Config as Settings
 from qhw_diffusion.errors import InvalidInputError, UnknownNameError
 from qhw_diffusion.execution import Engine
 from qhw_diffusion.mitigation import Mitigated, strategy_of
-from qhw_diffusion.studies.settings import Settings
-from qhw_diffusion.studies.subjects import SubjectsConfig
+from qhw_diffusion.studies.reference_models import ReferenceModelsConfig
 
 # key → (what tables call it, strategies from the engine outwards, whether the circuit is compiled with a schedule)
 STRATEGIES: dict[str, tuple[str, tuple[str, ...], bool]] = {
@@ -38,7 +38,7 @@ DEVICES = {"fake_brisbane": "Eagle", "fake_marrakesh": "Heron", "fake_nighthawk"
 class MitigationStudyConfig(Settings):
     """Mitigation strategies on devices and shots, for the policy circuit and a denoiser's step."""
 
-    subjects: SubjectsConfig = field(default_factory=lambda: SubjectsConfig(eval_images=300, seeds=3))
+    subjects: ReferenceModelsConfig = field(default_factory=lambda: ReferenceModelsConfig(eval_images=300, seeds=3))
     devices: tuple[str, ...] = tuple(DEVICES)
     """Fake devices or snapshots."""
     strategies: tuple[str, ...] = tuple(STRATEGIES)
@@ -88,7 +88,7 @@ def label_of(name: str) -> str:
 
 
 QUICK = MitigationStudyConfig(
-    subjects=SubjectsConfig(
+    subjects=ReferenceModelsConfig(
         updates=8,
         num_envs=40,
         epochs=1,

@@ -11,12 +11,12 @@ import numpy as np
 
 from qhw_diffusion.errors import RunFolderError
 from qhw_diffusion.execution import Noisy
+from qhw_diffusion.experiment.statistics import PairedTest, paired_test, with_holm
 from qhw_diffusion.runs import RunFolder, read_json
 from qhw_diffusion.studies import mitigation_work as work
-from qhw_diffusion.studies import subjects
+from qhw_diffusion.studies import reference_models as subjects
 from qhw_diffusion.studies.mitigation_settings import MitigationStudyConfig, is_scheduled, mitigated
 from qhw_diffusion.studies.pool import Task, make_executor, run_tasks
-from qhw_diffusion.studies.statistics import PairedTest, paired_test, with_holm
 from qhw_diffusion.studies.study_folder import at_work, open_study_folder
 
 # Seconds on one quiet core with the default settings, for the progress bar.

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from qhw_diffusion.experiment.statistics import mean_interval, paired_test
 from qhw_diffusion.studies.mitigation_settings import DEVICES, label_of
 from qhw_diffusion.studies.mitigation_study import MitigationResults
 from qhw_diffusion.studies.pages import Table
-from qhw_diffusion.studies.statistics import mean_interval, paired_test
 
 # They know the simulated noise exactly, as no calibration of a device does: not to be recommended from a simulation.
 TOLD_THE_NOISE = ("readout-snapshot", "readout+mitiq-pec")

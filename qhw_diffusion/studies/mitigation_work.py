@@ -24,11 +24,11 @@ from qhw_diffusion.diffusion import evaluate_samples
 from qhw_diffusion.execution import CompiledCircuit, Engine, Estimate, Ideal, Noisy, Shots
 from qhw_diffusion.guidance import GuidanceConfig, QuantumActor, compile_policy
 from qhw_diffusion.runs import RunFolder, atomic_write_json
-from qhw_diffusion.studies import subjects
+from qhw_diffusion.studies import reference_models as subjects
 from qhw_diffusion.studies.denoiser_step import DenoiserStep, classical_fidelity
 from qhw_diffusion.studies.measure import Sampled
 from qhw_diffusion.studies.mitigation_settings import HEAVY, MitigationStudyConfig, is_scheduled, mitigated
-from qhw_diffusion.studies.shots_work import scale
+from qhw_diffusion.studies.shots.experiment import scale
 
 KIND = "mitigation-study"
 DRAW_SEED = 8_000_000

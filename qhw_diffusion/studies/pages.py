@@ -11,9 +11,11 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from qhw_diffusion.config import Config as Settings
+from qhw_diffusion.config import field_docs
+from qhw_diffusion.experiment.page import Page as Report
+from qhw_diffusion.experiment.page import markdown_table
 from qhw_diffusion.runs import atomic_write_bytes, atomic_write_text
-from qhw_diffusion.studies.report import Report, markdown_table
-from qhw_diffusion.studies.settings import Settings, field_docs
 
 
 @dataclass(frozen=True)

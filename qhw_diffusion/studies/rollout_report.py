@@ -10,10 +10,11 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from qhw_diffusion.experiment import plots as figures
+from qhw_diffusion.experiment.page import Page as Report
+from qhw_diffusion.experiment.page import Section
 from qhw_diffusion.runs import RunFolder
-from qhw_diffusion.studies import figures
 from qhw_diffusion.studies.device_rollout import Played, Prepared
-from qhw_diffusion.studies.report import Report, Section
 from qhw_diffusion.studies.rollout_analysis import MIN_FD_IMAGES, Compared, StepCheck, check_steps
 
 

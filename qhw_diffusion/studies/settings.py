@@ -2,50 +2,19 @@
 
 from __future__ import annotations
 
-import ast
-import dataclasses
-import inspect
 import math
-import textwrap
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Self, get_type_hints
+from typing import Any
 
-from qhw_diffusion.errors import InvalidInputError, UnknownNameError
+from qhw_diffusion.config import Config, require
+from qhw_diffusion.errors import UnknownNameError
 from qhw_diffusion.guidance import ActorConfig, GuidanceConfig, PPOConfig, RewardConfig
 from qhw_diffusion.guidance.schedules import SCHEDULES
 from qhw_diffusion.studies.rivals import LABELS
 
 
 @dataclass(frozen=True)
-class Settings:
-    """Round trip through JSON, nested settings included; unknown keys are refused: a typo never becomes a default."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """The settings as JSON types."""
-        return {f.name: _plain(getattr(self, f.name)) for f in dataclasses.fields(self)}
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Inverse of `to_dict`. Raises UnknownNameError for a setting that does not exist."""
-        types = get_type_hints(cls)
-        names = [f.name for f in dataclasses.fields(cls)]
-        given: dict[str, Any] = {}
-        for name, value in values.items():
-            if name not in names:
-                raise UnknownNameError.of(f"{cls.__name__} setting", name, names)
-            if hasattr(types[name], "from_dict") and isinstance(value, Mapping):
-                value = types[name].from_dict(value)
-            given[name] = tuple(value) if isinstance(value, list) else value
-        return cls(**given)
-
-    def replace(self, **changes: Any) -> Self:
-        """A copy with some settings changed (validated again)."""
-        return dataclasses.replace(self, **changes)
-
-
-@dataclass(frozen=True)
-class ModelConfig(Settings):
+class ModelConfig(Config):
     """Data set, backbone and the two classifiers. A shipped one is named by its data set, others by their folder."""
 
     data: str = "digits"
@@ -62,7 +31,7 @@ class ModelConfig(Settings):
     """Training images (at most) that the reward side compares with, a fixed random choice."""
 
     def __post_init__(self) -> None:
-        _require(self.reference_images >= 10, f"reference_images must be at least 10, got {self.reference_images}")
+        require(self.reference_images >= 10, f"reference_images must be at least 10, got {self.reference_images}")
 
 
 BASES = ("best", "middle")
@@ -82,7 +51,7 @@ ACTORS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 @dataclass(frozen=True)
-class StudyConfig(Settings):
+class StudyConfig(Config):
     """A guidance study: sweep, training, evaluation, everything on the same seeds."""
 
     models: ModelConfig = field(default_factory=ModelConfig)
@@ -122,20 +91,20 @@ class StudyConfig(Settings):
         for name in self.actors:
             if name not in ACTORS:
                 raise UnknownNameError.of("actor", name, ACTORS)
-        _require(len(set(self.actors)) == len(self.actors), f"actors named twice: {', '.join(self.actors)}")
-        _require(self.seeds >= 1, f"seeds must be at least 1, got {self.seeds}")
+        require(len(set(self.actors)) == len(self.actors), f"actors named twice: {', '.join(self.actors)}")
+        require(self.seeds >= 1, f"seeds must be at least 1, got {self.seeds}")
         GuidanceConfig(n_steps=self.n_steps, spacing=self.spacing)  # refuses what no sampler takes
         self.ppo.check_minibatches(self.ppo.rollout_steps or self.n_steps)
-        _require(self.batch >= 1, f"batch must be at least 1, got {self.batch}")
+        require(self.batch >= 1, f"batch must be at least 1, got {self.batch}")
         for name in ("sweep_images", "tune_images", "eval_images"):
-            _require(getattr(self, name) >= 20, f"{name} must be at least 20, got {getattr(self, name)}")
-        _require(
+            require(getattr(self, name) >= 20, f"{name} must be at least 20, got {getattr(self, name)}")
+        require(
             len(self.constants) >= 2 and all(math.isfinite(g) and g >= 0 for g in self.constants),
             f"constants must be two or more finite scales ≥ 0, got {self.constants}",
         )
         if self.base not in BASES:
             raise UnknownNameError.of("base", self.base, BASES)
-        _require(
+        require(
             len(self.tune_means) >= 1 and all(math.isfinite(m) and m > 0 for m in self.tune_means),
             f"tune_means must be positive, got {self.tune_means}",
         )
@@ -163,39 +132,3 @@ def label_of(controller: str) -> str:
     if guise == "untrained":
         return "quantum, untrained"
     return f"{ACTORS[name][0]}, run without" if guise == "ideal" else ACTORS[name][0]
-
-
-def field_docs(cls: type) -> dict[str, str]:
-    """Documentation of each field of a settings class: the string below it, or its entry under "Attributes:"."""
-    docs: dict[str, str] = {}
-    body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
-    assert isinstance(body, ast.ClassDef)
-    for line, following in zip(body.body, body.body[1:], strict=False):
-        if not (isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name)):
-            continue
-        if isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant):
-            docs[line.target.id] = " ".join(str(following.value.value).split())
-    current: list[str] = []
-    _, _, attributes = (inspect.getdoc(cls) or "").partition("Attributes:\n")
-    for text in attributes.split("\n"):
-        if not text.strip():
-            break
-        names, colon, rest = text.strip().partition(":")
-        # a new entry is indented once; its continuation lines deeper
-        if colon and not text.startswith("        "):
-            current = [name.strip() for name in names.split(",")]
-            docs.update(dict.fromkeys(current, rest.strip()))
-        else:
-            docs.update({name: f"{docs[name]} {text.strip()}" for name in current})
-    return docs
-
-
-def _plain(value: Any) -> Any:
-    if hasattr(value, "to_dict"):
-        return value.to_dict()
-    return list(value) if isinstance(value, tuple) else value
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise InvalidInputError(message)

@@ -11,8 +11,8 @@ import pytest
 from scipy import stats
 
 from qhw_diffusion.errors import InvalidInputError
+from qhw_diffusion.experiment import plots as denoising_figures
 from qhw_diffusion.runs import RunFolder
-from qhw_diffusion.studies import denoising_figures
 from qhw_diffusion.studies import denoising_verdict as says
 from qhw_diffusion.studies.denoising_commands import finish
 from qhw_diffusion.studies.denoising_report import render_markdown

@@ -32,11 +32,11 @@ from qhw_diffusion.studies.mitigation_study import (
 )
 from qhw_diffusion.studies.mitigation_verdict import default_of, ratios, shots_where_zne_pays, verdict
 from qhw_diffusion.studies.pages import write_markdown
-from qhw_diffusion.studies.subjects import SubjectsConfig
+from qhw_diffusion.studies.reference_models import ReferenceModelsConfig
 
 DEVICE = "fake_manila"
 TINY = MitigationStudyConfig(
-    subjects=SubjectsConfig(
+    subjects=ReferenceModelsConfig(
         device=DEVICE,
         n_steps=2,
         spacing="trailing",
@@ -272,6 +272,6 @@ def test_every_setting_is_a_flag() -> None:
     flags(parser)
     given = vars(parser.parse_args(["--devices", "fake_manila", "--strategies", "none,zne", "--eval-images", "30"]))
     assert given["MitigationStudyConfig.strategies"] == ("none", "zne")
-    assert given["SubjectsConfig.eval_images"] == 30
+    assert given["ReferenceModelsConfig.eval_images"] == 30
     for field in (name for name in TINY.to_dict() if name != "subjects"):
         parser.parse_args([f"--{field.replace('_', '-')}", "3"])

@@ -1,24 +1,27 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from qhw_diffusion.config import field_docs
 from qhw_diffusion.diffusion import BackboneConfig, ClassifierConfig
 from qhw_diffusion.errors import InvalidInputError, RunFolderError, UnknownNameError
+from qhw_diffusion.experiment import load_study
+from qhw_diffusion.experiment import open_study as open_any
 from qhw_diffusion.guidance import ActorConfig, GuidanceConfig, PPOConfig, RewardConfig
 from qhw_diffusion.guidance.schedules import SCHEDULES
-from qhw_diffusion.studies import mitigation_settings, shots_settings
+from qhw_diffusion.studies import mitigation_settings
 from qhw_diffusion.studies.demo import demo_config
 from qhw_diffusion.studies.guidance_study import open_study
 from qhw_diffusion.studies.mitigation_study import open_mitigation_study
+from qhw_diffusion.studies.reference_models import ReferenceModelsConfig
 from qhw_diffusion.studies.rivals import LABELS, Schedule, candidates
-from qhw_diffusion.studies.settings import ACTORS, ModelConfig, StudyConfig, field_docs, label_of
-from qhw_diffusion.studies.shots_study import open_shots_study
+from qhw_diffusion.studies.settings import ACTORS, ModelConfig, StudyConfig, label_of
 from qhw_diffusion.studies.single import SingleTraining
-from qhw_diffusion.studies.subjects import SubjectsConfig
 
 
 @pytest.mark.parametrize("quick", [True, False])
@@ -35,7 +38,7 @@ def test_unknown_and_impossible_settings_are_refused() -> None:
         StudyConfig.from_dict({"seedz": 3})
     with pytest.raises(UnknownNameError, match="quantum"):
         StudyConfig(actors=("quantm",))
-    for config in (StudyConfig, SubjectsConfig):
+    for config in (StudyConfig, ReferenceModelsConfig):
         with pytest.raises(UnknownNameError, match="trailing"):
             config(spacing="trail")
         with pytest.raises(InvalidInputError, match="n_steps"):
@@ -53,13 +56,14 @@ def test_minibatches_without_two_rows_are_refused_by_whoever_knows_the_steps(tmp
     with pytest.raises(InvalidInputError, match="at most 30"):
         StudyConfig(ppo=PPOConfig(num_envs=10, minibatches=31))
     with pytest.raises(InvalidInputError, match="at most 60"):
-        SubjectsConfig(num_envs=20, minibatches=61)
+        ReferenceModelsConfig(num_envs=20, minibatches=61)
     with pytest.raises(InvalidInputError, match="at most 60"):
         SingleTraining(ModelConfig(), GuidanceConfig(), RewardConfig(), ppo.replace(minibatches=61), ActorConfig(),
                        out=tmp_path / "run", resume=False, overwrite=False, sweep_images=512, command="")  # fmt: skip
 
 
-OPEN = [(open_study, StudyConfig()), (open_shots_study, shots_settings.QUICK),
+SHOTS = load_study("shots")
+OPEN = [(open_study, StudyConfig()), (partial(open_any, SHOTS), SHOTS.quick),
         (open_mitigation_study, mitigation_settings.QUICK)]  # fmt: skip
 
 
@@ -67,7 +71,8 @@ def _sampled(config: Any, **sampler: Any) -> Any:
     """The settings of a study with another sampler."""
     if isinstance(config, StudyConfig):
         return config.replace(**sampler)
-    return config.replace(subjects=config.subjects.replace(**sampler))
+    name = "subjects" if hasattr(config, "subjects") else "models"
+    return config.replace(**{name: getattr(config, name).replace(**sampler)})
 
 
 @pytest.mark.parametrize(("open_it", "config"), OPEN)
@@ -81,7 +86,8 @@ def test_a_study_of_a_sampler_that_cannot_be_leaves_no_folder(tmp_path: Path, op
 def test_a_study_made_before_spacing_was_a_setting_goes_on(tmp_path: Path, open_it: Any, config: Any) -> None:
     run = open_it(tmp_path / "study", config)
     stored = json.loads((run.path / "config.json").read_text())
-    del stored.get("subjects", stored)["spacing"]
+    holder = stored if isinstance(config, StudyConfig) else stored.get("subjects", stored.get("models"))
+    del holder["spacing"]
     (run.path / "config.json").write_text(json.dumps(stored))
     again = open_it(run.path, config, resume=True)
     assert type(config).from_dict(again.config) == config

@@ -28,6 +28,7 @@ from qhw_diffusion.errors import AccountError, EngineError, InvalidInputError, J
 from qhw_diffusion.execution import Primitive, compile_circuit
 from qhw_diffusion.execution.hardware_engine import Hardware
 from qhw_diffusion.execution.primitive import runtime_estimator
+from qhw_diffusion.experiment.page import Page as Report
 from qhw_diffusion.hardware.export import export_rows
 from qhw_diffusion.hardware.ledger import Ledger
 from qhw_diffusion.hardware.runner import open_runner
@@ -35,7 +36,6 @@ from qhw_diffusion.hardware.standin import CancelJob, FailJob, LostReply, StandI
 from qhw_diffusion.hardware.standin.service import INSTANCE, access_token
 from qhw_diffusion.hardware.times import Times
 from qhw_diffusion.runs import RunFolder, atomic_write_json
-from qhw_diffusion.studies.report import Report
 
 CANARY = "Canary/0123456789+abcdefghij=klmnopqrstuvw"
 FAST = Times(

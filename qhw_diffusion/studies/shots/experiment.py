@@ -1,10 +1,12 @@
-"""The pieces of work of the shots study; each leaves one file pieces/<name>-seed<k>.json in the study's folder.
+"""The shots study: configuration, cells, and what each of them measures.
 
+    preparation     state normalisation and reward scale; the denoiser's latent space
+    models          the trained policy and the trained denoiser of a seed
     values          ⟨Z⟩ and the guidance scale at the policy's states, repeated
     gradients       parameter-shift and SPSA gradients at one of these states, repeated
     images          images steered by the policy from N shots a circuit
     denoiser        the denoiser's images from N shots an image
-    learning-<arm>  one PPO training (`shots_settings.ARMS`)
+    learning        one PPO training (`page.TRAININGS`)
 
 Shots are drawn from the ideal circuit's outcomes, so that what is measured is shot noise and nothing else.
 """
@@ -12,7 +14,8 @@ Shots are drawn from the ideal circuit's outcomes, so that what is measured is s
 from __future__ import annotations
 
 import time
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -21,60 +24,126 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from qhw_diffusion.config import Config, require
 from qhw_diffusion.denoising import sample_counts
 from qhw_diffusion.denoising.readout import kept_shots
 from qhw_diffusion.diffusion import evaluate_samples
 from qhw_diffusion.execution import SPSA, CompiledCircuit, ParameterShift, QuantumLayer, Shots
 from qhw_diffusion.execution.gradients import GradientMethod
+from qhw_diffusion.experiment import Cell, Study
 from qhw_diffusion.guidance import GuidanceConfig, QuantumActor
-from qhw_diffusion.runs import RunFolder, atomic_write_json
-from qhw_diffusion.studies import subjects
-from qhw_diffusion.studies.shots_settings import ShotsStudyConfig
+from qhw_diffusion.studies import reference_models
+from qhw_diffusion.studies.reference_models import ReferenceModelsConfig
+from qhw_diffusion.studies.shots.page import page, training_label
 
-KIND = "shots-study"
 DRAW_SEED = 7_000_000
 
 
-def piece_file(root: Path, piece: str, seed: int) -> Path:
-    """Result of one piece of work on one seed."""
-    return root / "pieces" / f"{piece.replace(':', '-')}-seed{seed}.json"
+@dataclass(frozen=True)
+class ShotsConfig(Config):
+    """What finite shots do to values, gradients, images, the denoiser and PPO."""
+
+    models: ReferenceModelsConfig = field(default_factory=ReferenceModelsConfig)
+    """Trained policy and denoiser."""
+    shots: tuple[int, ...] = (16, 64, 256, 1024, 4096, 16384)
+    """Shots per circuit."""
+    states: int = 64
+    """States of the policy at which values are repeated."""
+    repeats: int = 200
+    """Repetitions of every value."""
+    gradient_repeats: int = 100
+    """Repetitions of every gradient."""
+    spsa_size: float = 0.3
+    """Size of SPSA's perturbation, radians."""
+    learn_shots: tuple[int, ...] = (1, 4, 16, 64, 1024)
+    """Shots per circuit in trainings by parameter-shift."""
+    other_shots: tuple[int, ...] = (4, 64)
+    """Shots per circuit in the other trainings: SPSA, simulated gradients, frozen circuit."""
+
+    def __post_init__(self) -> None:
+        for name in ("shots", "learn_shots", "other_shots"):
+            given = getattr(self, name)
+            distinct = len(given) > 0 and len(set(given)) == len(given) and min(given) >= 1
+            require(distinct, f"{name} must be different whole numbers from 1, given {given}")
+            object.__setattr__(self, name, tuple(sorted(given)))
+        enough = self.states >= 1 and self.repeats >= 2 and self.gradient_repeats >= 2
+        require(enough, "states must be at least 1, repeats and gradient_repeats at least 2")
+        require(self.spsa_size > 0, f"spsa_size must be positive, got {self.spsa_size}")
+
+    def trainings(self) -> list[str]:
+        """Names of a seed's trainings: ``kind`` or ``kind:shots``; ``…+head`` where the head is trained too."""
+        circuit = ["exact", *(f"shift:{n}" for n in self.learn_shots)]
+        circuit += [f"{kind}:{n}" for kind in ("spsa", "surrogate") for n in self.other_shots]
+        return [*circuit, "exact+head", "frozen+head", *(f"frozen:{n}+head" for n in self.other_shots)]
 
 
-@lru_cache(maxsize=1)
-def settings(root: str) -> ShotsStudyConfig:
-    """The settings of the study in this folder."""
-    return ShotsStudyConfig.from_dict(RunFolder.open(root, kind=KIND).config)
+QUICK = ShotsConfig(
+    models=ReferenceModelsConfig(
+        updates=8,
+        num_envs=40,
+        epochs=1,
+        starts=80,
+        eval_images=100,
+        denoiser_iterations=60,
+        autoencoder_steps=300,
+        seeds=2,
+    ),
+    shots=(64, 1024),
+    states=16,
+    repeats=40,
+    gradient_repeats=20,
+    learn_shots=(16, 256),
+    other_shots=(64,),
+)
 
 
-def do_piece(root: str, piece: str, seed: int) -> None:
-    """Do one piece and write its file."""
-    name, _, arm = piece.partition("-")
-    if name == "learning":
-        result = learning(root, arm, seed)
-    else:
-        result = {"values": values, "gradients": gradients, "images": images, "denoiser": denoiser}[name](root, seed)
-    atomic_write_json(piece_file(Path(root), piece, seed), {"piece": piece, "seed": seed, **result})
+def cells(config: ShotsConfig) -> list[Cell]:
+    """Per seed the two models, four measurements on them and all trainings."""
+    found = [Cell("preparation", {"part": "preparation"}, seconds=20)]
+    for seed in range(config.models.seeds):
+        models, label = f"models-seed{seed}", f"policy and denoiser, seed {seed}"
+        found.append(Cell(models, {"part": "models", "seed": seed}, ("preparation",), 30, label))
+        for part, seconds in (("values", 6), ("gradients", 20), ("images", 15), ("denoiser", 5)):
+            found.append(
+                Cell(f"{part}-seed{seed}", {"part": part, "seed": seed}, (models,), seconds, f"{part}, seed {seed}")
+            )
+        for name in config.trainings():
+            parameters = {"part": "learning", "training": name, "seed": seed}
+            label = f"training {training_label(name)}, seed {seed}"
+            seconds = 30 if "shift" in name else 13
+            found.append(Cell(f"learning-{name}-seed{seed}", parameters, ("preparation",), seconds, label))
+    return found
 
 
-def make_subjects(root: str, seed: int) -> None:
-    """The trained policy and denoiser of a seed."""
-    config = settings(root).subjects
-    subjects.policy(Path(root), config, seed)
-    subjects.denoiser(Path(root), config, seed)
+def run_cell(config: ShotsConfig, cell: Cell, folder: Path) -> Mapping[str, Any]:
+    """Do one cell (see the top of this file)."""
+    part = cell["part"]
+    if part == "preparation":
+        reference_models.calibrated(folder, config.models)
+        reference_models.autoencoder(folder, config.models)
+        return {}
+    seed = cell["seed"]
+    if part == "models":
+        reference_models.policy(folder, config.models, seed)
+        reference_models.denoiser(folder, config.models, seed)
+        return {}
+    if part == "learning":
+        return learning(config, folder, cell["training"], seed)
+    return {"values": values, "gradients": gradients, "images": images, "denoiser": denoiser}[part](
+        config, folder, seed
+    )
 
 
-def values(root: str, seed: int) -> dict[str, Any]:
+def values(config: ShotsConfig, folder: Path, seed: int) -> dict[str, Any]:
     """Per number of shots: scatter and bias of ⟨Z⟩ and of the guidance scale, measured and in closed form.
 
     se: root mean square of the standard deviations over repeats; se_closed: √mean((1 − ⟨Z⟩²)/N); se_told: what the
     estimates say of themselves; bias: root mean square of (mean over repeats − exact), which chance alone brings to
     about bias_chance = se/√repeats; mean_bias: with its sign, over states and qubits; *_g: the same of g.
     """
-    config = settings(root)
-    here = Path(root)
-    guidance, _ = subjects.calibrated(here, config.subjects)
-    actor = subjects.policy(here, config.subjects, seed)
-    states = some_states(root, seed)
+    guidance, _ = reference_models.calibrated(folder, config.models)
+    actor = reference_models.policy(folder, config.models, seed)
+    states = some_states(config, folder, seed)
     with torch.no_grad():
         exact = actor.expectations(states)
         g_exact = scale(actor, exact, guidance)
@@ -114,17 +183,16 @@ def scale(actor: QuantumActor, z: Tensor, guidance: GuidanceConfig) -> Tensor:
 
 
 @lru_cache(maxsize=2)
-def some_states(root: str, seed: int) -> Tensor:
+def some_states(config: ShotsConfig, folder: Path, seed: int) -> Tensor:
     """States [n, 6] the trained policy meets: a random choice of all steps of some rollouts."""
-    config = settings(root)
-    actor = subjects.policy(Path(root), config.subjects, seed)
-    count = max(20, -(-2 * config.states // config.subjects.n_steps))
-    played = subjects.play(Path(root), config.subjects, actor, seed, images=count).rollout
+    actor = reference_models.policy(folder, config.models, seed)
+    count = max(20, -(-2 * config.states // config.models.n_steps))
+    played = reference_models.play(folder, config.models, actor, seed, images=count).rollout
     every = played.states.flatten(0, 1)
     return every[torch.randperm(len(every), generator=torch.Generator().manual_seed(seed))[: config.states]]
 
 
-def gradients(root: str, seed: int) -> dict[str, Any]:
+def gradients(config: ShotsConfig, folder: Path, seed: int) -> dict[str, Any]:
     """Per number of shots: variance of the gradient of one ⟨Z⟩ by one angle, mean over angles and qubits.
 
     shift: measured with `ParameterShift`; shift_closed: mean of [(1 − f₊²) + (1 − f₋²)]/(4N); shift_closed_largest: the
@@ -132,11 +200,10 @@ def gradients(root: str, seed: int) -> dict[str, Any]:
     shots' part, plus the scatter of SPSA on exact values (spsa_exact); spsa_equal: with half as many directions as
     parameter-shift has evaluations, so that both cost the same.
     """
-    config = settings(root)
-    actor = subjects.policy(Path(root), config.subjects, seed)
+    actor = reference_models.policy(folder, config.models, seed)
     free = every_angle_an_input(actor.layer.compiled)
     with torch.no_grad():
-        point = torch.cat([actor.angles(some_states(root, seed)[:1])[0], actor.layer.weight]).double()
+        point = torch.cat([actor.angles(some_states(config, folder, seed)[:1])[0], actor.layer.weight]).double()
     layer = QuantumLayer(free, "ideal", dtype=torch.float64)
     exact = jacobian(layer, point[None])[0]  # [M, P]
     n = len(point)
@@ -192,18 +259,18 @@ def jacobian(layer: QuantumLayer, rows: Tensor) -> Tensor:
     return torch.stack(parts, 1)
 
 
-def images(root: str, seed: int) -> dict[str, Any]:
+def images(config: ShotsConfig, folder: Path, seed: int) -> dict[str, Any]:
     """Exactly and per number of shots: the judge's numbers, and how far g and the images are from the exact ones.
 
     rms_g: of the scales along the whole path, which shot noise moves at every step; rms_pixel: of the final images.
     """
-    config, here = settings(root).subjects, Path(root)
-    actor = subjects.policy(here, config, seed)
-    exact = subjects.play(here, config, actor, seed)
+    models = config.models
+    actor = reference_models.policy(folder, models, seed)
+    exact = reference_models.play(folder, models, actor, seed)
     rows = [{"shots": None, **_judged(exact.judged), "return": exact.reward_side["return"], "rms_g": 0.0}]
-    for shots in settings(root).shots:
+    for shots in config.shots:
         sampled = actor.on(engine=Shots(shots, seed=DRAW_SEED + seed, noisy=False))
-        played = subjects.play(here, config, sampled, seed)
+        played = reference_models.play(folder, models, sampled, seed)
         rows.append(
             {
                 "shots": shots,
@@ -214,25 +281,25 @@ def images(root: str, seed: int) -> dict[str, Any]:
                 "circuits": played.rollout.circuits,
             }
         )
-    return {"rows": rows, "n_images": config.eval_images}
+    return {"rows": rows, "n_images": models.eval_images}
 
 
-def denoiser(root: str, seed: int) -> dict[str, Any]:
+def denoiser(config: ShotsConfig, folder: Path, seed: int) -> dict[str, Any]:
     """Exactly and per number of shots an image: fidelity of what is read, and the judge's numbers.
 
     infidelity: mean over images of 1 − (Σ √(p p̂))², p the exact outcome probabilities and p̂ the counts' shares;
     infidelity_closed: mean of (d − 1)/(4·kept), to lowest order, for the images with a kept shot. An image without a
     single kept shot (lost) is counted as one of a single shot.
     """
-    config, here = settings(root).subjects, Path(root)
-    model = subjects.denoiser(here, config, seed)
-    generator = torch.Generator().manual_seed(subjects.DENOISER_SEED + seed)
-    labels = subjects.denoiser_labels(config.eval_images)
+    models = config.models
+    model = reference_models.denoiser(folder, models, seed)
+    generator = torch.Generator().manual_seed(reference_models.DENOISER_SEED + seed)
+    labels = reference_models.denoiser_labels(models.eval_images)
     chain = model.sample(len(labels), generator, labels)
     p = model.reverse.outcome_probabilities(chain.states)
     rows = [{"shots": None, **_judge(model.decode(p.float().sqrt()), labels)}]
     success = chain.probability
-    for shots in settings(root).shots:
+    for shots in config.shots:
         kept = kept_shots(success, shots, generator)
         lost, kept = int((kept == 0).sum()), kept.clamp_min(1)
         share = sample_counts(p, kept, generator) / kept[:, None]
@@ -250,14 +317,13 @@ def denoiser(root: str, seed: int) -> dict[str, Any]:
     return {"rows": rows, "success": float(success.mean()), "n_images": len(labels), "dimension": p.shape[1]}
 
 
-def learning(root: str, arm: str, seed: int) -> dict[str, Any]:
+def learning(config: ShotsConfig, folder: Path, training: str, seed: int) -> dict[str, Any]:
     """One PPO training: reward before and after, on exact values and on the shots it was trained with, and its cost.
 
     Rewards are mean episode rewards of the mean action on the evaluation starts, in standard deviations between
     controllers that act at random, over the base scale's.
     """
-    config, here = settings(root), Path(root)
-    name, _, number = arm.removesuffix("+head").partition(":")
+    name, _, number = training.removesuffix("+head").partition(":")
     engine = Shots(int(number), seed=DRAW_SEED + seed, noisy=False) if number else "ideal"
     gradient: GradientMethod | None = None
     if name == "shift":
@@ -265,22 +331,23 @@ def learning(root: str, arm: str, seed: int) -> dict[str, Any]:
     elif name == "spsa":
         gradient = SPSA(seed, 1, config.spsa_size)
     started = time.perf_counter()
-    untrained, actor, history = subjects.train_policy(
-        here,
-        config.subjects,
+    untrained, actor, history = reference_models.train_policy(
+        folder,
+        config.models,
         seed,
         kind="frozen" if name == "frozen" else "quantum",
-        head=arm.endswith("+head"),
+        head=training.endswith("+head"),
         engine=engine,
         gradient=gradient,
     )
     seconds = time.perf_counter() - started
     usage = actor.layer.usage
-    before = subjects.play(here, config.subjects, untrained, seed)
-    after = subjects.play(here, config.subjects, actor.on(engine="ideal"), seed)
-    noisy = after if engine == "ideal" else subjects.play(here, config.subjects, actor, seed)
-    result = {
-        "arm": arm,
+    before = reference_models.play(folder, config.models, untrained, seed)
+    after = reference_models.play(folder, config.models, actor.on(engine="ideal"), seed)
+    noisy = after if engine == "ideal" else reference_models.play(folder, config.models, actor, seed)
+    return {
+        "gain": after.reward_side["return"] - before.reward_side["return"],
+        "gain_on_shots": noisy.reward_side["return"] - before.reward_side["return"],
         "before": before.reward_side["return"],
         "after": after.reward_side["return"],
         "after_shots": noisy.reward_side["return"],
@@ -288,16 +355,15 @@ def learning(root: str, arm: str, seed: int) -> dict[str, Any]:
         "fd_after": _judged(after.judged)["fd"],
         "fd_shots": _judged(noisy.judged)["fd"],
         "circuits": usage.circuits,
-        "shots": usage.shots,
+        "shots_run": usage.shots,
         "seconds": seconds,
         "curve": [metrics["charts/episodic_return"] for metrics in history],
         "gradient": float(np.mean([metrics["gradients/circuit"] for metrics in history])),
     }
-    return result
 
 
 def _judge(images: Tensor, labels: Tensor) -> dict[str, float]:
-    return _judged(evaluate_samples(images, labels, subjects.models().judge, subjects.models().heldout))
+    return _judged(evaluate_samples(images, labels, reference_models.models().judge, reference_models.models().heldout))
 
 
 def _judged(found: dict[str, float] | None) -> dict[str, float]:
@@ -307,3 +373,17 @@ def _judged(found: dict[str, float] | None) -> dict[str, float]:
 
 def _rms(difference: Tensor) -> float:
     return float(difference.double().square().mean().sqrt())
+
+
+STUDY = Study(
+    name="shots",
+    title="What finite shots do",
+    summary="what finite shots do to values, gradients, images, the denoiser and PPO",
+    config=ShotsConfig,
+    cells=cells,
+    run=run_cell,
+    page=page,
+    row_parameters=("shots",),
+    quick=QUICK,
+    check=lambda config: reference_models.check(config.models),
+)

@@ -1,15 +1,15 @@
 """Intervals and paired tests over seeds: the numbers behind every "better" and "worse" in a report.
 
-The unit is the seed: one training and one evaluation belong to it, and rivals evaluated on the same seed share starting
-noise and labels. So comparisons are paired, and what varies between pairs is training *and* sampling.
+The unit is the seed: one training and one evaluation belong to it, and variants evaluated on the same seed share
+initial noise and labels. So comparisons are paired, and what varies between pairs is training *and* sampling.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -17,7 +17,8 @@ from scipy import stats
 
 from qhw_diffusion.errors import InvalidInputError
 
-EXACT_UP_TO = 16  # 2^16 sign patterns take milliseconds; above, they are drawn at random
+K = TypeVar("K", bound=Hashable)
+EXACT_UP_TO = 16  # 2^16 sign patterns take little time; above, they are drawn at random
 
 
 @dataclass(frozen=True)
@@ -34,11 +35,12 @@ class Interval:
         """Half the width of the interval, in the values' unit."""
         return (self.high - self.low) / 2
 
-    def format(self, digits: int = 2) -> str:
-        """`0.68 [0.61, 0.75]`, or the bare value when there is no interval."""
+    def format(self, digits: int = 2, *, sign: bool = False) -> str:
+        """`0.68 [0.61, 0.75]`, or the bare value when there is no interval; sign: `+0.68 [+0.61, +0.75]`."""
+        form = f"{'+' * sign}.{digits}f"
         if math.isnan(self.low):
-            return f"{self.mean:.{digits}f}"
-        return f"{self.mean:.{digits}f} [{self.low:.{digits}f}, {self.high:.{digits}f}]"
+            return f"{self.mean:{form}}"
+        return f"{self.mean:{form}} [{self.low:{form}}, {self.high:{form}}]"
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,7 @@ def mean_interval(values: ArrayLike, level: float = 0.95) -> Interval:
     mean = float(data.mean())
     if data.size == 1:
         return Interval(mean, math.nan, math.nan, 1)
-    half = float(stats.t.ppf(0.5 + level / 2, data.size - 1) * data.std(ddof=1) / math.sqrt(data.size))
+    half = float(stats.t.ppf(0.5 + level / 2, data.size - 1) * stats.sem(data))
     return Interval(mean, mean - half, mean + half, int(data.size))
 
 
@@ -103,6 +105,18 @@ def paired_test(a: ArrayLike, b: ArrayLike, *, seed: int = 0) -> PairedTest:
     return PairedTest(interval, p, wilcoxon_p(difference), sign_flip_p(difference, seed=seed), effect, p)
 
 
+def p_text(p: float) -> str:
+    """`p = 0.020`, or `p < 0.001`."""
+    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+
+
+def difference_cells(test: PairedTest | None, digits: int = 2) -> tuple[str, str]:
+    """Two cells of a table: the difference with its interval, and p after Holm's correction; dashes without a test."""
+    if test is None:
+        return "–", "–"
+    return test.difference.format(digits, sign=True), p_text(test.p_holm).removeprefix("p = ").removeprefix("p ")
+
+
 def wilcoxon_p(difference: ArrayLike) -> float:
     """Two-sided p of Wilcoxon's signed-rank test of differences [n]; 1 when all are zero."""
     data = _finite(difference, "difference")
@@ -119,14 +133,18 @@ def sign_flip_p(difference: ArrayLike, *, resamples: int = 20_000, seed: int = 0
     Exact (all 2ⁿ patterns) for n ≤ 16; above, `resamples` random patterns and (count + 1)/(resamples + 1).
     """
     data = _finite(difference, "difference")
-    observed = abs(data.sum())
-    # equal sums reached along different orders of addition must count as equal
-    bound = observed - 1e-12 * max(1.0, float(np.abs(data).sum()))
-    if data.size <= EXACT_UP_TO:
-        signs = np.array(list(itertools.product((1.0, -1.0), repeat=data.size)))
-        return float(np.mean(np.abs(signs @ data) >= bound))
-    signs = np.random.default_rng(seed).choice((1.0, -1.0), size=(resamples, data.size))
-    return float((np.sum(np.abs(signs @ data) >= bound) + 1) / (resamples + 1))
+    exact = data.size <= EXACT_UP_TO
+    found = stats.permutation_test(
+        (data,),
+        lambda x, axis: np.abs(x.sum(axis=axis)),
+        permutation_type="samples",
+        alternative="greater",
+        vectorized=True,
+        n_resamples=np.inf if exact else resamples,
+        batch=4096,
+        rng=np.random.default_rng(seed),
+    )
+    return float(found.pvalue)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -142,7 +160,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return [float(value) for value in adjusted]
 
 
-def with_holm(tests: dict[str, PairedTest]) -> dict[str, PairedTest]:
+def with_holm(tests: Mapping[K, PairedTest]) -> dict[K, PairedTest]:
     """The same tests with `p_holm` corrected for all of them as one family."""
     corrected = holm([test.t_p for test in tests.values()])
     return {

@@ -1,4 +1,4 @@
-"""Figures of a guidance study, each a function from plain arrays to a matplotlib Figure (no global pyplot state)."""
+"""Plots that studies share, each a function from plain arrays to a matplotlib Figure (no global pyplot state)."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 
 from qhw_diffusion.errors import InvalidInputError
-from qhw_diffusion.studies.statistics import mean_interval
+from qhw_diffusion.experiment.statistics import mean_interval
 
 if TYPE_CHECKING:
     from qiskit import QuantumCircuit
 
 # Okabe & Ito (2008): told apart by readers with any kind of colour vision; black is kept for "real images"
+Curves = Mapping[str, tuple[Sequence[float], Sequence[Sequence[float]]]]  # name → x [N], seeds [N][S]
+MOST_BANDS = 4  # of more curves the intervals hide each other; tables have them
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7A5195", "#8A8A8A")
 INK, FAINT = "#222222", "#d5d9de"
 
@@ -143,8 +145,21 @@ def sweep_curve(
     return figure
 
 
-def comparison(values: Mapping[str, Sequence[float]], *, xlabel: str, mark: float | None = None) -> Figure:
-    """One row per controller: every seed a dot, mean and 95 % t-interval as a bar; `mark` as a dashed line."""
+def comparison(
+    values: Mapping[str, Sequence[float]],
+    *,
+    xlabel: str,
+    mark: float | None = None,
+    references: Mapping[str, float] | None = None,
+) -> Figure:
+    """One row a variant: every seed a dot, mean and 95 % t-interval as a bar.
+
+    Args:
+        values: {name: one value a seed}.
+        xlabel: label of the axis.
+        mark: dashed line without a name.
+        references: dashed lines with names in a legend, and a solid one at 0.
+    """
     figure, axis = _single(7.6, 0.36 * len(values) + 1.1)
     for row, seeds in enumerate(values.values()):
         interval = mean_interval(seeds)
@@ -152,12 +167,135 @@ def comparison(values: Mapping[str, Sequence[float]], *, xlabel: str, mark: floa
             axis.plot([interval.low, interval.high], [row, row], color=colour(0), lw=2.4, solid_capstyle="butt")
         axis.plot(seeds, [row] * len(seeds), ".", color="#7b8794", ms=5, zorder=3)
         axis.plot([interval.mean], [row], "o", color=colour(0), ms=6.5, zorder=4)
+    for index, (name, value) in enumerate((references or {}).items()):
+        axis.axvline(value, color=colour(index + 1), lw=1.1, ls="--", label=name)
     axis.set_yticks(range(len(values)), list(values))
     axis.invert_yaxis()
     axis.grid(axis="y", visible=False)
     if mark is not None:
         axis.axvline(mark, color=INK, lw=1.1, ls="--")
+    if references:
+        axis.axvline(0, color=INK, lw=0.8)
+        axis.legend(frameon=False, fontsize=8)
     axis.set_xlabel(xlabel)
+    return figure
+
+
+def against_shots(
+    panels: Mapping[str, Curves],
+    *,
+    xlabel: str = "shots per circuit",
+    closed: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float]]]] | None = None,
+    marks: Mapping[str, tuple[float, str]] | None = None,
+    log: Sequence[str] = (),
+) -> Figure:
+    """Panels side by side, {y label: {name: (x, values per seed)}}: mean and 95 % interval against shots.
+
+    With more than four curves in every panel: no intervals, and one legend below.
+
+    closed: {y label: {name: (x, y)}} drawn dashed; marks: {y label: (y, name)} as dotted lines; log: the y labels whose
+    axis is logarithmic.
+    """
+    figure = Figure(figsize=(4.6 * len(panels), 3.7), layout="constrained")
+    axes = np.atleast_1d(figure.subplots(1, len(panels)))
+    for axis, (ylabel, curves) in zip(axes, panels.items(), strict=True):
+        for index, (name, (x, seeds)) in enumerate(curves.items()):
+            found = [mean_interval(values) for values in seeds]
+            axis.plot(x, [i.mean for i in found], color=colour(index), marker="o", ms=4, lw=1.8, label=name)
+            if found[0].n > 1 and len(curves) <= MOST_BANDS:
+                low, high = [i.low for i in found], [i.high for i in found]
+                if ylabel in log:  # an interval that reaches 0 has no place on a logarithmic axis
+                    low = [max(edge, i.mean / 10) for edge, i in zip(low, found, strict=True)]
+                axis.fill_between(x, low, high, color=colour(index), alpha=0.15, lw=0)
+        for name, (x, y) in (closed or {}).get(ylabel, {}).items():
+            axis.plot(x, y, color=INK, lw=1.1, ls="--" if "bound" not in name else ":", label=name, zorder=1)
+        if marks and ylabel in marks:
+            axis.axhline(marks[ylabel][0], color=INK, lw=1.0, ls=":", label=marks[ylabel][1])
+        axis.set_xscale("log", base=2 if len(x) < 8 else 10)
+        axis.set_xticks(x, [f"{n:,}" for n in x], fontsize=7.5, rotation=30)
+        axis.minorticks_off()
+        if ylabel in log:
+            axis.set_yscale("log")
+        _finish(axis, xlabel, ylabel)
+    if all(len(curves) > MOST_BANDS for curves in panels.values()):
+        for axis in axes:
+            axis.get_legend().remove()
+        handles, labels = axes[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=8)
+    return figure
+
+
+def reverse_paths(paths: Mapping[str, ArrayLike], labels: Sequence[int]) -> Figure:
+    """The reverse process as image grids side by side: a row for every label, columns t = T … 0.
+
+    Args:
+        paths: {title: images [T + 1, labels, C, H, W] in [−1, 1]}, C = 1 or 3.
+        labels: names of the rows.
+
+    Raises:
+        InvalidInputError: no grid, or images of another shape.
+    """
+    if not paths:
+        raise InvalidInputError("reverse_paths needs at least one path")
+    arrays = {title: np.asarray(path, dtype=np.float32) for title, path in paths.items()}
+    for title, array in arrays.items():
+        if array.ndim != 5 or array.shape[1] != len(labels) or array.shape[2] not in (1, 3):
+            raise InvalidInputError(
+                f"path {title!r} has shape {array.shape}; need [T + 1, {len(labels)}, 1 or 3, H, W]"
+            )
+    steps = max(len(array) for array in arrays.values())
+    figure = Figure(figsize=((0.62 * steps + 0.5) * len(arrays), 0.62 * len(labels) + 0.7), layout="constrained")
+    axes = np.atleast_1d(figure.subplots(1, len(arrays)))
+    for axis, (title, array) in zip(axes, arrays.items(), strict=True):
+        count, _, channels, height, width = array.shape
+        pixels = np.clip((array + 1) / 2, 0, 1)
+        pixels = np.pad(pixels, ((0, 0), (0, 0), (0, 0), (0, 1), (0, 1)), constant_values=0.85)
+        tiled = pixels.transpose(1, 3, 0, 4, 2).reshape(len(labels) * (height + 1), count * (width + 1), channels)
+        picture = tiled[..., 0] if channels == 1 else tiled
+        axis.imshow(picture, cmap="gray" if channels == 1 else None, vmin=0, vmax=1, interpolation="nearest")
+        places = (np.arange(count) + 0.5) * (width + 1)
+        axis.set_xticks(places, [f"t = {count - 1 - i}" if i in (0, count - 1) else str(count - 1 - i)
+                                 for i in range(count)], fontsize=8)  # fmt: skip
+        axis.set_yticks((np.arange(len(labels)) + 0.5) * (height + 1), [str(label) for label in labels], fontsize=8)
+        axis.tick_params(length=0)
+        axis.spines[:].set_visible(False)
+        axis.set_title(title, fontsize=10, color=INK)
+    return figure
+
+
+def by_step(curves: Mapping[str, Sequence[Sequence[float]]], *, ylabel: str) -> Figure:
+    """A quantity over the reverse process from t = T to 0: every seed thin, the mean thick.
+
+    curves: {name: one [T + 1] per seed}.
+    """
+    figure = Figure(figsize=(7.2, 3.6), layout="constrained")
+    axis = figure.subplots()
+    for index, (name, seeds) in enumerate(curves.items()):
+        lines = np.asarray(seeds, dtype=np.float64)
+        t = np.arange(lines.shape[1])[::-1]
+        axis.plot(t, lines.T, color=colour(index), lw=0.7, alpha=0.4)
+        axis.plot(t, lines.mean(0), color=colour(index), lw=2.2, marker="o", ms=4, label=name)
+    axis.invert_xaxis()
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    _finish(axis, "t (the reverse process runs from left to right)", ylabel)
+    return figure
+
+
+def training_curves(panels: Mapping[str, Mapping[str, Sequence[ArrayLike]]], *, xlabel: str = "update") -> Figure:
+    """Panels side by side, {y label: {name: one [updates] per seed}}: every seed thin, the mean thick; one legend."""
+    figure = Figure(figsize=(4.9 * len(panels), 3.6), layout="constrained")
+    names = list(dict.fromkeys(name for curves in panels.values() for name in curves))
+    axes = np.atleast_1d(figure.subplots(1, len(panels)))
+    for axis, (ylabel, curves) in zip(axes, panels.items(), strict=True):
+        for name, seeds in curves.items():
+            lines = [np.asarray(line, dtype=np.float64) for line in seeds]
+            shade = colour(names.index(name))
+            for line in lines:
+                axis.plot(np.arange(1, len(line) + 1), smoothed(line, 15), color=shade, lw=0.6, alpha=0.35)
+            mean = np.mean([line[: min(map(len, lines))] for line in lines], axis=0)
+            axis.plot(np.arange(1, len(mean) + 1), smoothed(mean, 15), color=shade, lw=2.0, label=name)
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        _finish(axis, xlabel, ylabel)
     return figure
 
 
@@ -253,3 +391,13 @@ def _single(width: float, height: float) -> tuple[Figure, Axes]:
 
 def _legend(axis: Axes) -> None:
     axis.legend(frameon=False, fontsize=9, ncols=2 if len(axis.get_legend_handles_labels()[0]) > 4 else 1)
+
+
+def _finish(axis: Axes, xlabel: str, ylabel: str) -> None:
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.grid(color=FAINT, lw=0.6)
+    axis.set_axisbelow(True)
+    axis.set_xlabel(xlabel)
+    axis.set_ylabel(ylabel)
+    if axis.get_legend_handles_labels()[0]:
+        axis.legend(frameon=False, fontsize=8)

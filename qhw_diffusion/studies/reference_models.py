@@ -1,4 +1,4 @@
-"""What the studies of shots and of mitigation look at: a trained policy and a trained denoiser, made once a seed.
+"""Reference models of the studies of shots and of mitigation: a trained policy and a trained denoiser a seed.
 
     calibration.json            state normalisation and reward scale, the same for all policies
     policy-seed<k>/             a quantum policy, trained without noise: what mitigation tries to bring back
@@ -18,6 +18,7 @@ from pathlib import Path
 
 import torch
 
+from qhw_diffusion.config import Config
 from qhw_diffusion.denoising import (
     AutoencoderConfig,
     LatentAutoencoder,
@@ -53,7 +54,7 @@ from qhw_diffusion.runs import atomic_write_json, read_json
 from qhw_diffusion.studies.denoising_settings import DenoisingStudyConfig
 from qhw_diffusion.studies.measure import Sampled, sample_and_measure
 from qhw_diffusion.studies.models import Models, draw_starts, load_models
-from qhw_diffusion.studies.settings import ModelConfig, Settings
+from qhw_diffusion.studies.settings import ModelConfig
 
 EVALUATION_SEED, DENOISER_SEED = 5_000_000, 6_000_000
 LATENT_QUBITS, LABELS = 3, 10
@@ -61,7 +62,7 @@ STEERED_TOGETHER = 256
 
 
 @dataclass(frozen=True)
-class SubjectsConfig(Settings):
+class ReferenceModelsConfig(Config):
     """The trained policy and the trained denoiser of a study, and how they are judged."""
 
     device: str = "fake_marrakesh"
@@ -149,7 +150,7 @@ def device_of(name: str) -> Device:
     return Device.load(name)
 
 
-def check(config: SubjectsConfig) -> None:
+def check(config: ReferenceModelsConfig) -> None:
     """Raises what making these policies and denoisers would for settings that do not fit, before anything is made."""
     here = models()
     check_training(
@@ -166,7 +167,7 @@ def check(config: SubjectsConfig) -> None:
     config.denoiser().training("postselected", 0)
 
 
-def calibrated(root: Path, config: SubjectsConfig) -> tuple[GuidanceConfig, RewardConfig]:
+def calibrated(root: Path, config: ReferenceModelsConfig) -> tuple[GuidanceConfig, RewardConfig]:
     """Calibrated configurations of guidance and reward, measured once per folder."""
     file = root / "calibration.json"
     if not file.exists():
@@ -179,7 +180,7 @@ def calibrated(root: Path, config: SubjectsConfig) -> tuple[GuidanceConfig, Rewa
 
 def train_policy(
     root: Path,
-    config: SubjectsConfig,
+    config: ReferenceModelsConfig,
     seed: int,
     *,
     kind: str = "quantum",
@@ -211,7 +212,7 @@ def _reward(reward: RewardConfig) -> Reward:
 
 
 def policy(
-    root: Path, config: SubjectsConfig, seed: int, *, device: str = "", engine: str | Engine = ""
+    root: Path, config: ReferenceModelsConfig, seed: int, *, device: str = "", engine: str | Engine = ""
 ) -> QuantumActor:
     """The trained policy of this seed, trained if it is not there yet; on another device or engine if asked."""
     folder = root / f"policy-seed{seed}"
@@ -233,7 +234,7 @@ def keep_policy(actor: QuantumActor, folder: Path) -> None:
 
 def play(
     root: Path,
-    config: SubjectsConfig,
+    config: ReferenceModelsConfig,
     controller: QuantumActor,
     seed: int,
     *,
@@ -256,7 +257,7 @@ def _base_images(guidance: GuidanceConfig, images: int, seed: int) -> Rollout:
     return rollout(models().backbone, guidance, labels, noise, guidance.g0, batch=STEERED_TOGETHER)
 
 
-def autoencoder(root: Path, config: SubjectsConfig) -> LatentAutoencoder:
+def autoencoder(root: Path, config: ReferenceModelsConfig) -> LatentAutoencoder:
     """The latent space, trained if it is not there yet."""
     folder = root / "autoencoder"
     if not folder.is_dir():
@@ -268,7 +269,7 @@ def autoencoder(root: Path, config: SubjectsConfig) -> LatentAutoencoder:
     return LatentAutoencoder.load(folder)
 
 
-def denoiser(root: Path, config: SubjectsConfig, seed: int, *, steps: int = 4) -> LatentQDM:
+def denoiser(root: Path, config: ReferenceModelsConfig, seed: int, *, steps: int = 4) -> LatentQDM:
     """The trained denoiser of this seed on the ideal engine, trained if it is not there yet; steps: T."""
     folder = root / f"denoiser-seed{seed}"
     if not folder.is_dir():

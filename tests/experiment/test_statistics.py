@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from qhw_diffusion.errors import InvalidInputError
-from qhw_diffusion.studies.statistics import (
+from qhw_diffusion.experiment.statistics import (
     holm,
     mean_interval,
     paired_test,

@@ -9,7 +9,7 @@ from qiskit import QuantumCircuit
 
 import qhw_diffusion as qhw
 from qhw_diffusion.errors import InvalidInputError
-from qhw_diffusion.studies import figures
+from qhw_diffusion.experiment import plots as figures
 
 
 def png(figure: Figure) -> bytes:

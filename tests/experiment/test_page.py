@@ -7,7 +7,8 @@ import pytest
 from matplotlib.figure import Figure
 
 from qhw_diffusion.errors import InvalidInputError
-from qhw_diffusion.studies.report import Report, markdown_table
+from qhw_diffusion.experiment.page import Page as Report
+from qhw_diffusion.experiment.page import markdown_table
 
 VOID = {"meta", "img", "br", "link", "input"}
 

@@ -1,0 +1,1 @@
+"""What finite shots do to values, gradients, images, the denoiser and PPO."""

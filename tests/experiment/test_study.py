@@ -1,0 +1,213 @@
+"""The runner of studies: cells, table, resume, workers of every backend, accidents; with a study in one file."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from qhw_diffusion.errors import InvalidInputError, RunFolderError, UnknownNameError, WorkerError
+from qhw_diffusion.experiment import Cell, Results, Study, load_results, load_study, open_study, run_study, write_page
+from qhw_diffusion.experiment.command import plan_text, study_command
+from qhw_diffusion.experiment.study import cell_file
+from qhw_diffusion.experiment.workers import check_backend
+from qhw_diffusion.runs import RunFolder
+
+COIN = str(Path(__file__).with_name("coin.py"))
+STUDY: Study = load_study(f"{COIN}:STUDY")
+CONFIG = STUDY.config()
+
+
+def run(path: Path, *, workers: int = 1, backend: str = "loky", resume: bool = False, **changes: object) -> Results:
+    config = CONFIG.replace(**changes)
+    return run_study(STUDY, open_study(STUDY, path, config, resume=resume), workers=workers, backend=backend)
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
+    return run(tmp_path_factory.mktemp("coin") / "run")
+
+
+def test_the_table_holds_every_number_once(results: Results) -> None:
+    table = pd.read_csv(results.folder / "table.csv")
+    assert list(table.columns) == ["cell", "part", "coin", "seed", "throws", "metric", "value"]
+    assert len(table[table.metric == "share"]) == 2 * 4 * 2
+    chosen = table[(table.coin == "bent") & (table.throws == 100) & (table.metric == "share")]
+    assert results.values("share", coin="bent", throws=100) == pytest.approx(list(chosen.value))
+    assert results.values("chance", coin="fair") == [0.5] * 4
+    assert results.values("chance", coin="fair", throws=None) == [0.5] * 4  # belongs to no number of throws
+    assert set(table.metric) == {"share", "chance", "pid"}  # words are kept beside, not in the table
+    assert results.cells["fair-seed0"]["first"] in ("heads", "tails")
+
+
+def test_variants_are_compared_seed_by_seed(results: Results) -> None:
+    tests = results.tests("share", {"bent": {"coin": "bent", "throws": 100}}, {"coin": "fair", "throws": 100})
+    bent, fair = (results.values("share", coin=coin, throws=100) for coin in ("bent", "fair"))
+    mean = sum(b - f for b, f in zip(bent, fair, strict=True)) / 4
+    assert tests["bent"].difference.mean == pytest.approx(mean)
+    assert results.interval("share", coin="bent", throws=100).n == 4
+
+
+def test_a_stopped_study_does_only_what_is_left(tmp_path: Path, results: Results) -> None:
+    first = run(tmp_path / "run")
+    kept, again = (cell_file(first.folder, name) for name in ("bent-seed0", "bent-seed2"))
+    untouched = kept.stat().st_mtime_ns
+    again.unlink()
+    with pytest.raises(RunFolderError, match="bent-seed2"):
+        load_results(STUDY, RunFolder.open(first.folder, kind=STUDY.kind))
+    second = run(tmp_path / "run", resume=True)
+    assert second.values("share") == results.values("share")
+    assert kept.stat().st_mtime_ns == untouched
+    with pytest.raises(RunFolderError, match="flips"):
+        run(tmp_path / "run", resume=True, flips=7)
+    with pytest.raises(RunFolderError, match="resume"):
+        run(tmp_path / "run")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["loky", "dask", "ray"])
+@pytest.mark.filterwarnings("ignore")  # of the clusters' own start and end
+def test_every_backend_gives_the_same_table(tmp_path: Path, results: Results, backend: str) -> None:
+    if backend != "loky":
+        pytest.importorskip("distributed" if backend == "dask" else "ray")
+    found = run(tmp_path / "run", workers=2, backend=backend)
+    numbers = ("share", "chance")
+    same = [table[table.metric.isin(numbers)].reset_index(drop=True) for table in (found.table, results.table)]
+    pd.testing.assert_frame_equal(*same)
+    assert os.getpid() not in found.values("pid")
+    assert not (found.folder / ".stop").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_an_error_in_another_process_comes_back_and_nothing_finished_is_lost(tmp_path: Path, results: Results) -> None:
+    with pytest.raises(ZeroDivisionError, match="rolled away") as caught:
+        run(tmp_path / "run", workers=2, accident="fail")
+    assert any("seed1, in a worker" in note for note in caught.value.__notes__)
+    with pytest.raises(InvalidInputError, match="one side"):
+        run(tmp_path / "other", workers=2, accident="refuse")
+    assert cell_file(tmp_path / "run", "mint").exists()
+    again = run(tmp_path / "run", workers=2, resume=True, accident="fail")
+    assert again.values("share") == results.values("share")
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_a_killed_worker_is_one_sentence_and_the_study_goes_on(tmp_path: Path, results: Results) -> None:
+    with pytest.raises(WorkerError, match=r"killed.*seed.*--resume"):
+        run(tmp_path / "run", workers=2, accident="kill")
+    again = run(tmp_path / "run", workers=2, resume=True, accident="kill")
+    assert again.values("share") == results.values("share")
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_a_killed_dask_worker_is_replaced_and_its_cell_run_again(tmp_path: Path, results: Results) -> None:
+    pytest.importorskip("distributed")
+    found = run(tmp_path / "run", workers=2, backend="dask", accident="kill")
+    assert found.values("share") == results.values("share")
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("how", ["signal", "file"])
+def test_an_interrupt_lets_running_cells_save_and_starts_no_more(tmp_path: Path, how: str) -> None:
+    folder = tmp_path / "run"
+
+    def interrupt() -> None:
+        while not (folder / "waiting").exists():
+            time.sleep(0.02)
+        if how == "signal":
+            os.kill(os.getpid(), signal.SIGINT)
+        else:
+            (folder / ".stop").touch()
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    with pytest.raises(KeyboardInterrupt):
+        run(folder, workers=2, accident="wait", seeds=2)
+    thread.join()
+    assert (folder / "saved").exists()
+    found = run(folder, workers=2, resume=True, accident="wait", seeds=2)
+    assert len(found.values("share", throws=100)) == 4
+
+
+def test_the_command_prints_findings_and_writes_both_pages(tmp_path: Path) -> None:
+    told = study_command(STUDY, CONFIG, tmp_path / "run", command="qhw study coin", markdown=tmp_path / "p.md")
+    assert "· Heads: 0." in told
+    text = (tmp_path / "p.md").read_text()
+    assert text.startswith("# Is the coin fair?\n")
+    assert "| flips | 100 | Throws of a seed. |" in text
+    assert "qhw study coin" in (tmp_path / "run" / "report.html").read_text()
+    again = study_command(STUDY, CONFIG, tmp_path / "run", report_only=True)
+    assert again.splitlines()[1] == told.splitlines()[1]
+    plan = plan_text(STUDY, CONFIG, workers=2)
+    assert "all" in plan
+    assert f"{9:>8}" in plan.splitlines()[-2]
+
+
+def test_a_study_carried_as_an_object_needs_no_source(tmp_path: Path, results: Results) -> None:
+    own = replace(STUDY, source="", name="own")
+    found = run_study(own, open_study(own, tmp_path / "run", CONFIG))
+    assert found.values("share") == results.values("share")
+    assert write_page(found)[1].is_file()
+
+
+@pytest.mark.parametrize(
+    ("cells", "words"),
+    [
+        ([Cell("a"), Cell("a")], "same name"),
+        ([Cell("a", needs=("b",))], "needs"),
+        ([Cell("a", needs=("b",)), Cell("b", needs=("a",))], "circle"),
+        ([Cell("a/b")], "without /"),
+    ],
+)
+def test_cells_that_cannot_be_run_are_told_before_there_is_a_folder(
+    tmp_path: Path, cells: list[Cell], words: str
+) -> None:
+    wrong = replace(STUDY, cells=lambda config: cells)
+    with pytest.raises(InvalidInputError, match=words):
+        open_study(wrong, tmp_path / "run", CONFIG)
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_is_no_study_and_what_returns_no_numbers(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInputError, match="is a int, not a"):
+        load_study(f"{COIN}:NOT_A_STUDY")
+    with pytest.raises(UnknownNameError, match="shots"):
+        load_study("shot")
+    wrong = replace(STUDY, source="", run=lambda config, cell, folder: 3)
+    with pytest.raises(InvalidInputError, match="cell mint returned int; wanted: numbers by name"):
+        run_study(wrong, open_study(wrong, tmp_path / "run", CONFIG))
+    for text in ("loky:host", "slurm", ""):
+        with pytest.raises(UnknownNameError, match="backend"):
+            check_backend(text)
+    with pytest.raises(InvalidInputError, match="workers"):
+        run(tmp_path / "other", workers=0)
+
+
+def test_a_folder_of_the_version_before_is_refused_by_name(tmp_path: Path) -> None:
+    old = RunFolder.create(tmp_path / "old", kind="coin-study", config={})
+    old.begin()
+    manifest = json.loads((tmp_path / "old" / "manifest.json").read_text())
+    assert manifest["kind"] == "coin-study"
+    with pytest.raises(RunFolderError, match="earlier version"):
+        run(tmp_path / "old", resume=True)
+
+
+def test_studies_of_the_package_are_found_without_importing_them() -> None:
+    import subprocess
+
+    code = (
+        "import sys; from qhw_diffusion.experiment import studies; names = list(studies());"
+        "assert 'shots' in names; assert not any(m.startswith('qhw_diffusion.studies.shots') for m in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
