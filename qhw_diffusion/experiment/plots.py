@@ -181,7 +181,7 @@ def comparison(
     return figure
 
 
-def against_shots(
+def against(
     panels: Mapping[str, Curves],
     *,
     xlabel: str = "shots per circuit",

@@ -87,7 +87,7 @@ def _policy(results: MitigationResults) -> Part:
         }
         for device in c.devices
     }
-    plot = figures.against_shots(panels, xlabel="shots for a value, in all", log=tuple(panels))
+    plot = figures.against(panels, xlabel="shots for a value, in all", log=tuple(panels))
     text = (
         f"{c.states} states which the ideal policy meets, each value repeated {c.repeats} times with a calibration of "
         "its own each (strategies of many circuits: a quarter of that). The policy's head turns errors of four "
@@ -181,7 +181,7 @@ def _denoiser(results: MitigationResults) -> Part:
         }
         for device in c.devices
     }
-    plot = figures.against_shots(panels, xlabel="shots for an image, in all", log=tuple(panels))
+    plot = figures.against(panels, xlabel="shots for an image, in all", log=tuple(panels))
     success = np.mean([r["success"] for device in c.devices for r in results.pieces["denoiser", device]])
     text = (
         "A latent denoiser of one post-selected step (3 data qubits, an ancilla, 8 layers), behind a random circuit "

@@ -143,7 +143,7 @@ def _values(page: Page, results: Results[ShotsConfig]) -> None:
     x = results.config.shots
     label, g = "standard error of ⟨Z⟩", "scatter and bias of g"
     closed = [results.mean("se_closed", part="values", shots=n) for n in x]
-    plot = plots.against_shots(
+    plot = plots.against(
         {
             label: {"measured": (x, [results.values("se", part="values", shots=n) for n in x])},
             g: {
@@ -187,7 +187,7 @@ def _images(page: Page, results: Results[ShotsConfig]) -> None:
     columns = ["shots", "rms change of g", "rms change of a pixel", "FD", "FD − exact", "p (Holm)", "accuracy"]
     x = results.config.shots
     fd, move = "FD, evaluation classifier's features", "rms change of g along the path"
-    plot = plots.against_shots(
+    plot = plots.against(
         {
             move: {"measured": (x, [results.values("rms_g", part="images", shots=n) for n in x])},
             fd: {"finite shots": (x, [results.values("fd", part="images", shots=n) for n in x])},
@@ -219,7 +219,7 @@ def _gradients(page: Page, results: Results[ShotsConfig]) -> None:
     x = results.config.shots
     label = "variance of a gradient"
     names = {"shift": "parameter-shift", "spsa": "SPSA, one direction", "spsa_equal": "SPSA at equal cost"}
-    plot = plots.against_shots(
+    plot = plots.against(
         {
             label: {
                 name: (x, [results.values(key, part="gradients", shots=n) for n in x]) for key, name in names.items()
@@ -316,7 +316,7 @@ def _denoiser(page: Page, results: Results[ShotsConfig]) -> None:
                "FD", "FD − exact", "p (Holm)", "accuracy"]  # fmt: skip
     x = results.config.shots
     label, fd = "infidelity of the read-out", "FD, evaluation classifier's features"
-    plot = plots.against_shots(
+    plot = plots.against(
         {
             label: {"measured": (x, [results.values("infidelity", part="denoiser", shots=n) for n in x])},
             fd: {"finite shots": (x, [results.values("fd", part="denoiser", shots=n) for n in x])},
