@@ -124,7 +124,7 @@ def test_train_resume_evaluate(tmp_path: Path, capsys: pytest.CaptureFixture[str
 @pytest.mark.slow
 def test_a_model_of_pixels_without_labels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "run"
-    kind = ["--model", "amplitude", "--labels-by", "none", "--kernels", "fidelity,0.5"]
+    kind = ["--model", "amplitude", "--conditioning", "none", "--kernels", "fidelity,0.5"]
     assert main(["train", "denoising", "--out", str(out), *SMALL, *kind]) == 0
     config = json.loads((out / "config.json").read_text())
     assert config["reverse"]["n_qubits"] == 6

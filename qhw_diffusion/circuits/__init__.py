@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from qhw_diffusion.circuits.ansatz import ANSATZES, Ansatz
 from qhw_diffusion.circuits.denoiser import DenoiserCircuit, denoiser_circuit
 from qhw_diffusion.circuits.library import load_circuit, save_circuit
 from qhw_diffusion.circuits.measures import Estimate, entangling_capability, expressibility
 from qhw_diffusion.circuits.policy import ENTANGLEMENTS, PolicyCircuit, policy_circuit
 from qhw_diffusion.circuits.published import PublishedCircuit, published_circuit, published_circuits
-from qhw_diffusion.circuits.reverse import ANSATZES, ReverseCircuit, dynamic_circuit, reverse_circuit
+from qhw_diffusion.circuits.reverse import ReverseCircuit, dynamic_circuit, reverse_circuit
 
 __all__ = [
     "ANSATZES",
     "ENTANGLEMENTS",
+    "Ansatz",
     "DenoiserCircuit",
     "Estimate",
     "PolicyCircuit",

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from qiskit.circuit import Parameter, QuantumCircuit
 from qiskit.quantum_info import SparsePauliOp
 
-from qhw_diffusion.circuits.parts import chain_pairs, check_integer, named_parameters, rotate_all, z_observables
+from qhw_diffusion.circuits.ansatz import append_layer, chain_layer, check_integer, named_parameters, z_observables
 
 MIN_QUBITS, MAX_QUBITS = 1, 12
 
@@ -61,12 +61,10 @@ def denoiser_circuit(n_qubits: int, depth: int, n_features: int = 0) -> Denoiser
 
     inputs = named_parameters("denoiser", "x", n_features)
     weights = named_parameters("denoiser", "w", 3 * n_qubits * depth)
-    forward = chain_pairs(n_qubits)
     circuit = QuantumCircuit(n_qubits, name=f"denoiser_{n_qubits}q_{depth}l")
     for qubit, parameter in enumerate(inputs):
         circuit.ry(parameter, qubit)
     for layer in range(depth):
-        rotate_all(circuit, weights[3 * n_qubits * layer : 3 * n_qubits * (layer + 1)])
-        for control, goal in forward if layer % 2 == 0 else reversed(forward):
-            circuit.cx(control, goal)
+        own = weights[3 * n_qubits * layer : 3 * n_qubits * (layer + 1)]
+        append_layer(circuit, chain_layer(n_qubits, layer), range(n_qubits), own)
     return DenoiserCircuit(circuit, inputs, weights, z_observables(n_qubits), n_qubits, depth, n_features)

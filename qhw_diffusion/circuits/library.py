@@ -1,4 +1,4 @@
-"""Circuits as files: QPY to read back exactly, OpenQASM 3 to be read by people and other tools.
+"""Circuits as files: QPY to read back exactly, OpenQASM 3 for people and other tools, SVG drawings.
 
 QPY from version 13 on holds structured data only. Older versions are refused: they carry parameter expressions as
 SymEngine archives, which can hold pickles. Qiskit's reader takes many damaged files for good ones and hangs on some, so
@@ -28,6 +28,7 @@ WRITTEN_QPY_VERSION = 13
 _SEAL = b"\nsha256 "
 _SEAL_LENGTH = len(_SEAL) + 64
 _MAX_BYTES = 64 * 2**20
+_FOLD = 24  # gates side by side before the drawing goes on below
 
 
 def save_circuit(circuit: QuantumCircuit, folder: str | Path, name: str = "circuit") -> tuple[Path, Path]:
@@ -111,6 +112,31 @@ def load_circuit(path: str | Path) -> QuantumCircuit:
     if len(circuits) != 1 or not isinstance(circuits[0], QuantumCircuit):
         raise DamagedFileError(f"{path} holds {len(circuits)} programs; one circuit is expected")
     return circuits[0]
+
+
+def draw_svg(circuit: QuantumCircuit) -> str:
+    """The circuit as SVG text, without date, letters as outlines (no font needed to see them).
+
+    The same circuit gives the same bytes with the same versions of Qiskit and matplotlib.
+
+    Raises:
+        InvalidInputError: not a circuit.
+    """
+    if not isinstance(circuit, QuantumCircuit):
+        raise InvalidInputError(f"circuit must be a qiskit QuantumCircuit, not {type(circuit).__name__}")
+    import matplotlib
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    buffer = io.StringIO()
+    # Without a salt matplotlib names clip paths at random, and a date would change at every run.
+    with matplotlib.rc_context({"svg.hashsalt": "qhw-diffusion", "svg.fonttype": "path"}):
+        figure = Figure()
+        FigureCanvasSVG(figure)  # a canvas of its own: no display and no global state of pyplot
+        axes = figure.add_subplot()
+        circuit.draw("mpl", ax=axes, fold=_FOLD, style="bw", scale=0.6)
+        figure.savefig(buffer, format="svg", bbox_inches="tight", metadata={"Date": None})
+    return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines()) + "\n"
 
 
 def _unit_lost(circuit: QuantumCircuit) -> str:

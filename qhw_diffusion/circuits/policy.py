@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from qiskit.circuit import Parameter, QuantumCircuit
 from qiskit.quantum_info import SparsePauliOp
 
-from qhw_diffusion.circuits.parts import chain_pairs, check_integer, named_parameters, rotate_all, z_observables
+from qhw_diffusion.circuits.ansatz import chain_pairs, check_integer, named_parameters, rotate_all, z_observables
 from qhw_diffusion.errors import InvalidInputError, UnknownNameError
 
 ENTANGLEMENTS = ("ring", "chain", "none")
@@ -44,7 +44,7 @@ def policy_circuit(
     entanglement: str = "ring",
     reuploading: bool = False,
 ) -> PolicyCircuit:
-    """Policy circuit of the guidance controller (arXiv 2509.14163, with all features encoded).
+    """The circuit of the guidance policy (arXiv 2509.14163, with all features encoded).
 
     Encoding: RY(x_q) on qubit q for the first `n_qubits` features, then RZ(x_{n+q}) on qubit q for those beyond. Then
     `depth` layers of RX, RZ, RY on every qubit followed by CNOTs: q → q+1 (``"chain"``), closed by n−1 → 0 (``"ring"``;

@@ -20,7 +20,7 @@ STATE_ENTRIES = 6  # entries of the guidance state; two qubits take four angles 
 DENOISER_BLOCKS = ((4, 16), (6, 11), (8, 8), (10, 7))
 # Reverse steps: the demo's, and those of the outside anchors (docs/anchors.md).
 REVERSE_STEPS: tuple[dict[str, Any], ...] = (
-    {"n_qubits": 3, "n_ancillas": 1, "depth": 6, "context": True},
+    {"n_qubits": 3, "n_ancillas": 1, "depth": 6, "conditioning_angles": True},
     {"n_qubits": 1, "n_ancillas": 1, "depth": 4, "ansatz": "cz"},
     {"n_qubits": 1, "n_ancillas": 2, "depth": 4, "ansatz": "cz"},
     {"n_qubits": 1, "n_ancillas": 2, "depth": 8, "ansatz": "cz"},
@@ -49,7 +49,7 @@ class PublishedCircuit:
 def published_circuits() -> dict[str, PublishedCircuit]:
     """Every published circuit by its name, in the order of the table.
 
-    The policy of the guidance controller at depth 2: ring, chain and no entanglement on 2, 4, 6 and 8 qubits (on two
+    The guidance policy at depth 2: ring, chain and no entanglement on 2, 4, 6 and 8 qubits (on two
     qubits the ring is the chain, and four state entries are encoded instead of six), and the 4-qubit ring with data
     re-uploading. Denoiser blocks of 4, 6, 8 and 10 qubits with about 200 weights, which act on a state handed to them.
     Steps of the reverse processes that the demo and the anchors use.

@@ -1,4 +1,4 @@
-"""Circuits of a reverse diffusion step: data qubits, label qubits, ancillas that are measured, and a chain of steps."""
+"""Circuits of one reverse diffusion step (data, labels, measured ancillas), and of all steps as a dynamic circuit."""
 
 from __future__ import annotations
 
@@ -8,10 +8,19 @@ from dataclasses import dataclass
 from qiskit.circuit import ClassicalRegister, Parameter, QuantumCircuit, QuantumRegister
 from qiskit.quantum_info import SparsePauliOp
 
-from qhw_diffusion.circuits.parts import chain_pairs, check_integer, named_parameters, z_observables
-from qhw_diffusion.errors import InvalidInputError, UnknownNameError
+from qhw_diffusion.circuits.ansatz import (
+    AnsatzLike,
+    ansatz_label,
+    append_layer,
+    build_layer,
+    check_ansatz,
+    check_integer,
+    is_own_ansatz,
+    named_parameters,
+    z_observables,
+)
+from qhw_diffusion.errors import InvalidInputError
 
-ANSATZES = ("chain", "cz")
 MAX_QUBITS = 12
 
 
@@ -23,11 +32,11 @@ class ReverseCircuit:
 
     Attributes:
         circuit: the logical circuit, without measurements and without state preparation.
-        inputs: angles of the label qubits (π for a bit that is 1), then the context angles.
-        weights: trainable angles (radians), in the order of the gates.
+        inputs: angles of the label qubits (π for a bit that is 1), then the conditioning angles, radians.
+        weights: trainable angles (radians), layer by layer, within a layer in the ansatz's order.
         observables: ⟨Z_q⟩ of every qubit.
         data, labels, ancillas: the qubits of each kind.
-        n_context: number of context angles: RY and RZ before every layer on every ancilla, or 0.
+        n_conditioning: number of conditioning angles: RY and RZ on every ancilla before every layer it is in, or 0.
     """
 
     circuit: QuantumCircuit
@@ -37,7 +46,7 @@ class ReverseCircuit:
     data: tuple[int, ...]
     labels: tuple[int, ...]
     ancillas: tuple[int, ...]
-    n_context: int
+    n_conditioning: int
 
     @property
     def measured(self) -> tuple[int, ...]:
@@ -51,9 +60,9 @@ def reverse_circuit(
     depth: int = 8,
     *,
     outer: int = 0,
-    ansatz: str = "chain",
+    ansatz: AnsatzLike = "chain",
     label_qubits: int = 0,
-    context: bool = False,
+    conditioning_angles: bool = False,
 ) -> ReverseCircuit:
     """One step of the reverse process as a unitary on data and ancillas.
 
@@ -66,17 +75,19 @@ def reverse_circuit(
         depth: layers that reach the ancillas, ≥ 1.
         outer: layers before and after that do not, ≥ 0.
         ansatz: ``"chain"``: RX, RZ, RY on every qubit, then the CNOT chain that alternates with its inverse
-            (2311.15444); ``"cz"``: RX, RY on every qubit, then CZ on all neighbouring pairs (QuDDPM, 2310.05866).
+            (2311.15444); ``"cz"``: RX, RY on every qubit, then CZ on all neighbouring pairs (QuDDPM, 2310.05866); or a
+            function of one's own, as ``module:name``, ``file.py:name`` or itself (see `circuits.ansatz`).
         label_qubits: qubits that start in the basis state of a label (given as inputs, π for a one). They are turned
             back at the end, so that a label that was left alone reads 0 and costs nothing to post-select on.
-        context: give the ancillas two more angles, RY and RZ, before every layer they take part in, as inputs: this is
-            how a step number or a label is told to the circuit without further qubits.
+        conditioning_angles: give the ancillas two more angles, RY and RZ, before every layer they take part in, as
+            inputs: this is how a step number or a label is told to the circuit without further qubits.
 
     Returns:
-        The circuit with 3 (chain) or 2 (cz) weights for every qubit in every layer.
+        The circuit; its number of weights is what the ansatz's layers have together.
 
     Raises:
-        InvalidInputError: a number outside its range, more than 12 qubits together, or context without an ancilla.
+        InvalidInputError: a number outside its range, more than 12 qubits together, conditioning angles without an
+            ancilla, or an own ansatz that is not as `circuits.ansatz` says (the message names it).
         UnknownNameError: another ansatz.
     """
     check_integer("n_qubits", n_qubits, 1, MAX_QUBITS)
@@ -84,48 +95,80 @@ def reverse_circuit(
     check_integer("label_qubits", label_qubits, 0, MAX_QUBITS)
     check_integer("depth", depth, 1, None)
     check_integer("outer", outer, 0, None)
-    if ansatz not in ANSATZES:
-        raise UnknownNameError.of("ansatz", str(ansatz), ANSATZES)
+    check_ansatz(ansatz)
     width = n_qubits + label_qubits + n_ancillas
     if width > MAX_QUBITS:
-        raise InvalidInputError(f"{width} qubits together (data, labels, ancillas); allowed: up to {MAX_QUBITS}")
-    if context and not n_ancillas:
-        raise InvalidInputError("context angles turn ancillas: give n_ancillas=1 or more, or context=False")
-
+        most = MAX_QUBITS - label_qubits - n_ancillas
+        raise InvalidInputError(
+            f"{width} qubits together (data, labels, ancillas); allowed: up to {MAX_QUBITS}, so with {label_qubits} "
+            f"label qubits and {n_ancillas} ancillas n_qubits can be at most {most}"
+        )
+    if conditioning_angles and not n_ancillas:
+        raise InvalidInputError(
+            "conditioning angles turn ancillas: give n_ancillas=1 or more, or conditioning_angles=False"
+        )
     body, everything = tuple(range(n_qubits + label_qubits)), tuple(range(width))
-    labels, ancillas = everything[n_qubits : n_qubits + label_qubits], everything[n_qubits + label_qubits :]
-    layers = [body] * outer + [everything] * depth + [body] * outer
-    per_qubit = 3 if ansatz == "chain" else 2
-    n_context = 2 * n_ancillas * depth if context else 0
-    inputs = named_parameters("reverse", "x", label_qubits + n_context) if label_qubits + n_context else ()
-    weights = named_parameters("reverse", "w", per_qubit * sum(map(len, layers)))
-    left, angles = iter(weights), iter(inputs[label_qubits:])
+    ancillas = everything[len(body) :]
+    places = [body] * outer + [everything] * depth + [body] * outer
+    layers = [build_layer(ansatz, len(qubits), index) for index, qubits in enumerate(places)]
     layout = f"{outer}-{depth}-{outer}" if outer else f"{depth}l"
-    qubits_of_each = f"{n_qubits}d{label_qubits}l{n_ancillas}a"
-    circuit = QuantumCircuit(width, name=f"reverse_{qubits_of_each}_{layout}_{ansatz}" + "_context" * context)
-    for qubit, angle in zip(labels, inputs, strict=False):
-        circuit.rx(angle, qubit)
-    for index, qubits in enumerate(layers):
-        if n_context and qubits == everything:
-            for qubit in ancillas:
-                circuit.ry(next(angles), qubit)
-                circuit.rz(next(angles), qubit)
-        pairs = chain_pairs(len(qubits))
-        for qubit in qubits:
-            circuit.rx(next(left), qubit)
-            if ansatz == "chain":
-                circuit.rz(next(left), qubit)
-            circuit.ry(next(left), qubit)
-        if ansatz == "cz":
-            for first, second in pairs:
-                circuit.cz(first, second)
-        else:
-            for control, goal in pairs if index % 2 == 0 else reversed(pairs):
-                circuit.cx(control, goal)
-    for qubit, angle in zip(labels, inputs, strict=False):
-        circuit.rx(angle, qubit)  # a full turn: the bit is back, up to a sign
+    kind = f"own_{ansatz_label(ansatz).rpartition(':')[2]}" if is_own_ansatz(ansatz) else ansatz
+    name = f"reverse_{n_qubits}d{label_qubits}l{n_ancillas}a_{layout}_{kind}" + "_conditioned" * conditioning_angles
+    n_weights = sum(layer.num_parameters for layer in layers)
+    if not n_weights:
+        raise InvalidInputError(
+            f"ansatz {ansatz_label(ansatz)!r} has no weights: wanted are circuits with parameters, which are trained"
+        )
+    n_conditioning = 2 * n_ancillas * depth if conditioning_angles else 0
+    n_inputs = label_qubits + n_conditioning
+    inputs = named_parameters("reverse", "x", n_inputs) if n_inputs else ()
+    weights = named_parameters("reverse", "w", n_weights)
+
+    def assembled(layers: Sequence[QuantumCircuit]) -> QuantumCircuit:
+        circuit, used, angles = QuantumCircuit(width, name=name), 0, iter(inputs[label_qubits:])
+        for qubit, angle in zip(body[n_qubits:], inputs, strict=False):
+            circuit.rx(angle, qubit)
+        for qubits, layer in zip(places, layers, strict=True):
+            if n_conditioning and qubits == everything:
+                for qubit in ancillas:
+                    circuit.ry(next(angles), qubit)
+                    circuit.rz(next(angles), qubit)
+            append_layer(circuit, layer, qubits, weights[used : used + layer.num_parameters])
+            used += layer.num_parameters
+        for qubit, angle in zip(body[n_qubits:], inputs, strict=False):
+            circuit.rx(angle, qubit)  # a full turn: the bit is back, up to a sign
+        return circuit
+
+    circuit = assembled(layers)
+    if is_own_ansatz(ansatz):
+        again = [build_layer(ansatz, len(qubits), index) for index, qubits in enumerate(places)]
+        if sum(layer.num_parameters for layer in again) != n_weights or assembled(again) != circuit:
+            raise InvalidInputError(
+                f"ansatz {ansatz_label(ansatz)!r} returns another circuit each time it is called, and trained weights "
+                "would not fit it again: draw what is random in it from a fixed seed"
+            )
+    return step_of(circuit, inputs, weights, n_qubits, label_qubits)
+
+
+def step_of(
+    circuit: QuantumCircuit,
+    inputs: Sequence[Parameter],
+    weights: Sequence[Parameter],
+    n_qubits: int,
+    label_qubits: int,
+) -> ReverseCircuit:
+    """A `ReverseCircuit` from its parts: the first `n_qubits` are data, the next `label_qubits` labels."""
+    everything = tuple(range(circuit.num_qubits))
+    body = n_qubits + label_qubits
     return ReverseCircuit(
-        circuit, inputs, weights, z_observables(width), tuple(range(n_qubits)), labels, ancillas, n_context
+        circuit=circuit,
+        inputs=tuple(inputs),
+        weights=tuple(weights),
+        observables=z_observables(len(everything)),
+        data=everything[:n_qubits],
+        labels=everything[n_qubits:body],
+        ancillas=everything[body:],
+        n_conditioning=len(inputs) - label_qubits,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from qhw_diffusion.denoising.autoencoder import AutoencoderConfig, LatentAutoencoder, train_autoencoder
+from qhw_diffusion.denoising.baselines import ClassicalDenoiser, LinearMap
 from qhw_diffusion.denoising.channels import choi_matrix, is_completely_positive, is_trace_preserving, superoperator_of
 from qhw_diffusion.denoising.config import ReverseConfig
 from qhw_diffusion.denoising.device_noise import DeviceNoise
@@ -14,11 +15,24 @@ from qhw_diffusion.denoising.ensembles import (
     superfidelity_matrix,
     wasserstein,
 )
-from qhw_diffusion.denoising.forward import Depolarizing, ForwardProcess, GaussianAmplitudes
-from qhw_diffusion.denoising.latent import RECONSTRUCTION, LatentQDM
-from qhw_diffusion.denoising.linear import ClassicalDenoiser, LinearMap
+from qhw_diffusion.denoising.forward import (
+    Depolarizing,
+    ForwardProcess,
+    GaussianAmplitudes,
+    NoiseSchedule,
+    Scrambling,
+    noise_schedule,
+)
 from qhw_diffusion.denoising.losses import fidelity, hilbert_schmidt, infidelity, trace_distance
-from qhw_diffusion.denoising.models import QDM, AmplitudeQDM, DensityMatrixQDM, EnsembleQDM, ForwardConfig
+from qhw_diffusion.denoising.models import (
+    QDM,
+    RECONSTRUCTION,
+    AmplitudeQDM,
+    DensityMatrixQDM,
+    EnsembleQDM,
+    ForwardConfig,
+    LatentQDM,
+)
 from qhw_diffusion.denoising.readout import (
     ImageEstimate,
     images_from_counts,
@@ -28,10 +42,8 @@ from qhw_diffusion.denoising.readout import (
     sample_images,
     shots_needed,
 )
-from qhw_diffusion.denoising.reverse import Chain, ReverseProcess
+from qhw_diffusion.denoising.reverse import ReverseProcess, Trajectory
 from qhw_diffusion.denoising.saving import from_pretrained, save_pretrained
-from qhw_diffusion.denoising.schedules import NoiseSchedule, noise_schedule
-from qhw_diffusion.denoising.scrambling import Scrambling
 from qhw_diffusion.denoising.states import (
     as_density,
     check_density,
@@ -47,7 +59,6 @@ __all__ = [
     "RECONSTRUCTION",
     "AmplitudeQDM",
     "AutoencoderConfig",
-    "Chain",
     "ClassicalDenoiser",
     "DensityMatrixQDM",
     "Depolarizing",
@@ -66,6 +77,7 @@ __all__ = [
     "ReverseProcess",
     "Scrambling",
     "TrainConfig",
+    "Trajectory",
     "as_density",
     "check_density",
     "check_pure",

@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import math
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from qhw_diffusion.config import Config
 from qhw_diffusion.denoising.readout import sample_counts
 from qhw_diffusion.diffusion import ImageDataset
 from qhw_diffusion.errors import DamagedFileError, InvalidInputError
-from qhw_diffusion.runs import RunFolder, load_module_state, progress, put_state, save_module, settings_from_dict
+from qhw_diffusion.runs import RunFolder, load_module_state, progress, put_state, save_module
 
 _KIND = "latent autoencoder"
 _FORMAT = 1
@@ -30,28 +31,28 @@ _SMOOTHING = 0.01  # below it |h| is rounded off
 
 
 @dataclass(frozen=True)
-class AutoencoderConfig:
-    """Shape and training recipe of a `LatentAutoencoder`. The defaults are for 8×8 digits: about 10 s on one core.
-
-    Attributes:
-        image_shape: (C, H, W).
-        latent_qubits: k; the latent has 2^k entries.
-        width: units of the two hidden layers, in encoder and decoder each.
-        steps, batch_size, learning_rate: AdamW with linear warm-up and cosine decay.
-        latent_shots: shots of which the decoder sees the counts in training; None trains it on exact magnitudes.
-        seed: of the initial weights, the order of the images and the shots.
-    """
+class AutoencoderConfig(Config):
+    """Shape and training recipe of a `LatentAutoencoder`. The defaults are for 8×8 digits: about 10 s on one core."""
 
     image_shape: tuple[int, int, int] = (1, 8, 8)
+    """Shape (C, H, W) of the images; any number of channels, also not square."""
     latent_qubits: int = 3
+    """Qubits k of the latent space, which has 2^k entries."""
     width: int = 128
+    """Units of the two hidden layers, in encoder and decoder each."""
     steps: int = 1500
+    """Updates of AdamW."""
     batch_size: int = 64
+    """Images per update."""
     learning_rate: float = 5e-3
+    """Learning rate of AdamW, with linear warm-up and cosine decay."""
     latent_shots: int | None = 1000
+    """Shots of which the decoder sees the counts in training; none trains it on exact magnitudes."""
     seed: int = 0
+    """Seed of the initial weights, the order of the images and the shots."""
 
     def __post_init__(self) -> None:
+        """Check the fields."""
         if len(self.image_shape) != 3 or min(self.image_shape) < 1:
             raise InvalidInputError(f"image_shape is {self.image_shape}; need (C, H, W), all positive")
         if not 1 <= self.latent_qubits <= 12:
@@ -65,15 +66,6 @@ class AutoencoderConfig:
             raise InvalidInputError("width, steps, batch_size and learning_rate are positive")
         if self.latent_shots is not None and self.latent_shots < 1:
             raise InvalidInputError(f"latent_shots is {self.latent_shots}; allowed: whole numbers from 1, or None")
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready; `from_dict` reads it back."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> AutoencoderConfig:
-        """Raises InvalidInputError on unknown entries and on values that do not fit."""
-        return settings_from_dict(cls, data, "an autoencoder configuration")
 
 
 class LatentAutoencoder(nn.Module):

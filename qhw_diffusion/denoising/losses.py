@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import InvalidInputError
-from ..execution.tape import first_order_only, refuse_transforms
-from .states import as_density
+from qhw_diffusion.denoising.states import as_density
+from qhw_diffusion.errors import InvalidInputError
+from qhw_diffusion.execution.tape import first_order_only, refuse_transforms
 
 
 def fidelity(a: Tensor, b: Tensor) -> Tensor:

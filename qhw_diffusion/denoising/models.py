@@ -1,77 +1,79 @@
 """The quantum diffusion models: a forward process, a reverse process, and what goes in and comes out.
 
-`DensityMatrixQDM` maps density matrices, `EnsembleQDM` sets of states, `AmplitudeQDM` images held in amplitudes;
-`latent.LatentQDM` does the latter in the latent space of an autoencoder.
+`DensityMatrixQDM` maps density matrices, `EnsembleQDM` sets of states, `AmplitudeQDM` images held in amplitudes, and
+`LatentQDM` images in the latent space of an autoencoder.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
+from math import prod
 from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
+from qhw_diffusion.circuits.reverse import MAX_QUBITS
+from qhw_diffusion.config import Config
+from qhw_diffusion.denoising.autoencoder import AutoencoderConfig, LatentAutoencoder
 from qhw_diffusion.denoising.config import ReverseConfig
 from qhw_diffusion.denoising.device_noise import DeviceNoise
-from qhw_diffusion.denoising.forward import Depolarizing, ForwardProcess, GaussianAmplitudes
+from qhw_diffusion.denoising.forward import Depolarizing, ForwardProcess, GaussianAmplitudes, Scrambling, noise_schedule
 from qhw_diffusion.denoising.readout import ImageEstimate, sample_images
-from qhw_diffusion.denoising.reverse import Chain, ReverseProcess
-from qhw_diffusion.denoising.schedules import noise_schedule
-from qhw_diffusion.denoising.scrambling import Scrambling
-from qhw_diffusion.denoising.states import check_states, decode_images, encode_images
+from qhw_diffusion.denoising.reverse import ReverseProcess, Trajectory
+from qhw_diffusion.denoising.states import check_states, decode_images, encode_images, qubits_for
 from qhw_diffusion.devices import Device
 from qhw_diffusion.errors import InvalidInputError, UnknownNameError
 from qhw_diffusion.execution import Engine
-from qhw_diffusion.runs import settings_from_dict
 
 FORWARDS = ("gaussian", "depolarizing", "scrambling", "device")
 
 
 @dataclass(frozen=True)
-class ForwardConfig:
-    """The forward process of a quantum diffusion model.
-
-    Attributes:
-        kind: ``"gaussian"`` (classical noise on amplitudes), ``"depolarizing"``, ``"scrambling"`` (random circuits) or
-            ``"device"`` (the noise of the device itself, waiting).
-        schedule: name of the noise schedule of the first two (`noise_schedule`).
-        schedule_settings: its settings.
-        complex: whether Gaussian noise is complex.
-        strength: (first, last) strength of the scrambling circuits.
-        seconds: of waiting a step, for ``"device"``.
-    """
+class ForwardConfig(Config):
+    """The forward process of a quantum diffusion model."""
 
     kind: str = "gaussian"
+    """Kind of noise: gaussian (classical noise on amplitudes), depolarizing, scrambling (random circuits) or device
+    (the device's own noise while its qubits wait)."""
     schedule: str = "cosine"
+    """Noise schedule of gaussian and depolarizing: linear, cosine, cosine_square, constant or msquddpm."""
     schedule_settings: dict[str, float] = field(default_factory=dict)
+    """Settings of the noise schedule by name."""
     complex: bool = True
+    """Complex Gaussian noise; real otherwise."""
     strength: tuple[float, float] = (0.5, 4.0)
+    """Strength of the scrambling circuits at the first and at the last step."""
     seconds: float = 20e-6
+    """Wait per step in seconds, for kind device."""
 
     def __post_init__(self) -> None:
+        """Check the kind; `build` checks the rest."""
         if self.kind not in FORWARDS:
             raise UnknownNameError.of("forward process", str(self.kind), FORWARDS)
 
     def build(self, reverse: ReverseConfig, device: Device) -> ForwardProcess:
-        """The process of as many steps, on as many qubits, as the reverse process has."""
+        """The process of as many steps, on as many qubits, as the reverse process has.
+
+        Args:
+            reverse: settings of the reverse process.
+            device: device whose noise the kind "device" takes.
+
+        Raises:
+            UnknownNameError, InvalidInputError: settings that the process does not take.
+        """
         if self.kind == "scrambling":
-            return Scrambling(reverse.n_qubits, reverse.n_steps, tuple(self.strength))  # type: ignore[arg-type]
+            return Scrambling(reverse.n_qubits, reverse.n_steps, self.strength)
         if self.kind == "device":
             return DeviceNoise(device, reverse.n_qubits, reverse.n_steps, seconds=self.seconds)
         schedule = noise_schedule(self.schedule, reverse.n_steps, **self.schedule_settings)
         return Depolarizing(schedule) if self.kind == "depolarizing" else GaussianAmplitudes(schedule, self.complex)
 
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> ForwardConfig:
-        """Reads what `dataclasses.asdict` wrote. Raises InvalidInputError on unknown entries."""
-        return settings_from_dict(cls, data, "a forward process")
-
 
 class QDM(nn.Module):
-    """A quantum diffusion model: what the four models share.
+    """What the four quantum diffusion models have in common: a forward process, a reverse process, sampling.
 
     Args:
         reverse: settings of the reverse process, or one that is made already.
@@ -106,7 +108,7 @@ class QDM(nn.Module):
 
     def config(self) -> dict[str, Any]:
         """Everything needed to build the model again, JSON-ready."""
-        return {"model": self.kind, "reverse": self.reverse.config.to_dict(), "forward": asdict(self.forward_config)}
+        return {"model": self.kind, "reverse": self.reverse.config.to_dict(), "forward": self.forward_config.to_dict()}
 
     def encode(self, data: Tensor) -> Tensor:
         """Data → states that training and sampling work with; here the states themselves, checked."""
@@ -124,7 +126,7 @@ class QDM(nn.Module):
         labels: Tensor | None = None,
         *,
         keep_path: bool = False,
-    ) -> Chain:
+    ) -> Trajectory:
         """States at t = 0 from the forward process's prior through all reverse steps, without gradient.
 
         Args:
@@ -141,11 +143,14 @@ class QDM(nn.Module):
             return self.reverse.run(start, labels, generator, keep_path=keep_path)
 
     def on(self, *, device: str | Device | None = None, engine: str | Engine | None = None) -> Self:
-        """A copy with the same weights on another device or engine; the forward process stays."""
+        """A copy with the same weights on another device or engine; the forward process stays.
+
+        Args and errors as in `ReverseProcess.on`.
+        """
         return self.with_reverse(self.reverse.on(device=device, engine=engine))
 
     def with_reverse(self, reverse: nn.Module) -> Self:
-        """A copy with another reverse process (or what stands for one, see `classical`)."""
+        """A copy with another reverse process, or what stands in its place (see `baselines`)."""
         other = copy.copy(self)
         other._modules = {**self._modules, "reverse": reverse}
         return other
@@ -178,7 +183,10 @@ class AmplitudeQDM(QDM):
 
     Args:
         reverse, forward, device: as for `QDM`.
-        image_shape: (C, H, W); its pixels must fit the 2^n amplitudes.
+        image_shape: (C, H, W), also colour and not square; its C·H·W pixels must fit the 2^n amplitudes.
+
+    Raises:
+        InvalidInputError: more pixels than amplitudes; the message says what fits.
     """
 
     kind = "amplitude"
@@ -196,21 +204,39 @@ class AmplitudeQDM(QDM):
         self.encode_check()
 
     def encode_check(self) -> None:
-        """Raise InvalidInputError where images do not fit the qubits."""
-        encode_images(torch.ones(1, *self.image_shape), self.reverse.config.n_qubits)
+        """Check that images fit the qubits.
+
+        Raises:
+            InvalidInputError: they do not; the message says how many qubits hold them and what else there is.
+        """
+        n_qubits, needed, pixels = self.reverse.config.n_qubits, qubits_for(self.image_shape), prod(self.image_shape)
+        if needed <= n_qubits:
+            return
+        most = MAX_QUBITS - len(self.reverse.circuit.measured)
+        qubits = f"n_qubits={needed}" if needed <= most else f"at most {most} data qubits beside its others"
+        raise InvalidInputError(
+            f"images {self.image_shape} have {pixels} pixels, and {n_qubits} qubits hold {2**n_qubits} amplitudes. "
+            f"This circuit can have {qubits}; or take images of at most {2 ** min(n_qubits, most)} pixels (C·H·W), or "
+            "LatentQDM, whose autoencoder takes images of any size"
+        )
 
     def config(self) -> dict[str, Any]:
+        """As `QDM.config`, with the image shape."""
         return {**super().config(), "image_shape": list(self.image_shape)}
 
     def encode(self, data: Tensor) -> Tensor:
         """Images [N, C, H, W] in [−1, 1] → states [N, d].
+
+        Args:
+            data: float32 or float64, of the model's image shape.
 
         Raises:
             InvalidInputError: images of another shape, out of range, or black.
         """
         if data.ndim != 4 or tuple(data.shape[1:]) != self.image_shape:
             raise InvalidInputError(
-                f"images are {tuple(data.shape)}; allowed: [N, {', '.join(map(str, self.image_shape))}]"
+                f"images are {tuple(data.shape)}; allowed: [N, {', '.join(map(str, self.image_shape))}], or make the "
+                "model with another image_shape"
             )
         return encode_images(data, self.reverse.config.n_qubits)
 
@@ -222,24 +248,102 @@ class AmplitudeQDM(QDM):
         """|amplitudes| [B, d] → images."""
         return decode_images(magnitudes, self.image_shape)
 
-    def measured_images(self, chain: Chain, shots: int, generator: torch.Generator) -> Tensor:
+    def measured_images(self, trajectory: Trajectory, shots: int, generator: torch.Generator) -> Tensor:
         """Images [B, C, H, W] as `shots` shots for each would show them, of which a share counts.
 
-        Post-selection keeps the shots that pass. Where outcomes are kept, an image belongs to one record of outcomes,
-        and only shots in which that record comes up again show the same image. Error bars: `measured_magnitudes`.
+        Post-selection keeps the shots that pass. Where outcomes are kept, an image belongs to one outcome history, and
+        only shots in which that history comes up again show the same image. Error bars: `measured_magnitudes`.
+
+        Args:
+            trajectory: from `sample`.
+            shots: circuits sent per image.
+            generator: of the outcomes.
 
         Raises:
-            InvalidInputError: a probability of success, or of the record, below what the shots resolve; the message
-                says how many it takes.
+            InvalidInputError: a probability of success, or of the outcome history, below what the shots resolve; the
+                message says how many it takes.
         """
-        return self.decode(self.measured_magnitudes(chain, shots, generator).magnitudes)
+        return self.decode(self.measured_magnitudes(trajectory, shots, generator).magnitudes)
 
-    def measured_magnitudes(self, chain: Chain, shots: int, generator: torch.Generator) -> ImageEstimate:
-        """As `measured_images`: √(counts/N) of every amplitude with its standard error, also as a picture of pixels."""
-        success = chain.probability if self.reverse.config.kind in ("postselected", "measured") else None
-        probabilities = self.reverse.outcome_probabilities(chain.states)
+    def measured_magnitudes(self, trajectory: Trajectory, shots: int, generator: torch.Generator) -> ImageEstimate:
+        """As `measured_images`: √(counts/N) of every amplitude and the images, with standard errors.
+
+        Args and errors as in `measured_images`. The images of a latent model's estimate are the magnitudes, (1, 1, d).
+        """
+        success = trajectory.probability if self.reverse.config.kind in ("postselected", "measured") else None
+        probabilities = self.reverse.outcome_probabilities(trajectory.states)
         shape = self.image_shape if self.kind == AmplitudeQDM.kind else (1, 1, self.dim)
         return sample_images(probabilities, shots, generator, shape, success=success)
 
 
-MODELS: dict[str, type[QDM]] = {m.kind: m for m in (DensityMatrixQDM, EnsembleQDM, AmplitudeQDM)}
+# Ten classes from 1,110 circuit parameters, as published; the paper gives the number and not the circuit. Ours: three
+# data, four label qubits and an ancilla, the bottleneck n → n+1 → n with 7 + 34 + 7 layers, shared by all steps:
+# 2·7·7·3 + 34·8·3 = 1,110. (With these numbers the CNOT chains cancel, and the circuit starts near the identity.)
+RECONSTRUCTION = ReverseConfig(
+    n_qubits=3,
+    n_steps=4,
+    kind="postselected",
+    ancillas=1,
+    depth=34,
+    outer=7,
+    weight_sharing="time_embedding",
+    conditioning="qubits",
+    n_labels=10,
+)
+
+
+class LatentQDM(AmplitudeQDM):
+    """An amplitude model whose data are the latents of images.
+
+    The encoder's latents are magnitudes, and the decoder sees magnitudes only: what a device can measure.
+
+    Args:
+        reverse, forward, device: as for `QDM`; `reverse.n_qubits` must be the autoencoder's latent qubits.
+        autoencoder: a trained one (frozen here), or None for an untrained one of the default shape.
+
+    Raises:
+        InvalidInputError: an autoencoder with another number of latent qubits.
+    """
+
+    kind = "latent"
+
+    def __init__(
+        self,
+        reverse: ReverseConfig | ReverseProcess,
+        forward: ForwardConfig | None = None,
+        *,
+        autoencoder: LatentAutoencoder | None = None,
+        device: Device | None = None,
+    ) -> None:
+        n_qubits = (reverse.config if isinstance(reverse, ReverseProcess) else reverse).n_qubits
+        if autoencoder is None:
+            autoencoder = LatentAutoencoder(AutoencoderConfig(latent_qubits=n_qubits))
+        if autoencoder.config.latent_qubits != n_qubits:
+            raise InvalidInputError(
+                f"the autoencoder's latents are on {autoencoder.config.latent_qubits} qubits, the reverse process on "
+                f"{n_qubits}: make them equal"
+            )
+        super().__init__(reverse, forward, image_shape=autoencoder.image_shape, device=device)
+        self.autoencoder = autoencoder.eval().requires_grad_(False)
+
+    def encode_check(self) -> None:
+        """Images of any size fit: the autoencoder brings them into the latent space."""
+
+    def config(self) -> dict[str, Any]:
+        """As `QDM.config`, with the autoencoder's."""
+        base = super().config()
+        del base["image_shape"]
+        return {**base, "autoencoder": self.autoencoder.config.to_dict()}
+
+    def encode(self, data: Tensor) -> Tensor:
+        """Images [N, C, H, W] in [−1, 1] → latent states [N, d]."""
+        with torch.no_grad():
+            return self.autoencoder.encode(data).to(torch.complex64)
+
+    def decode(self, magnitudes: Tensor) -> Tensor:
+        """|latent amplitudes| [B, d] → images."""
+        with torch.no_grad():
+            return self.autoencoder.decode(magnitudes)
+
+
+MODELS: dict[str, type[QDM]] = {m.kind: m for m in (DensityMatrixQDM, EnsembleQDM, AmplitudeQDM, LatentQDM)}

@@ -196,7 +196,7 @@ def sample_images(
         generator: of the outcomes.
         image_shape: (C, H, W).
         success: [B] or one number, the share of the shots that counts: the cumulative probability of passing
-            post-selection, or of the record of outcomes an image belongs to; None: all.
+            post-selection, or of the outcome history an image belongs to; None: all.
         min_kept: shots that must be left of those sent, with probability 95 %. Default: d, one for each outcome on
             average, at which the error bar of an average pixel is half its magnitude.
 

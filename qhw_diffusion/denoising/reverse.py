@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from qiskit import QuantumCircuit
 from torch import Tensor, nn
 
 from qhw_diffusion import diffusion
-from qhw_diffusion.circuits.reverse import dynamic_circuit, reverse_circuit
-from qhw_diffusion.denoising.config import ReverseConfig
+from qhw_diffusion.circuits.ansatz import ansatz_label, is_own_ansatz
+from qhw_diffusion.circuits.reverse import ReverseCircuit, dynamic_circuit, reverse_circuit, step_of
+from qhw_diffusion.denoising.config import RENAMED_WEIGHTS, ReverseConfig
 from qhw_diffusion.devices import Device
-from qhw_diffusion.errors import InvalidInputError
+from qhw_diffusion.errors import InvalidInputError, UnsupportedCircuitError
 from qhw_diffusion.execution import CompiledCircuit, Engine, compile_circuit, spec_of
 from qhw_diffusion.execution.evolution import Branches, Evolution, state_engine_of
 from qhw_diffusion.runs import frozen_parameters, put_state
@@ -22,15 +24,15 @@ RAREST = 1e-6  # success probabilities below this are rounding errors in single 
 
 
 @dataclass(frozen=True)
-class Chain:
-    """Samples that went through the reverse process.
+class Trajectory:
+    """States that went through the reverse process, with what was measured on the way.
 
     Attributes:
         states: [B, d] or [B, d, d] at t = 0.
         log_probability: [B] log of the product of all steps' outcome probabilities; differentiable if the weights are.
             Post-selected: of the success. Measured: of the outcomes drawn.
-        outcomes: [B, T] outcome of each step, first column t = T.
-        path: states at t = T, T−1, …, 0, or empty.
+        outcomes: int64 [B, T], the outcome history: the outcome of each step, first column t = T.
+        path: states at t = T, T−1, …, 0, each as `states`, or empty.
     """
 
     states: Tensor
@@ -61,12 +63,22 @@ class ReverseProcess(nn.Module):
         circuit: the `circuits.ReverseCircuit`.
         compiled: the same compiled for the device.
         weight: [steps, labels, outcomes, W] angles; an axis has size 1 where nothing depends on it.
-        step_angles: [T, C] ancilla angles of the steps (``sharing="angle"``).
-        label_angles: [steps, labels, C] ancilla angles of the labels (``labels_by="angles"``).
+        step_angles: [T, C] ancilla angles of the steps (``weight_sharing="time_embedding"``), else None.
+        label_angles: [steps, labels, C] ancilla angles of the labels (``conditioning="angles"``), else None.
+        hypernetwork_in, hypernetwork_out: [4, H] and [H, W], layers of the hypernetwork, else None.
+
+    Args:
+        config: settings.
+        device: what the circuit is compiled for; None loads the one `config` names.
+        compiled: the circuit of such a process, compiled already. With an ansatz of one's own the step is taken from
+            it, and the ansatz is not called.
+        dtype: of the weights.
 
     Raises:
         UnknownNameError: no such device.
-        InvalidInputError: noise on the ideal device.
+        InvalidInputError: noise on the ideal device, an own ansatz that is not as `circuits.ansatz` says, or a
+            compiled circuit of another process.
+        UnsupportedCircuitError: an own ansatz with gates that cannot be evaluated; the message names it.
         MemoryBudgetError: one sample would not fit into memory.
     """
 
@@ -78,29 +90,11 @@ class ReverseProcess(nn.Module):
         compiled: CompiledCircuit | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        """device: what the circuit is compiled for, None loads the one `config` names; compiled: the circuit of such a
-        process, compiled already.
-        """
         super().__init__()
         self.config = config
-        self.circuit = reverse_circuit(
-            config.n_qubits,
-            config.ancillas,
-            config.depth,
-            outer=config.outer,
-            ansatz=config.ansatz,
-            label_qubits=config.label_qubits,
-            context=config.context,
-        )
+        self.circuit = _circuit_of(config, compiled)
         if compiled is None:
-            compiled = compile_circuit(
-                self.circuit.circuit,
-                device or Device.load(config.device),
-                inputs=self.circuit.inputs,
-                weights=self.circuit.weights,
-                observables=self.circuit.observables,
-                seed=config.seed,
-            )
+            compiled = _compiled(self.circuit, config, device)
         counts = [(len(c.inputs), len(c.weights)) for c in (self.circuit, compiled)]
         if counts[0] != counts[1]:
             raise InvalidInputError(
@@ -111,46 +105,57 @@ class ReverseProcess(nn.Module):
         measured = () if config.kind == "reset" else self.circuit.measured
         self.evolution = Evolution(compiled, data=self.circuit.data, measured=measured, engine=config.engine)
         generator = torch.Generator().manual_seed(config.seed)
-        separate = config.n_steps if config.sharing == "separate" else 1
-        labels = config.n_labels if config.labels_by == "weights" else 1
-        records = config.n_outcomes if config.feed_forward else 1
-        n_weights, n_context = len(self.circuit.weights), self.circuit.n_context
+        steps = config.n_steps if config.weight_sharing == "per_step" else 1
+        labels = config.n_labels if config.conditioning == "weights" else 1
+        outcomes = config.n_outcomes if config.feed_forward else 1
+        n_weights, n_angles, width = len(self.circuit.weights), self.circuit.n_conditioning, config.hypernetwork_width
+        embedded, hypernetwork = (config.weight_sharing == name for name in ("time_embedding", "hypernetwork"))
 
         def table(*shape: int) -> nn.Parameter:
             values = torch.randn(*shape, generator=generator, dtype=torch.float64) * config.init_scale
             return nn.Parameter(values.to(dtype))
 
-        self.weight = table(separate, labels, records, n_weights)
-        self.step_angles = table(config.n_steps, n_context) if config.sharing == "angle" else None
-        self.label_angles = table(separate, config.n_labels, n_context) if config.labels_by == "angles" else None
-        self.map_in = table(4, config.map_width) if config.sharing == "map" else None
-        self.map_out = table(config.map_width, n_weights) if config.sharing == "map" else None
+        self.weight = table(steps, labels, outcomes, n_weights)
+        self.step_angles = table(config.n_steps, n_angles) if embedded else None
+        self.label_angles = table(steps, config.n_labels, n_angles) if config.conditioning == "angles" else None
+        self.hypernetwork_in = table(4, width) if hypernetwork else None
+        self.hypernetwork_out = table(width, n_weights) if hypernetwork else None
+        self.register_load_state_dict_pre_hook(_rename_weights)
 
     @property
     def n_parameters(self) -> int:
-        """Trainable numbers, classical tables and maps included."""
+        """Trainable numbers, classical tables and the hypernetwork included."""
         return sum(p.numel() for p in self.parameters())
 
     @property
     def n_circuit_parameters(self) -> int:
-        """Trainable angles of the circuits' gates: the weights, without tables of context angles and maps."""
+        """Trainable angles of the circuits' gates, without tables of conditioning angles and hypernetwork."""
         return self.weight.numel()
 
     def on(self, *, device: str | Device | None = None, engine: str | Engine | None = None) -> ReverseProcess:
-        """A copy with the same weights on another device or engine."""
+        """A copy with the same weights on another device or engine.
+
+        Args:
+            device: name, path of a snapshot, or Device, for which the circuit is compiled anew; None: as it is.
+            engine: one that simulates states; None: as it is.
+
+        Raises:
+            UnknownNameError, InvalidInputError: a device or engine that does not exist or does not fit.
+        """
         compiled = self.compiled
         if device is not None:
             compiled = compiled.compile_for(device if isinstance(device, Device) else Device.load(device))
         text = self.config.engine if engine is None else spec_of(state_engine_of(engine))
-        config = replace(self.config, device=compiled.device.name, engine=text)
+        config = self.config.replace(device=compiled.device.name, engine=text)
         copy = ReverseProcess(config, compiled=compiled)
         put_state(copy, {name: value.clone() for name, value in self.state_dict().items()}, frozen_parameters(self))
         return copy
 
     def outcome_probabilities(self, states: Tensor) -> Tensor:
-        """[B, d]: what a measurement of the data qubits shows, with readout errors if the engine is noisy.
+        """Probabilities [B, d] of the outcomes of the data qubits, with readout errors if the engine is noisy.
 
-        No gradient.
+        Args:
+            states: [B, d] or [B, d, d]. The result has no gradient.
         """
         states = states.detach()
         exact = states.abs().square() if states.ndim == 2 else torch.diagonal(states, dim1=1, dim2=2).real
@@ -168,18 +173,18 @@ class ReverseProcess(nn.Module):
             if not 0 <= value < count:
                 raise InvalidInputError(f"{what} {value}; allowed: 0 to {count - 1}")
         weight = self.weight[
-            t - 1 if c.sharing == "separate" else 0,
-            label if c.labels_by == "weights" else 0,
+            t - 1 if c.weight_sharing == "per_step" else 0,
+            label if c.conditioning == "weights" else 0,
             outcome if c.feed_forward else 0,
         ]
-        if self.map_in is None or self.map_out is None:
+        if self.hypernetwork_in is None or self.hypernetwork_out is None:
             return weight
         angle = math.pi * t / c.n_steps
         features = torch.tensor([1.0, t / c.n_steps, math.sin(angle), math.cos(angle)], dtype=weight.dtype)
-        return weight + torch.tanh(features @ self.map_in) @ self.map_out
+        return weight + torch.tanh(features @ self.hypernetwork_in) @ self.hypernetwork_out
 
     def inputs_of(self, t: int, labels: Tensor) -> Tensor:
-        """[B, I] inputs of step t for labels [B]: angles of the label qubits, then the context angles.
+        """[B, I] inputs of step t for labels [B]: radians: of the label qubits, then the conditioning angles.
 
         Raises:
             InvalidInputError: the step or a label out of range.
@@ -190,13 +195,13 @@ class ReverseProcess(nn.Module):
         if self.config.label_qubits:
             bits = labels[:, None] >> torch.arange(self.config.label_qubits) & 1
             parts.append(torch.pi * bits.to(self.weight.dtype))
-        if self.config.context:
-            context = torch.zeros(len(labels), self.circuit.n_context, dtype=self.weight.dtype)
+        if self.config.conditioning_angles:
+            angles = torch.zeros(len(labels), self.circuit.n_conditioning, dtype=self.weight.dtype)
             if self.step_angles is not None:
-                context = context + self.step_angles[t - 1]
+                angles = angles + self.step_angles[t - 1]
             if self.label_angles is not None:
-                context = context + self.label_angles[t - 1 if self.config.sharing == "separate" else 0][labels]
-            parts.append(context)
+                angles = angles + self.label_angles[t - 1 if self.config.weight_sharing == "per_step" else 0][labels]
+            parts.append(angles)
         return torch.cat(parts, 1) if parts else torch.zeros(len(labels), 0, dtype=self.weight.dtype)
 
     def _check_step(self, t: int) -> None:
@@ -246,7 +251,7 @@ class ReverseProcess(nn.Module):
         inputs = self.inputs_of(t, labels)
         # samples that share their weights go through together, which is much faster than weights for every sample
         group = torch.zeros_like(labels)
-        if self.config.labels_by == "weights":
+        if self.config.conditioning == "weights":
             group = labels * self.config.n_outcomes
         if self.config.feed_forward:
             group = group + before
@@ -307,8 +312,19 @@ class ReverseProcess(nn.Module):
         *,
         stop: int = 0,
         keep_path: bool = False,
-    ) -> Chain:
-        """States at T through all steps down to t = `stop`."""
+    ) -> Trajectory:
+        """States at T through all steps.
+
+        Args:
+            states: [B, d] or [B, d, d].
+            labels: int64 [B]; needed if the process has labels.
+            generator: of the outcomes, if they are drawn.
+            stop: step t of the states to end with.
+            keep_path: keep the states of every step.
+
+        Raises:
+            InvalidInputError: as `step` and `advance`.
+        """
         labels = check_labels(labels, len(states), self.config.n_labels)
         before, total = None, torch.zeros(len(states), dtype=self.weight.dtype)
         path, outcomes = [states], []
@@ -319,7 +335,53 @@ class ReverseProcess(nn.Module):
             if keep_path:
                 path.append(states)
         drawn = torch.stack(outcomes, 1) if outcomes else torch.zeros(len(states), 0, dtype=torch.long)
-        return Chain(states, total, drawn, tuple(path) if keep_path else ())
+        return Trajectory(states, total, drawn, tuple(path) if keep_path else ())
+
+
+def _circuit_of(config: ReverseConfig, compiled: CompiledCircuit | None) -> ReverseCircuit:
+    if compiled is not None and is_own_ansatz(config.ansatz):
+        n_inputs = config.label_qubits + (2 * config.ancillas * config.depth if config.conditioning_angles else 0)
+        wanted = config.n_qubits + config.label_qubits + config.ancillas, n_inputs
+        found = compiled.logical.num_qubits, len(compiled.inputs)
+        if found != wanted:
+            raise InvalidInputError(
+                f"the compiled circuit has (qubits, inputs) = {found}, a step of this process {wanted}: compile the "
+                "circuit of a ReverseProcess with these settings"
+            )
+        return step_of(compiled.logical, compiled.inputs, compiled.weights, config.n_qubits, config.label_qubits)
+    return reverse_circuit(
+        config.n_qubits,
+        config.ancillas,
+        config.depth,
+        outer=config.outer,
+        ansatz=config.ansatz,
+        label_qubits=config.label_qubits,
+        conditioning_angles=config.conditioning_angles,
+    )
+
+
+def _compiled(step: ReverseCircuit, config: ReverseConfig, device: Device | None) -> CompiledCircuit:
+    target = device or Device.load(config.device)
+    try:
+        return compile_circuit(
+            step.circuit,
+            target,
+            inputs=step.inputs,
+            weights=step.weights,
+            observables=step.observables,
+            seed=config.seed,
+        )
+    except UnsupportedCircuitError as error:
+        if not is_own_ansatz(config.ansatz):
+            raise
+        raise UnsupportedCircuitError(f"ansatz {ansatz_label(config.ansatz)!r}: {error}") from error
+
+
+def _rename_weights(module: nn.Module, state: dict[str, Any], prefix: str, *_: object) -> None:
+    """Give weights of earlier versions the names of today (`config.RENAMED_WEIGHTS`), in place."""
+    for old, new in RENAMED_WEIGHTS.items():
+        if prefix + old in state:
+            state[prefix + new] = state.pop(prefix + old)
 
 
 def check_labels(labels: Tensor | None, batch: int, n: int) -> Tensor:
@@ -337,7 +399,11 @@ def check_labels(labels: Tensor | None, batch: int, n: int) -> Tensor:
 
 
 def check_outcomes(before: Tensor, batch: int, n: int) -> Tensor:
-    """Outcomes of the step before as int64 [batch], or InvalidInputError."""
+    """Outcomes of the step before as int64 [batch].
+
+    Raises:
+        InvalidInputError: another shape, no whole numbers, or not from 0 to n − 1.
+    """
     if before.shape != (batch,) or before.is_floating_point() or not bool(((before >= 0) & (before < n)).all()):
         raise InvalidInputError(f"before holds outcomes: give int64 ({batch},), from 0 to {n - 1}")
     return before.long()

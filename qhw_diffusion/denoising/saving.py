@@ -8,11 +8,10 @@ from typing import Any
 
 from qhw_diffusion.circuits import load_circuit
 from qhw_diffusion.denoising.autoencoder import AutoencoderConfig, LatentAutoencoder
-from qhw_diffusion.denoising.config import ReverseConfig
+from qhw_diffusion.denoising.config import RENAMED_WEIGHTS, ReverseConfig
 from qhw_diffusion.denoising.device_noise import DeviceNoise
 from qhw_diffusion.denoising.forward import ForwardProcess
-from qhw_diffusion.denoising.latent import LatentQDM
-from qhw_diffusion.denoising.models import MODELS, QDM, AmplitudeQDM, ForwardConfig
+from qhw_diffusion.denoising.models import MODELS, QDM, AmplitudeQDM, ForwardConfig, LatentQDM
 from qhw_diffusion.denoising.reverse import ReverseProcess
 from qhw_diffusion.devices import Device
 from qhw_diffusion.errors import DamagedFileError, InvalidInputError, QhwError
@@ -21,19 +20,29 @@ from qhw_diffusion.execution.saving import SNAPSHOT, read_compiled, same_circuit
 from qhw_diffusion.runs import atomic_folder, check_format, frozen_parameters, load_module_state, put_state, save_module
 
 FORWARD_SNAPSHOT = "forward.snapshot.json.gz"
-# In format 1 the circuit was compiled anew on loading, and the forward process was always on its device.
-FORMAT = 2
+# In format 1 the circuit was compiled anew on loading, and the forward process was always on its device. Formats 1 and
+# 2 have settings and weights under the old names of `config.RENAMED` and `RENAMED_WEIGHTS`, and no own ansätze.
+FORMAT = 3
 
 
 def save_pretrained(model: QDM, folder: str | Path) -> Path:
-    """Write a model: model.safetensors and config.json, one step's circuit (circuit.qpy, circuit.qasm), the ISA circuit
-    (isa.qpy, isa.qasm), device.json (layout, cost, provenance) and the snapshot it was compiled with. A new
-    folder is whole or not there: it is never half a model.
+    """Write a model into a folder; `from_pretrained` reads it.
+
+    It holds model.safetensors and config.json, one step's circuit (circuit.qpy, circuit.qasm), the ISA circuit
+    (isa.qpy, isa.qasm), device.json (layout, cost, provenance) and the snapshot it was compiled with. A new folder is
+    whole or not there: it is never half a model.
+
+    Args:
+        model: one of the package's models, also with an ansatz of one's own.
+        folder: where to.
+
+    Returns:
+        The folder.
 
     Raises:
-        InvalidInputError: what `from_pretrained` could not make again: a model or a part of one of somebody's own, or
-            one whose circuit was replaced by a classical network (save its weights with save_module). Nothing is
-            written then.
+        InvalidInputError: what `from_pretrained` could not make again: a model or a part of one of somebody's own, an
+            own ansatz without a name (see `circuits.ansatz_text`), or a model whose circuit was replaced by a classical
+            network (save its weights with save_module). Nothing is written then.
     """
     if not isinstance(model.reverse, ReverseProcess):
         raise InvalidInputError(
@@ -67,6 +76,8 @@ def from_pretrained(
 ) -> QDM:
     """Read a model; on another device (compiled anew) or engine if asked.
 
+    The circuit is the saved one. A function that the settings name as the ansatz is neither needed nor called.
+
     Args:
         folder: what `save_pretrained` wrote.
         device: name, path of a snapshot, or Device; None: the saved snapshot.
@@ -81,7 +92,7 @@ def from_pretrained(
     state, config = load_module_state(folder)
     try:
         model = _build(folder, config)
-        put_state(model, state, config.get("frozen"))
+        put_state(model, state, _frozen(config))
     except DamagedFileError:
         raise
     except (QhwError, KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
@@ -94,7 +105,7 @@ def from_pretrained(
 
 def _build(folder: Path, config: Mapping[str, Any]) -> QDM:
     version = config.get("format", 1)
-    check_format(folder, version, 1, FORMAT)
+    check_format(folder, version, 1, 2, FORMAT)
     kind = MODELS[config["model"]]
     settings, forward = ReverseConfig.from_dict(config["reverse"]), ForwardConfig.from_dict(config["forward"])
     forward_device = None
@@ -116,6 +127,14 @@ def _build(folder: Path, config: Mapping[str, Any]) -> QDM:
     elif issubclass(kind, AmplitudeQDM):
         extra["image_shape"] = config["image_shape"]
     return kind(reverse, forward, device=forward_device, **extra)
+
+
+def _frozen(config: Mapping[str, Any]) -> list[str] | None:
+    """Names of the frozen parameters, as they are called today."""
+    if config.get("frozen") is None:
+        return None
+    parts = [name.rpartition(".") for name in config["frozen"]]
+    return [f"{module}{dot}{RENAMED_WEIGHTS.get(last, last)}" for module, dot, last in parts]
 
 
 def _lost(model: QDM, folder: Path) -> str:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from qhw_diffusion.config import Config
+from qhw_diffusion.denoising.config import with_present_names
 from qhw_diffusion.denoising.ensembles import KERNELS, SIMILARITIES, mmd_by_label, wasserstein
-from qhw_diffusion.denoising.entering import Entering
 from qhw_diffusion.denoising.losses import hilbert_schmidt, infidelity, trace_distance
 from qhw_diffusion.denoising.models import QDM
 from qhw_diffusion.denoising.reverse import check_labels
@@ -27,7 +29,6 @@ from qhw_diffusion.runs import (
     pack_generator,
     pack_optimizer,
     progress,
-    settings_from_dict,
     unpack_generator,
     unpack_optimizer,
 )
@@ -47,43 +48,41 @@ class MixedStateWarning(UserWarning):
 
 
 @dataclass(frozen=True)
-class TrainConfig:
-    """How a quantum diffusion model is trained.
-
-    Attributes:
-        loss: pairwise on (x_{t−1}, x_t) of one path: ``"infidelity"``, ``"trace_distance"``, ``"hilbert_schmidt"``; on
-            ensembles: ``"mmd"``, ``"wasserstein"``.
-        mode: ``"greedy"``: one step after the other from t = T down, each with `iterations` updates. ``"joint"``: all
-            steps together; an ensemble loss then compares what comes out at t = 0 with the data.
-        iterations: updates, a step (greedy) or in all (joint).
-        batch_size: samples an update; per label where an ensemble loss has labels.
-        targets: data an update that an ensemble loss compares with, per label.
-        pool: greedy, ensemble losses: samples that enter a step and data they are compared with are taken from this
-            many (per label), drawn once for the step, which is much faster. 0 draws new ones at every update.
-        kernels: of the MMD, added up: "fidelity", or a number for the Gaussian kernel of that width.
-        similarity: what ensemble losses compare by: "fidelity", "superfidelity", or "measured" (|amplitudes| alone).
-        learning_rate: of Adam; falls to zero by a cosine (in every stage).
-        probability_weight: weight of −log(probability) of what is post-selected, which keeps success affordable.
-        max_norm: gradients are scaled down to this norm.
-        checkpoint_every: updates between checkpoints.
-        seed: of data order, noise and outcomes.
-    """
+class TrainConfig(Config):
+    """How a quantum diffusion model is trained."""
 
     loss: str = "infidelity"
+    """Distance that is trained: pairwise on (x_{t−1}, x_t) of one path (infidelity, trace_distance, hilbert_schmidt),
+    or of ensembles (mmd, wasserstein)."""
     mode: str = "greedy"
+    """Order of training: greedy (one step after the other from t = T down) or joint (all steps together; an ensemble
+    loss then compares what comes out at t = 0 with the data)."""
     iterations: int = 200
+    """Updates, per step (greedy) or in all (joint)."""
     batch_size: int = 64
+    """Samples per update; per label where an ensemble loss has labels."""
     targets: int = 64
-    pool: int = 0
+    """Data per update that an ensemble loss compares with, per label."""
+    buffer_size: int = 0
+    """Size per label of the sample buffers of a greedy training on ensembles: samples that enter a step, and data they
+    are compared with, drawn once for the step, which is much faster; 0 draws new ones at every update."""
     kernels: tuple[str | float, ...] = ("fidelity",)
+    """Kernels of the MMD, added up: fidelity, or the width of a Gaussian kernel."""
     similarity: str = "fidelity"
+    """Similarity that ensemble losses compare states by: fidelity, superfidelity, or measured (|amplitudes| alone)."""
     learning_rate: float = 0.02
+    """Learning rate of Adam; falls to zero by a cosine (in every stage)."""
     probability_weight: float = 0.0
+    """Weight of −log(probability) of what is post-selected in the loss; it keeps success affordable."""
     max_norm: float = 1.0
+    """Norm that gradients are scaled down to."""
     checkpoint_every: int = 200
+    """Updates between checkpoints."""
     seed: int = 0
+    """Seed of data order, noise and outcomes."""
 
     def __post_init__(self) -> None:
+        """Check the fields."""
         for kind, given, allowed in (
             ("loss", self.loss, (*PAIRED, *ENSEMBLE)),
             ("mode", self.mode, MODES),
@@ -96,15 +95,22 @@ class TrainConfig:
                 raise UnknownNameError.of("kernel", kernel, [KERNELS[0], "or the width of a Gaussian kernel"])
         if min(self.iterations, self.checkpoint_every) < 1 or min(self.batch_size, self.targets) < 2:
             raise InvalidInputError("iterations and checkpoint_every are 1 or more, batch_size and targets 2 or more")
-        if self.pool < 0 or (self.pool and (self.mode != "greedy" or self.loss not in ENSEMBLE)):
-            raise InvalidInputError(f"pool is {self.pool}; allowed: 0, or more with mode='greedy' and an ensemble loss")
+        if self.buffer_size < 0 or (self.buffer_size and (self.mode != "greedy" or self.loss not in ENSEMBLE)):
+            raise InvalidInputError(
+                f"buffer_size is {self.buffer_size}; allowed: 0, or more with mode='greedy' and an ensemble loss"
+            )
         if not (self.learning_rate > 0 and self.max_norm > 0 and self.probability_weight >= 0):
             raise InvalidInputError("learning_rate and max_norm are positive, probability_weight is not negative")
 
     @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> TrainConfig:
-        """Reads what `dataclasses.asdict` wrote. Raises InvalidInputError on unknown entries."""
-        return settings_from_dict(cls, data, "training settings")
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Inverse of `to_dict`; also reads the names of earlier versions (`config.RENAMED`).
+
+        Raises:
+            UnknownNameError: an entry that is no field.
+            InvalidInputError: `values` is no mapping, or a value does not fit its field.
+        """
+        return super().from_dict(with_present_names("TrainConfig", values))
 
 
 def train_qdm(
@@ -124,8 +130,16 @@ def train_qdm(
 
     Args:
         model: with its forward process and its weights.
-        data: what the model's `encode` takes.
-        labels: [N] int64, for a conditioned model.
+        data: what the model's `encode` takes: images [N, C, H, W] in [−1, 1], or states [N, d] or [N, d, d].
+        config: loss, order and size of the training.
+        labels: int64 [N] from 0 on, for a conditioned model.
+        run: run folder to log and save checkpoints to.
+        resume: go on from the run folder's checkpoint.
+        on_update: called after every update with its number and metrics.
+
+    Returns:
+        The metrics of every update: "losses/train", "losses/gradient_norm", "charts/step" (t, 0 for all steps) and
+        "charts/probability" (mean probability of what was kept).
 
     Raises:
         InvalidInputError: data or labels that do not fit the model, or a greedy training of steps that share weights.
@@ -178,7 +192,17 @@ def train_qdm(
 
 
 def check_qdm_training(model: QDM, data: Tensor, config: TrainConfig, *, labels: Tensor | None = None) -> None:
-    """Raises what `train_qdm` would for a model, data and settings that do not fit, before anything is trained."""
+    """Check that a model, data and settings fit, without training.
+
+    Args:
+        model: with its forward process and its weights.
+        data: what the model's `encode` takes.
+        config: settings of the training.
+        labels: int64 [N], for a conditioned model.
+
+    Raises:
+        InvalidInputError: as `train_qdm` would.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", MixedStateWarning)  # the training gives it
         _Task(model, data, labels, config)
@@ -196,9 +220,10 @@ class _Task:
                 "this model is conditioned: give labels" if self.conditioned else "this model takes no labels"
             )
         self.labels = check_labels(labels, len(self.states), reverse.n_labels)
-        if config.mode == "greedy" and reverse.sharing != "separate":
+        if config.mode == "greedy" and reverse.weight_sharing != "per_step":
             raise InvalidInputError(
-                f"mode='greedy' trains one step after the other, but sharing={reverse.sharing!r}: use mode='joint'"
+                f"mode='greedy' trains one step after the other, but weight_sharing={reverse.weight_sharing!r}: use "
+                "mode='joint'"
             )
         if config.loss in ENSEMBLE and config.mode == "joint" and reverse.kind == "unitary":
             raise InvalidInputError("a unitary process cannot change its ensemble's average: train it pairwise")
@@ -214,7 +239,7 @@ class _Task:
         empty = [y for y, group in enumerate(self.groups) if len(group) == 0]
         if empty:
             raise InvalidInputError(f"no data for label {empty[0]}: every label of the model needs some")
-        self.entering = Entering(model, self.states, self.groups, config.pool, config.seed)
+        self.buffers = SampleBuffers(model, self.states, self.groups, config.buffer_size, config.seed)
 
     def loss(self, stage: int, generator: torch.Generator) -> tuple[Tensor, float]:
         """Loss of one update and the mean probability of what was kept; stage t, or 0 for all steps."""
@@ -243,16 +268,16 @@ class _Task:
         labels = torch.arange(len(self.groups)).repeat_interleave(c.batch_size)
         given = labels if self.conditioned else None
         if stage:  # the steps before are trained: their samples go in, every outcome of this step comes out
-            entered, before = self.entering.samples(stage, c.batch_size, generator)
+            entered, before = self.buffers.samples(stage, c.batch_size, generator)
             branches, weights = _kept(reverse.config.kind, reverse.step(entered, stage, given, before))
             states, probabilities = branches.states, branches.probabilities
         else:  # outcomes are drawn; importance weights of value 1 carry the gradient of their probabilities
             start = self.model.forward_process.prior(len(labels), self.model.dim, generator)
-            chain = reverse.run(start, given, generator)
-            states, probabilities = chain.states[None], chain.probability[None]
+            trajectory = reverse.run(start, given, generator)
+            states, probabilities = trajectory.states[None], trajectory.probability[None]
             drawn = reverse.config.kind == "measured"
-            weights = chain.importance[None] if drawn else torch.ones_like(probabilities)
-        target = self.entering.targets(stage, c.targets, generator)
+            weights = trajectory.importance[None] if drawn else torch.ones_like(probabilities)
+        target = self.buffers.targets(stage, c.targets, generator)
         made = states.flatten(0, 1)
         wanted = torch.arange(len(self.groups)).repeat_interleave(c.targets)
         loss = self._distance(made, labels.repeat(len(states)), _like(target, made), wanted, weights.flatten())
@@ -275,6 +300,75 @@ class _Task:
         if self.config.probability_weight and self.model.reverse.config.kind == "postselected":
             loss = loss - self.config.probability_weight * probabilities.clamp_min(1e-12).log().mean()
         return loss, float(probabilities.detach().mean())
+
+
+# states, and the outcomes of the step before
+_Samples = tuple[Tensor, Tensor | None]
+
+
+class SampleBuffers:
+    """Samples that enter a step of a greedy training on ensembles, and its targets: data noised to the step's end.
+
+    They are new at every update, or drawn from a buffer that is filled once for each step. The steps before are trained
+    and do not change, so a buffer costs their circuits once for a step, not at every update. QuDDPM's public code
+    (arXiv 2310.05866) does the same, with as many samples as it uses at a time.
+
+    Args:
+        model: with its forward process.
+        states: data [N, d] or [N, d, d].
+        groups: indices of the data of each label.
+        size: samples and targets for a label in the buffers; 0: new ones at every update.
+        seed: of the buffers. They depend on it, the step and the weights of the steps before, on nothing else, so a
+            resumed training has the same ones.
+    """
+
+    def __init__(self, model: QDM, states: Tensor, groups: list[Tensor], size: int, seed: int) -> None:
+        self.model, self.states, self.groups, self.size, self.seed = model, states, groups, size, seed
+        self._stage = -1
+        self._samples: _Samples = (states, None)
+        self._targets = states
+
+    def samples(self, stage: int, count: int, generator: torch.Generator) -> _Samples:
+        """`count` states a label, in the labels' order, and the outcomes of the step before (None at t = T)."""
+        if not self.size:
+            return self._run(stage, count, generator)
+        self._fill(stage)
+        index = self._index(count, generator)
+        states, before = self._samples
+        return states[index], None if before is None else before[index]
+
+    def targets(self, stage: int, count: int, generator: torch.Generator) -> Tensor:
+        """`count` data a label, in the labels' order, at t = stage − 1; at t = 0 for stage 0 (all steps)."""
+        if not (self.size and stage):
+            return self._noised(stage, count, generator)
+        self._fill(stage)
+        return self._targets[self._index(count, generator)]
+
+    def _fill(self, stage: int) -> None:
+        if stage == self._stage:
+            return
+        seed = int(np.random.SeedSequence([self.seed, stage]).generate_state(1)[0])
+        generator = torch.Generator().manual_seed(seed)
+        self._samples = self._run(stage, self.size, generator)
+        self._targets = self._noised(stage, self.size, generator)
+        self._stage = stage
+
+    def _run(self, stage: int, count: int, generator: torch.Generator) -> _Samples:
+        labels = torch.arange(len(self.groups)).repeat_interleave(count)
+        start = self.model.forward_process.prior(len(labels), self.model.dim, generator)
+        with torch.no_grad():
+            trajectory = self.model.reverse.run(start, labels, generator, stop=stage)
+        return trajectory.states, trajectory.outcomes[:, -1] if trajectory.outcomes.shape[1] else None
+
+    def _noised(self, stage: int, count: int, generator: torch.Generator) -> Tensor:
+        index = [group[torch.randint(len(group), (count,), generator=generator)] for group in self.groups]
+        target = self.states[torch.cat(index)]
+        return self.model.forward_process.noised(target, stage - 1, generator) if stage > 1 else target
+
+    def _index(self, count: int, generator: torch.Generator) -> Tensor:
+        """Members of a buffer, `count` a label."""
+        index = torch.randint(self.size, (len(self.groups), count), generator=generator)
+        return (index + self.size * torch.arange(len(self.groups))[:, None]).flatten()
 
 
 def _why_not_pure(dim: int) -> str:

@@ -163,7 +163,7 @@ ANCHORS: dict[str, Anchor] = {
         reverse=_measured(1, 6, 2, 4),
         forward=ForwardConfig("depolarizing", "msquddpm", {"k": 1.0}),
         train=TrainConfig(
-            loss="mmd", similarity="superfidelity", iterations=300, batch_size=128, targets=128, pool=POOL,
+            loss="mmd", similarity="superfidelity", iterations=300, batch_size=128, targets=128, buffer_size=POOL,
             learning_rate=0.2,
         ),
         similarity="superfidelity",
@@ -184,7 +184,7 @@ ANCHORS: dict[str, Anchor] = {
         forward=ForwardConfig("depolarizing", "msquddpm", {"k": 2.0}),
         train=TrainConfig(
             loss="mmd", kernels=(1.0, 0.3, 0.1, 0.03), similarity="superfidelity", iterations=800, batch_size=200,
-            targets=500, pool=POOL, learning_rate=0.15,
+            targets=500, buffer_size=POOL, learning_rate=0.15,
         ),
         similarity="superfidelity",
         published={"wasserstein": Published(0.0151, 0.0, 0.0063)},
@@ -204,7 +204,7 @@ ANCHORS: dict[str, Anchor] = {
         reverse=_measured(1, 20, 1, 4),
         forward=ForwardConfig("scrambling", strength=(1.0, 4.0)),
         train=TrainConfig(
-            loss="mmd", iterations=500, batch_size=200, targets=400, pool=POOL, learning_rate=0.3
+            loss="mmd", iterations=500, batch_size=200, targets=400, buffer_size=POOL, learning_rate=0.3
         ),
         similarity="fidelity",
         published={"fidelity": Published(0.9888, 0.0007, 0.9876), "mmd": Published(1.3e-4, 0.6e-4, 1.3e-4)},
@@ -220,7 +220,7 @@ ANCHORS: dict[str, Anchor] = {
         reverse=_measured(2, 20, 1, 6),
         forward=ForwardConfig("scrambling", strength=(0.5, 4.0)),
         train=TrainConfig(
-            loss="mmd", iterations=200, batch_size=200, targets=200, pool=POOL, learning_rate=0.05
+            loss="mmd", iterations=200, batch_size=200, targets=200, buffer_size=POOL, learning_rate=0.05
         ),
         similarity="fidelity",
         published={"fidelity": Published(0.948, 0.002, 0.979), "mmd": Published(1.9e-3, 0.2e-3)},

@@ -12,7 +12,7 @@ from qiskit import qasm3
 from qiskit.circuit import Parameter, ParameterExpression, QuantumCircuit
 
 from qhw_diffusion.circuits import PublishedCircuit, load_circuit, published_circuits, save_circuit
-from qhw_diffusion.circuits.drawing import draw_svg
+from qhw_diffusion.circuits.library import draw_svg
 from qhw_diffusion.devices import Device
 from qhw_diffusion.errors import DamagedFileError, InvalidInputError, MissingDataError, QhwError
 from qhw_diffusion.runs import atomic_write_json, atomic_write_text, check_writable, progress, read_json

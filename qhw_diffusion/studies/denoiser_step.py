@@ -15,7 +15,7 @@ import torch
 from qiskit.circuit import Parameter, QuantumCircuit
 from torch import Tensor
 
-from qhw_diffusion.circuits.parts import chain_pairs, named_parameters
+from qhw_diffusion.circuits.ansatz import chain_pairs, named_parameters
 from qhw_diffusion.denoising import LatentQDM
 from qhw_diffusion.denoising.readout import project_simplex
 from qhw_diffusion.devices import Device

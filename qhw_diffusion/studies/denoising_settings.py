@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from qhw_diffusion.denoising import RECONSTRUCTION, ForwardConfig, ReverseConfig, TrainConfig
-from qhw_diffusion.denoising.classical import ClassicalProcess, LinearProcess
+from qhw_diffusion.denoising.baselines import ClassicalProcess, LinearProcess
 from qhw_diffusion.errors import InvalidInputError
 from qhw_diffusion.runs import settings_from_dict
 
@@ -120,7 +120,7 @@ class DenoisingStudyConfig:
             ancillas=self.measured_ancillas if measured else self.ancillas,
             feed_forward=arm == "feedforward",
             depth=self.depth,
-            labels_by="angles",
+            conditioning="angles",
             n_labels=len(self.labels),
             init_scale=3.0 if arm == "frozen" else 0.1,
             seed=seed,

@@ -102,7 +102,7 @@ def _config(arguments: argparse.Namespace) -> dict[str, Any]:
             config["train"]["similarity"] = "fidelity"
     else:
         base = ReverseConfig.from_dict(config["reverse"])
-    unlabelled = given.get("labels_by", base.labels_by) == "none"
+    unlabelled = given.get("conditioning", base.conditioning) == "none"
     reverse = replace(base, **given, n_labels=1 if unlabelled else 10)
     forward = replace(ForwardConfig.from_dict(config["forward"]), **given_flags(arguments, ForwardConfig))
     train = replace(TrainConfig.from_dict(config["train"]), **given_flags(arguments, TrainConfig), seed=reverse.seed)

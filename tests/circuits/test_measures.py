@@ -8,8 +8,7 @@ from qiskit.circuit import Parameter, QuantumCircuit
 from qiskit.quantum_info import Statevector, random_statevector
 
 from qhw_diffusion.circuits import denoiser_circuit, entangling_capability, expressibility, policy_circuit
-from qhw_diffusion.circuits.measures import expressibility_of, meyer_wallach
-from qhw_diffusion.circuits.states import state_vectors
+from qhw_diffusion.circuits.measures import expressibility_of, meyer_wallach, state_vectors
 from qhw_diffusion.errors import InvalidInputError, UnsupportedCircuitError
 
 
@@ -52,7 +51,7 @@ def test_chunks_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     circuit = policy_circuit(3, n_features=2).circuit
     values = np.random.default_rng(1).uniform(0, 6, (40, 20))
     whole = state_vectors(circuit, values)
-    monkeypatch.setattr("qhw_diffusion.circuits.states._CHUNK", 56)
+    monkeypatch.setattr("qhw_diffusion.circuits.measures._CHUNK", 56)
     np.testing.assert_allclose(state_vectors(circuit, values), whole, atol=1e-14)
 
 

@@ -15,7 +15,7 @@ from scipy.stats import chi2
 
 from qhw_diffusion.circuits.reverse import ReverseCircuit, dynamic_circuit, reverse_circuit
 from qhw_diffusion.denoising.config import ReverseConfig
-from qhw_diffusion.denoising.latent import RECONSTRUCTION
+from qhw_diffusion.denoising.models import RECONSTRUCTION
 from qhw_diffusion.denoising.reverse import ReverseProcess
 from qhw_diffusion.devices import Device
 from qhw_diffusion.errors import InvalidInputError, UnknownNameError
@@ -29,7 +29,7 @@ def of(config: ReverseConfig) -> ReverseCircuit:
         outer=config.outer,
         ansatz=config.ansatz,
         label_qubits=config.label_qubits,
-        context=config.context,
+        conditioning_angles=config.conditioning_angles,
     )
 
 
@@ -83,9 +83,9 @@ def test_cz_layers_have_every_neighbouring_pair() -> None:
     assert names == (["rx", "ry"] * 4 + ["cz"] * 3) * 3
 
 
-def test_context_angles_turn_the_ancillas_before_every_layer_they_are_in() -> None:
-    step = reverse_circuit(2, 2, 3, outer=1, context=True)
-    assert step.n_context == len(step.inputs) == 2 * 2 * 3
+def test_conditioning_angles_turn_the_ancillas_before_every_layer_they_are_in() -> None:
+    step = reverse_circuit(2, 2, 3, outer=1, conditioning_angles=True)
+    assert step.n_conditioning == len(step.inputs) == 2 * 2 * 3
     turned = [
         (i.operation.name, step.circuit.find_bit(i.qubits[0]).index)
         for i in step.circuit.data
@@ -102,7 +102,7 @@ def test_context_angles_turn_the_ancillas_before_every_layer_they_are_in() -> No
         ({"n_qubits": 2, "outer": -1}, "outer is -1"),
         ({"n_qubits": 2, "n_ancillas": 1.0}, "n_ancillas is 1.0"),
         ({"n_qubits": 10, "n_ancillas": 3}, "13 qubits"),
-        ({"n_qubits": 2, "n_ancillas": 0, "context": True}, "ancillas"),
+        ({"n_qubits": 2, "n_ancillas": 0, "conditioning_angles": True}, "ancillas"),
     ],
 )
 def test_circuits_that_cannot_be(arguments: dict, message: str) -> None:
@@ -171,7 +171,7 @@ def counted(circuit: QuantumCircuit, shots: int, n_steps: int) -> dict[tuple[int
     [
         PROCESS,
         ReverseConfig(**{**PROCESS.to_dict(), "feed_forward": False}),
-        ReverseConfig(**{**PROCESS.to_dict(), "n_steps": 2, "labels_by": "qubits", "n_labels": 2}),
+        ReverseConfig(**{**PROCESS.to_dict(), "n_steps": 2, "conditioning": "qubits", "n_labels": 2}),
     ],
     ids=["feed forward", "none", "label qubit"],
 )

@@ -18,7 +18,7 @@ from qhw_diffusion.denoising.autoencoder import (
 from qhw_diffusion.denoising.readout import images_from_counts, probabilities_of, sample_counts
 from qhw_diffusion.denoising.states import as_density, check_pure
 from qhw_diffusion.diffusion import Classifier, accuracy, load_dataset
-from qhw_diffusion.errors import DamagedFileError, InvalidInputError
+from qhw_diffusion.errors import DamagedFileError, InvalidInputError, UnknownNameError
 from qhw_diffusion.runs import RunFolder, save_module
 
 SHORT = AutoencoderConfig(width=32, steps=30)
@@ -164,7 +164,7 @@ def test_bad_input() -> None:
     ):
         with pytest.raises(InvalidInputError):
             AutoencoderConfig(**changes)  # type: ignore[arg-type]
-    with pytest.raises(InvalidInputError, match="allowed entries"):
+    with pytest.raises(UnknownNameError, match="unknown AutoencoderConfig setting 'colour'"):
         AutoencoderConfig.from_dict({"colour": 1})
     assert AutoencoderConfig.from_dict(json.loads(json.dumps(SHORT.to_dict()))) == SHORT
     digits = load_dataset("digits")

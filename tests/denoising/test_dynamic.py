@@ -17,7 +17,9 @@ from qhw_diffusion.devices import Device
 def test_a_process_as_one_dynamic_circuit_is_accepted_by_a_heron_target_and_gives_its_distribution() -> None:
     """All outcomes enumerated in the package against the same circuit on Aer; total variation at 20,000 shots."""
     process = ReverseProcess(
-        ReverseConfig(2, 2, "measured", 1, feed_forward=True, depth=2, labels_by="angles", n_labels=3, init_scale=1.0)
+        ReverseConfig(
+            2, 2, "measured", 1, feed_forward=True, depth=2, conditioning="angles", n_labels=3, init_scale=1.0
+        )
     )
     prior = QuantumCircuit(2)
     prior.ry(0.7, 0)

@@ -8,7 +8,7 @@ import torch
 from scipy.stats import wasserstein_distance
 from torch import Tensor
 
-from qhw_diffusion.denoising import ensembles, losses, transport
+from qhw_diffusion.denoising import ensembles, losses
 from qhw_diffusion.denoising.states import haar_states
 from qhw_diffusion.errors import InvalidInputError, UnknownNameError
 
@@ -186,7 +186,7 @@ def test_wasserstein_on_a_line_against_scipy() -> None:
     x, y = random_weights(8, 1), random_weights(5, 2)
     wx, wy = random_weights(8, 3), random_weights(5, 4)
     cost = (x[:, None] - y[None]).abs()
-    value = transport.optimal_transport(cost, wx / wx.sum(), wy / wy.sum())
+    value = ensembles.optimal_transport(cost, wx / wx.sum(), wy / wy.sum())
     assert float(value) == pytest.approx(wasserstein_distance(x, y, wx, wy), abs=1e-9)
 
 
@@ -205,12 +205,12 @@ def test_potentials_of_an_assignment_are_a_subgradient() -> None:
         cost = torch.rand(7, 7, dtype=torch.float64, generator=generator)
         wa = torch.full((7,), 1 / 7, dtype=torch.float64, requires_grad=True)
         wb = wa.detach().clone().requires_grad_()
-        value = transport.optimal_transport(cost, wa, wb)
+        value = ensembles.optimal_transport(cost, wa, wb)
         f, g = torch.autograd.grad(value, (wa, wb))
         assert bool((f[:, None] + g[None] <= cost + 1e-12).all())
         torch.testing.assert_close(f.mean() + g.mean(), value.detach())
         other = torch.rand(7, dtype=torch.float64, generator=generator)
-        moved = transport.optimal_transport(cost, other / other.sum(), wb.detach())
+        moved = ensembles.optimal_transport(cost, other / other.sum(), wb.detach())
         assert moved >= value + f @ (other / other.sum() - wa) - 1e-9
 
 

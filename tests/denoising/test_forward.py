@@ -16,9 +16,14 @@ from qhw_diffusion.denoising.channels import (
     smallest_image_eigenvalue,
     superoperator_of,
 )
-from qhw_diffusion.denoising.forward import Depolarizing, ForwardProcess, GaussianAmplitudes
-from qhw_diffusion.denoising.schedules import NoiseSchedule, noise_schedule
-from qhw_diffusion.denoising.scrambling import Scrambling
+from qhw_diffusion.denoising.forward import (
+    Depolarizing,
+    ForwardProcess,
+    GaussianAmplitudes,
+    NoiseSchedule,
+    Scrambling,
+    noise_schedule,
+)
 from qhw_diffusion.denoising.states import as_density, check_density, check_pure, haar_states
 from qhw_diffusion.errors import InvalidInputError
 

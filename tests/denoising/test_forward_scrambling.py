@@ -13,7 +13,7 @@ from qiskit.quantum_info import Operator
 from torch import Tensor
 
 from qhw_diffusion.denoising.channels import is_completely_positive, is_trace_preserving, superoperator_of
-from qhw_diffusion.denoising.scrambling import Scrambling, scramble
+from qhw_diffusion.denoising.forward import Scrambling, scramble
 from qhw_diffusion.denoising.states import haar_states
 from qhw_diffusion.errors import InvalidInputError
 

@@ -8,14 +8,22 @@ from typing import Any
 import pytest
 import torch
 
-from qhw_diffusion.denoising.autoencoder import AutoencoderConfig, LatentAutoencoder
+from qhw_diffusion.denoising.autoencoder import AutoencoderConfig, LatentAutoencoder, train_autoencoder
 from qhw_diffusion.denoising.config import ReverseConfig
 from qhw_diffusion.denoising.device_noise import DeviceNoise
-from qhw_diffusion.denoising.forward import Depolarizing, GaussianAmplitudes
-from qhw_diffusion.denoising.latent import LatentQDM
-from qhw_diffusion.denoising.models import MODELS, QDM, AmplitudeQDM, DensityMatrixQDM, EnsembleQDM, ForwardConfig
-from qhw_diffusion.denoising.scrambling import Scrambling
+from qhw_diffusion.denoising.forward import Depolarizing, GaussianAmplitudes, Scrambling
+from qhw_diffusion.denoising.models import (
+    MODELS,
+    QDM,
+    AmplitudeQDM,
+    DensityMatrixQDM,
+    EnsembleQDM,
+    ForwardConfig,
+    LatentQDM,
+)
 from qhw_diffusion.denoising.states import haar_states
+from qhw_diffusion.denoising.training import TrainConfig, train_qdm
+from qhw_diffusion.diffusion import ImageDataset
 from qhw_diffusion.errors import InvalidInputError, UnknownNameError
 
 SMALL: dict[str, Any] = {"n_qubits": 2, "n_steps": 2, "depth": 2, "init_scale": 0.5}
@@ -107,8 +115,61 @@ def test_images_that_do_not_fit(data: torch.Tensor, message: str) -> None:
 
 
 def test_images_larger_than_the_register_are_refused_at_once() -> None:
-    with pytest.raises(InvalidInputError, match="Use 6 qubits"):
+    with pytest.raises(InvalidInputError, match="n_qubits=6; or take images of at most 4 pixels"):
         AmplitudeQDM(ReverseConfig(**SMALL), image_shape=(1, 8, 8))
+
+
+@pytest.mark.parametrize(
+    ("shape", "n_qubits", "settings"),
+    [
+        ((3, 2, 5), 5, {"conditioning": "angles", "n_labels": 7}),
+        ((2, 4, 2), 4, {"conditioning": "qubits", "n_labels": 3}),
+        ((1, 1, 3), 2, {"conditioning": "weights", "n_labels": 23}),
+        ((4, 1, 1), 2, {}),
+    ],
+)
+def test_colour_images_that_are_not_square_and_any_number_of_labels(
+    shape: tuple[int, int, int], n_qubits: int, settings: dict[str, Any]
+) -> None:
+    reverse = ReverseConfig(n_qubits=n_qubits, n_steps=2, depth=2, init_scale=0.1, **settings)
+    model = AmplitudeQDM(reverse, image_shape=shape)
+    count = 2 * reverse.n_labels
+    labels = torch.arange(count) % reverse.n_labels if reverse.n_labels > 1 else None
+    data = 2 * torch.rand(count, *shape, generator=generator()) - 1
+    decoded = model.images(model.encode(data))
+    brightest = (data + 1).flatten(1).amax(1)[:, None, None, None]
+    torch.testing.assert_close(decoded, 2 * (data + 1) / brightest - 1, atol=1e-4, rtol=0)
+    before = model.reverse.weight.detach().clone()
+    train = TrainConfig("mmd", "joint", iterations=2, batch_size=2, targets=2, probability_weight=0.1)
+    history = train_qdm(model, data, train, labels=labels)
+    assert len(history) == 2
+    assert not torch.equal(model.reverse.weight, before)
+    assert model.images(model.sample(count, generator(), labels).states).shape == data.shape
+
+
+def test_an_autoencoder_takes_colour_images_that_are_not_square() -> None:
+    pictures = 2 * torch.rand(6, 3, 2, 5, generator=generator()) - 1
+    data = ImageDataset(pictures, torch.arange(6) % 3, "mine", "train", 3)
+    settings = AutoencoderConfig(image_shape=(3, 2, 5), latent_qubits=2, width=4, steps=3)
+    autoencoder = train_autoencoder(settings, data, data)
+    model = LatentQDM(ReverseConfig(**SMALL, conditioning="angles", n_labels=3), autoencoder=autoencoder)
+    made = model.sample(3, generator(), torch.arange(3))
+    assert model.images(made.states).shape == (3, 3, 2, 5)
+    assert model.encode(pictures).shape == (6, 4)
+
+
+@pytest.mark.parametrize(
+    ("shape", "n_qubits", "message"),
+    [
+        ((3, 4, 4), 5, r"images \(3, 4, 4\) have 48 pixels, and 5 qubits hold 32 amplitudes.*n_qubits=6.*LatentQDM"),
+        ((3, 32, 32), 6, r"at most 11 data qubits beside its others; or take images of at most 64 pixels"),
+    ],
+)
+def test_images_that_do_not_fit_say_what_does(shape: tuple[int, int, int], n_qubits: int, message: str) -> None:
+    with pytest.raises(InvalidInputError, match=message):
+        AmplitudeQDM(ReverseConfig(n_qubits=n_qubits, n_steps=1, depth=1), image_shape=shape)
+    with pytest.raises(InvalidInputError, match="n_qubits can be at most 11"):
+        AmplitudeQDM(ReverseConfig(n_qubits=12, n_steps=1, depth=1), image_shape=shape)
 
 
 def test_measured_images_cost_shots_and_say_how_many() -> None:
@@ -153,7 +214,7 @@ def test_latent_model_decodes_magnitudes() -> None:
 
 
 def test_conditioned_sampling_needs_labels() -> None:
-    model = AmplitudeQDM(ReverseConfig(**SMALL, labels_by="weights", n_labels=3), image_shape=(1, 2, 2))
+    model = AmplitudeQDM(ReverseConfig(**SMALL, conditioning="weights", n_labels=3), image_shape=(1, 2, 2))
     labels = torch.tensor([0, 1, 2, 0])
     assert model.sample(4, generator(), labels).states.shape == (4, 4)
     for given, message in (
@@ -192,6 +253,7 @@ def test_forward_settings_round_trip_and_errors() -> None:
         QDM(ReverseConfig(**SMALL), ForwardConfig("gaussian", "cosin"))
     with pytest.raises(InvalidInputError, match=r"\[0, 1\]"):
         QDM(ReverseConfig(**SMALL), ForwardConfig("gaussian", "constant", {"p": 1.5}))
-    for data in ({"kinds": 1}, None):
-        with pytest.raises(InvalidInputError, match="allowed entries"):
-            ForwardConfig.from_dict(data)  # type: ignore[arg-type]
+    with pytest.raises(UnknownNameError, match="ForwardConfig setting 'kinds'; did you mean kind"):
+        ForwardConfig.from_dict({"kinds": 1})
+    with pytest.raises(InvalidInputError, match="read from a mapping, not from NoneType"):
+        ForwardConfig.from_dict(None)  # type: ignore[arg-type]

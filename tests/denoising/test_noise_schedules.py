@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 
-from qhw_diffusion.denoising.schedules import NoiseSchedule, cosine_alpha_bar, noise_schedule
+from qhw_diffusion.denoising.forward import NoiseSchedule, cosine_alpha_bar, noise_schedule
 from qhw_diffusion.errors import InvalidInputError, UnknownNameError
 
 NAMES = ["linear", "cosine", "cosine_square", "constant", "msquddpm"]

@@ -10,13 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from qhw_diffusion.denoising.classical import LinearProcess
+from qhw_diffusion.denoising.baselines import LinearProcess
 from qhw_diffusion.denoising.config import ReverseConfig
-from qhw_diffusion.denoising.forward import Depolarizing, GaussianAmplitudes
+from qhw_diffusion.denoising.forward import Depolarizing, GaussianAmplitudes, noise_schedule
 from qhw_diffusion.denoising.losses import fidelity
 from qhw_diffusion.denoising.models import AmplitudeQDM, DensityMatrixQDM, ForwardConfig
 from qhw_diffusion.denoising.reverse import ReverseProcess
-from qhw_diffusion.denoising.schedules import noise_schedule
 from qhw_diffusion.denoising.states import as_density, haar_states
 from qhw_diffusion.denoising.training import MixedStateWarning, TrainConfig, train_qdm
 
@@ -159,7 +158,9 @@ def test_phases_and_signs_are_invisible_in_images() -> None:
 # --- post-selection is one linear map -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("settings", [{}, {"ancillas": 2, "sharing": "angle"}, {"labels_by": "qubits", "n_labels": 3}])
+@pytest.mark.parametrize(
+    "settings", [{}, {"ancillas": 2, "weight_sharing": "time_embedding"}, {"conditioning": "qubits", "n_labels": 3}]
+)
 def test_a_postselected_chain_is_one_linear_map_and_probabilities_multiply(settings: dict) -> None:
     """x₀ ∝ M x_T for one contraction M a label, and success is ‖M x_T‖², the product over the steps."""
     p = process(**settings)

@@ -10,29 +10,31 @@ from qhw_diffusion.execution import Noisy
 
 
 def test_round_trip_through_json() -> None:
-    config = ReverseConfig(n_qubits=3, kind="measured", feed_forward=True, ancillas=2, labels_by="weights", n_labels=4)
+    config = ReverseConfig(
+        n_qubits=3, kind="measured", feed_forward=True, ancillas=2, conditioning="weights", n_labels=4
+    )
     assert ReverseConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
 
 
 @pytest.mark.parametrize(("n_labels", "qubits"), [(2, 1), (3, 2), (4, 2), (5, 3), (10, 4)])
 def test_label_qubits_hold_the_label_in_binary(n_labels: int, qubits: int) -> None:
-    config = ReverseConfig(labels_by="qubits", n_labels=n_labels, ancillas=1)
+    config = ReverseConfig(conditioning="qubits", n_labels=n_labels, ancillas=1)
     assert (config.label_qubits, config.n_outcomes) == (qubits, 2 ** (qubits + 1))
 
 
-def test_context_is_on_where_ancilla_angles_carry_something() -> None:
-    assert ReverseConfig(sharing="angle").context
-    assert ReverseConfig(labels_by="angles", n_labels=2).context
-    assert not ReverseConfig(labels_by="weights", n_labels=2).context
-    assert not ReverseConfig(sharing="map").context
+def test_conditioning_angles_are_on_where_ancilla_angles_carry_something() -> None:
+    assert ReverseConfig(weight_sharing="time_embedding").conditioning_angles
+    assert ReverseConfig(conditioning="angles", n_labels=2).conditioning_angles
+    assert not ReverseConfig(conditioning="weights", n_labels=2).conditioning_angles
+    assert not ReverseConfig(weight_sharing="hypernetwork").conditioning_angles
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"kind": "postelected"}, "postselected"),
-        ({"sharing": "none"}, "sharing"),
-        ({"labels_by": "qubit"}, "qubits"),
+        ({"weight_sharing": "none"}, "weight_sharing"),
+        ({"conditioning": "qubit"}, "qubits"),
         ({"ansatz": "xyz"}, "ansatz"),
         ({"engine": "bogus"}, "unknown engine 'bogus'"),
         ({"engine": "noisy+zen"}, "mitigation strategy 'zen'"),
@@ -59,12 +61,12 @@ def test_unknown_names_list_what_there_is(settings: dict, message: str) -> None:
         ({"init_scale": -0.1}, "init_scale"),
         ({"init_scale": float("nan")}, "init_scale"),
         ({"kind": "unitary"}, "neither ancillas nor label qubits"),
-        ({"kind": "unitary", "ancillas": 0, "labels_by": "qubits", "n_labels": 2}, "neither ancillas"),
+        ({"kind": "unitary", "ancillas": 0, "conditioning": "qubits", "n_labels": 2}, "neither ancillas"),
         ({"kind": "measured", "ancillas": 0}, "at least one"),
         ({"kind": "reset", "feed_forward": True}, "feed_forward needs outcomes"),
-        ({"n_labels": 2}, "give labels_by"),
-        ({"labels_by": "weights"}, "n_labels=1"),
-        ({"kind": "unitary", "ancillas": 0, "sharing": "angle"}, "ancillas=1 or more"),
+        ({"n_labels": 2}, "give a conditioning"),
+        ({"conditioning": "weights"}, "n_labels=1"),
+        ({"kind": "unitary", "ancillas": 0, "weight_sharing": "time_embedding"}, "ancillas=1 or more"),
     ],
 )
 def test_settings_that_do_not_fit(settings: dict, message: str) -> None:
@@ -75,6 +77,8 @@ def test_settings_that_do_not_fit(settings: dict, message: str) -> None:
 
 
 def test_dictionaries_that_are_no_configuration() -> None:
-    for data in ({"qubits": 3}, [1], "n_qubits"):
-        with pytest.raises(InvalidInputError, match="allowed entries are"):
-            ReverseConfig.from_dict(data)
+    with pytest.raises(UnknownNameError, match="ReverseConfig setting 'qubits'; did you mean n_qubits"):
+        ReverseConfig.from_dict({"qubits": 3})
+    for data in ([1], "n_qubits"):
+        with pytest.raises(InvalidInputError, match="read from a mapping"):
+            ReverseConfig.from_dict(data)  # type: ignore[arg-type]

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from qhw_diffusion.denoising.baselines import LinearProcess, with_classical
 from qhw_diffusion.denoising.channels import check_channel, superoperator_of
-from qhw_diffusion.denoising.classical import LinearProcess, with_classical
 from qhw_diffusion.denoising.config import ReverseConfig
 from qhw_diffusion.denoising.models import EnsembleQDM
 from qhw_diffusion.denoising.reverse import ReverseProcess
@@ -46,11 +46,11 @@ def by_hand(p: ReverseProcess, t: int, label: int, outcome: int, state: Tensor) 
         ({"kind": "unitary", "ancillas": 0}, (3, 1, 1, 12), 36),
         ({"ansatz": "cz", "outer": 1}, (3, 1, 1, 20), 60),
         ({"kind": "measured", "feed_forward": True, "ancillas": 2}, (3, 1, 4, 24), 288),
-        ({"labels_by": "weights", "n_labels": 5}, (3, 5, 1, 18), 270),
-        ({"labels_by": "qubits", "n_labels": 3}, (3, 1, 1, 30), 90),
-        ({"labels_by": "angles", "n_labels": 3}, (3, 1, 1, 18), 54 + 3 * 3 * 4),
-        ({"sharing": "angle"}, (1, 1, 1, 18), 18 + 3 * 4),
-        ({"sharing": "map", "map_width": 5}, (1, 1, 1, 18), 18 + 4 * 5 + 5 * 18),
+        ({"conditioning": "weights", "n_labels": 5}, (3, 5, 1, 18), 270),
+        ({"conditioning": "qubits", "n_labels": 3}, (3, 1, 1, 30), 90),
+        ({"conditioning": "angles", "n_labels": 3}, (3, 1, 1, 18), 54 + 3 * 3 * 4),
+        ({"weight_sharing": "time_embedding"}, (1, 1, 1, 18), 18 + 3 * 4),
+        ({"weight_sharing": "hypernetwork", "hypernetwork_width": 5}, (1, 1, 1, 18), 18 + 4 * 5 + 5 * 18),
     ],
 )
 def test_tables_of_weights(settings: dict, weights: tuple[int, ...], parameters: int) -> None:
@@ -64,10 +64,10 @@ def test_tables_of_weights(settings: dict, weights: tuple[int, ...], parameters:
     "settings",
     [
         {"kind": "measured", "feed_forward": True},
-        {"kind": "measured", "feed_forward": True, "labels_by": "weights", "n_labels": 3},
-        {"kind": "measured", "labels_by": "qubits", "n_labels": 3},
-        {"kind": "measured", "labels_by": "angles", "n_labels": 3, "sharing": "angle"},
-        {"kind": "measured", "sharing": "map", "feed_forward": True},
+        {"kind": "measured", "feed_forward": True, "conditioning": "weights", "n_labels": 3},
+        {"kind": "measured", "conditioning": "qubits", "n_labels": 3},
+        {"kind": "measured", "conditioning": "angles", "n_labels": 3, "weight_sharing": "time_embedding"},
+        {"kind": "measured", "weight_sharing": "hypernetwork", "feed_forward": True},
     ],
 )
 def test_a_step_takes_each_sample_through_its_own_label_and_outcome(settings: dict) -> None:
@@ -87,9 +87,9 @@ def test_a_step_takes_each_sample_through_its_own_label_and_outcome(settings: di
             assert not torch.allclose(other.probabilities, found.probabilities)
 
 
-@pytest.mark.parametrize("sharing", ["separate", "angle", "map"])
-def test_every_step_is_another_circuit(sharing: str) -> None:
-    p = process(sharing=sharing)
+@pytest.mark.parametrize("weight_sharing", ["per_step", "time_embedding", "hypernetwork"])
+def test_every_step_is_another_circuit(weight_sharing: str) -> None:
+    p = process(weight_sharing=weight_sharing)
     with torch.no_grad():
         first, second = (p.step(states(2), t).states for t in (1, 2))
     assert not torch.allclose(first, second, atol=1e-3)
@@ -204,7 +204,7 @@ def test_a_postselection_that_never_succeeds_says_what_it_would_cost() -> None:
     ],
 )
 def test_labels_that_do_not_fit(labels: Tensor | None, message: str) -> None:
-    p = process(labels_by="weights", n_labels=3)
+    p = process(conditioning="weights", n_labels=3)
     with pytest.raises(InvalidInputError, match=message):
         p.run(states(3), labels)
     with pytest.raises(InvalidInputError, match=message):
@@ -230,16 +230,16 @@ def test_other_errors() -> None:
         p.on(engine="noisy")
 
 
-@pytest.mark.parametrize("labels_by", ["weights", "angles", "qubits"])
+@pytest.mark.parametrize("conditioning", ["weights", "angles", "qubits"])
 @pytest.mark.parametrize(
     "labels",
     [torch.tensor([0, 1, 3]), torch.tensor([0, -1, 2]), torch.tensor([0.0, 1, 2]), torch.tensor([True, False, True]),
      torch.tensor([0, 1, 2], dtype=torch.uint8), torch.eye(3, dtype=torch.long), torch.tensor([0, 1]), [0, 1, 2]],
     ids=["one too high", "negative", "float", "bool", "uint8", "one-hot", "too few", "list"],
 )  # fmt: skip
-def test_labels_that_a_conditioned_process_does_not_have(labels_by: str, labels: Tensor) -> None:
+def test_labels_that_a_conditioned_process_does_not_have(conditioning: str, labels: Tensor) -> None:
     """Every way in, the tables of weights and of angles among them: none takes an index from the end."""
-    model = EnsembleQDM(ReverseConfig(n_qubits=2, n_steps=3, depth=1, labels_by=labels_by, n_labels=3))
+    model = EnsembleQDM(ReverseConfig(n_qubits=2, n_steps=3, depth=1, conditioning=conditioning, n_labels=3))
     p = model.reverse
     rivals = (with_classical(model), model.with_reverse(LinearProcess(model)))
     ways = [lambda: p.run(states(3), labels), lambda: p.step(states(3), 1, labels),
@@ -253,14 +253,14 @@ def test_labels_that_a_conditioned_process_does_not_have(labels_by: str, labels:
 
 
 def test_a_label_is_needed_by_the_rivals_of_a_conditioned_process_too() -> None:
-    model = EnsembleQDM(ReverseConfig(n_qubits=2, n_steps=3, depth=1, labels_by="weights", n_labels=3))
+    model = EnsembleQDM(ReverseConfig(n_qubits=2, n_steps=3, depth=1, conditioning="weights", n_labels=3))
     for reverse in (model.reverse, with_classical(model).reverse):
         with pytest.raises(InvalidInputError, match="give labels"):
             reverse.step(states(3), 1)
 
 
 def test_weights_of_no_step_label_or_outcome() -> None:
-    p = process(kind="measured", feed_forward=True, labels_by="weights", n_labels=3)
+    p = process(kind="measured", feed_forward=True, conditioning="weights", n_labels=3)
     for wrong in ((0,), (4,), (1, -1), (1, 3), (1, 0, -1), (1, 0, 2)):
         with pytest.raises(InvalidInputError, match="allowed"):
             p.weights_of(*wrong)

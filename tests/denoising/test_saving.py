@@ -16,15 +16,13 @@ from torch import Tensor
 
 from qhw_diffusion.circuits import load_circuit, save_circuit
 from qhw_diffusion.denoising.autoencoder import AutoencoderConfig, LatentAutoencoder
-from qhw_diffusion.denoising.classical import with_classical
+from qhw_diffusion.denoising.baselines import with_classical
 from qhw_diffusion.denoising.config import ReverseConfig
 from qhw_diffusion.denoising.device_noise import DeviceNoise
-from qhw_diffusion.denoising.forward import Depolarizing
-from qhw_diffusion.denoising.latent import LatentQDM
-from qhw_diffusion.denoising.models import QDM, AmplitudeQDM, DensityMatrixQDM, EnsembleQDM, ForwardConfig
+from qhw_diffusion.denoising.forward import Depolarizing, noise_schedule
+from qhw_diffusion.denoising.models import QDM, AmplitudeQDM, DensityMatrixQDM, EnsembleQDM, ForwardConfig, LatentQDM
 from qhw_diffusion.denoising.reverse import ReverseProcess
 from qhw_diffusion.denoising.saving import FORWARD_SNAPSHOT, SNAPSHOT, from_pretrained, save_pretrained
-from qhw_diffusion.denoising.schedules import noise_schedule
 from qhw_diffusion.devices import Device
 from qhw_diffusion.errors import DamagedFileError, InvalidInputError, UnknownNameError
 from qhw_diffusion.execution import compile_circuit
@@ -44,14 +42,17 @@ def ensemble() -> QDM:
 
 
 def amplitude() -> QDM:
-    reverse = ReverseConfig(**SMALL, sharing="map", labels_by="weights", n_labels=2)
+    reverse = ReverseConfig(**SMALL, weight_sharing="hypernetwork", conditioning="weights", n_labels=2)
     return AmplitudeQDM(reverse, ForwardConfig("gaussian", complex=False), image_shape=(1, 2, 2))
 
 
 def latent() -> QDM:
     torch.manual_seed(0)
     autoencoder = LatentAutoencoder(AutoencoderConfig(image_shape=(1, 4, 4), latent_qubits=2, width=16))
-    return LatentQDM(ReverseConfig(**SMALL, sharing="angle", labels_by="qubits", n_labels=2), autoencoder=autoencoder)
+    return LatentQDM(
+        ReverseConfig(**SMALL, weight_sharing="time_embedding", conditioning="qubits", n_labels=2),
+        autoencoder=autoencoder,
+    )
 
 
 MAKERS = {"density": density, "ensemble": ensemble, "amplitude": amplitude, "latent": latent}
@@ -351,6 +352,6 @@ def test_a_folder_of_format_1_still_loads(tmp_path: Path, kind: str) -> None:
 
 def test_a_folder_of_a_later_format_is_refused(tmp_path: Path) -> None:
     model = amplitude()
-    save_module(tmp_path, model, {**model.config(), "format": 3})
-    with pytest.raises(DamagedFileError, match="format version 3, this package reads 1 and 2"):
+    save_module(tmp_path, model, {**model.config(), "format": 4})
+    with pytest.raises(DamagedFileError, match="format version 4, this package reads 1 and 2 and 3"):
         from_pretrained(tmp_path)

@@ -109,7 +109,7 @@ def test_training_beats_the_untrained_and_the_bypassed_circuit() -> None:
     short = replace(
         anchor,
         reverse=replace(anchor.reverse, n_steps=4),
-        train=replace(anchor.train, iterations=50, pool=200, batch_size=50, targets=50),
+        train=replace(anchor.train, iterations=50, buffer_size=200, batch_size=50, targets=50),
     )
     rows = run_seed(short, 0, 200)["rows"]
     assert rows["bypassed"]["fidelity"] == pytest.approx(0.5, abs=0.08)  # Haar states

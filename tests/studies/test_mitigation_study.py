@@ -77,7 +77,7 @@ def results(run: RunFolder) -> MitigationResults:
 
 @pytest.fixture(scope="module")
 def step() -> DenoiserStep:
-    reverse = ReverseConfig(n_qubits=3, n_steps=1, depth=2, labels_by="angles", n_labels=10, init_scale=0.7, seed=3)
+    reverse = ReverseConfig(n_qubits=3, n_steps=1, depth=2, conditioning="angles", n_labels=10, init_scale=0.7, seed=3)
     return DenoiserStep.of(LatentQDM(reverse))
 
 

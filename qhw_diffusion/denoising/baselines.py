@@ -1,8 +1,8 @@
-"""What a quantum denoiser must beat: the best linear map, and a classical denoiser with as many parameters.
+"""Baselines of a quantum denoiser: the best linear map in closed form, and what is trained in the circuit's place.
 
-A chain of circuits with post-selected ancillas, kept coherent between the steps, is one contraction M per label:
-x₀ ∝ M x_T, whatever its depth. The M fitted to the data in closed form stands for all of them: a model that claims to
-be more than linear has to pass it.
+A trajectory through post-selected circuits that stays coherent between the steps is one contraction M per label,
+x₀ ∝ M x_T, whatever its depth. `LinearMap` is the M fitted to the data in closed form, `LinearProcess` one trained by
+the same loop on the same loss, and `ClassicalProcess` a network of at most as many parameters as the circuit.
 """
 
 from __future__ import annotations
@@ -14,9 +14,14 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from ..diffusion import check_labels
-from ..errors import InvalidInputError
-from .states import check_pure, haar_states, normalised
+from qhw_diffusion.denoising.config import ReverseConfig
+from qhw_diffusion.denoising.models import QDM
+from qhw_diffusion.denoising.reverse import Trajectory
+from qhw_diffusion.denoising.reverse import check_labels as given_labels
+from qhw_diffusion.denoising.states import check_pure, haar_states, normalised
+from qhw_diffusion.diffusion import check_labels
+from qhw_diffusion.errors import InvalidInputError
+from qhw_diffusion.execution.evolution import Branches
 
 
 @dataclass(frozen=True)
@@ -24,7 +29,7 @@ class LinearMap:
     """One contraction per label, x₀ ∝ M_y x_T with x_T Haar random.
 
     Attributes:
-        maps: complex [C, d, d], each of spectral norm 1: the Kraus operator a post-selected chain can apply at best
+        maps: complex [C, d, d], each of spectral norm 1: the Kraus operator a post-selected process can apply at best
             (larger is not physical, smaller only lowers the success probability).
         norms: real [C], what each map was divided by: the fitted matrix is norms[y] · maps[y].
     """
@@ -81,7 +86,7 @@ class LinearMap:
     def sample(self, labels: Tensor, generator: torch.Generator) -> Tensor:
         """States M_y x_T / |M_y x_T|, [B, d], with x_T Haar random: each start is repeated until it passes.
 
-        That is how a chain is read out with many shots. Redrawing the start after every failure instead would weight
+        That is how one image is read out with many shots. Redrawing the start after every failure instead would weight
         it by its success probability |M_y x_T|², and for power 1 the average output would be S_y exactly.
 
         Args:
@@ -176,3 +181,114 @@ class ClassicalDenoiser(nn.Module):
         hidden = self.inner(amplitudes) + self.label(labels) + share[:, None] * self.time
         moved = amplitudes + self.outer(nn.functional.silu(hidden))
         return normalised(torch.view_as_complex(moved.view(count, self.dim, 2)).to(states.dtype))
+
+
+class ClassicalProcess(nn.Module):
+    """`ClassicalDenoiser` with the methods of a `ReverseProcess`; nothing is post-selected, every run succeeds.
+
+    Args:
+        model: the quantum model it is compared with: same dimension, steps and labels, not more parameters.
+        seed: of the initial weights.
+    """
+
+    def __init__(self, model: QDM, seed: int = 0) -> None:
+        super().__init__()
+        self.config = _without_outcomes(model.reverse.config)
+        self.network = ClassicalDenoiser(
+            model.dim,
+            self.config.n_labels,
+            self.config.n_steps,
+            model.reverse.n_parameters,
+            torch.Generator().manual_seed(seed),
+        )
+
+    @property
+    def n_parameters(self) -> int:
+        """Trainable numbers."""
+        return sum(p.numel() for p in self.parameters())
+
+    def step(self, states: Tensor, t: int, labels: Tensor | None = None, before: Tensor | None = None) -> Branches:
+        """States [B, d] at t → at t−1, with probability one; `before` is not used."""
+        labels = given_labels(labels, len(states), self.config.n_labels)
+        return Branches(self.network(states, t, labels)[None], torch.ones(1, len(states)))
+
+    def run(
+        self,
+        states: Tensor,
+        labels: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        *,
+        stop: int = 0,
+        keep_path: bool = False,
+    ) -> Trajectory:
+        """As `ReverseProcess.run`; `generator` is not used."""
+        path = [states]
+        for t in range(self.config.n_steps, stop, -1):
+            states = self.step(states, t, labels).states[0]
+            path.append(states)
+        zeros = torch.zeros(len(states))
+        outcomes = torch.zeros(len(states), self.config.n_steps - stop, dtype=torch.long)
+        return Trajectory(states, zeros, outcomes, tuple(path) if keep_path else ())
+
+    def outcome_probabilities(self, states: Tensor) -> Tensor:
+        """[B, d]: squared magnitudes."""
+        return states.detach().abs().square()
+
+
+class LinearProcess(nn.Module):
+    """One free contraction per label, x₀ ∝ M_y x_T, with the methods of a `ReverseProcess`.
+
+    A post-selected process is a contraction whatever its circuits (see `LinearMap`), so this one, whose
+    matrix can be any, is what all of them could reach with this loss, success probability included: M is used in the
+    scale in which its spectral norm is 1.
+
+    Args:
+        model: the quantum model it is compared with: same dimension and labels.
+        seed: of the initial matrices, near the identity.
+    """
+
+    def __init__(self, model: QDM, seed: int = 0) -> None:
+        super().__init__()
+        self.config = _without_outcomes(model.reverse.config)
+        generator = torch.Generator().manual_seed(seed)
+        noise = 0.1 * torch.randn(self.config.n_labels, model.dim, model.dim, 2, generator=generator)
+        noise[..., 0] += torch.eye(model.dim)
+        self.weight = nn.Parameter(noise)
+
+    @property
+    def n_parameters(self) -> int:
+        """Trainable numbers: real and imaginary parts."""
+        return self.weight.numel()
+
+    def run(
+        self,
+        states: Tensor,
+        labels: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        *,
+        stop: int = 0,
+        keep_path: bool = False,
+    ) -> Trajectory:
+        """As `ReverseProcess.run`, all steps at once: the path is (x_T, x₀); `generator` and `stop` are not used."""
+        labels = given_labels(labels, len(states), self.config.n_labels)
+        matrices = torch.view_as_complex(self.weight)
+        scaled = matrices / torch.linalg.matrix_norm(matrices, ord=2)[:, None, None]
+        made = torch.einsum("bij,bj->bi", scaled[labels], states)
+        success = made.abs().square().sum(1)
+        made = made / success.sqrt()[:, None]
+        outcomes = torch.zeros(len(states), self.config.n_steps, dtype=torch.long)
+        return Trajectory(made, success.log(), outcomes, (states, made) if keep_path else ())
+
+    def outcome_probabilities(self, states: Tensor) -> Tensor:
+        """[B, d]: squared magnitudes."""
+        return states.detach().abs().square()
+
+
+def with_classical(model: QDM, seed: int = 0) -> QDM:
+    """A copy of the model in which a classical network of at most as many parameters stands for the circuit."""
+    return model.with_reverse(ClassicalProcess(model, seed))
+
+
+def _without_outcomes(config: ReverseConfig) -> ReverseConfig:
+    """Settings with which the training loop treats the only branch as certain."""
+    return config.replace(kind="postselected", feed_forward=False, ancillas=max(1, config.ancillas))
