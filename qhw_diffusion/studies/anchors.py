@@ -112,7 +112,7 @@ def run_seed(anchor: Anchor, seed: int, n_test: int) -> dict[str, Any]:
     "bypassed" x_T itself.
     """
     started = time.perf_counter()
-    data = anchor.draw(anchor.train.pool, torch.Generator().manual_seed(seed))
+    data = anchor.draw(anchor.train.buffer_size, torch.Generator().manual_seed(seed))
     model = EnsembleQDM(replace(anchor.reverse, seed=seed), anchor.forward)
     generator = torch.Generator().manual_seed(EVALUATION_SEED + seed)
     real, again = anchor.draw(n_test, generator), anchor.draw(n_test, generator)

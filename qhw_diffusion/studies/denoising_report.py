@@ -260,7 +260,7 @@ def _circuit(section: Section, results: DenoisingResults, here: work.Context) ->
     steps = [("postselected", c.ancillas)]
     if "feedforward" in c.arms or "measured" in c.arms:
         steps.append(("feedforward" if "feedforward" in c.arms else "measured", c.measured_ancillas))
-    drawn = reverse_circuit(here.n_qubits, c.ancillas, min(2, c.depth), context=True).circuit
+    drawn = reverse_circuit(here.n_qubits, c.ancillas, min(2, c.depth), conditioning_angles=True).circuit
     section.figure(
         figures.circuit_drawing(drawn, fold=40),
         alt=f"The first {min(2, c.depth)} layers of a step: rotations on {drawn.num_qubits} qubits and CNOT chains.",
