@@ -156,31 +156,6 @@ def demo(arguments: argparse.Namespace) -> int:
     return 0
 
 
-# -- circuits --------------------------------------------------------------------------------------------------------
-
-
-def _flags_circuits_export(parser: Parser) -> None:
-    text = "folder to write, or to compare with --check [circuits]"
-    parser.add_argument("--out", type=Path, default=Path("circuits"), metavar="DIR", help=text)
-    parser.add_argument("--check", action="store_true", help="write nothing: say what differs from the code (exit 2)")
-
-
-def circuits_export(arguments: argparse.Namespace) -> int:
-    """`qhw circuits export`."""
-    from qhw_diffusion.studies.circuits_export import check_circuits, export_circuits
-
-    if not arguments.check:
-        written = export_circuits(arguments.out)
-        print(f"{len(written)} files in {arguments.out}; read {arguments.out / 'README.md'}")
-        return 0
-    differences = check_circuits(arguments.out)
-    print("\n".join(differences) if differences else f"{arguments.out} and the code agree")
-    if differences:
-        count = f"{len(differences)} difference{'s' if len(differences) > 1 else ''}"
-        print(f"qhw: error: {count}; qhw circuits export --out {arguments.out} writes it anew", file=sys.stderr)
-    return FAILED if differences else 0
-
-
 # -- calibration -----------------------------------------------------------------------------------------------------
 
 
@@ -262,7 +237,6 @@ GROUPS = {
     "train": "train a controller, a denoiser, a backbone or a classifier",
     "evaluate": "evaluate a trained controller or denoiser",
     "study": "run an experiment with statistics and a report",
-    "circuits": "publish the circuits as files",
     "calibration": "look at devices: snapshots, tables, drift, good qubits",
     "ledger": "look after the jobs that were sent: what ran, what it cost, what to do next",
 }
@@ -272,11 +246,6 @@ COMMANDS: dict[tuple[str, ...], tuple[str, Callable[[Parser], None] | None, Comm
     **guidance_hardware_cli.COMMANDS,
     **denoising_cli.COMMANDS,
     **device_studies_cli.COMMANDS,
-    ("circuits", "export"): (
-        "write every circuit the package trains, with drawings and the table of its costs",
-        _flags_circuits_export,
-        circuits_export,
-    ),
     ("calibration", "snapshot"): (
         "save a device's calibration of today as a file",
         _flags_calibration_snapshot,

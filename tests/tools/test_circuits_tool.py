@@ -16,15 +16,20 @@ from qiskit.quantum_info import Operator
 from qhw_diffusion.circuits import load_circuit, published_circuit, published_circuits
 from qhw_diffusion.devices import Device
 from qhw_diffusion.errors import DamagedFileError, InvalidInputError, MissingDataError, UnknownNameError
-from qhw_diffusion.studies import circuits_export
-from qhw_diffusion.studies.circuits_export import check_circuits, check_files, check_row, export_circuits, same_compiler
-from qhw_diffusion.studies.circuits_table import (
+from tools import circuits as tool
+from tools.circuits import (
     DEVICES,
     best_cost,
+    check_circuits,
+    check_files,
+    check_row,
     compile_published,
     cost_of,
+    export_circuits,
+    main,
     readme,
     reference_devices,
+    same_compiler,
     versions,
 )
 
@@ -62,7 +67,7 @@ def test_a_published_file_is_the_identical_unitary(name: str) -> None:
         np.testing.assert_array_equal(Operator(bound(from_qpy)).data, unitary)
         np.testing.assert_allclose(Operator(bound(from_qasm)).data, unitary, atol=1e-12)
     else:
-        assert circuits_export._gates(from_qasm) == circuits_export._gates(ours)
+        assert tool._gates(from_qasm) == tool._gates(ours)
 
 
 def test_the_runtime_client_takes_the_published_version() -> None:
@@ -105,7 +110,7 @@ def test_two_qubit_gates_of_the_policy(name: str, gates: tuple[int, ...], device
 @pytest.mark.slow
 def test_every_row_is_what_compiling_gives(devices: dict[str, Device]) -> None:
     if not same_compiler(TABLE["made_with"]):
-        pytest.skip("the table was made with another Qiskit or runtime client; `qhw circuits export` makes a new one")
+        pytest.skip("the table was made with another Qiskit or runtime client: run `python -m tools.circuits export`")
     for name, row in TABLE["circuits"].items():
         for device, stated in row["devices"].items():
             fresh = cost_of(compile_published(published_circuit(name), devices[device], stated["seed"]))
@@ -145,7 +150,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Two circuits published instead of all."""
     names = ["policy_2q_2l_chain", "policy_2q_2l_none"]
     few = {name: published_circuit(name) for name in names}
-    monkeypatch.setattr(circuits_export, "published_circuits", lambda: few)
+    monkeypatch.setattr(tool, "published_circuits", lambda: few)
     return names
 
 
@@ -155,7 +160,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("export") / "new"
     few = {name: published_circuit(name) for name in ("policy_2q_2l_chain", "policy_2q_2l_none")}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(circuits_export, "published_circuits", lambda: few)
+        patch.setattr(tool, "published_circuits", lambda: few)
         written = export_circuits(out)
     assert sorted(written) == sorted(out.iterdir())
     return out
@@ -244,7 +249,7 @@ def test_a_table_of_other_versions_is_held_to_bounds(devices: dict[str, Device])
 
 
 def test_what_is_not_a_folder_of_circuits(tmp_path: Path) -> None:
-    with pytest.raises(MissingDataError, match="qhw circuits export"):
+    with pytest.raises(MissingDataError, match=r"python -m tools\.circuits export"):
         check_circuits(tmp_path)
     for text in ("{", "[]", "{}", '{"format": "qhw-published-circuits", "version": 2}',
                  '{"format": "qhw-published-circuits", "version": 1, "made_with": {}}'):  # fmt: skip
@@ -255,6 +260,45 @@ def test_what_is_not_a_folder_of_circuits(tmp_path: Path) -> None:
 
 def test_where_nothing_can_be_written_nothing_is_computed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("x")
-    monkeypatch.setattr(circuits_export, "best_cost", lambda *_: pytest.fail("computed before the folder was tried"))
+    monkeypatch.setattr(tool, "best_cost", lambda *_: pytest.fail("computed before the folder was tried"))
     with pytest.raises(InvalidInputError, match=r"cannot write to .*: Not a directory.*--out"):
         export_circuits(tmp_path / "file" / "below")
+
+
+def test_export_then_check_then_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = "policy_2q_2l_none"
+    monkeypatch.setattr(tool, "published_circuits", lambda: {name: published_circuit(name)})
+    command = ["export", "--out", str(tmp_path / "out")]
+    assert main(command) == 0
+    assert "5 files" in capsys.readouterr().out
+    assert main(["--check", *command[1:]]) == 0
+    assert "agree" in capsys.readouterr().out
+    file = tmp_path / "out" / f"{name}.qpy"
+    file.write_bytes(file.read_bytes()[:100])
+    assert main(["--check", *command[1:]]) == 2
+    captured = capsys.readouterr()
+    assert captured.out.startswith(f"{name}.qpy: ")
+    assert "1 difference;" in captured.err
+    assert file.stat().st_size == 100  # nothing is repaired behind one's back
+
+
+def test_errors_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--check", "--out", str(tmp_path / "nowhere")]) == 2
+    err = capsys.readouterr().err
+    assert "does not exist" in err
+    assert err.count("\n") == 1
+    assert not (tmp_path / "nowhere").exists()
+    (tmp_path / "file").write_text("x")
+    assert main(["export", "--out", str(tmp_path / "file")]) == 2
+    assert "cannot write to" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as stop:
+        main(["export", "--format", "qasm2"])
+    assert stop.value.code == 2
+    assert "--format" in capsys.readouterr().err
+    for neither_or_both in ([], ["export", "--check"]):
+        with pytest.raises(SystemExit) as stop:
+            main(neither_or_both)
+        assert stop.value.code == 2
+        assert "either export or --check" in capsys.readouterr().err
