@@ -18,7 +18,7 @@ POLICY_QUBITS = (2, 4, 6, 8)
 STATE_ENTRIES = 6  # entries of the guidance state; two qubits take four angles at most
 # (qubits, layers) with about 200 weights each
 DENOISER_BLOCKS = ((4, 16), (6, 11), (8, 8), (10, 7))
-# Reverse steps: the demo's, and those of the outside anchors (docs/anchors.md).
+# Reverse steps: the demo's, and those of the reproductions of published results (docs/anchors.md).
 REVERSE_STEPS: tuple[dict[str, Any], ...] = (
     {"n_qubits": 3, "n_ancillas": 1, "depth": 6, "conditioning_angles": True},
     {"n_qubits": 1, "n_ancillas": 1, "depth": 4, "ansatz": "cz"},
@@ -52,7 +52,7 @@ def published_circuits() -> dict[str, PublishedCircuit]:
     The guidance policy at depth 2: ring, chain and no entanglement on 2, 4, 6 and 8 qubits (on two
     qubits the ring is the chain, and four state entries are encoded instead of six), and the 4-qubit ring with data
     re-uploading. Denoiser blocks of 4, 6, 8 and 10 qubits with about 200 weights, which act on a state handed to them.
-    Steps of the reverse processes that the demo and the anchors use.
+    Steps of the reverse processes that the demo and the reproductions use.
     """
     circuits = []
     for n in POLICY_QUBITS:
@@ -72,7 +72,11 @@ def published_circuits() -> dict[str, PublishedCircuit]:
 
 
 def published_circuit(name: str) -> PublishedCircuit:
-    """One of `published_circuits`. Raises UnknownNameError for another name, listing near matches."""
+    """One of `published_circuits`.
+
+    Raises:
+        UnknownNameError: another name; the message lists near matches.
+    """
     circuits = published_circuits()
     if name not in circuits:
         raise UnknownNameError.of("published circuit", str(name), circuits)

@@ -180,7 +180,8 @@ def train_autoencoder(
 
     Args:
         config: shape and recipe.
-        data, heldout: images of `config.image_shape`.
+        data: images of `config.image_shape` to train on.
+        heldout: images of the same shape to measure on.
         run: where to log "losses/reconstruction" and to write `model/`.
 
     Raises:

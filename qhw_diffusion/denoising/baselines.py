@@ -91,6 +91,7 @@ class LinearMap:
 
         Args:
             labels: int64 [B], 0 … C − 1.
+            generator: of x_T.
 
         Raises:
             InvalidInputError: labels that do not fit.

@@ -34,9 +34,9 @@ class DeviceNoise(ForwardProcess):
 
     **Where it leads.** Waiting ends in |0…0⟩, not in I/d: T1 empties the excited state (these noise models have
     temperature 0). X·X sends a qubit's excitation up and down, so that it ends near I/2, and other gates somewhere
-    between. `prior` is this end, the state the chain converges to from I/d: it holds no data. The T steps must be long
-    enough to come near it; compare `noised(data, T, …)` with it. Without T1 (nothing but dephasing) the end from I/d
-    is I/d, while data keep their populations for ever: such a chain forgets only coherences.
+    between. `prior` is this end, the state that repeated steps converge to from I/d: it holds no data. The T steps must
+    be long enough to come near it; compare `noised(data, T, …)` with it. Without T1 (nothing but dephasing) the end
+    from I/d is I/d, while data keep their populations for ever: such steps forget only coherences.
 
     Args:
         device: with a target: a fake device or a snapshot.
@@ -101,14 +101,17 @@ class DeviceNoise(ForwardProcess):
 
     @property
     def n_steps(self) -> int:
+        """Steps T."""
         return self._n_steps
 
     @property
     def density(self) -> bool:
+        """True: density matrices come out."""
         return True
 
     @property
     def n_qubits(self) -> int:
+        """Qubits n of the states."""
         return len(self.qubits)
 
     def superoperator(self, steps: int = 1) -> Tensor:
@@ -126,10 +129,10 @@ class DeviceNoise(ForwardProcess):
 
     @cached_property
     def fixed_point(self) -> Tensor:
-        """The state [d, d] that the chain converges to from I/d, complex128.
+        """The state [d, d] that repeated steps converge to from I/d, complex128.
 
         The limit is I/d + Y with (1 − E) Y = E(I/d) − I/d. A Krylov solver started from that right side finds the Y
-        that the chain itself would, also where E has several fixed points.
+        that the steps themselves would, also where E has several fixed points.
         """
         dim = 2**self.n_qubits
         mixed = torch.eye(dim, dtype=torch.complex128)[None] / dim
@@ -178,7 +181,7 @@ class DeviceNoise(ForwardProcess):
 def best_qubits(device: Device, count: int, *, two_qubit_gates: bool = False) -> tuple[int, ...]:
     """A connected group of `count` physical qubits, grown from the qubit with the longest T1 by the longest T1 nearby.
 
-    Long T1 leaves the most room to choose how much noise a step adds. Deterministic; qubits without T1 come last, and
+    Long T1 leaves the widest choice of how much noise a step adds. Deterministic; qubits without T1 come last, and
     qubits that are faulty or out of use are left out; with `two_qubit_gates` so are couplings.
 
     Raises:

@@ -41,7 +41,8 @@ def fidelity_matrix(a: Tensor, b: Tensor) -> Tensor:
     Two sets of densities cost one d×d singular value decomposition a pair, every other mix only products.
 
     Args:
-        a, b: complex states, pure [N, d] or density [N, d, d], of one dimension d.
+        a: complex states, pure [N, d] or density [N, d, d].
+        b: complex states, pure [M, d] or density [M, d, d], of the same dimension d.
 
     Raises:
         InvalidInputError: real tensors, other shapes, or two dimensions.
@@ -121,13 +122,16 @@ def mmd(
     Uhlmann fidelity of mixed states of two or more qubits is not known to be, so prefer "superfidelity" there.
 
     Args:
-        a, b: members, [N, d] or [N, d, d] and [M, d] or [M, d, d].
-        weights_a, weights_b: [N] and [M], not negative; None for equal ones.
+        a: members, [N, d] or [N, d, d].
+        b: members, [M, d] or [M, d, d].
+        weights_a: [N], not negative; None for equal ones.
+        weights_b: [M], not negative; None for equal ones.
         kernel: "fidelity" or "gaussian".
         similarity: which F: "fidelity", "superfidelity" or "measured" (|amplitude|² alone).
         width: infidelity over which the Gaussian kernel falls by e; ignored by "fidelity".
         unbiased: leave each member's kernel with itself out. Otherwise (as published) the value is ≥ 0 and does not
-            vanish between two draws of one distribution: compare it with that sampling floor at the same N and M.
+            vanish between two samples of one distribution: compare it with its value for such samples, at the same N
+            and M.
 
     Raises:
         InvalidInputError: states or weights that do not fit, a width that is not positive, or `unbiased` with a set
@@ -164,8 +168,10 @@ def mmd_by_label(
     Every similarity is computed once for all labels and kernels, which for many small ensembles is much faster.
 
     Args:
-        a, b: members, [N, d] or [N, d, d] and [M, d] or [M, d, d].
-        labels_a, labels_b: int64 [N] and [M], the same set of labels.
+        a: members, [N, d] or [N, d, d].
+        b: members, [M, d] or [M, d, d].
+        labels_a: int64 [N].
+        labels_b: int64 [M], the same set of labels.
         weights_a: [N], not negative; normalised within each label.
         kernels: "fidelity", or the width of a Gaussian kernel, added up.
         similarity: as in `mmd`.
@@ -218,12 +224,14 @@ def wasserstein(
     1 − F of pure states is the square of their trace distance, so this is a W₂² and its root a metric.
 
     Solved exactly; gradients by the envelope theorem: the plan for the cost, the dual potentials for the weights
-    (`optimal_transport`). A finite sample of an ensemble is not at distance 0 from another: compare with that
-    floor at the same N and M.
+    (`optimal_transport`). A finite sample of an ensemble is not at distance 0 from another: compare with
+    that distance at the same N and M.
 
     Args:
-        a, b: members, [N, d] or [N, d, d] and [M, d] or [M, d, d].
-        weights_a, weights_b: [N] and [M], not negative; None for equal ones.
+        a: members, [N, d] or [N, d, d].
+        b: members, [M, d] or [M, d, d].
+        weights_a: [N], not negative; None for equal ones.
+        weights_b: [M], not negative; None for equal ones.
         similarity: F in the cost: "fidelity", "superfidelity" or "measured".
 
     Raises:
@@ -248,7 +256,8 @@ def optimal_transport(cost: Tensor, weights_a: Tensor, weights_b: Tensor) -> Ten
 
     Args:
         cost: real [N, M].
-        weights_a, weights_b: [N] and [M], ≥ 0, each of sum 1.
+        weights_a: [N], ≥ 0, of sum 1.
+        weights_b: [M], ≥ 0, of sum 1.
 
     Raises:
         InvalidInputError: a cost that is not finite.
@@ -295,7 +304,7 @@ def _mean_within(kernel: Tensor, share: Tensor, unbiased: bool) -> Tensor:
 
 
 def _overlap_matrix(a: Tensor, b: Tensor) -> Tensor:
-    """tr ρ_n σ_m, [N, M]: |⟨a|b⟩|², ⟨a|σ|a⟩ or tr ρσ."""
+    """Overlaps tr ρ_n σ_m, [N, M]: |⟨a|b⟩|², ⟨a|σ|a⟩ or tr ρσ."""
     if a.ndim == 2 and b.ndim == 2:
         overlaps = a.conj() @ b.T
         return overlaps.real.square() + overlaps.imag.square()

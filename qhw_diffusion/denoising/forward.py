@@ -120,7 +120,12 @@ _SCHEDULES: dict[str, Callable[..., NoiseSchedule]] = {
 
 
 def noise_schedule(name: str, n_steps: int, **settings: Any) -> NoiseSchedule:
-    """A schedule by name: linear, cosine, cosine_square, constant or msquddpm; `settings` are that function's.
+    """A noise schedule by name.
+
+    Args:
+        name: linear, cosine, cosine_square, constant or msquddpm.
+        n_steps: T ≥ 1.
+        settings: of the function of that name.
 
     Raises:
         UnknownNameError: no such schedule.
@@ -154,7 +159,7 @@ class ForwardProcess(ABC):
 
     Every random process draws anew for each state of the batch, from the `generator` given; a process without
     randomness ignores it. Results keep the dtype of the states. Public methods raise `InvalidInputError` for states
-    that are none and for steps outside the chain.
+    that are none and for steps outside 0 … T.
     """
 
     @property
@@ -239,10 +244,12 @@ class Depolarizing(ForwardProcess):
 
     @property
     def n_steps(self) -> int:
+        """Steps T."""
         return self.schedule.n_steps
 
     @property
     def density(self) -> bool:
+        """True: density matrices come out."""
         return True
 
     def prior(self, count: int, dim: int, generator: torch.Generator, dtype: torch.dtype = torch.complex64) -> Tensor:
@@ -280,10 +287,12 @@ class GaussianAmplitudes(ForwardProcess):
 
     @property
     def n_steps(self) -> int:
+        """Steps T."""
         return self.schedule.n_steps
 
     @property
     def density(self) -> bool:
+        """False: pure states come out."""
         return False
 
     def prior(self, count: int, dim: int, generator: torch.Generator, dtype: torch.dtype = torch.complex64) -> Tensor:
@@ -350,10 +359,12 @@ class Scrambling(ForwardProcess):
 
     @property
     def n_steps(self) -> int:
+        """Steps T."""
         return self._n_steps
 
     @property
     def density(self) -> bool:
+        """False: pure states come out."""
         return False
 
     def prior(self, count: int, dim: int, generator: torch.Generator, dtype: torch.dtype = torch.complex64) -> Tensor:
@@ -388,10 +399,15 @@ class Scrambling(ForwardProcess):
 
 
 def scramble(states: Tensor, single: Tensor, pairs: Tensor) -> Tensor:
-    """One scrambling circuit per state: RZ-RY-RZ by `single` [B, n, 3] on each qubit, RZZ by `pairs` [B] on all pairs.
+    """One scrambling circuit per state: RZ-RY-RZ on each qubit, then RZZ on all pairs.
 
     Args:
-        states: [B, 2ⁿ].
+        states: pure [B, 2ⁿ].
+        single: angles of RZ, RY, RZ in radians, [B, n, 3].
+        pairs: angle of the RZZ in radians, [B].
+
+    Returns:
+        States [B, 2ⁿ].
     """
     batch, n = states.shape[0], single.shape[1]
     first, middle, last = (single / 2).unbind(-1)
@@ -428,7 +444,7 @@ def check_prior(count: int, dim: int, dtype: torch.dtype, expected: int | None =
 
 
 def _mixed(density: Tensor, share: float) -> Tensor:
-    """share · ρ + (1 − share) · tr ρ · I/d."""
+    """The mixture share · ρ + (1 − share) · tr ρ · I/d."""
     dim = density.shape[-1]
     trace = torch.einsum("bii->b", density)[:, None, None]
     return share * density + (1 - share) / dim * trace * torch.eye(dim, dtype=density.dtype, device=density.device)

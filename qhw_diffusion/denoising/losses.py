@@ -26,7 +26,8 @@ def fidelity(a: Tensor, b: Tensor) -> Tensor:
     the supergradient rank(ρ) ρ (the exact gradient σ ↦ ⟨ψ|σ|ψ⟩ if ρ is pure). Rounding can exceed [0, 1] by ~1e-15.
 
     Args:
-        a, b: complex states, pure [B, d] or density [B, d, d]; one batch may have size 1 and is then shared.
+        a: complex states, pure [B, d] or density [B, d, d]; a batch of size 1 is shared.
+        b: as `a`.
 
     Raises:
         InvalidInputError: real tensors, other shapes, or dimensions or batches that do not fit.
@@ -63,7 +64,7 @@ def trace_distance(a: Tensor, b: Tensor) -> Tensor:
 
 
 def hilbert_schmidt(a: Tensor, b: Tensor) -> Tensor:
-    """tr (ρ − σ)², the squared Hilbert–Schmidt distance of each pair, [B]; 2 (1 − F) for two pure states of unit norm.
+    """Squared Hilbert–Schmidt distance tr (ρ − σ)² of each pair, [B]; 2 (1 − F) for two pure states of unit norm.
 
     Args and errors as in `fidelity`.
     """

@@ -103,7 +103,7 @@ class QDM(nn.Module):
 
     @property
     def dim(self) -> int:
-        """d = 2^n of the data."""
+        """Dimension d = 2^n of the data's states."""
         return int(2**self.reverse.config.n_qubits)
 
     def config(self) -> dict[str, Any]:
@@ -278,7 +278,7 @@ class AmplitudeQDM(QDM):
 
 # Ten classes from 1,110 circuit parameters, as published; the paper gives the number and not the circuit. Ours: three
 # data, four label qubits and an ancilla, the bottleneck n → n+1 → n with 7 + 34 + 7 layers, shared by all steps:
-# 2·7·7·3 + 34·8·3 = 1,110. (With these numbers the CNOT chains cancel, and the circuit starts near the identity.)
+# 2·7·7·3 + 34·8·3 = 1,110. (With these numbers the CNOT chains cancel, so the initial circuit is near the identity.)
 RECONSTRUCTION = ReverseConfig(
     n_qubits=3,
     n_steps=4,
