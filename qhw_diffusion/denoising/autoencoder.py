@@ -71,9 +71,17 @@ class AutoencoderConfig(Config):
 class LatentAutoencoder(nn.Module):
     """Images [B, C, H, W] in [−1, 1] ↔ magnitudes [B, 2^k] of the amplitudes of k qubits.
 
-    Attributes: `config`, `image_shape`, `latent_dim` (2^k), `n_parameters`, `report` (mean squared errors per pixel on
-    the held-out images: "heldout_mse" from exact magnitudes, "heldout_mse_counts" from `config.latent_shots` shots,
-    "heldout_mse_mean_image" of the mean training image, the baseline; empty before training), `provenance`.
+    Args:
+        config: shape and training recipe.
+
+    Attributes:
+        config: what it was made from.
+        image_shape: (C, H, W).
+        latent_dim: 2^k.
+        report: mean squared errors per pixel on the held-out images: "heldout_mse" from exact magnitudes,
+            "heldout_mse_counts" from `config.latent_shots` shots, "heldout_mse_mean_image" of the mean training image,
+            the baseline; empty before training.
+        provenance: fingerprints of the data and the version of torch; empty before training.
     """
 
     def __init__(self, config: AutoencoderConfig) -> None:
@@ -94,7 +102,7 @@ class LatentAutoencoder(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of its weights: what images and magnitudes are turned into."""
+        """Data type of the weights, which images and magnitudes are turned into."""
         return next(self.parameters()).dtype
 
     def encode(self, images: Tensor) -> Tensor:

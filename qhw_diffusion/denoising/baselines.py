@@ -286,7 +286,15 @@ class LinearProcess(nn.Module):
 
 
 def with_classical(model: QDM, seed: int = 0) -> QDM:
-    """A copy of the model in which a classical network of at most as many parameters stands for the circuit."""
+    """A copy of the model with a classical network of at most as many parameters in the circuit's place.
+
+    Args:
+        model: the quantum model it is compared with.
+        seed: of the network's initial weights.
+
+    Raises:
+        InvalidInputError: a model with too few parameters for a network (see `ClassicalDenoiser`).
+    """
     return model.with_reverse(ClassicalProcess(model, seed))
 
 

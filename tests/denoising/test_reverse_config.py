@@ -1,12 +1,23 @@
 from __future__ import annotations
 
 import json
+from dataclasses import fields
 
 import pytest
 
+from qhw_diffusion.config import Config, field_docs
+from qhw_diffusion.denoising import AutoencoderConfig, ForwardConfig, TrainConfig
 from qhw_diffusion.denoising.config import ReverseConfig
 from qhw_diffusion.errors import InvalidInputError, UnknownNameError
 from qhw_diffusion.execution import Noisy
+
+
+@pytest.mark.parametrize("cls", [ReverseConfig, TrainConfig, ForwardConfig, AutoencoderConfig])
+def test_every_field_is_documented_and_settings_come_back_from_json(cls: type[Config]) -> None:
+    docs = field_docs(cls)
+    assert set(docs) == {f.name for f in fields(cls)}
+    assert all(text and not text.startswith("of ") for text in docs.values())
+    assert cls.from_dict(json.loads(json.dumps(cls().to_dict()))) == cls()
 
 
 def test_round_trip_through_json() -> None:

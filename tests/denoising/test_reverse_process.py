@@ -268,3 +268,10 @@ def test_weights_of_no_step_label_or_outcome() -> None:
     for label in (-1, 3, 1.0, True):
         with pytest.raises(InvalidInputError, match="labels"):
             p.dynamic_circuit(label)
+
+
+def test_a_unitary_process_has_a_classical_baseline_too() -> None:
+    model = EnsembleQDM(ReverseConfig(n_qubits=2, n_steps=2, kind="unitary", ancillas=0, depth=4))
+    other = with_classical(model)
+    assert other.reverse.n_parameters <= model.reverse.n_parameters
+    assert other.sample(3, torch.Generator().manual_seed(0)).states.shape == (3, 4)
