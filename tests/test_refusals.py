@@ -214,8 +214,6 @@ def deny(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["circuits", "export", "--out", "{file}"], "cannot write"),
-        (["circuits", "export", "--out", "{file}/x"], "cannot write"),
         (["calibration", "snapshot", "fake_manila", "--out", "{file}/x.json"], "cannot be written"),
         (["calibration", "show", "fake_manila", "--picture", "{file}/x.png"], "cannot be written"),
         (["study", "anchors", "quddpm-1", "--out", "{file}"], "a file is where a folder should be"),
