@@ -67,6 +67,9 @@ def _from_file(path: Path) -> ModuleType:
     resolved = path.resolve()
     if not resolved.is_file():
         raise InvalidInputError(f"there is no file {path}")
+    main = sys.modules.get("__main__")
+    if main is not None and Path(getattr(main, "__file__", None) or "").resolve() == resolved:
+        return main  # the script that is running: loaded again, its classes would be others
     name = f"qhw_extension_{resolved.stem}_{hashlib.sha256(str(resolved).encode()).hexdigest()[:8]}"
     if name not in sys.modules:
         specification = importlib.util.spec_from_file_location(name, resolved)

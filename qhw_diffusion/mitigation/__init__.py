@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 from qhw_diffusion.mitigation.decoupling import DynamicalDecoupling
-from qhw_diffusion.mitigation.folding import folded
-from qhw_diffusion.mitigation.mitigated import Mitigated
+from qhw_diffusion.mitigation.mitigated import Mitigated, counted, planned
 from qhw_diffusion.mitigation.mitiq_cdr import MitiqCDR
-from qhw_diffusion.mitigation.mitiq_ddd import MitiqDDD
-from qhw_diffusion.mitigation.mitiq_lre import MitiqLRE
 from qhw_diffusion.mitigation.mitiq_pec import MitiqPEC
-from qhw_diffusion.mitigation.mitiq_twirling import MitiqTwirling
-from qhw_diffusion.mitigation.mitiq_zne import MitiqZNE
-from qhw_diffusion.mitigation.parse import STRATEGIES, engine_of, strategies_of, strategy_of
+from qhw_diffusion.mitigation.mitiq_weighted import MitiqDDD, MitiqLRE, MitiqTwirling, MitiqZNE
 from qhw_diffusion.mitigation.readout import Readout
-from qhw_diffusion.mitigation.strategy import Calibration, Cost, Strategy
+from qhw_diffusion.mitigation.registry import GRAMMAR, STRATEGIES, engine_of, strategies_of, strategy_of
+from qhw_diffusion.mitigation.rewriting import folded, kept, with_isa, without_delays
+from qhw_diffusion.mitigation.strategy import NOISE_DATA, Calibration, Cost, Need, Strategy
 from qhw_diffusion.mitigation.twirling import PauliTwirling
 from qhw_diffusion.mitigation.zne import EXTRAPOLATIONS, ZNE
 
 __all__ = [
     "EXTRAPOLATIONS",
+    "GRAMMAR",
+    "NOISE_DATA",
     "STRATEGIES",
     "ZNE",
     "Calibration",
@@ -31,11 +30,17 @@ __all__ = [
     "MitiqPEC",
     "MitiqTwirling",
     "MitiqZNE",
+    "Need",
     "PauliTwirling",
     "Readout",
     "Strategy",
+    "counted",
     "engine_of",
     "folded",
+    "kept",
+    "planned",
     "strategies_of",
     "strategy_of",
+    "with_isa",
+    "without_delays",
 ]

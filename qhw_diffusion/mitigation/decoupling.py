@@ -14,9 +14,10 @@ from qiskit.transpiler import PassManager
 from qiskit.transpiler.passes import ALAPScheduleAnalysis, PadDynamicalDecoupling
 from torch import Tensor
 
-from qhw_diffusion.errors import InvalidInputError, UnknownNameError
+from qhw_diffusion.errors import UnknownNameError
 from qhw_diffusion.execution import CompiledCircuit, Estimate, Experiment
-from qhw_diffusion.mitigation.strategy import DECOUPLED, Strategy, kept, without_delays
+from qhw_diffusion.mitigation.rewriting import DECOUPLED, kept, without_delays
+from qhw_diffusion.mitigation.strategy import Need, Strategy
 
 Pulses = Literal["xx", "xy4"]
 SEQUENCES: tuple[str, ...] = get_args(Pulses)
@@ -45,23 +46,21 @@ class DynamicalDecoupling(Strategy):
 
     sequence: Pulses = "xx"
     name: ClassVar[str] = "decoupling"
+    needs: ClassVar[frozenset[Need]] = frozenset({Need.SCHEDULE})
+    text_least: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
         if self.sequence not in SEQUENCES:
             raise UnknownNameError.of("decoupling sequence", str(self.sequence), SEQUENCES)
 
     @property
-    def spec(self) -> str:
-        return f"{self.name}:{self.sequence}"
-
-    def check(self, compiled: CompiledCircuit) -> None:
-        if not compiled.scheduled:
-            raise InvalidInputError(
-                "dynamical decoupling fills the waits of a schedule; compile the circuit with scheduled=True"
-            )
+    def label(self) -> str:
+        """``"decoupling X-X"`` or ``"decoupling XY4"``."""
+        return "decoupling " + ("X-X" if self.sequence == "xx" else "XY4")
 
     def construct(self, compiled: CompiledCircuit, rows: Tensor) -> list[Experiment]:
-        self.check(compiled)
+        """The same circuit with pulses in its waits."""
+        Need.SCHEDULE.check(compiled)
         made, key = kept(compiled), ("decoupled", self.sequence)
         if key not in made:
             made[key] = replace(compiled, isa=_decoupled(compiled, *_pulses(self.sequence)))
@@ -74,6 +73,7 @@ class DynamicalDecoupling(Strategy):
         rows: Tensor,
         calibration: Sequence[Estimate] = (),
     ) -> Estimate:
+        """The estimate of that circuit."""
         return estimates[0]
 
 

@@ -1,8 +1,8 @@
-"""`Mitigated`: an engine behind a list of strategies is an engine."""
+"""`Mitigated`, an engine behind a list of strategies; what the strategies make of a circuit, and what that costs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, field, replace
 from functools import reduce
 from operator import add
@@ -14,9 +14,10 @@ from torch import Tensor
 from qhw_diffusion.errors import InvalidInputError
 from qhw_diffusion.execution import CompiledCircuit, Engine, Estimate, Experiment, Usage
 from qhw_diffusion.execution.constants import evaluate_varying, parts_of
-from qhw_diffusion.execution.engine import Record, check_parameters, rows_of
+from qhw_diffusion.execution.engine import Record, check_parameters, circuits_with_shots, rows_of
 from qhw_diffusion.execution.engine_text import engine_of
-from qhw_diffusion.mitigation.strategy import Cost, Strategy, counted, expand
+from qhw_diffusion.mitigation.checks import calibrated, check_strategies, combined, constructed
+from qhw_diffusion.mitigation.strategy import Cost, Strategy, zero_rows
 
 # A standard error that stands for an infinite one, to see which values depend on it
 _SMALL = 1e-3
@@ -76,11 +77,14 @@ class Mitigated(Engine):
 
     @property
     def spec(self) -> str | None:
-        return None if self.base.spec is None else self.label
+        """Text that makes an equal engine; None if the engine or one of the strategies has none."""
+        known = self.base.spec is not None and all(strategy.spec is not None for strategy in self.strategies)
+        return self.label if known else None
 
     @property
     def label(self) -> str:
-        return "+".join([self.base.label, *(strategy.spec for strategy in self.strategies)])
+        """The text, as far as there is one."""
+        return "+".join([self.base.label, *(strategy.spec or strategy.label for strategy in self.strategies)])
 
     def cost(self, compiled: CompiledCircuit, rows: int = 1) -> Cost:
         """What an evaluation at so many rows takes, counted on the circuits that it would send: nothing is evaluated.
@@ -91,16 +95,18 @@ class Mitigated(Engine):
         return counted(self.strategies, compiled, rows, self.base.circuits_of)
 
     def check(self, compiled: CompiledCircuit) -> None:
+        """Raise if the engine or a strategy cannot treat the circuit; strategies of a user's own are tried out."""
         self.base.check(compiled)
         varying = parts_of(compiled).varying
         if varying is not None:
-            for strategy in self.strategies:
-                strategy.check(varying)
+            check_strategies(self.strategies, varying, self.base)
 
     def estimate(self, compiled: CompiledCircuit, parameters: Tensor) -> Estimate:
+        """Corrected values and standard errors [B, M] of rows [B, P]; see `Engine.estimate`."""
         return self.estimate_many([(compiled, parameters)])[0]
 
     def estimate_many(self, experiments: Sequence[Experiment]) -> list[Estimate]:
+        """The same of several circuits, all of them and their calibrations in one call of the engine."""
         checked = [(compiled, check_parameters(compiled, parameters)) for compiled, parameters in experiments]
         with torch.no_grad():
             return evaluate_varying(
@@ -111,6 +117,7 @@ class Mitigated(Engine):
     def expectation(
         self, compiled: CompiledCircuit, inputs: Tensor, weights: Tensor, record: Record = lambda usage: None
     ) -> Tensor:
+        """[B, inputs], [weights] → [B, M], differentiable where the engine and all strategies are."""
         if not self.differentiable:
             return super().expectation(compiled, inputs, weights, record)
 
@@ -131,6 +138,8 @@ class Mitigated(Engine):
         return evaluate_varying([(compiled, rows)], lambda varying: self._run(varying, evaluate))[0].values
 
     def _run(self, experiments: list[Experiment], evaluate: _Evaluate) -> list[Estimate]:
+        for compiled, _ in experiments:
+            check_strategies(self.strategies, compiled, self.base, own_only=True)
         expansion = expand(self.strategies, experiments, self._calibrations)
         levels, sizes, keys, wanted = expansion.levels, expansion.sizes, expansion.keys, expansion.wanted
         asked = expansion.calibrations
@@ -165,13 +174,97 @@ def _combined(
     """
     given, count = [*children, *calibration], len(children)
     if all(bool(estimate.std_errors.isfinite().all()) for estimate in given):
-        return strategy.combine(children, compiled, rows, calibration)
+        return combined(strategy, children, compiled, rows, calibration)
 
     def combine(errors: Callable[[Tensor], Tensor]) -> Estimate:
         changed = [replace(estimate, std_errors=errors(estimate.std_errors)) for estimate in given]
-        return strategy.combine(changed[:count], compiled, rows, changed[count:])
+        return combined(strategy, changed[:count], compiled, rows, changed[count:])
 
     known = combine(lambda errors: errors.masked_fill(errors.isinf(), 0.0))
     without = combine(torch.zeros_like).std_errors
     touched = combine(lambda errors: _SMALL * errors.isinf().to(errors)).std_errors != without
     return replace(known, std_errors=known.std_errors.masked_fill(touched, torch.inf))
+
+
+@dataclass(frozen=True)
+class Expansion:
+    """What a list of strategies makes of experiments, the last strategy first.
+
+    Attributes:
+        levels: experiments before the first expansion, and after each.
+        sizes: for each expansion into how many every experiment was expanded.
+        keys: for each expansion the key of the calibration that every experiment needs, None for none.
+        wanted: calibrations that are not there yet, by their keys: each is made once, whoever needs it.
+    """
+
+    levels: list[list[Experiment]]
+    sizes: list[list[int]]
+    keys: list[list[Any]]
+    wanted: dict[Any, tuple[Experiment, ...]]
+
+    @property
+    def leaves(self) -> list[Experiment]:
+        """What the engine evaluates besides calibrations."""
+        return self.levels[-1]
+
+    @property
+    def calibrations(self) -> list[Experiment]:
+        """Experiments of the calibrations that are wanted, in order."""
+        return [experiment for calibration in self.wanted.values() for experiment in calibration]
+
+
+def expand(
+    strategies: Sequence[Strategy], experiments: Sequence[Experiment], known: Container[Any] = (), *, dry: bool = False
+) -> Expansion:
+    """Expand experiments by all strategies.
+
+    Args:
+        strategies: the one next to the engine first.
+        experiments: circuits and their rows.
+        known: keys of calibrations that are there.
+        dry: with `Strategy.plan` in place of `Strategy.construct`, to count.
+    """
+    expansion = Expansion([list(experiments)], [], [], {})
+    for strategy in reversed(strategies):
+        expanded = [constructed(strategy, *experiment, dry=dry) for experiment in expansion.leaves]
+        keys = []
+        for compiled, _ in expansion.leaves:
+            calibration = calibrated(strategy, compiled)
+            key = None if calibration is None else (strategy.spec or id(strategy), *calibration.key)
+            if calibration is not None and key not in known:
+                expansion.wanted[key] = calibration.experiments
+            keys.append(key)
+        expansion.keys.append(keys)
+        expansion.sizes.append([len(children) for children in expanded])
+        expansion.levels.append([child for children in expanded for child in children])
+    return expansion
+
+
+def planned(strategies: Sequence[Strategy], compiled: CompiledCircuit, rows: int) -> Expansion:
+    """What the first evaluation at so many rows would send, with zeros for parameters; nothing is evaluated.
+
+    Observables that are constants send nothing.
+
+    Raises:
+        InvalidInputError: rows below 1; what the strategies raise for a circuit they cannot treat.
+    """
+    zeros, varying = zero_rows(compiled, rows), parts_of(compiled).varying
+    if varying is None:
+        return expand(strategies, [], dry=True)
+    check_strategies(strategies, varying, own_only=True)
+    return expand(strategies, [(varying, zeros)], dry=True)
+
+
+def counted(
+    strategies: Sequence[Strategy],
+    compiled: CompiledCircuit,
+    rows: int = 1,
+    circuits_of: Callable[[CompiledCircuit, int], int] = circuits_with_shots,
+) -> Cost:
+    """The circuits of what is `planned`, each as the engine counts it (`Engine.circuits_of`)."""
+    expansion = planned(strategies, compiled, rows)
+    each, once = (
+        sum(circuits_of(circuit, len(values)) for circuit, values in made)
+        for made in (expansion.leaves, expansion.calibrations)
+    )
+    return Cost(each, once)

@@ -11,16 +11,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from qiskit import QuantumCircuit
 from qiskit.circuit import Gate, ParameterExpression
 from qiskit.circuit.library import CXGate, CZGate, ECRGate, IGate, RZGate, SXGate, XGate
 
-from qhw_diffusion.errors import EngineError, MissingDependencyError, UnsupportedCircuitError
+from qhw_diffusion.errors import EngineError, UnsupportedCircuitError
 from qhw_diffusion.execution import CompiledCircuit
-from qhw_diffusion.mitigation.strategy import with_isa, without_delays
+from qhw_diffusion.mitigation.rewriting import with_isa, without_delays
+from qhw_diffusion.mitigation.strategy import require_mitiq
 
 if TYPE_CHECKING:
     import cirq
@@ -29,16 +29,6 @@ _ONE_QUBIT = frozenset({"rz", "sx", "x", "id"})
 _TWO_QUBIT: dict[str, type[Gate]] = {"cx": CXGate, "cz": CZGate, "ecr": ECRGate}
 # The angles that stand for the symbols; below π, which is what a Z becomes
 _LARGEST_MARK = 3.0
-
-
-def require_mitiq() -> None:
-    """Raise MissingDependencyError unless Mitiq is installed."""
-    if find_spec("mitiq") is None:
-        raise MissingDependencyError(
-            "this strategy needs Mitiq (GPLv3, therefore optional): pip install 'mitiq>=1.1,<1.2' 'ply==3.11'. "
-            "Not mitiq[qiskit], which replaces Aer and the runtime client by old ones. Without Mitiq there are "
-            "ZNE(), Readout(), PauliTwirling() and DynamicalDecoupling() in qhw_diffusion.mitigation"
-        )
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -14,9 +14,10 @@ from torch import Tensor
 
 from qhw_diffusion.errors import InvalidInputError
 from qhw_diffusion.execution import CompiledCircuit, Estimate, Experiment, Ideal
-from qhw_diffusion.mitigation.mitiq_bridge import check_basis, require_mitiq, rz_angles, to_cirq
+from qhw_diffusion.mitigation.mitiq_bridge import check_basis, rz_angles, to_cirq
 from qhw_diffusion.mitigation.mitiq_weighted import check_number
-from qhw_diffusion.mitigation.strategy import MOST_CIRCUITS, Strategy, kept, number_text, with_isa, without_delays
+from qhw_diffusion.mitigation.rewriting import kept, with_isa, without_delays
+from qhw_diffusion.mitigation.strategy import MOST_CIRCUITS, Need, Strategy, require_mitiq
 
 if TYPE_CHECKING:
     import cirq
@@ -58,6 +59,9 @@ class MitiqCDR(Strategy):
     each_row: bool = False
     seed: int = 0
     name: ClassVar[str] = "mitiq-cdr"
+    needs: ClassVar[frozenset[Need]] = frozenset({Need.MITIQ, Need.NOISELESS_SIMULATOR})
+    text_least: ClassVar[int] = 9  # a text states them all
+    text_words: ClassVar[Mapping[str, tuple[str, str]]] = {"each_row": ("shared", "rows")}
 
     def __post_init__(self) -> None:
         check_number("training_circuits", self.training_circuits, 3, MOST_CIRCUITS)
@@ -69,15 +73,16 @@ class MitiqCDR(Strategy):
 
     @property
     def differentiable(self) -> bool:  # type: ignore[override]
+        """Whether one training set serves all rows."""
         return not self.each_row
 
     @property
-    def spec(self) -> str:
-        scope = "rows" if self.each_row else "shared"
-        share = number_text(self.fraction_non_clifford)
-        return f"{self.name}:{self.training_circuits}:{share}:{scope}:{self.seed}"
+    def label(self) -> str:
+        """``"Mitiq CDR, 24 circuits"``, and whether each row has its own."""
+        return f"Mitiq CDR, {self.training_circuits} circuits" + (" a row" if self.each_row else "")
 
     def check(self, compiled: CompiledCircuit) -> None:
+        """Raise for a circuit without rz, gates that Mitiq is not given, or without Mitiq."""
         require_mitiq()
         isa = without_delays(compiled)
         check_basis(isa)
@@ -85,6 +90,7 @@ class MitiqCDR(Strategy):
             raise InvalidInputError("the circuit has no rz whose angle could be replaced by a Clifford one")
 
     def construct(self, compiled: CompiledCircuit, rows: Tensor) -> list[Experiment]:
+        """The circuit itself, and the training circuits as rows of one circuit."""
         measured, (circuit, _) = self.plan(compiled, rows)
         angles, _ = self._training(compiled, rows)
         return [measured, (circuit, angles.to(rows))]
@@ -96,12 +102,14 @@ class MitiqCDR(Strategy):
         rows: Tensor,
         calibration: Sequence[Estimate] = (),
     ) -> Estimate:
+        """The lines through the training circuits, applied to the measured values."""
         measured, training = estimates
         _, ideal = self._training(compiled, rows)
         noisy, errors = (t.detach().reshape(ideal.shape) for t in (training.values, training.std_errors))
         return regress(ideal.to(rows), noisy, errors, measured)
 
     def plan(self, compiled: CompiledCircuit, rows: Tensor) -> list[Experiment]:
+        """As `construct`, with zeros for the angles: nothing is simulated to count."""
         self.check(compiled)
         circuit = by_angle(compiled)
         sets = len(rows) if self.each_row else 1

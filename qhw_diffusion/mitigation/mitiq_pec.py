@@ -13,9 +13,10 @@ from qiskit.quantum_info import PTM, SuperOp, pauli_basis
 
 from qhw_diffusion.errors import InvalidInputError
 from qhw_diffusion.execution import CompiledCircuit
-from qhw_diffusion.mitigation.mitiq_bridge import bridge, require_mitiq
+from qhw_diffusion.mitigation.mitiq_bridge import bridge
 from qhw_diffusion.mitigation.mitiq_weighted import Family, Weighted, check_number
-from qhw_diffusion.mitigation.strategy import MOST_CIRCUITS, kept, without_delays
+from qhw_diffusion.mitigation.rewriting import kept, without_delays
+from qhw_diffusion.mitigation.strategy import MOST_CIRCUITS, Need, require_mitiq
 
 if TYPE_CHECKING:
     from mitiq.pec import OperationRepresentation
@@ -46,16 +47,19 @@ class MitiqPEC(Weighted):
     samples: int = 100
     seed: int = 0
     name: ClassVar[str] = "mitiq-pec"
+    needs: ClassVar[frozenset[Need]] = frozenset({Need.MITIQ, Need.GATE_DATA})
 
     def __post_init__(self) -> None:
         check_number("samples", self.samples, 2, MOST_CIRCUITS)
         check_number("seed", self.seed, 0)
 
     @property
-    def spec(self) -> str:
-        return f"{self.name}:{self.samples}:{self.seed}"
+    def label(self) -> str:
+        """``"Mitiq PEC, 100 samples"``."""
+        return f"Mitiq PEC, {self.samples} samples"
 
     def make(self, compiled: CompiledCircuit) -> Family:
+        """The circuit without Paulis and those that are drawn, with their weights."""
         require_mitiq()
         import cirq
 

@@ -1,22 +1,27 @@
-"""What a mitigation strategy is: it makes other circuits of one circuit, and one estimate of their estimates."""
+"""The base class of mitigation strategies: other circuits in place of one, and one estimate from their estimates.
+
+A strategy states everything about itself: the circuits it takes (`plan`, `cost`), what it needs (`needs`), what tables
+call it (`label`) and the text that makes it again (`spec`). Nothing else in the package names single strategies but
+the registry of the built-in ones.
+"""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Container, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar
-from weakref import WeakKeyDictionary
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from importlib.util import find_spec
+from typing import Any, ClassVar, Self
 
 import torch
-from qiskit import QuantumCircuit
-from qiskit.transpiler import generate_preset_pass_manager
 from torch import Tensor
 
-from qhw_diffusion.errors import InvalidInputError
-from qhw_diffusion.execution import CompiledCircuit, Estimate, Experiment, Usage
+from qhw_diffusion.errors import InvalidInputError, MissingDependencyError
+from qhw_diffusion.execution import CompiledCircuit, Engine, Estimate, Experiment, Ideal, Usage
 from qhw_diffusion.execution.constants import parts_of
 from qhw_diffusion.execution.engine import circuits_with_shots
+from qhw_diffusion.mitigation.strategy_text import grammar_of, made_from_text, reference_of, settings_of
 
 # A strategy makes no more circuits than this of one
 MOST_CIRCUITS = 10_000
@@ -36,7 +41,12 @@ class Cost:
     calibration_circuits: int = 0
 
     def usage(self, shots: int, *, first: bool = True) -> Usage:
-        """Of one evaluation at so many shots of each circuit; `first`: with the calibration."""
+        """Circuits and shots of one evaluation.
+
+        Args:
+            shots: repetitions of each circuit.
+            first: with the calibration.
+        """
         circuits = self.circuits + (self.calibration_circuits if first else 0)
         return Usage(circuits, circuits * shots)
 
@@ -46,7 +56,7 @@ class Calibration:
     """Circuits a strategy needs once, before it can correct anything.
 
     Attributes:
-        key: evaluations with equal keys share the calibration.
+        key: hashable; evaluations with equal keys share the calibration.
         experiments: circuits with observables of their own, and their rows of parameters.
     """
 
@@ -54,24 +64,106 @@ class Calibration:
     experiments: tuple[Experiment, ...]
 
 
-class Strategy(ABC):
-    """One way to lessen errors. Strategies are configuration: `Mitigated` runs them.
+class Need(Enum):
+    """What a strategy needs besides circuits; `check` refuses what lacks it."""
 
-    `construct` and `combine` are functions of their arguments alone: nothing is remembered in between.
+    SHOTS = "an engine that samples"
+    MITIQ = "the package Mitiq"
+    SCHEDULE = "a scheduled circuit"
+    NOISELESS_SIMULATOR = "a circuit that can be simulated without noise"
+    READOUT_DATA = "the readout errors of the device's calibration"
+    GATE_DATA = "the gate errors of the device's calibration"
+
+    def check(self, compiled: CompiledCircuit, engine: Engine | None = None) -> None:
+        """Raise where it is missing.
+
+        Args:
+            compiled: the circuit on its device.
+            engine: that evaluates the strategy's circuits; None: not known yet.
+
+        Raises:
+            MissingDependencyError: Mitiq is not installed.
+            InvalidInputError, MemoryBudgetError: the circuit, its device or the engine is not of that kind.
+        """
+        if self is Need.SHOTS and isinstance(engine, Ideal):
+            raise InvalidInputError(f"engine {engine.label!r} is exact, {self.value} is needed: use shots:4096")
+        if self is Need.MITIQ:
+            require_mitiq()
+        if self is Need.SCHEDULE and not compiled.scheduled:
+            raise InvalidInputError(f"{self.value} is needed: compile the circuit with scheduled=True")
+        if self is Need.NOISELESS_SIMULATOR:
+            Ideal().check(compiled)
+        if self is Need.READOUT_DATA:
+            for qubit in compiled.physical_qubits:
+                compiled.device.readout_error(qubit)
+
+
+# They know the noise of a simulation exactly, as no calibration of a device knows the device
+NOISE_DATA = frozenset({Need.READOUT_DATA, Need.GATE_DATA})
+
+
+def require_mitiq() -> None:
+    """Raise MissingDependencyError unless Mitiq is installed."""
+    if find_spec("mitiq") is None:
+        raise MissingDependencyError(
+            "this strategy needs Mitiq (GPLv3, therefore optional): pip install 'mitiq>=1.1,<1.2' 'ply==3.11'. "
+            "Not mitiq[qiskit], which replaces Aer and the runtime client by old ones. Without Mitiq there are "
+            "ZNE(), Readout(), PauliTwirling() and DynamicalDecoupling() in qhw_diffusion.mitigation"
+        )
+
+
+class Strategy(ABC):
+    """One mitigation strategy. Strategies are configuration: `Mitigated` runs them.
+
+    A strategy of your own is a subclass, best a frozen dataclass: its fields are then the settings of its text
+    (``module:Class:setting:…`` or ``file.py:Class:setting:…``), in their order. `construct` and `combine` are functions
+    of their arguments alone: nothing is remembered in between.
 
     Attributes:
-        name: what tables and texts call it.
+        name: what texts call a built-in strategy; others are called by the place of their class.
         differentiable: whether `construct` passes the rows on as they are and `combine` is torch all the way, so that a
             gradient goes through.
+        needs: what it needs besides circuits.
+        new_observables: whether the circuits of `construct` measure other observables than the given one.
+        text_order: fields that are settings of the text, in the text's order; empty: all fields in theirs.
+        text_least: how many settings `spec` states even where they are the defaults.
+        text_words: words for False and True of a field, "no" and "yes" if it has none.
     """
 
-    name: ClassVar[str]
+    name: ClassVar[str] = ""
     differentiable: ClassVar[bool] = True
+    needs: ClassVar[frozenset[Need]] = frozenset()
+    new_observables: ClassVar[bool] = False
+    text_order: ClassVar[tuple[str, ...]] = ()
+    text_least: ClassVar[int] = 0
+    text_words: ClassVar[Mapping[str, tuple[str, str]]] = {}
 
     @property
-    def spec(self) -> str:
-        """Text from which `strategy_of` makes an equal strategy."""
-        return self.name
+    def label(self) -> str:
+        """What tables and messages call it, in a few words; as here the text, or the name of the class."""
+        return self.spec or type(self).__name__
+
+    @property
+    def spec(self) -> str | None:
+        """Text from which `strategy_of` makes an equal strategy; None if no text can."""
+        reference, settings = reference_of(type(self)), settings_of(self)
+        return None if reference is None or settings is None else ":".join([reference, *settings])
+
+    @classmethod
+    def from_settings(cls, settings: Sequence[str]) -> Self:
+        """The strategy of a text, from what follows its name there, colon by colon.
+
+        Raises:
+            InvalidInputError: too many settings, or one that is no number where one is needed.
+            UnknownNameError: a setting that is none of the words allowed.
+        """
+        strategy: Self = made_from_text(cls, settings, cls.name or cls.__name__)
+        return strategy
+
+    @classmethod
+    def grammar(cls) -> str:
+        """The settings of its text: ``zne[:EXTRAPOLATION[:SCALE_FACTOR,SCALE_FACTOR,…[:local|global]]]``."""
+        return grammar_of(cls, cls.name or cls.__name__)
 
     @abstractmethod
     def construct(self, compiled: CompiledCircuit, rows: Tensor) -> list[Experiment]:
@@ -80,6 +172,9 @@ class Strategy(ABC):
         Args:
             compiled: the circuit with its M observables.
             rows: [B, P] radians.
+
+        Returns:
+            At least one circuit, each with its rows of parameters [B', P'].
 
         Raises:
             UnsupportedCircuitError: a circuit the strategy has no way to treat.
@@ -96,8 +191,9 @@ class Strategy(ABC):
         """The corrected estimate [B, M] of `compiled` at `rows`, with propagated standard errors.
 
         Args:
-            estimates: of what `construct(compiled, rows)` returned, in that order.
-            compiled, rows: as given to `construct`.
+            estimates: of what `construct(compiled, rows)` returned, in that order, each [B', M'].
+            compiled: as given to `construct`.
+            rows: as given to `construct`, [B, P] radians.
             calibration: of what `calibration(compiled)` asked for, in that order.
         """
 
@@ -110,153 +206,41 @@ class Strategy(ABC):
         return self.construct(compiled, rows)
 
     def cost(self, compiled: CompiledCircuit, rows: int = 1) -> Cost:
-        """What an evaluation at so many rows takes with this strategy alone (see `counted`)."""
-        return counted([self], compiled, rows)
+        """What an evaluation at so many rows takes with this strategy alone, counted on what `plan` makes.
+
+        A strategy that overrides it must state what its circuits take: that is compared before anything is sent.
+
+        Raises:
+            InvalidInputError: rows below 1; what the strategy raises for a circuit it cannot treat.
+        """
+        varying = parts_of(compiled).varying
+        if varying is None:
+            return Cost(0)
+        calibration = self.calibration(varying)
+        made = [self.plan(varying, zero_rows(varying, rows)), () if calibration is None else calibration.experiments]
+        return Cost(*(sum(circuits_with_shots(circuit, len(values)) for circuit, values in each) for each in made))
 
     def check(self, compiled: CompiledCircuit) -> None:  # noqa: B027 (most strategies take every circuit)
         """Raise if this strategy cannot treat the circuit; called once, when a layer is made."""
 
+    def __eq__(self, other: object) -> bool:
+        return self is other or (type(other) is type(self) and self.spec is not None and self.spec == other.spec)
 
-def number_text(number: float) -> str:
-    """The shortest text that gives this very number again, without the ``+`` that separates strategies."""
-    short = f"{number:g}"
-    return (short if float(short) == number else repr(float(number))).replace("e+", "e")
-
-
-@dataclass(frozen=True)
-class Expansion:
-    """What a list of strategies makes of experiments, the last strategy first.
-
-    Attributes:
-        levels: experiments before the first expansion, and after each.
-        sizes: for each expansion into how many every experiment was expanded.
-        keys: for each expansion the key of the calibration that every experiment needs, None for none.
-        wanted: calibrations that are not there yet, by their keys: each is made once, whoever needs it.
-    """
-
-    levels: list[list[Experiment]]
-    sizes: list[list[int]]
-    keys: list[list[Any]]
-    wanted: dict[Any, tuple[Experiment, ...]]
-
-    @property
-    def leaves(self) -> list[Experiment]:
-        """What the engine evaluates besides calibrations."""
-        return self.levels[-1]
-
-    @property
-    def calibrations(self) -> list[Experiment]:
-        """Experiments of the calibrations that are wanted, in order."""
-        return [experiment for calibration in self.wanted.values() for experiment in calibration]
+    def __hash__(self) -> int:
+        return hash((type(self), self.spec))
 
 
-def expand(
-    strategies: Sequence[Strategy], experiments: Sequence[Experiment], known: Container[Any] = (), *, dry: bool = False
-) -> Expansion:
-    """Expand experiments by all strategies.
-
-    Args:
-        strategies: the one next to the engine first.
-        experiments: circuits and their rows.
-        known: keys of calibrations that are there.
-        dry: with `Strategy.plan` in place of `Strategy.construct`, to count.
-    """
-    expansion = Expansion([list(experiments)], [], [], {})
-    for strategy in reversed(strategies):
-        make = strategy.plan if dry else strategy.construct
-        expanded = [make(*experiment) for experiment in expansion.leaves]
-        keys = []
-        for compiled, _ in expansion.leaves:
-            calibration = strategy.calibration(compiled)
-            key = None if calibration is None else (strategy.spec, *calibration.key)
-            if calibration is not None and key not in known:
-                expansion.wanted[key] = calibration.experiments
-            keys.append(key)
-        expansion.keys.append(keys)
-        expansion.sizes.append([len(children) for children in expanded])
-        expansion.levels.append([child for children in expanded for child in children])
-    return expansion
+def built_in(strategy: Strategy) -> bool:
+    """Whether it is a class of this package."""
+    return type(strategy).__module__.split(".")[0] == __name__.split(".")[0]
 
 
-def planned(strategies: Sequence[Strategy], compiled: CompiledCircuit, rows: int) -> Expansion:
-    """What the first evaluation at so many rows would send, with zeros for parameters; nothing is evaluated.
-
-    Observables that are constants send nothing.
+def zero_rows(compiled: CompiledCircuit, rows: int) -> Tensor:
+    """[rows, P] zeros in place of parameters, to count circuits.
 
     Raises:
-        InvalidInputError: rows below 1; what the strategies raise for a circuit they cannot treat.
+        InvalidInputError: rows below 1.
     """
     if isinstance(rows, bool) or not isinstance(rows, int) or rows < 1:
         raise InvalidInputError(f"rows is {rows!r}; allowed: whole numbers from 1")
-    varying = parts_of(compiled).varying
-    if varying is None:
-        return expand(strategies, [], dry=True)
-    zeros = torch.zeros(rows, compiled.n_inputs + compiled.n_weights, dtype=torch.float64)
-    return expand(strategies, [(varying, zeros)], dry=True)
-
-
-def counted(
-    strategies: Sequence[Strategy],
-    compiled: CompiledCircuit,
-    rows: int = 1,
-    circuits_of: Callable[[CompiledCircuit, int], int] = circuits_with_shots,
-) -> Cost:
-    """The circuits of what is `planned`, each as the engine counts it (`Engine.circuits_of`)."""
-    expansion = planned(strategies, compiled, rows)
-    each, once = (
-        sum(circuits_of(circuit, len(values)) for circuit, values in made)
-        for made in (expansion.leaves, expansion.calibrations)
-    )
-    return Cost(each, once)
-
-
-_derived: WeakKeyDictionary[CompiledCircuit, dict[Any, Any]] = WeakKeyDictionary()
-
-
-def kept(compiled: CompiledCircuit) -> dict[Any, Any]:
-    """What strategies have made of a compiled circuit so far; forgotten with it. Simulators are kept with circuits, so
-    a strategy must hand out the same circuit every time.
-    """
-    return _derived.setdefault(compiled, {})
-
-
-DECOUPLED = "qhw_decoupled"
-
-
-def with_isa(compiled: CompiledCircuit, isa: QuantumCircuit) -> CompiledCircuit:
-    """`compiled` with another ISA circuit (without delays); a scheduled one is scheduled again, since times change."""
-    if compiled.scheduled:
-        manager = generate_preset_pass_manager(
-            optimization_level=0,
-            target=compiled.device.target,
-            seed_transpiler=compiled.seed,
-            scheduling_method="alap",
-        )
-        isa = manager.scheduling.run(isa)
-    return replace(compiled, isa=isa)
-
-
-def without_delays(compiled: CompiledCircuit) -> QuantumCircuit:
-    """The ISA circuit without the delays of its schedule, to be changed and given to `with_isa`.
-
-    Raises:
-        InvalidInputError: delays that are no schedule's (written by hand, or a decoupling sequence's).
-    """
-    isa = compiled.isa
-    if "delay" not in isa.count_ops():
-        return isa
-    if DECOUPLED in (isa.metadata or {}):
-        raise InvalidInputError(
-            "a circuit with a decoupling sequence cannot be changed any more; list DynamicalDecoupling before the "
-            "other strategies: the last listed expands first"
-        )
-    if not compiled.scheduled or "delay" in compiled.logical.count_ops():
-        raise InvalidInputError(
-            "the circuit has delays written by hand, whose meaning folding or twirling would change; remove them, or "
-            "compile with scheduled=True instead"
-        )
-    bare = isa.copy_empty_like()
-    for instruction in isa.data:
-        if instruction.operation.name != "delay":
-            bare.append(instruction, copy=False)
-    return bare
+    return torch.zeros(rows, compiled.n_inputs + compiled.n_weights, dtype=torch.float64)

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from qhw_diffusion.errors import InvalidInputError, UnsupportedCircuitError
 from qhw_diffusion.execution import CompiledCircuit, Estimate, Experiment
-from qhw_diffusion.mitigation.strategy import MOST_CIRCUITS, Strategy, kept, with_isa, without_delays
+from qhw_diffusion.mitigation.rewriting import kept, with_isa, without_delays
+from qhw_diffusion.mitigation.strategy import MOST_CIRCUITS, Strategy
 
 TWIRLED = frozenset(["cx", "cz", "ecr"])
 Frame = tuple[int, int]  # a Pauli up to its sign, as exponents (x, z) of X^x Z^z
@@ -49,6 +50,7 @@ class PauliTwirling(Strategy):
     randomisations: int = 8
     seed: int = 0
     name: ClassVar[str] = "twirling"
+    text_least: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
         for name, value, low in (("randomisations", self.randomisations, 1), ("seed", self.seed, 0)):
@@ -58,10 +60,12 @@ class PauliTwirling(Strategy):
             raise InvalidInputError(f"randomisations is {self.randomisations}; allowed: up to {MOST_CIRCUITS:,}")
 
     @property
-    def spec(self) -> str:
-        return f"{self.name}:{self.randomisations}" + (f":{self.seed}" if self.seed else "")
+    def label(self) -> str:
+        """``"twirling, 8 circuits"``."""
+        return f"twirling, {self.randomisations} circuits"
 
     def check(self, compiled: CompiledCircuit) -> None:
+        """Raise UnsupportedCircuitError for a two-qubit gate that cannot be twirled."""
         for instruction in compiled.isa.data:
             name = instruction.operation.name
             if len(instruction.qubits) == 2 and name not in {*TWIRLED, "barrier"}:
@@ -71,6 +75,7 @@ class PauliTwirling(Strategy):
                 )
 
     def construct(self, compiled: CompiledCircuit, rows: Tensor) -> list[Experiment]:
+        """One circuit a randomisation."""
         made, key = kept(compiled), ("twirled", self.randomisations, self.seed)
         if key not in made:
             self.check(compiled)
@@ -85,6 +90,7 @@ class PauliTwirling(Strategy):
         rows: Tensor,
         calibration: Sequence[Estimate] = (),
     ) -> Estimate:
+        """The mean over the circuits."""
         values = torch.stack([estimate.values for estimate in estimates])
         errors = torch.stack([estimate.std_errors for estimate in estimates])
         return Estimate(values.mean(0), errors.square().sum(0).sqrt() / len(estimates))

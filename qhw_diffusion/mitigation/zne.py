@@ -1,4 +1,4 @@
-"""Zero-noise extrapolation: evaluate at several noise scales, extrapolate to none."""
+"""Zero-noise extrapolation: the circuit at several noise scales, extrapolated to none."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from torch import Tensor
 
 from qhw_diffusion.errors import InvalidInputError, UnknownNameError
 from qhw_diffusion.execution import CompiledCircuit, Estimate, Experiment
-from qhw_diffusion.mitigation.folding import FOLDINGS, Folding, folded
-from qhw_diffusion.mitigation.strategy import Strategy, number_text
+from qhw_diffusion.mitigation.rewriting import FOLDINGS, Folding, folded
+from qhw_diffusion.mitigation.strategy import Strategy
+from qhw_diffusion.mitigation.strategy_text import number_text
 
 EXTRAPOLATIONS = ("linear", "polynomial2", "polynomial3", "exponential", "richardson")
 # Of Richardson's growth of errors: what an exponential may have
@@ -55,6 +56,8 @@ class ZNE(Strategy):
     extrapolation: str = "linear"
     folding: Folding = "local"
     name: ClassVar[str] = "zne"
+    text_order: ClassVar[tuple[str, ...]] = ("extrapolation", "scale_factors", "folding")
+    text_least: ClassVar[int] = 2
 
     def __post_init__(self) -> None:
         try:
@@ -90,9 +93,12 @@ class ZNE(Strategy):
         return int(match.group(1)) if match else 1
 
     @property
-    def spec(self) -> str:
-        text = f"zne:{self.extrapolation}:{','.join(map(number_text, self.scale_factors))}"
-        return text if self.folding == "local" else f"{text}:{self.folding}"
+    def label(self) -> str:
+        """``"ZNE linear 1, 3, 5"``."""
+        kind = self.extrapolation.capitalize() if self.extrapolation == "richardson" else self.extrapolation
+        return f"ZNE {kind} {', '.join(map(number_text, self.scale_factors))}" + (
+            "" if self.folding == "local" else f", {self.folding}"
+        )
 
     def reached(self, compiled: CompiledCircuit) -> tuple[float, ...]:
         """The scale factors this circuit's number of two-qubit gates allows.
@@ -110,9 +116,11 @@ class ZNE(Strategy):
         return factors
 
     def check(self, compiled: CompiledCircuit) -> None:
+        """Raise where scale factors fall together, or there is nothing to fold (see `reached`)."""
         self.reached(compiled)
 
     def construct(self, compiled: CompiledCircuit, rows: Tensor) -> list[Experiment]:
+        """One folded circuit a scale factor."""
         self.reached(compiled)
         return [(folded(compiled, factor, self.folding)[0], rows) for factor in self.scale_factors]
 
@@ -123,6 +131,7 @@ class ZNE(Strategy):
         rows: Tensor,
         calibration: Sequence[Estimate] = (),
     ) -> Estimate:
+        """The curve's value at scale 0."""
         values = torch.stack([estimate.values for estimate in estimates])
         errors = torch.stack([estimate.std_errors for estimate in estimates])
         return Estimate(*extrapolate(values, errors, self.reached(compiled), self.degree, self.extrapolation))

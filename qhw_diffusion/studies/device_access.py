@@ -19,9 +19,7 @@ from qhw_diffusion.hardware.ledger_rows import total_charge
 from qhw_diffusion.hardware.modes import check_seconds
 from qhw_diffusion.hardware.runner import Runner, open_runner
 from qhw_diffusion.hardware.service import precision_of
-from qhw_diffusion.mitigation import Mitigated
-from qhw_diffusion.mitigation.parse import strategies_of
-from qhw_diffusion.mitigation.strategy import Strategy
+from qhw_diffusion.mitigation import Mitigated, Strategy, strategies_of
 from qhw_diffusion.runs import RunFolder
 from qhw_diffusion.studies.device_rollout import Receipt
 from qhw_diffusion.studies.hardware_cost import circuits_cost

@@ -18,8 +18,7 @@ from qhw_diffusion.execution.pubs import planned_pub, sent_circuits
 from qhw_diffusion.hardware.cost import Cost, DoneJob
 from qhw_diffusion.hardware.estimate import expected_cost
 from qhw_diffusion.hardware.ledger_file import FILE as LEDGER_FILE
-from qhw_diffusion.mitigation import strategies_of
-from qhw_diffusion.mitigation.strategy import Strategy, planned
+from qhw_diffusion.mitigation import Strategy, planned, strategies_of
 from qhw_diffusion.runs import read_json
 
 # as many images as a rollout on a device steers unless told otherwise

@@ -40,7 +40,7 @@ from qhw_diffusion.mitigation import (
     Readout,
     Strategy,
 )
-from qhw_diffusion.mitigation.strategy import number_text
+from qhw_diffusion.mitigation.strategy_text import number_text
 
 RANDOM = np.random.default_rng(5)
 
@@ -189,8 +189,13 @@ class _Own(Engine):
         raise AssertionError
 
 
-class _OwnStrategy(Readout):
-    """A strategy of somebody's own that says it is the package's."""
+def _own_strategy() -> Strategy:
+    """A strategy of somebody's own that is called like one of the package's, from a place that no text names."""
+
+    class Own(Readout):
+        pass
+
+    return Own()
 
 
 @pytest.mark.parametrize(
@@ -200,7 +205,7 @@ class _OwnStrategy(Readout):
         Mitigated(Primitive(StatevectorEstimator()), [Readout()]),
         Shots(seed=np.random.SeedSequence(3)),  # type: ignore[arg-type]
         _Own(),
-        Mitigated("noisy", [_OwnStrategy()]),
+        Mitigated("noisy", [_own_strategy()]),
         type("Sub", (Noisy,), {})(),
     ],
     ids=["primitive", "mitigated primitive", "seed", "own", "own strategy", "subclass"],

@@ -19,7 +19,7 @@ from qhw_diffusion.execution import CompiledCircuit, Primitive, Usage, compile_c
 from qhw_diffusion.execution.engine import circuits_with_shots
 from qhw_diffusion.hardware.split import bases_of
 from qhw_diffusion.mitigation import Cost, Mitigated, engine_of, strategy_of
-from qhw_diffusion.mitigation.parse import STRATEGIES
+from qhw_diffusion.mitigation.registry import STRATEGIES
 
 TEXTS = [
     "readout", "readout:measured", "readout:correlated", "zne:linear:1,3", "zne:linear:1,2,3:global", "twirling:2",

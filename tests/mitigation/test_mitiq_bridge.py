@@ -13,10 +13,9 @@ from qiskit.quantum_info import Operator, SparsePauliOp
 from qhw_diffusion.devices import Device
 from qhw_diffusion.errors import EngineError, InvalidInputError, MissingDependencyError, UnsupportedCircuitError
 from qhw_diffusion.execution import compile_circuit
-from qhw_diffusion.mitigation import DynamicalDecoupling, Mitigated, mitiq_bridge
+from qhw_diffusion.mitigation import STRATEGIES, DynamicalDecoupling, Mitigated, strategy, strategy_of
 from qhw_diffusion.mitigation.mitiq_bridge import bridge, rz_angles, to_cirq
-from qhw_diffusion.mitigation.mitiq_text import MITIQ_STRATEGIES
-from qhw_diffusion.mitigation.mitiq_zne import MitiqZNE
+from qhw_diffusion.mitigation.mitiq_weighted import MitiqZNE
 
 cirq = pytest.importorskip("cirq")
 pytest.importorskip("mitiq")
@@ -151,15 +150,13 @@ def test_decoupled_circuits_are_refused(policy, rows):
 
 
 def test_without_mitiq_every_strategy_says_how_to_install_it(policy, rows, monkeypatch):
-    monkeypatch.setattr(mitiq_bridge, "find_spec", lambda name: None)
+    monkeypatch.setattr(strategy, "find_spec", lambda name: None)
     compiled = policy("fake_nighthawk")
-    for name, (make, _) in MITIQ_STRATEGIES.items():
+    for name in (name for name in STRATEGIES if name.startswith("mitiq-")):
         with pytest.raises(MissingDependencyError, match=r"pip install 'mitiq>=1\.1,<1\.2' 'ply==3\.11'"):
-            Mitigated("noisy", [make()]).check(compiled)
+            Mitigated("noisy", [strategy_of(name)]).check(compiled)
         with pytest.raises(MissingDependencyError, match="pip install"):
-            make("xx" if name == "mitiq-ddd" else "linear" if name == "mitiq-zne" else "7").construct(
-                compiled, rows(compiled)
-            )
+            strategy_of(name).construct(compiled, rows(compiled))
 
 
 def test_marks_are_told_apart_in_long_circuits():

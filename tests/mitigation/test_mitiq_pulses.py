@@ -15,8 +15,7 @@ from qiskit.quantum_info import SparsePauliOp
 from qhw_diffusion.devices import Device
 from qhw_diffusion.errors import UnsupportedCircuitError
 from qhw_diffusion.execution import CompiledCircuit, Ideal, compile_circuit
-from qhw_diffusion.mitigation.mitiq_ddd import MitiqDDD
-from qhw_diffusion.mitigation.mitiq_twirling import MitiqTwirling
+from qhw_diffusion.mitigation.mitiq_weighted import MitiqDDD, MitiqTwirling
 
 cirq = pytest.importorskip("cirq")
 pytest.importorskip("mitiq")

@@ -11,16 +11,12 @@ from mitiq_circuits import ROWS, Counting, pair_on
 
 from qhw_diffusion.errors import InvalidInputError, UnknownNameError
 from qhw_diffusion.execution import CompiledCircuit, Estimate, Ideal, Noisy
-from qhw_diffusion.mitigation import ZNE, Cost, Mitigated, Readout
+from qhw_diffusion.mitigation import STRATEGIES, ZNE, Cost, Mitigated, Readout, strategy_of
 from qhw_diffusion.mitigation.mitiq_bridge import Bridge, rz_angles, to_cirq
 from qhw_diffusion.mitigation.mitiq_cdr import MitiqCDR
-from qhw_diffusion.mitigation.mitiq_ddd import MitiqDDD
-from qhw_diffusion.mitigation.mitiq_lre import MitiqLRE
 from qhw_diffusion.mitigation.mitiq_pec import MitiqPEC
-from qhw_diffusion.mitigation.mitiq_text import MITIQ_STRATEGIES
-from qhw_diffusion.mitigation.mitiq_twirling import MitiqTwirling
-from qhw_diffusion.mitigation.mitiq_zne import MitiqZNE
-from qhw_diffusion.mitigation.strategy import without_delays
+from qhw_diffusion.mitigation.mitiq_weighted import MitiqDDD, MitiqLRE, MitiqTwirling, MitiqZNE
+from qhw_diffusion.mitigation.rewriting import without_delays
 
 cirq = pytest.importorskip("cirq")
 pytest.importorskip("mitiq")
@@ -172,13 +168,11 @@ def test_text_makes_the_strategy_again():
         MitiqDDD("xyxy"),
         MitiqTwirling(5, 2),
     ]:
-        name, *arguments = strategy.spec.split(":")
-        make, most = MITIQ_STRATEGIES[name]
-        assert len(arguments) <= most
-        assert make(*arguments) == strategy
+        name, *settings = strategy.spec.split(":")
+        assert STRATEGIES[name].from_settings(settings) == strategy == strategy_of(strategy.spec)
         assert name == strategy.name
-    with pytest.raises(InvalidInputError, match="mitiq-pec"):
-        MITIQ_STRATEGIES["mitiq-pec"][0]("many")
+    with pytest.raises(InvalidInputError, match="samples of mitiq-pec is 'many'"):
+        strategy_of("mitiq-pec:many")
 
 
 @pytest.mark.parametrize(

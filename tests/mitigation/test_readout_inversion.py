@@ -17,7 +17,7 @@ from qhw_diffusion.errors import InvalidInputError, UnknownNameError
 from qhw_diffusion.execution import Engine, Estimate, Ideal, Noisy, Shots, Usage, all_z_strings, compile_circuit
 from qhw_diffusion.execution.exact import split_rows
 from qhw_diffusion.mitigation import Cost, Mitigated, Readout
-from qhw_diffusion.mitigation.assignment import substrings
+from qhw_diffusion.mitigation.readout import substrings
 
 
 @pytest.mark.parametrize("name", ["fake_manila", "fake_brisbane"])

@@ -1,4 +1,4 @@
-"""Noise scaling by folding the parameterised ISA circuit: G → G G† G, on every two-qubit gate or on the whole circuit.
+"""Changing compiled circuits: what is kept with them, their schedules, and folding, G → G G† G, which scales the noise.
 
 Folding is done on the circuit that is run, after all transpiling: a transpiler would cancel G† G again, at optimisation
 level 1 already. Parameters stay, so a folded circuit takes the same rows of parameters.
@@ -7,16 +7,18 @@ level 1 already. Parameters stay, so a folded circuit takes the same rows of par
 from __future__ import annotations
 
 import math
-from typing import Literal, get_args
+from dataclasses import replace
+from typing import Any, Literal, get_args
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from qiskit import QuantumCircuit
 from qiskit.circuit import CircuitInstruction
 from qiskit.circuit.library import RZGate, SXGate
+from qiskit.transpiler import generate_preset_pass_manager
 
 from qhw_diffusion.errors import InvalidInputError, UnknownNameError, UnsupportedCircuitError
 from qhw_diffusion.execution import CompiledCircuit
-from qhw_diffusion.mitigation.strategy import kept, with_isa, without_delays
 
 Folding = Literal["local", "global"]
 FOLDINGS: tuple[str, ...] = get_args(Folding)
@@ -27,6 +29,60 @@ _NEGATED = frozenset(["rz", "p", "rx", "ry"])
 # Z √X Z = √X†; RZ costs nothing, and devices have no sxdg
 _SX_INVERSE = (RZGate(math.pi), SXGate(), RZGate(math.pi))
 _OTHERS = frozenset(["s", "sdg", "t", "tdg", "sxdg"])
+
+
+_derived: WeakKeyDictionary[CompiledCircuit, dict[Any, Any]] = WeakKeyDictionary()
+
+
+def kept(compiled: CompiledCircuit) -> dict[Any, Any]:
+    """What strategies have made of a compiled circuit so far; forgotten with it.
+
+    Simulators are kept with circuits, so a strategy must hand out the same circuit every time.
+    """
+    return _derived.setdefault(compiled, {})
+
+
+# Entry of the metadata of circuits with a decoupling sequence
+DECOUPLED = "qhw_decoupled"
+
+
+def with_isa(compiled: CompiledCircuit, isa: QuantumCircuit) -> CompiledCircuit:
+    """`compiled` with another ISA circuit (without delays); a scheduled one is scheduled again, since times change."""
+    if compiled.scheduled:
+        manager = generate_preset_pass_manager(
+            optimization_level=0,
+            target=compiled.device.target,
+            seed_transpiler=compiled.seed,
+            scheduling_method="alap",
+        )
+        isa = manager.scheduling.run(isa)
+    return replace(compiled, isa=isa)
+
+
+def without_delays(compiled: CompiledCircuit) -> QuantumCircuit:
+    """The ISA circuit without the delays of its schedule, to be changed and given to `with_isa`.
+
+    Raises:
+        InvalidInputError: delays that are no schedule's (written by hand, or a decoupling sequence's).
+    """
+    isa = compiled.isa
+    if "delay" not in isa.count_ops():
+        return isa
+    if DECOUPLED in (isa.metadata or {}):
+        raise InvalidInputError(
+            "a circuit with a decoupling sequence cannot be changed any more; list DynamicalDecoupling before the "
+            "other strategies: the last listed expands first"
+        )
+    if not compiled.scheduled or "delay" in compiled.logical.count_ops():
+        raise InvalidInputError(
+            "the circuit has delays written by hand, whose meaning folding or twirling would change; remove them, or "
+            "compile with scheduled=True instead"
+        )
+    bare = isa.copy_empty_like()
+    for instruction in isa.data:
+        if instruction.operation.name != "delay":
+            bare.append(instruction, copy=False)
+    return bare
 
 
 def folded(compiled: CompiledCircuit, scale_factor: float, folding: Folding = "local") -> tuple[CompiledCircuit, float]:
