@@ -25,8 +25,17 @@ _METHOD = (
     "Error: root mean square error with finite ones, bias and scatter together. Means over seeds.",
 )
 
-# Lines of the figures; the others would lie on top of them
-DRAWN = ("none", "readout", "readout+zne", "readout+exponential", "readout+twirling", "mitiq-cdr", "readout+mitiq-pec")
+# Left out of the figures, where their lines would lie on top of others
+NOT_DRAWN = (
+    "readout",
+    "zne:linear:1,3",
+    "readout:measured+zne:linear:1,3,5",
+    "readout:measured+zne:richardson:1,3,5",
+    "scheduled",
+    "decoupling:xx",
+    "readout:measured+mitiq-zne:linear:1,3:global:0",
+    "readout:measured+mitiq-lre:1:4:1",
+)
 
 
 def subtitle(results: MitigationResults) -> str:
@@ -79,7 +88,7 @@ def _policy(results: MitigationResults) -> Part:
             rows.append(row)
         tables.append(Table(columns, rows, caption=f"{_device(device)}: {_circuit(results, 'policy', device)}"))
     x = list(c.shots)
-    drawn = [name for name in DRAWN if name in c.strategies]
+    drawn = [name for name in c.strategies if name not in NOT_DRAWN]
     panels = {
         f"error of g, {_device(device)}": {
             label_of(name): (x, [results.values("policy", device, name, "rms_g", how="total", shots=n) for n in x])
@@ -167,7 +176,7 @@ def _denoiser(results: MitigationResults) -> Part:
             )
         tables.append(Table(columns, rows, caption=f"{_device(device)}: {_circuit(results, 'denoiser', device)}"))
     x = list(c.shots)
-    drawn = [name for name in DRAWN if name in c.strategies]
+    drawn = [name for name in c.strategies if name not in NOT_DRAWN]
     panels = {
         f"infidelity, {_device(device)}": {
             label_of(name): (

@@ -2,35 +2,38 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from qhw_diffusion.config import Config as Settings
-from qhw_diffusion.errors import InvalidInputError, UnknownNameError
+from qhw_diffusion.errors import InvalidInputError
 from qhw_diffusion.execution import Engine
-from qhw_diffusion.mitigation import Mitigated, strategy_of
+from qhw_diffusion.mitigation import NOISE_DATA, Mitigated, Need, Strategy, strategies_of
 from qhw_diffusion.studies.reference_models import ReferenceModelsConfig
 
-# key → (what tables call it, strategies from the engine outwards, whether the circuit is compiled with a schedule)
-STRATEGIES: dict[str, tuple[str, tuple[str, ...], bool]] = {
-    "none": ("none", (), False),
-    "readout-snapshot": ("readout, from the calibration data", ("readout",), False),
-    "readout": ("readout, measured", ("readout:measured",), False),
-    "zne": ("ZNE linear 1, 3", ("zne:linear:1,3",), False),
-    "readout+zne": ("readout + ZNE linear 1, 3", ("readout:measured", "zne:linear:1,3"), False),
-    "readout+zne5": ("readout + ZNE linear 1, 3, 5", ("readout:measured", "zne:linear:1,3,5"), False),
-    "readout+exponential": ("readout + ZNE exponential 1, 3", ("readout:measured", "zne:exponential:1,3"), False),
-    "readout+richardson": ("readout + ZNE Richardson 1, 3, 5", ("readout:measured", "zne:richardson:1,3,5"), False),
-    "readout+twirling": ("readout + twirling, 8 circuits", ("readout:measured", "twirling:8"), False),
-    "scheduled": ("none, scheduled", (), True),
-    "decoupling": ("decoupling X-X, scheduled", ("decoupling:xx",), True),
-    "readout+mitiq-zne": ("readout + Mitiq ZNE, global, 1, 3", ("readout:measured", "mitiq-zne:linear:1,3"), False),
-    "readout+mitiq-lre": ("readout + Mitiq LRE, 4 chunks", ("readout:measured", "mitiq-lre"), False),
-    "mitiq-cdr": ("Mitiq CDR, 24 circuits", ("mitiq-cdr",), False),
-    "readout+mitiq-pec": ("readout + Mitiq PEC, 24 samples", ("readout:measured", "mitiq-pec:24"), False),
-}
-# What an evaluation is repeated less often for: with more than 8 circuits for one, simulating it takes long.
-HEAVY = ("readout+twirling", "readout+mitiq-pec")
-STEERING = ("none", "readout", "readout+zne", "mitiq-cdr")
+# Texts of strategies (`mitigation.strategies_of`), from the engine outwards; and two without any, the second one on a
+# circuit that is compiled with a schedule
+NONE, SCHEDULED = "none", "scheduled"
+READOUT, READOUT_ZNE = "readout:measured", "readout:measured+zne:linear:1,3"
+STRATEGIES = (
+    NONE,
+    "readout",
+    READOUT,
+    "zne:linear:1,3",
+    READOUT_ZNE,
+    "readout:measured+zne:linear:1,3,5",
+    "readout:measured+zne:exponential:1,3",
+    "readout:measured+zne:richardson:1,3,5",
+    "readout:measured+twirling:8",
+    SCHEDULED,
+    "decoupling:xx",
+    "readout:measured+mitiq-zne:linear:1,3:global:0",
+    "readout:measured+mitiq-lre:1:4:1",
+    "mitiq-cdr:24:0.5:shared:0",
+    "readout:measured+mitiq-pec:24:0",
+)
+STEERING = (NONE, READOUT, READOUT_ZNE, "mitiq-cdr:24:0.5:shared:0")
 DEVICES = {"fake_brisbane": "Eagle", "fake_marrakesh": "Heron", "fake_nighthawk": "Nighthawk"}
 
 
@@ -42,7 +45,7 @@ class MitigationStudyConfig(Settings):
     devices: tuple[str, ...] = tuple(DEVICES)
     """Fake devices or snapshots."""
     strategies: tuple[str, ...] = tuple(STRATEGIES)
-    """Strategies, `none` among them."""
+    """Strategies as texts such as readout+zne:linear:1,3 or file.py:name, `none` among them."""
     steering: tuple[str, ...] = STEERING
     """Strategies under which the policy steers images."""
     shots: tuple[int, ...] = (1024, 4096, 16384)
@@ -57,10 +60,9 @@ class MitigationStudyConfig(Settings):
     """Images of the denoiser."""
 
     def __post_init__(self) -> None:
-        for name in (*self.strategies, *self.steering):
-            if name not in STRATEGIES:
-                raise UnknownNameError.of("mitigation strategy of the study", name, STRATEGIES)
-        if "none" not in self.strategies or "none" not in self.steering:
+        for field_name in ("strategies", "steering"):
+            object.__setattr__(self, field_name, _spelled(getattr(self, field_name)))
+        if NONE not in self.strategies or NONE not in self.steering:
             raise InvalidInputError("strategies and steering must hold 'none', with which the others are compared")
         if not self.devices or not self.shots or min(*self.shots, *self.steering_shots) < 64:
             raise InvalidInputError(
@@ -73,18 +75,38 @@ class MitigationStudyConfig(Settings):
 
 def mitigated(engine: Engine, name: str) -> Engine:
     """A new engine behind this strategy of the study; `engine` itself for those without."""
-    texts = STRATEGIES[name][1]
-    return Mitigated(engine, [strategy_of(text) for text in texts]) if texts else engine
+    strategies = strategies_in(name)
+    return Mitigated(engine, strategies) if strategies else engine
+
+
+def strategies_in(name: str) -> list[Strategy]:
+    """The strategies of a name, made anew; none of "none" and "scheduled"."""
+    return [] if name in (NONE, SCHEDULED) else strategies_of(name)
 
 
 def is_scheduled(name: str) -> bool:
     """Whether the circuit is compiled with a schedule for this strategy."""
-    return STRATEGIES[name][2]
+    return name == SCHEDULED or any(Need.SCHEDULE in strategy.needs for strategy in strategies_in(name))
+
+
+def knows_the_noise(name: str) -> bool:
+    """Whether it is told the simulated noise exactly, as no calibration of a device knows the device."""
+    return any(strategy.needs & NOISE_DATA for strategy in strategies_in(name))
 
 
 def label_of(name: str) -> str:
     """What tables call a strategy."""
-    return STRATEGIES[name][0]
+    label = " + ".join(strategy.label for strategy in strategies_in(name)) or NONE
+    return f"{label}, scheduled" if is_scheduled(name) else label
+
+
+def _spelled(names: Iterable[str]) -> tuple[str, ...]:
+    """Each text as its strategies write it, so that one strategy has one name.
+
+    Where a list was split at all of its commas, what begins with a digit goes on with the scale factors before it.
+    """
+    texts = re.split(r",(?=[^\d.])", ",".join(names))
+    return tuple("+".join(strategy.spec or strategy.label for strategy in strategies_in(t)) or t for t in texts)
 
 
 QUICK = MitigationStudyConfig(
@@ -99,8 +121,8 @@ QUICK = MitigationStudyConfig(
         seeds=2,
     ),
     devices=("fake_manila",),
-    strategies=("none", "readout", "zne", "readout+zne"),
-    steering=("none", "readout+zne"),
+    strategies=(NONE, READOUT, "zne:linear:1,3", READOUT_ZNE),
+    steering=(NONE, READOUT_ZNE),
     shots=(4096,),
     states=12,
     repeats=4,

@@ -51,10 +51,6 @@ def open_mitigation_study(
 def _check(config: MitigationStudyConfig) -> None:
     for device in config.devices:
         subjects.device_of(device)
-    if any("mitiq" in name for name in (*config.strategies, *config.steering)):
-        from qhw_diffusion.mitigation.mitiq_bridge import require_mitiq
-
-        require_mitiq()
     subjects.check(config.subjects)
     for device in config.devices:
         for name in dict.fromkeys((*config.strategies, *config.steering)):
@@ -160,4 +156,10 @@ def load_mitigation_results(run: RunFolder) -> MitigationResults:
                 found[piece, device] = [read_json(file) for file in files]
     except FileNotFoundError as error:
         raise RunFolderError(f"{error.filename} is missing: start the study again to go on") from error
+    measured = {row["strategy"] for device in config.devices for row in found["policy", device][0]["rows"]}
+    if unknown := [name for name in config.strategies if name not in measured]:
+        raise RunFolderError(
+            f"{run.path} holds no results of {', '.join(unknown)}: it was made by a version that called strategies "
+            "otherwise; make the study again"
+        )
     return MitigationResults(run.path, config, found, run.manifest)

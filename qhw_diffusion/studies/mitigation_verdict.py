@@ -5,12 +5,18 @@ from __future__ import annotations
 import numpy as np
 
 from qhw_diffusion.experiment.statistics import mean_interval, paired_test
-from qhw_diffusion.studies.mitigation_settings import DEVICES, label_of
+from qhw_diffusion.studies.mitigation_settings import (
+    DEVICES,
+    NONE,
+    READOUT,
+    READOUT_ZNE,
+    SCHEDULED,
+    is_scheduled,
+    knows_the_noise,
+    label_of,
+)
 from qhw_diffusion.studies.mitigation_study import MitigationResults
 from qhw_diffusion.studies.pages import Table
-
-# They know the simulated noise exactly, as no calibration of a device does: not to be recommended from a simulation.
-TOLD_THE_NOISE = ("readout-snapshot", "readout+mitiq-pec")
 
 
 def ratios(results: MitigationResults, name: str) -> tuple[float, float]:
@@ -34,12 +40,12 @@ def ratios(results: MitigationResults, name: str) -> tuple[float, float]:
 
 def reference_of(name: str, results: MitigationResults) -> str:
     """What a strategy is compared with: decoupling with the scheduled circuit, whose qubits wait and relax."""
-    return "scheduled" if name == "decoupling" and "scheduled" in results.config.strategies else "none"
+    return SCHEDULED if name != SCHEDULED and is_scheduled(name) and SCHEDULED in results.config.strategies else NONE
 
 
 def default_of(results: MitigationResults) -> str:
-    """The strategy with the smallest product of both ratios, `TOLD_THE_NOISE` left out."""
-    names = [name for name in results.config.strategies if name not in TOLD_THE_NOISE]
+    """The strategy with the smallest product of both ratios, those left out that know the simulated noise."""
+    names = [name for name in results.config.strategies if not knows_the_noise(name)]
     return min(names, key=lambda name: float(np.prod(ratios(results, name))))
 
 
@@ -55,7 +61,7 @@ def verdict(results: MitigationResults) -> list[str]:
         "already."
     ]
     lines += [_per_device(results, device) for device in c.devices]
-    if {"readout", "readout+zne"} <= set(c.strategies):
+    if {READOUT, READOUT_ZNE} <= set(c.strategies):
         lines.append(_when_zne_pays(results))
     lines += [_denoised(results, device) for device in c.devices]
     if c.subjects.seeds > 1:  # what is beyond chance needs seeds to be told from
@@ -104,7 +110,7 @@ def shots_where_zne_pays(bias: float, bias_zne: float, mean_square: float) -> fl
 def _when_zne_pays(results: MitigationResults) -> str:
     parts = []
     for device in results.config.devices:
-        bias, left = (results.mean("policy", device, n, "bias", how="exact") for n in ("readout", "readout+zne"))
+        bias, left = (results.mean("policy", device, n, "bias", how="exact") for n in (READOUT, READOUT_ZNE))
         square = float(np.mean([r["rms_z"] ** 2 for r in results.pieces["policy", device]]))
         shots = shots_where_zne_pays(bias, left, square)
         parts.append(f"{shots:,.0f} on {_device(device)}" if np.isfinite(shots) else f"never on {_device(device)}")
@@ -133,7 +139,7 @@ def _worse(results: MitigationResults, device: str) -> str:
     for shots in c.shots:
         worse = []
         for name in c.strategies:
-            if name == "scheduled":
+            if name == SCHEDULED:
                 continue  # the same circuit in a model that knows of waiting: no strategy
             none, found = (
                 results.values("policy", device, n, "rms_g", how="total", shots=shots)

@@ -27,11 +27,13 @@ from qhw_diffusion.runs import RunFolder, atomic_write_json
 from qhw_diffusion.studies import reference_models as subjects
 from qhw_diffusion.studies.denoiser_step import DenoiserStep, classical_fidelity
 from qhw_diffusion.studies.measure import Sampled
-from qhw_diffusion.studies.mitigation_settings import HEAVY, MitigationStudyConfig, is_scheduled, mitigated
+from qhw_diffusion.studies.mitigation_settings import MitigationStudyConfig, is_scheduled, mitigated
 from qhw_diffusion.studies.shots.experiment import scale
 
 KIND = "mitigation-study"
 DRAW_SEED = 8_000_000
+# An evaluation with so many circuits for a value is repeated less often: simulating it takes long
+MANY_CIRCUITS = 8
 PIECES = ("policy", "denoiser", "images")
 
 
@@ -66,7 +68,7 @@ def compiled_policy(device: str, scheduled: bool) -> CompiledCircuit:
     return compile_policy(policy_circuit(), subjects.device_of(device), scheduled=scheduled)
 
 
-def runs_of(name: str, factor: float, shots: tuple[int, ...]) -> Iterator[tuple[str, int, int]]:
+def runs_of(factor: float, shots: tuple[int, ...]) -> Iterator[tuple[str, int, int]]:
     """(how, shots asked for, shots per circuit) of a strategy that runs `factor` circuits for a value.
 
     how: "total" counts the shots of all its circuits, "each" gives every circuit that many; left out where both are
@@ -74,7 +76,7 @@ def runs_of(name: str, factor: float, shots: tuple[int, ...]) -> Iterator[tuple[
     """
     for number in shots:
         yield "total", number, max(1, round(number / factor))
-        if factor > 1.2 and name not in HEAVY:
+        if 1.2 < factor < MANY_CIRCUITS:
             yield "each", number, number
 
 
@@ -109,8 +111,8 @@ def policy(root: str, device: str, seed: int) -> dict[str, Any]:
                 "bias_g": _rms(scale(actor, exact.values, guidance) - g_ideal),
             }
         )
-        for how, number, per_circuit in runs_of(name, factor, config.shots):
-            estimates = repeated(config, compiled, rows, name, per_circuit, seed)
+        for how, number, per_circuit in runs_of(factor, config.shots):
+            estimates = repeated(config, compiled, rows, name, factor, per_circuit, seed)
             found.append(
                 {
                     "strategy": name,
@@ -135,10 +137,16 @@ def policy_states(root: str, seed: int) -> Tensor:
 
 
 def repeated(
-    config: MitigationStudyConfig, compiled: CompiledCircuit, rows: Tensor, name: str, shots: int, seed: int
+    config: MitigationStudyConfig,
+    compiled: CompiledCircuit,
+    rows: Tensor,
+    name: str,
+    factor: float,
+    shots: int,
+    seed: int,
 ) -> list[Estimate]:
     """Estimates with these shots per circuit, each from a new engine, so that calibrations are repeated too."""
-    repeats = max(2, config.repeats // 4) if name in HEAVY else config.repeats
+    repeats = max(2, config.repeats // 4) if factor >= MANY_CIRCUITS else config.repeats
     engines = (Shots(shots, seed=DRAW_SEED + 1000 * seed + r) for r in range(repeats))
     return [mitigated(engine, name).estimate(compiled, rows) for engine in engines]
 
@@ -257,7 +265,7 @@ def denoiser(root: str, device: str, seed: int) -> dict[str, Any]:
         factor = mitigated(Shots(4096), name).estimate(compiled, rows).usage.circuits / len(rows)
         bias = {"circuits": factor, "bias": _rms(exact.values - ideal)}
         found.append({"strategy": name, "how": "exact", "shots": None, **bias, **judged(exact.values)})
-        for how, number, per_circuit in runs_of(name, factor, config.shots):
+        for how, number, per_circuit in runs_of(factor, config.shots):
             engine = mitigated(Shots(per_circuit, seed=DRAW_SEED + 1000 * seed), name)
             sampled = engine.estimate(compiled, rows)
             numbers = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,7 +24,16 @@ from qhw_diffusion.studies import mitigation_work as work
 from qhw_diffusion.studies.denoiser_step import DenoiserStep, classical_fidelity
 from qhw_diffusion.studies.device_studies_cli import COMMANDS
 from qhw_diffusion.studies.mitigation_report import parts_of, subtitle
-from qhw_diffusion.studies.mitigation_settings import STRATEGIES, MitigationStudyConfig, label_of, mitigated
+from qhw_diffusion.studies.mitigation_settings import (
+    READOUT,
+    READOUT_ZNE,
+    STRATEGIES,
+    MitigationStudyConfig,
+    is_scheduled,
+    knows_the_noise,
+    label_of,
+    mitigated,
+)
 from qhw_diffusion.studies.mitigation_study import (
     MitigationResults,
     load_mitigation_results,
@@ -51,8 +61,8 @@ TINY = MitigationStudyConfig(
         seeds=2,
     ),
     devices=(DEVICE,),
-    strategies=("none", "readout", "readout+zne"),
-    steering=("none", "readout"),
+    strategies=("none", READOUT, READOUT_ZNE),
+    steering=("none", READOUT),
     shots=(512,),
     steering_shots=(512,),
     states=8,
@@ -133,10 +143,10 @@ def test_only_one_post_selected_step_is_one_circuit() -> None:
 
 
 def test_shots_are_shared_among_the_circuits() -> None:
-    assert list(work.runs_of("none", 1.0, (1024, 4096))) == [("total", 1024, 1024), ("total", 4096, 4096)]
-    assert list(work.runs_of("zne", 2.0, (1024,))) == [("total", 1024, 512), ("each", 1024, 1024)]
-    assert list(work.runs_of("readout", 1.04, (1000,))) == [("total", 1000, 962)]
-    assert list(work.runs_of("readout+mitiq-pec", 24.0, (1024,))) == [("total", 1024, 43)]
+    assert list(work.runs_of(1.0, (1024, 4096))) == [("total", 1024, 1024), ("total", 4096, 4096)]
+    assert list(work.runs_of(2.0, (1024,))) == [("total", 1024, 512), ("each", 1024, 1024)]
+    assert list(work.runs_of(1.04, (1000,))) == [("total", 1000, 962)]
+    assert list(work.runs_of(24.0, (1024,))) == [("total", 1024, 43)]
 
 
 @pytest.mark.slow
@@ -156,13 +166,13 @@ def test_costs_and_biases(results: MitigationResults) -> None:
         none, readout, zne = (results.mean(piece, DEVICE, n, "bias", how="exact") for n in TINY.strategies)
         assert zne < readout < none
         n = {"policy": TINY.states, "denoiser": TINY.denoiser_rows}[piece]
-        wanted = {"none": 1, "readout": 1 + 2 / n, "readout+zne": 2 + 2 / n}
+        wanted = {"none": 1, READOUT: 1 + 2 / n, READOUT_ZNE: 2 + 2 / n}
         for name, factor in wanted.items():
             assert results.mean(piece, DEVICE, name, "circuits", how="exact") == pytest.approx(factor)
             total = results.mean(piece, DEVICE, name, "total_shots", how="total", shots=512)
             assert total == pytest.approx(512, abs=factor)
-        each = results.mean(piece, DEVICE, "readout+zne", "total_shots", how="each", shots=512)
-        assert each == pytest.approx(512 * wanted["readout+zne"])
+        each = results.mean(piece, DEVICE, READOUT_ZNE, "total_shots", how="each", shots=512)
+        assert each == pytest.approx(512 * wanted[READOUT_ZNE])
     ideal = results.mean("denoiser", DEVICE, "ideal", "fidelity")
     assert ideal == pytest.approx(1)
     fidelity = [results.mean("denoiser", DEVICE, n, "fidelity", how="exact") for n in TINY.strategies]
@@ -179,7 +189,7 @@ def test_the_steered_images_start_from_the_same_noise(results: MitigationResults
     for found in results.pieces["images", DEVICE]:
         rows = {row["strategy"]: row for row in found["rows"]}
         assert rows["ideal"]["rms_g"] == 0 < rows["shots"]["rms_g"]
-        for name, steps in (("shots", 0), ("none", 0), ("readout", 2)):
+        for name, steps in (("shots", 0), ("none", 0), (READOUT, 2)):
             circuits = TINY.subjects.eval_images * TINY.subjects.n_steps + steps  # calibrated once
             assert rows[name]["circuits"] == circuits
 
@@ -217,6 +227,16 @@ def test_a_stopped_study_does_only_what_is_left(run: RunFolder, results: Mitigat
 
 
 @pytest.mark.slow
+def test_a_folder_with_other_names_of_strategies_is_refused(run: RunFolder, tmp_path: Path) -> None:
+    old = tmp_path / "old"
+    shutil.copytree(run.path, old)
+    for file in (old / "pieces").glob("*.json"):
+        file.write_text(file.read_text().replace(READOUT_ZNE, "readout+zne"))
+    with pytest.raises(RunFolderError, match=r"no results of readout:measured\+zne:linear:1,3: .*make the study again"):
+        load_mitigation_results(RunFolder.open(old, kind=work.KIND))
+
+
+@pytest.mark.slow
 def test_the_page_shows_every_strategy(tmp_path: Path, results: MitigationResults) -> None:
     parts = parts_of(results, "qhw study mitigation")
     text = write_markdown(
@@ -244,7 +264,7 @@ def test_from_how_many_shots_on_zne_pays() -> None:
 def test_strategies_are_made_anew_and_bad_settings_refused() -> None:
     engine = Shots(100)
     assert mitigated(engine, "none") is engine
-    made = [mitigated(Noisy(), "readout+zne") for _ in range(2)]
+    made = [mitigated(Noisy(), READOUT_ZNE) for _ in range(2)]
     assert all(isinstance(each, Mitigated) for each in made)
     assert made[0].spec == "noisy+readout:measured+zne:linear:1,3"
     assert MitigationStudyConfig.from_dict(json.loads(json.dumps(TINY.to_dict()))) == TINY
@@ -260,9 +280,35 @@ def test_strategies_are_made_anew_and_bad_settings_refused() -> None:
 def test_every_strategy_of_mitiq_is_made() -> None:
     pytest.importorskip("mitiq")
     for name in STRATEGIES:
-        assert (STRATEGIES[name][1] == ()) == (mitigated(Noisy(), name) == Noisy())
-    assert mitigated(Noisy(), "readout+mitiq-zne") == Mitigated("noisy", [Readout("measured"), MitiqZNE((1, 3))])
-    assert mitigated(Noisy(), "readout+mitiq-pec") == Mitigated("noisy", [Readout("measured"), MitiqPEC(24)])
+        assert (name in ("none", "scheduled")) == (mitigated(Noisy(), name) == Noisy())
+    made = {name: mitigated(Noisy(), name) for name in STRATEGIES}
+    readout = Readout("measured")
+    assert made["readout:measured+mitiq-zne:linear:1,3:global:0"] == Mitigated("noisy", [readout, MitiqZNE((1, 3))])
+    assert made["readout:measured+mitiq-pec:24:0"] == Mitigated("noisy", [readout, MitiqPEC(24)])
+    assert MitigationStudyConfig().strategies == STRATEGIES  # each is written as it is spelled
+
+
+def test_what_a_strategy_needs_decides_how_it_is_run() -> None:
+    assert [name for name in STRATEGIES if is_scheduled(name)] == ["scheduled", "decoupling:xx"]
+    told = ["readout", "readout:measured+mitiq-pec:24:0"]
+    assert [name for name in STRATEGIES if knows_the_noise(name)] == told
+    labels = [label_of(name) for name in STRATEGIES]
+    assert len(set(labels)) == len(labels)
+    assert label_of("scheduled") == "none, scheduled"
+    assert label_of(READOUT_ZNE) == "readout measured + ZNE linear 1, 3"
+
+
+def test_strategies_are_texts_of_the_grammar_and_may_be_of_ones_own(tmp_path: Path) -> None:
+    file = tmp_path / "own_line.py"
+    file.write_text("from qhw_diffusion.mitigation import ZNE\nclass Line(ZNE):\n    label = 'a line of my own'\n")
+    own = f"{file}:Line"
+    config = TINY.replace(strategies=("none", "readout+zne", "zne:linear:1,3", own))
+    spelled = f"{own}:linear:1,3,5"
+    assert config.strategies == ("none", "readout+zne:linear:1,3,5", "zne:linear:1,3", spelled)
+    assert label_of(spelled) == "a line of my own"
+    # split at all commas, as a list on the command line is
+    split = ("none", "zne:richardson:1", "1.5", "3:global", "readout")
+    assert TINY.replace(strategies=split).strategies == ("none", "zne:richardson:1,1.5,3:global", "readout")
 
 
 def test_every_setting_is_a_flag() -> None:
