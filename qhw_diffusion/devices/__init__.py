@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from qhw_diffusion.devices.account import connect, has_account, live_backend, live_backends
-from qhw_diffusion.devices.calibration import Calibration
-from qhw_diffusion.devices.device import Device
-from qhw_diffusion.devices.drift import Drift
-from qhw_diffusion.devices.fake import fake_backend_names
+from qhw_diffusion.devices.calibration import Calibration, Drift
+from qhw_diffusion.devices.device import Device, take_snapshot
 from qhw_diffusion.devices.layouts import predicted_error, rank_layouts
-from qhw_diffusion.devices.live import backend_snapshot, live_snapshot, take_snapshot
 from qhw_diffusion.devices.pictures import draw_calibration
+from qhw_diffusion.devices.providers import backend_snapshot, fake_backend_names, live_snapshot
 from qhw_diffusion.devices.snapshot import Snapshot
 from qhw_diffusion.devices.tables import calibration_text, drift_text, layouts_text, overview_markdown, parse_qubits
 

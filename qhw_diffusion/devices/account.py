@@ -122,7 +122,6 @@ def live_backends(service: QiskitRuntimeService) -> list[IBMBackend]:
     Raises:
         AccountError, ServiceError: as `connect`.
     """
-
     remember_account(service)
 
     def find() -> list[IBMBackend]:
@@ -149,6 +148,7 @@ def ask(what: str, call: Callable[[], T], *, patience: float = PATIENCE) -> T:
 
     Args:
         what: is asked for, to begin a message with.
+        call: asks the client.
         patience: seconds; a call that takes longer is left behind in its thread.
 
     Raises:

@@ -17,12 +17,19 @@ from qiskit.quantum_info import SuperOp
 from qiskit.transpiler import Target
 
 from qhw_diffusion.devices import noise
-from qhw_diffusion.devices.fake import canonical_name, fake_snapshot
-from qhw_diffusion.devices.fractional import with_fractional_gates
-from qhw_diffusion.devices.given_noise import GivenNoise
-from qhw_diffusion.devices.live import live_snapshot
-from qhw_diffusion.devices.own import FREE_ANGLES, NO_DATE, check_unchanged, has_documents, own_device
-from qhw_diffusion.devices.snapshot import Snapshot
+from qhw_diffusion.devices.noise import GivenNoise
+from qhw_diffusion.devices.own import (
+    FREE_ANGLES,
+    LOADED_BY,
+    NO_DATE,
+    NOISE_MODEL,
+    check_unchanged,
+    has_documents,
+    own_device,
+    own_source,
+)
+from qhw_diffusion.devices.providers import canonical_name, fake_snapshot, live_snapshot
+from qhw_diffusion.devices.snapshot import Snapshot, with_fractional_gates
 from qhw_diffusion.devices.validate import in_seconds, states_durations
 from qhw_diffusion.devices.working import (
     RZZ_RANGE,
@@ -33,7 +40,8 @@ from qhw_diffusion.devices.working import (
     part_in_use,
     usable_qubits,
 )
-from qhw_diffusion.errors import InvalidInputError, UnknownNameError
+from qhw_diffusion.errors import InvalidInputError, MissingDataError, QhwError, UnknownNameError
+from qhw_diffusion.extensions import is_extension
 
 _IDEAL = Snapshot("ideal", "null", "null", {"source": "ideal: no target, no noise"})
 
@@ -89,43 +97,89 @@ class Device:
         Args:
             name: ``"ideal"``; the name of a fake backend of qiskit-ibm-runtime (``"fake_marrakesh"`` or
                 ``"FakeMarrakesh"``); the name of a live device (``"ibm_…"``), whose calibration of this moment is
-                read through the user's account; or the path of a snapshot written by `save`. A string is taken as a
-                path if it holds a path separator or ends in ``.json`` or ``.json.gz``.
+                read through the user's account; ``"module:name"`` or ``"file.py:name"``, a `Device`, Qiskit `Target`
+                or `BackendV2` of your own, or a function without arguments that makes one; or the path of a snapshot
+                written by `save`. A string is taken as a path if it holds a path separator or ends in ``.json`` or
+                ``.json.gz``.
 
         Raises:
             UnknownNameError: no such device; the message lists near matches.
             AccountError: a live device without an account, or one that the account does not have.
             ServiceError: a live device, and the service does not answer.
-            MissingDataError: the snapshot file does not exist.
+            MissingDataError: the snapshot file does not exist, or the device of your own that it was taken of, and
+                whose noise model it needs, is not found.
             DamagedFileError: the file is not a (whole, unchanged) snapshot, or holds values no device can have.
+            InvalidInputError: a device of your own that cannot be loaded or made, or is none.
         """
+        if is_extension(name):
+            return cls._named(str(name))
         if isinstance(name, Path) or (
             isinstance(name, str) and (os.sep in name or name.endswith((".json", ".json.gz")))
         ):
-            return cls(Snapshot.load(name))
+            return cls._of_file(name)
         if not isinstance(name, str):
             raise InvalidInputError(f"device must be a name or a path, not {name!r}")
         if canonical_name(name) == "ideal":
             return cls(_IDEAL)
         return cls(live_snapshot(name) if name.startswith("ibm_") else fake_snapshot(name))
 
+    @classmethod
+    def _named(cls, text: str) -> Device:
+        """A device of the user's own by its name, which its provenance holds."""
+        source = own_source(text)
+        try:
+            device = source if isinstance(source, Device) else cls.of(source)
+        except InvalidInputError as error:
+            raise InvalidInputError(f"device {text!r}: {error}") from error
+        provenance = {**device.snapshot.provenance, LOADED_BY: text}
+        return replace(device, snapshot=replace(device.snapshot, provenance=provenance))
+
+    @classmethod
+    def _of_file(cls, path: str | Path) -> Device:
+        """The device of a snapshot file, with its own noise model if it had one."""
+        snapshot = Snapshot.load(path)
+        if NOISE_MODEL not in snapshot.provenance:
+            return cls(snapshot)
+        text = snapshot.provenance.get(LOADED_BY, "")
+        try:
+            device = cls._named(text)
+        except QhwError as error:
+            raise MissingDataError(
+                f"{path} is a snapshot of {snapshot.name}, whose own noise model comes from {text!r}: {error}. A file "
+                "is looked for from the current folder, a module as import does"
+            ) from error
+        known = None if device.own_noise is None else device.own_noise.fingerprint
+        if device.snapshot.fingerprint != snapshot.fingerprint or known != snapshot.provenance[NOISE_MODEL]:
+            raise InvalidInputError(
+                f"{text!r} makes another device now than when {path} was saved: its target or its noise model differs. "
+                "Restore it as it was, or make what was saved again (a function must make the same device every time)"
+            )
+        return replace(device, snapshot=snapshot)
+
     def save(self, path: str | Path) -> Path:
         """Write the snapshot to ``*.json.gz`` or ``*.json``, atomically; `Device.load(path)` gives an equal device.
 
+        Of a device with a noise model of one's own the file holds the name by which it was loaded, and `load` loads
+        it by that name again.
+
         Raises:
-            InvalidInputError: a device with a noise model of one's own (see `restorable`), or another file ending.
+            InvalidInputError: a device with a noise model of one's own that was not loaded by a name (see
+                `restorable`), or another file ending.
         """
         if not self.restorable:
             raise InvalidInputError(
-                f"{self.name} has a noise model of your own, which no snapshot holds: make it again with "
-                "Device.of(…, noise_model=…), or save what you make with a device of Device.load"
+                f"{self.name} has a noise model of your own, which no snapshot holds: make the device in a function "
+                "and load it by its name, Device.load('file.py:function'), which is saved and found again"
             )
-        return self.snapshot.save(path)
+        if self.own_noise is None:
+            return self.snapshot.save(path)
+        provenance = {**self.snapshot.provenance, NOISE_MODEL: self.own_noise.fingerprint}
+        return replace(self.snapshot, provenance=provenance).save(path)
 
     @property
     def restorable(self) -> bool:
-        """Whether `save` and `load` give an equal device; False with a noise model of one's own."""
-        return self.own_noise is None
+        """Whether `save` and `load` give an equal device; not with a noise model of one's own without a name."""
+        return self.own_noise is None or LOADED_BY in self.snapshot.provenance
 
     @property
     def fingerprint(self) -> str:
@@ -156,7 +210,7 @@ class Device:
 
     @property
     def name(self) -> str:
-        """``"ideal"``, ``"fake_marrakesh"``, …"""
+        """Name of the device: ``"ideal"``, ``"fake_marrakesh"``, …."""
         return self.snapshot.name
 
     @property
@@ -166,9 +220,11 @@ class Device:
 
     @property
     def provenance(self) -> dict[str, str]:
-        """Where the data is from: ``source``, ``package``, ``backend_version``, the calibration's ``date`` as its
-        provider gives it and, if there are any, the oddities published with it (``as_published``). The ideal device has
-        a ``source`` only.
+        """Where the data is from.
+
+        Entries: ``source``, ``package``, ``backend_version``, the calibration's ``date`` as its provider gives it and,
+        if there are any, the oddities published with it (``as_published``); ``loaded_by``, the ``module:name`` of a
+        device of one's own. The ideal device has a ``source`` only.
         """
         return dict(self.snapshot.provenance)
 
@@ -408,3 +464,29 @@ class Device:
     def __repr__(self) -> str:
         date = self.provenance.get("date")
         return f"Device({self.name!r}{f', calibrated {date}' if date else ''})"
+
+
+def take_snapshot(name: str, path: str | Path | None = None, *, overwrite: bool = False) -> Path:
+    """Save the calibration of a device.
+
+    Args:
+        name: as for `Device.load`.
+        path: ``*.json.gz`` or ``*.json``; ``<name>-<date>.json.gz`` in the current folder if None, with the
+            calibration's date if it states one.
+        overwrite: replace an existing file.
+
+    Returns:
+        The path written.
+
+    Raises:
+        InvalidInputError: the file exists; another file ending; impossible values.
+        UnknownNameError, AccountError, ServiceError, MissingDataError, DamagedFileError: as `Device.load`.
+    """
+    device = Device.load(name)
+    if device.is_ideal:
+        raise InvalidInputError("the ideal device has no calibration to take a snapshot of; name a fake or live device")
+    stem = device.name if device.date is None else f"{device.name}-{device.date[:10]}"
+    path = Path(f"{stem}.json.gz" if path is None else path)
+    if path.exists() and not overwrite:
+        raise InvalidInputError(f"{path} exists already; --overwrite replaces it, --out writes elsewhere")
+    return device.save(path)

@@ -10,21 +10,31 @@ and 1 wrongly with different probabilities, and so does `FakeBackendV2.run`. The
 
 Idle time carries no error by itself: relaxation while waiting exists only in scheduled circuits (explicit delays), see
 `relaxation_superop`.
+
+A user's own Aer `NoiseModel` is kept as `GivenNoise`, which says what of it is used and what cannot be.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
-from qiskit.quantum_info import SuperOp
+import numpy as np
+from qiskit.circuit import Delay
+from qiskit.circuit.library import get_standard_gate_name_mapping
+from qiskit.quantum_info import SuperOp, average_gate_fidelity
 from qiskit.transpiler import Target
 
-from qhw_diffusion.devices.given_noise import GivenNoise
+from qhw_diffusion.errors import InvalidInputError
 
 # One qubit's entry of the backend properties: a list of {"name", "value", "unit", "date"}.
 QubitRecords = list[dict[str, Any]]
+# Where an error is not what follows an instruction
+_NO_QUANTUM_ERROR = ("measure", "delay")
 
 
 def reduced_target(target: Target, qubits: Sequence[int], names: Iterable[str]) -> Target:
@@ -132,3 +142,140 @@ def relabelled_noise_model(
                 if error is not None:
                     model.add_quantum_error(error, name, [label[q] for q in place])
     return with_readout(model, readout)
+
+
+@dataclass(frozen=True, eq=False)
+class GivenNoise:
+    """The errors of an Aer noise model by instruction and physical qubits. Make one with `GivenNoise.of`.
+
+    Attributes:
+        model: a copy of the noise model, which nobody changes any more.
+        t1s, t2s: of every qubit while it waits, seconds; empty where the model has no relaxation of delays.
+    """
+
+    model: Any
+    t1s: tuple[float, ...]
+    t2s: tuple[float, ...]
+    _channels: dict[Any, SuperOp] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def of(cls, model: Any, target: Target) -> GivenNoise:
+        """Check and copy a noise model for devices with this target.
+
+        Raises:
+            InvalidInputError: no noise model, or a part of it that cannot be represented (named in the message):
+                quantum errors on measurements or delays, errors on labels, readout errors of several qubits together,
+                noise passes other than the relaxation of delays, qubits that the target does not have.
+        """
+        from copy import deepcopy
+
+        from qiskit_aer.noise import NoiseModel
+
+        if not isinstance(model, NoiseModel):
+            raise InvalidInputError(f"noise_model is a {type(model).__name__}; give a qiskit_aer.noise.NoiseModel")
+        model = deepcopy(model)
+        for finding in _not_represented(model, target):
+            raise InvalidInputError(f"the noise model has {finding}, which cannot be represented; leave it out")
+        t1s, t2s = _relaxation(model, target.num_qubits or 0)
+        return cls(model, t1s, t2s)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of all that the noise does."""
+        model, digest = self.model, hashlib.sha256(repr((self.t1s, self.t2s)).encode())
+        channels = [(name, (), error) for name, error in model._default_quantum_errors.items()]
+        channels += [(n, p, error) for n, errors in model._local_quantum_errors.items() for p, error in errors.items()]
+        for name, place, _ in sorted(channels, key=lambda entry: entry[:2]):
+            channel = self.channel(name, place)
+            assert channel is not None
+            digest.update(repr((name, place)).encode() + np.ascontiguousarray(channel.data).tobytes())
+        readout = list(model._local_readout_errors.items())
+        readout += [] if model._default_readout_error is None else [((), model._default_readout_error)]
+        for place, error in sorted(readout, key=lambda entry: entry[0]):
+            digest.update(repr(place).encode() + np.ascontiguousarray(error.probabilities, dtype=float).tobytes())
+        return digest.hexdigest()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, GivenNoise) and self.fingerprint == other.fingerprint
+
+    def __hash__(self) -> int:
+        return hash(self.fingerprint)
+
+    def error(self, name: str, place: Sequence[int]) -> Any:
+        """Aer's `QuantumError` after an instruction on physical qubits, None if there is none."""
+        local = self.model._local_quantum_errors.get(name, {}).get(tuple(place))
+        return self.model._default_quantum_errors.get(name) if local is None else local
+
+    def channel(self, name: str, place: Sequence[int]) -> SuperOp | None:
+        """The same as a channel; its subsystem i is ``place[i]``."""
+        error = self.error(name, place)
+        if error is None:
+            return None
+        if id(error) not in self._channels:  # the model lives as long as this, so ids stay their own
+            self._channels[id(error)] = SuperOp(error)
+        return self._channels[id(error)]
+
+    def infidelity(self, name: str, place: Sequence[int]) -> float:
+        """Average gate infidelity of the error."""
+        channel = self.channel(name, place)
+        return 0.0 if channel is None else max(0.0, 1.0 - float(average_gate_fidelity(channel)))
+
+    def readout(self, qubit: int) -> tuple[float, float]:
+        """(p10, p01): P(read 1 | prepared 0), P(read 0 | prepared 1)."""
+        error = self.model._local_readout_errors.get((qubit,), self.model._default_readout_error)
+        if error is None:
+            return 0.0, 0.0
+        return float(error.probabilities[0][1]), float(error.probabilities[1][0])
+
+    def relaxation_times(self, qubit: int) -> tuple[float | None, float | None]:
+        """(T1, T2) of a qubit that waits, seconds; None where nothing happens to it."""
+        if not self.t1s:
+            return None, None
+        times = self.t1s[qubit], self.t2s[qubit]
+        return tuple(None if math.isinf(t) else t for t in times)  # type: ignore[return-value]
+
+    def check_used(self, names: set[str]) -> None:
+        """Refuse a model none of whose errors is on an instruction that circuits for the device have."""
+        noisy = set(self.model.noise_instructions)
+        if noisy and not noisy & names:
+            raise InvalidInputError(
+                f"the noise model has errors of {', '.join(sorted(noisy))} only, and the target none of these "
+                f"instructions: it has {', '.join(sorted(names))}"
+            )
+
+
+def _not_represented(model: Any, target: Target) -> list[str]:
+    known = get_standard_gate_name_mapping()
+    found = []
+    for name in {**model._default_quantum_errors, **model._local_quantum_errors}:
+        if name in _NO_QUANTUM_ERROR:
+            found.append(f"a quantum error of {name!r}")
+        elif name not in known and name not in target.operation_names:
+            found.append(f"an error of the label {name!r}")
+    n_qubits = target.num_qubits or 0
+    for name, errors in model._local_quantum_errors.items():
+        found += [f"an error of {name!r} on {place}" for place in errors if any(q >= n_qubits for q in place)]
+    for place in model._local_readout_errors:
+        if len(place) > 1:
+            found.append(f"a readout error of the qubits {place} together")
+    for step in model._custom_noise_passes:
+        if not _relaxes_delays(step):
+            found.append(f"the noise pass {type(step).__name__}")
+    return found
+
+
+def _relaxes_delays(step: Any) -> bool:
+    from qiskit_aer.noise import RelaxationNoisePass
+
+    types = getattr(step, "_ops", None)
+    return type(step) is RelaxationNoisePass and types == (Delay,) and not np.any(step._p1s)
+
+
+def _relaxation(model: Any, n_qubits: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    steps = model._custom_noise_passes
+    if not steps:
+        return (), ()
+    if len(steps) > 1 or len(steps[0]._t1s) < n_qubits:
+        raise InvalidInputError("the noise model must have one relaxation pass with T1 and T2 of every qubit, or none")
+    t1s, t2s = steps[0]._t1s, steps[0]._t2s
+    return tuple(map(float, t1s[:n_qubits])), tuple(map(float, t2s[:n_qubits]))

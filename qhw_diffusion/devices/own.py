@@ -16,18 +16,20 @@ from qiskit.circuit import Gate, Parameter
 from qiskit.circuit.library import get_standard_gate_name_mapping
 from qiskit.transpiler import InstructionProperties, Target
 
-from qhw_diffusion.devices.fake import canonical_name
-from qhw_diffusion.devices.given_noise import GivenNoise
-from qhw_diffusion.devices.live import backend_snapshot
+from qhw_diffusion.devices.noise import GivenNoise
+from qhw_diffusion.devices.providers import backend_snapshot, canonical_name
 from qhw_diffusion.devices.snapshot import Snapshot, canonical_json
 from qhw_diffusion.devices.validate import AS_PUBLISHED, check_snapshot, published_oddities
 from qhw_diffusion.devices.working import OUT_OF_USE, RZZ_RANGE
-from qhw_diffusion.errors import InvalidInputError
+from qhw_diffusion.errors import InvalidInputError, QhwError
+from qhw_diffusion.extensions import load_extension
 
 # The documents need a date where a target states none
 NO_DATE = "1970-01-01T00:00:00+00:00"
 # Entry of the provenance: instructions of the target that no circuit is given
 LEFT_OUT = "left_out"
+# Entries of the provenance: the name by which a device was loaded, and the fingerprint of its own noise model
+LOADED_BY, NOISE_MODEL = "loaded_by", "noise_model"
 # Entry of the configuration: gates that take every angle, also those that IBM calibrates for some only
 FREE_ANGLES = "free_angles"
 # Gates that are done by turning the frame: without an error of their own they have none
@@ -35,6 +37,26 @@ _VIRTUAL = frozenset({"rz", "p", "u1", "z", "s", "sdg", "t", "tdg"})
 _RESERVED = ("fake_", "ibm_")
 
 Entries = dict[tuple[int, ...], InstructionProperties | None]
+
+
+def own_source(text: str) -> Any:
+    """What ``module:name`` or ``file.py:name`` is, or makes if it is a function or class: a device, target or backend.
+
+    Raises:
+        InvalidInputError: it cannot be loaded, or making it fails; the message names it.
+    """
+    given = load_extension(text, what="device")
+    if not callable(given):
+        return given
+    try:
+        return given()
+    except QhwError as error:
+        raise InvalidInputError(f"device {text!r}: {error}") from error
+    except Exception as error:
+        raise InvalidInputError(
+            f"device {text!r} cannot be made: {type(error).__name__}: {error}. A device by name is a Device, a Qiskit "
+            "Target or BackendV2, or a function without arguments that makes one"
+        ) from error
 
 
 def own_device(source: Any, noise_model: Any, name: str | None) -> tuple[Snapshot, GivenNoise | None]:

@@ -9,8 +9,7 @@ import sys
 from pathlib import Path
 
 from qhw_diffusion.devices.calibration import Calibration
-from qhw_diffusion.devices.device import Device
-from qhw_diffusion.devices.live import take_snapshot
+from qhw_diffusion.devices.device import Device, take_snapshot
 from qhw_diffusion.devices.pictures import draw_calibration
 from qhw_diffusion.devices.tables import overview_markdown
 

@@ -14,7 +14,7 @@ import os
 import tempfile
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,8 @@ FORMAT = "qhw-device-snapshot"
 FORMAT_VERSION = 2
 _READABLE = (1, FORMAT_VERSION)
 _FAKE_PROVIDER = "qiskit_ibm_runtime.fake_provider."
+# rx(θ) and rzz(θ), which a device calibrates beside its usual basis
+FRACTIONAL_GATES = ("rx", "rzz")
 # The largest IBM devices come to about 2 MB; anything far above is not a snapshot.
 _MAX_BYTES = 64 * 2**20
 
@@ -61,7 +63,8 @@ class Snapshot:
         listed in the provenance.
 
         Args:
-            configuration, properties: the service's documents, as JSON content.
+            configuration: the service's document of that name, as JSON content.
+            properties: the service's document of that name, as JSON content.
             source: where they are from, e.g. ``"qiskit_ibm_runtime.fake_provider.FakeMarrakesh"``.
 
         Raises:
@@ -173,6 +176,37 @@ class Snapshot:
         except InvalidInputError as error:
             raise DamagedFileError(f"{path}: {error}") from error
         return snapshot
+
+
+def with_fractional_gates(snapshot: Snapshot) -> Snapshot:
+    """The snapshot with rx and rzz in its basis, on the qubits for which its properties hold their errors.
+
+    Providers leave these gates out of a configuration unless asked for them, but calibrate them all the same.
+
+    Raises:
+        InvalidInputError: the calibration does not have both.
+    """
+    configuration, properties = json.loads(snapshot.configuration), json.loads(snapshot.properties)
+    calibrated: dict[str, list[list[int]]] = {name: [] for name in FRACTIONAL_GATES}
+    for gate in (properties or {}).get("gates", []):
+        if gate["gate"] in calibrated:
+            calibrated[gate["gate"]].append(gate["qubits"])
+    missing = [name for name, places in calibrated.items() if not places]
+    if missing:
+        raise InvalidInputError(
+            f"{snapshot.name} has no calibration of {' and '.join(missing)}: fractional gates exist on Heron devices "
+            "(for example fake_marrakesh)"
+        )
+    present = {gate["name"] for gate in configuration["gates"]}
+    for name, places in calibrated.items():
+        if name not in present:
+            configuration["gates"].append(
+                {"name": name, "parameters": ["theta"], "qasm_def": "", "coupling_map": sorted(places)}
+            )
+        for key in ("basis_gates", "supported_instructions"):
+            if key in configuration and name not in configuration[key]:
+                configuration[key].append(name)
+    return replace(snapshot, configuration=canonical_json(configuration))
 
 
 def _read_document(path: Path) -> Any:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Iterable, Sequence
 
-from qhw_diffusion.devices.calibration import Calibration, CouplingRow
+from qhw_diffusion.devices.calibration import Calibration, CouplingRow, Drift
 from qhw_diffusion.devices.device import Device
-from qhw_diffusion.devices.drift import Drift
 from qhw_diffusion.devices.layouts import RankedLayouts
 from qhw_diffusion.devices.validate import AS_PUBLISHED
 from qhw_diffusion.errors import InvalidInputError

@@ -93,7 +93,7 @@ class IBMService:
         self._mount()  # another instance's connection may have been made to find the device
 
     def snapshot(self) -> Device:
-        from qhw_diffusion.devices.live import backend_snapshot
+        from qhw_diffusion.devices import backend_snapshot
 
         return Device(self._ask(f"read the calibration of {self.device}", lambda: backend_snapshot(self._backend)))
 

@@ -17,7 +17,7 @@ from qiskit import QuantumCircuit
 from qiskit.primitives import BaseEstimatorV2
 
 from qhw_diffusion.devices import Device
-from qhw_diffusion.devices.fractional import FRACTIONAL_GATES
+from qhw_diffusion.devices.snapshot import FRACTIONAL_GATES
 from qhw_diffusion.errors import DamagedFileError, InvalidInputError, JobError
 from qhw_diffusion.hardware.aer import AerEstimator, aer_simulator, on_qubits, qubits_in_use
 from qhw_diffusion.hardware.estimators import check_runs
