@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from qhw_diffusion.devices import Device
@@ -21,6 +22,8 @@ def job_estimator(
     durations: dict[int, tuple[Any, float]] = {}
 
     def duration(pub: Pub) -> float:
+        if not device.has_durations:  # a device of the user's own, simulated here
+            return 0.0
         if id(pub.circuit) not in durations:
             bound = pub.circuit.assign_parameters(dict.fromkeys(pub.circuit.parameters, 0.0))
             # the circuit is kept, so that its id stays its own
@@ -30,7 +33,7 @@ def job_estimator(
     def estimate(pubs: Sequence[Pub], options: Mapping[str, Any]) -> Cost:
         counts = [pub.rows * bases(pub) for pub in pubs]
         mean = sum(n * duration(pub) for n, pub in zip(counts, pubs, strict=True)) / sum(counts)
-        return estimate_cost(
+        cost = estimate_cost(
             mean,
             sum(counts),
             max(pub.shots for pub in pubs),
@@ -39,6 +42,8 @@ def job_estimator(
             resilience_level=int(options.get("resilience_level", 1)),  # the client's own default
             history=history_of(rows(), device.name),
         )
+        untold = "" if device.has_durations else f"{device.name} states no gate durations: they count as 0"
+        return replace(cost, note="; ".join(text for text in (cost.note, untold) if text))
 
     return estimate
 

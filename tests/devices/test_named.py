@@ -17,8 +17,10 @@ from qiskit.quantum_info import SparsePauliOp
 from qhw_diffusion.devices import Calibration, Device, take_snapshot
 from qhw_diffusion.errors import InvalidInputError, MissingDataError, UnknownNameError
 from qhw_diffusion.execution import QuantumLayer, compile_circuit, load_layer, save_layer
+from qhw_diffusion.execution.hardware_engine import Hardware
 from qhw_diffusion.hardware.ledger import Ledger
 from qhw_diffusion.hardware.runner import open_runner
+from qhw_diffusion.studies.hardware_cost import circuits_cost
 
 FILE = """
 from qiskit.providers.fake_provider import GenericBackendV2
@@ -39,6 +41,12 @@ def noisy():
     model = NoiseModel()
     model.add_all_qubit_quantum_error(depolarizing_error(ERROR, 2), ["cx"])
     return Device.of(target, noise_model=model, name="mine")
+
+def untimed():
+    model = NoiseModel()
+    model.add_all_qubit_quantum_error(depolarizing_error(0.01, 2), ["cx"])
+    line = GenericBackendV2(4, coupling_map=[[0, 1], [1, 2], [2, 3]], noise_info=False)
+    return Device.of(line.target, noise_model=model, name="untimed")
 
 def changing():
     global count
@@ -206,11 +214,22 @@ def test_it_compiles_shows_its_calibration_and_runs_as_a_service(file: Path, tmp
         assert "snapshot" in runner.service.program
 
 
+def test_without_gate_durations_it_runs_and_its_cost_says_so(file: Path, tmp_path: Path) -> None:
+    compiled = layer_on(Device.load("chips.py:untimed")).compiled
+    cost = circuits_cost(compiled, 3, shots=50)
+    assert cost.duration == 0
+    assert "states no gate durations: they count as 0" in cost.text
+    with Ledger.open(tmp_path / "ledger") as ledger, open_runner("chips.py:untimed", ledger=ledger, run="r") as runner:
+        estimate = Hardware(runner, shots=50).estimate(compiled, torch.zeros(3, 2))
+    assert estimate.values.shape == (3, 1)
+    assert "gate durations" not in circuits_cost(layer_on(Device.load("chips.py:generic")).compiled, 3, shots=50).text
+
+
 def test_on_the_command_line(file: Path) -> None:
     code = "import sys; from qhw_diffusion.cli import main; sys.exit(main(sys.argv[1:]))"
     for words in (
-        ["calibration", "snapshot", "chips.py:generic", "--out", "g.json"],
-        ["calibration", "show", "g.json"],
+        ["snapshot", "chips.py:generic", "--out", "g.json"],
+        ["show", "g.json"],
     ):
         done = subprocess.run([sys.executable, "-c", code, "calibration", *words], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
