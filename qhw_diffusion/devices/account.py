@@ -1,4 +1,4 @@
-"""The user's IBM Quantum account: connect through it, and say clearly what is wrong when that fails.
+"""The user's IBM Quantum account: connections through it, and clear errors where they fail.
 
 The account is the business of IBM's client: saved once with `QiskitRuntimeService.save_account`, or given in its
 environment variables. This package stores no token. It looks at one only to mask it (`qhw_diffusion.masking`).
@@ -49,7 +49,7 @@ def has_account() -> bool:
 
 
 def connect(*, patience: float = PATIENCE) -> QiskitRuntimeService:
-    """The service, through the environment's account or the saved one; one request shows that it accepts us.
+    """A connected service, through the environment's account or the saved one; tried out with one request.
 
     Args:
         patience: seconds to wait in all before giving up.
@@ -144,7 +144,7 @@ def remember_account(client: Any) -> None:
 
 
 def ask(what: str, call: Callable[[], T], *, patience: float = PATIENCE) -> T:
-    """``call()`` with the client's failures turned into errors of this package, and an end to the waiting.
+    """The result of ``call()``, with a time limit and the client's failures turned into errors of this package.
 
     Args:
         what: is asked for, to begin a message with.

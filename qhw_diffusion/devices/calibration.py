@@ -16,7 +16,7 @@ _PULSES = ("sx", "u2")
 
 @dataclass(frozen=True)
 class QubitRow:
-    """One qubit. Times in seconds, None where the calibration has none; errors are probabilities.
+    """Calibration of one qubit. Times in seconds, None where the calibration has none; errors are probabilities.
 
     Attributes:
         p10, p01: P(read 1 | prepared 0), P(read 0 | prepared 1); NaN for a faulty qubit.
@@ -51,13 +51,13 @@ class CouplingRow:
 
     @property
     def in_use(self) -> bool:
-        """False for a gate that its provider gave up on."""
+        """Whether the gate is in use; False at error 1, by which providers mark gates out of use."""
         return self.error < OUT_OF_USE
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """What `qhw calibration show` prints. Make one with `Calibration.of`."""
+    """All calibrated values of a device, as `qhw calibration show` prints them. Make one with `Calibration.of`."""
 
     device: Device
     qubits: tuple[QubitRow, ...]
@@ -65,7 +65,7 @@ class Calibration:
 
     @classmethod
     def of(cls, device: Device) -> Calibration:
-        """The rows of `device`.
+        """The calibration of `device`.
 
         Raises:
             InvalidInputError: the ideal device, which has no calibration.
@@ -114,7 +114,7 @@ class Calibration:
 
 @dataclass(frozen=True)
 class Change:
-    """One value that changed.
+    """One calibrated value that changed.
 
     Attributes:
         where: ``"qubit 12"`` or ``"cz 3-16"``.

@@ -48,9 +48,10 @@ _IDEAL = Snapshot("ideal", "null", "null", {"source": "ideal: no target, no nois
 
 @dataclass(frozen=True)
 class Device:
-    """What a circuit is compiled for. Make one with `Device.load` or `Device.of`; two are equal if their content is.
+    """A device that circuits are compiled for. Make one with `Device.load` or `Device.of`.
 
-    Nothing is built before it is asked for: the target on first use, a gate's error when that gate is looked up.
+    Two are equal if their content is. Nothing is built before it is asked for: the target on first use, a gate's error
+    when that gate is looked up.
 
     Attributes:
         snapshot: the configuration and calibration everything else is derived from.
@@ -183,7 +184,7 @@ class Device:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of all that the device is."""
+        """SHA-256 of the snapshot and of the device's own noise model, if it has one."""
         if self.own_noise is None:
             return self.snapshot.fingerprint
         return hashlib.sha256(f"{self.snapshot.fingerprint}\n{self.own_noise.fingerprint}".encode()).hexdigest()
@@ -322,7 +323,7 @@ class Device:
         return () if self.target_in_use is None else couplings(self.target_in_use)
 
     def transpiled(self, run: Callable[[Target], QuantumCircuit]) -> QuantumCircuit:
-        """What `run` makes of the target, on gates that are in use: again without the others where it took one of them.
+        """The circuit that `run` transpiles for the target, on gates in use; asked again where it took another.
 
         Raises:
             InvalidInputError: it cannot do without gates that are out of use (the message names them), or the ideal
@@ -385,7 +386,7 @@ class Device:
         return replace(self, snapshot=with_fractional_gates(self.snapshot))
 
     def relaxation(self, qubit: int, seconds: float) -> SuperOp | None:
-        """What happens to a physical `qubit` while it waits: thermal relaxation to |0> with its T1 and T2.
+        """Error channel of a physical `qubit` while it waits: thermal relaxation to |0> with its T1 and T2.
 
         This is the channel Aer's device model puts on a delay: no excited state at equilibrium (temperature 0), T2 cut
         to 2·T1 where the calibration says more (see docs/calibration.md).

@@ -1,4 +1,4 @@
-"""Where on the device a circuit is best placed: every placement of the compiled circuit, ranked by predicted error.
+"""Placements of a compiled circuit on a device, ranked by predicted error.
 
 The circuit is transpiled with a few seeds. Each result uses some couplings; every other place of the device with the
 same couplings (a subgraph isomorphism, found by VF2++) can run the same gates. The predicted error is one minus the
@@ -31,7 +31,7 @@ _FREE = ("barrier", "measure")
 
 @dataclass(frozen=True)
 class RankedLayout:
-    """One placement.
+    """One placement of a circuit on a device.
 
     Attributes:
         qubits: physical qubits that the circuit's qubits start on, in the circuit's order: an `initial_layout`.

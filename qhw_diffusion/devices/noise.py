@@ -181,7 +181,7 @@ class GivenNoise:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of all that the noise does."""
+        """SHA-256 of all error channels, readout errors and relaxation times."""
         model, digest = self.model, hashlib.sha256(repr((self.t1s, self.t2s)).encode())
         channels = [(name, (), error) for name, error in model._default_quantum_errors.items()]
         channels += [(n, p, error) for n, errors in model._local_quantum_errors.items() for p, error in errors.items()]

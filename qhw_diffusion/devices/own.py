@@ -40,7 +40,7 @@ Entries = dict[tuple[int, ...], InstructionProperties | None]
 
 
 def own_source(text: str) -> Any:
-    """What ``module:name`` or ``file.py:name`` is, or makes if it is a function or class: a device, target or backend.
+    """The device, target or backend that ``module:name`` or ``file.py:name`` names, made where it names a function.
 
     Raises:
         InvalidInputError: it cannot be loaded, or making it fails; the message names it.

@@ -1,4 +1,4 @@
-"""A snapshot: what a device said about itself on one date, as plain JSON.
+"""Snapshots: configuration and calibration of a device on one date, as plain JSON.
 
 The two documents kept are the ones the IBM service itself hands out (the backend's *configuration* and its
 *properties*), unchanged. A target and every noise model are functions of them, so a snapshot file is all that is needed

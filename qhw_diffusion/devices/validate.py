@@ -1,4 +1,4 @@
-"""What a calibration must hold to be believed: values that are there, and that a device can have.
+"""Checks of a calibration: no value is missing, and each is one that a device can have.
 
 Two kinds of finding are kept apart. *Impossible* values (a negative T1, a probability above 1, a gate on a qubit that
 does not exist…) are always refused. *Published* oddities are what providers themselves hand out: T2 > 2·T1, which no

@@ -1,4 +1,4 @@
-"""What of a device can be relied upon: gates without calibration are not taken for perfect, nor faulty ones for usable.
+"""The usable part of a device: gates without calibration and faulty ones are left out.
 
 A provider marks a faulty qubit or gate by ``operational: 0`` in its properties, or leaves its calibration out: neither
 is part of the device's target. A gate with an error of 1 is in the target, as published, and has the noise Aer's model

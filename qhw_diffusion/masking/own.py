@@ -1,4 +1,4 @@
-"""The user's own credentials, only to mask them: where they are kept, and every way in which text can spell them."""
+"""Masks the user's own credentials: where they are kept, and every way in which text can spell them."""
 
 from __future__ import annotations
 

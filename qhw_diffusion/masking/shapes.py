@@ -1,4 +1,4 @@
-"""Text without anything that looks like a credential, whoever's it is. Pure, and linear in the length of the text."""
+"""Masks what looks like a credential, whoever's it is. Time is linear in the length of the text."""
 
 from __future__ import annotations
 

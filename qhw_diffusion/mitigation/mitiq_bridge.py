@@ -1,4 +1,4 @@
-"""Compiled circuits ↔ Mitiq's circuits (Cirq), gate by gate; the parameters survive the way there and back.
+"""Conversion of compiled circuits to Mitiq's circuits (Cirq) and back, gate by gate, parameters included.
 
 Mitiq itself goes through OpenQASM 2: bound circuits only, angles rounded to ten digits, the layout dropped, every ECR
 taken apart, so that folding to scale 3 gives more than three times as many. Here every gate of the ISA basis has one

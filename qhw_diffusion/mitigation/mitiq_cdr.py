@@ -29,7 +29,7 @@ _LEAST_SPREAD, _ENOUGH_SPREAD, _DRAWS = 0.01, 0.05, 8
 
 @dataclass(frozen=True)
 class MitiqCDR(Strategy):
-    """Learn ideal = a·noisy + b, one line per observable, on circuits that differ from this one in their rz alone.
+    """Clifford data regression: ideal = a·noisy + b, learned on circuits that differ from this one in their rz alone.
 
     Mitiq replaces most rz by the closest Clifford ones; the ideal values come from engine ``"ideal"``. All training
     circuits are rows of one circuit whose rz angles are its inputs: one broadcast, nothing is compiled.

@@ -55,7 +55,7 @@ class Weighted(Strategy):
         """Circuits and weights for `compiled`."""
 
     def family(self, compiled: CompiledCircuit) -> Family:
-        """As `make`, remembered."""
+        """The family of `compiled`, made once."""
         store = kept(compiled)
         if self not in store:
             store[self] = self.make(compiled)
@@ -204,7 +204,7 @@ class MitiqLRE(Weighted):
 
     Args:
         degree: of the polynomial, ≥ 1.
-        chunks: pieces of about equally many layers, ≥ 1; Mitiq's default, every layer by itself, would be thousands of
+        chunks: parts of about equally many layers, ≥ 1; Mitiq's default, every layer by itself, would be thousands of
             circuits here.
         fold_multiplier: step between scale factors: 1 + 2·fold_multiplier is the first, ≥ 1.
 

@@ -1,4 +1,4 @@
-"""Readout inversion: undo on expectation values what misreading the qubits does to them.
+"""Readout inversion: the inverse of readout errors, applied to expectation values.
 
 In terms of Pauli strings: one qubit's factor P is read as s·P + d·I with s = 1 − p10 − p01 and d = p01 − p10. For k
 qubits that disturb one another, ⟨Z^s⟩ as read is Σ_t M[s, t] ⟨Z^t⟩ over all 2^k strings.
@@ -146,7 +146,7 @@ def _inverses(
     """
     made, key = kept(compiled), ("inverses", source)
     if key not in made or not np.array_equal(made[key][0], assignment.numbers):
-        others = assignment.moved() if isinstance(assignment, Local) else []
+        others = assignment.shifted() if isinstance(assignment, Local) else []
         made[key] = (
             assignment.numbers,
             [
@@ -295,8 +295,8 @@ class Local:
     def _scales(self) -> np.ndarray:
         return (self.zero - self.one) / 2
 
-    def moved(self) -> list[Local]:
-        """This calibration with one number after the other off by its standard error."""
+    def shifted(self) -> list[Local]:
+        """Copies of this calibration, each with one number shifted by its standard error."""
         result = []
         for which, q in np.argwhere(self.errors > 0):
             ends = [self.zero.copy(), self.one.copy()]
