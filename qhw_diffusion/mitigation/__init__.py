@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from qhw_diffusion.mitigation.checks import check_strategies
 from qhw_diffusion.mitigation.decoupling import DynamicalDecoupling
 from qhw_diffusion.mitigation.mitigated import Mitigated, counted, planned
 from qhw_diffusion.mitigation.mitiq_cdr import MitiqCDR
@@ -34,6 +35,7 @@ __all__ = [
     "PauliTwirling",
     "Readout",
     "Strategy",
+    "check_strategies",
     "counted",
     "engine_of",
     "folded",

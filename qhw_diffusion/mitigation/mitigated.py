@@ -251,7 +251,7 @@ def planned(strategies: Sequence[Strategy], compiled: CompiledCircuit, rows: int
     zeros, varying = zero_rows(compiled, rows), parts_of(compiled).varying
     if varying is None:
         return expand(strategies, [], dry=True)
-    check_strategies(strategies, varying, own_only=True)
+    check_strategies(strategies, varying)
     return expand(strategies, [(varying, zeros)], dry=True)
 
 

@@ -33,7 +33,7 @@ from qhw_diffusion.guidance import (
     load_controller,
     save_actor,
 )
-from qhw_diffusion.mitigation import strategies_of
+from qhw_diffusion.mitigation import check_strategies, strategies_of
 from qhw_diffusion.runs import RunFolder, atomic_write_json, check_place, read_json
 from qhw_diffusion.studies.models import Models, draw_starts, load_models
 from qhw_diffusion.studies.settings import ModelConfig
@@ -176,8 +176,7 @@ def prepare(
     check_place(out, kind=KIND, overwrite=overwrite)
     trained = load_controller(asked.run)
     policy = _policy_of(asked, trained, device)
-    for strategy in strategies_of(asked.mitigation):  # told before anything is made
-        strategy.check(policy.layer.compiled)
+    check_strategies(strategies_of(asked.mitigation), policy.layer.compiled)  # told before anything is made
     load_models(models_of(Path(asked.run)).replace(**given))
     config = {
         "rollout": asked.to_dict(),

@@ -151,8 +151,6 @@ def circuits_cost(
     """
     if compiled.device.target is None:
         raise InvalidInputError("the ideal device is simulated and costs nothing; name a real or a fake device")
-    for strategy in strategies:
-        strategy.check(compiled)
     plan, note = planned(strategies, compiled, rows), ""
     experiments = [(circuit, len(values)) for circuit, values in [*plan.leaves, *plan.calibrations]]
     if not experiments:
