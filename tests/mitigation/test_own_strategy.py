@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -175,6 +176,19 @@ def test_a_layer_with_it_is_saved_and_loaded(file, policy, tmp_path):
     with pytest.raises(InvalidInputError, match=r"there is no file lines\.py"):
         load_layer(tmp_path / "layer")
     assert load_layer(tmp_path / "layer", engine="noisy").engine.spec == "noisy"
+
+
+def test_a_script_that_runs_is_the_file_of_that_name(file):
+    """What a script defines is saved by the script's path, and is the same class when it is named within the script."""
+    with open(file, "a") as script:
+        script.write(
+            "from qhw_diffusion.execution import engine_of, spec_of\n"
+            "from qhw_diffusion.mitigation import Mitigated\n"
+            "engine = Mitigated('noisy', [Line(0.2)])\n"
+            "print(spec_of(engine), engine_of('noisy+lines.py:Line:0.2') == engine)\n"
+        )
+    done = subprocess.run([sys.executable, file], capture_output=True, text=True)
+    assert done.stdout.split() == ["noisy+lines.py:Line:0.2", "True"], done.stderr
 
 
 @pytest.mark.parametrize(
