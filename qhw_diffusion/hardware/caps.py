@@ -7,7 +7,7 @@ import sqlite3
 from collections.abc import Iterator
 
 from qhw_diffusion.errors import BudgetError, InvalidInputError, LedgerError
-from qhw_diffusion.hardware.ledger_rows import Row, read_rows, store_note
+from qhw_diffusion.hardware.ledger_rows import Row, read_rows, store_note, stored_note
 
 # A charge that is not known is a null, of the row or in the JSON of its duplicates and earlier attempts
 _MAY_BE_UNKNOWN = "qpu_seconds IS NULL OR instr(summary, 'null') OR instr(earlier, 'null')"
@@ -55,11 +55,11 @@ def rows_to_ask(connection: sqlite3.Connection) -> Iterator[Row]:
 
 def stored_cap(connection: sqlite3.Connection, run: str | None = None) -> float | None:
     """The cap of the whole ledger, or the one a run last stated; None if there is none."""
-    found = connection.execute("SELECT value FROM notes WHERE name = ?", (_name(run),)).fetchone()
+    found = stored_note(connection, _name(run))
     try:
-        return None if found is None else as_seconds("cap", float(found[0]))
+        return None if found is None else as_seconds("cap", float(found))
     except ValueError as error:  # InvalidInputError is one
-        raise LedgerError(f"the ledger's cap is damaged ({found[0]!r}); set it again with qhw ledger cap") from error
+        raise LedgerError(f"the ledger's cap is damaged ({found!r}); set it again with qhw ledger cap") from error
 
 
 def store_cap(connection: sqlite3.Connection, seconds: float | None, run: str | None = None) -> None:

@@ -7,6 +7,7 @@ later time. ``"estimator"`` is the deprecated `EstimatorV2`, whose processing is
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import time
@@ -90,6 +91,7 @@ class IBMService:
         self._context: Context | None = None
         self._backend = live_backend(device, client)
         self._instance = self._backend._instance
+        self.instance = hashlib.sha256(str(self._instance).encode()).hexdigest()[:16] if self._instance else ""
         self._mount()  # another instance's connection may have been made to find the device
 
     def snapshot(self) -> Device:

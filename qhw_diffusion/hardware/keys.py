@@ -100,13 +100,24 @@ def check_key(key: str) -> str:
     return key
 
 
-def tag_of(run: str, key: str) -> list[str]:
-    """Tags of a job: the package's, the run's, the key's. The last one finds the job again at the service.
+def tag_of(run: str, key: str, own: str | None = None) -> list[str]:
+    """Tags of a job: the package's, the run's, the job's own. The last one finds the job again at the service.
 
-    The service states no limit; the tags keep to 40 letters, digits and dashes, so that no filter has to quote them.
+    Args:
+        run: name of the run.
+        key: content key.
+        own: the job's own tag, `ledger_tag`, as its row says; None for jobs that no account pays for, and for rows of
+            versions before ledgers had names.
     """
     slug = re.sub(r"[^A-Za-z0-9]+", "-", run).strip("-")[:24].strip("-") or "unnamed"
-    return ["qhw", f"run-{slug}", f"qhw-{check_key(key)[:32]}"]
+    return ["qhw", f"run-{slug}", own or f"qhw-{check_key(key)[:32]}"]
+
+
+def ledger_tag(ledger: str, key: str) -> str:
+    """The tag of a ledger's jobs with this key, of letters, digits and dashes. With the number of the attempt it has no
+    more than 32 characters: the service states no limit, and what it cut off would tell attempts from each other.
+    """
+    return f"q-{ledger[:8]}-{check_key(key)[:16]}"
 
 
 def _key(pubs: list[Any], options: Mapping[str, Any], device: str, purpose: str) -> str:

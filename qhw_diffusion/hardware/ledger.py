@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import sqlite3
+import uuid
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -25,11 +26,14 @@ from qhw_diffusion.hardware.ledger_rows import (
     AGAIN,
     CLOCK,
     DUPLICATES,
+    ID,
     LIMIT,
     STATES,
     Row,
     now,
     read_rows,
+    store_note,
+    stored_note,
     with_charge,
     write_row,
 )
@@ -144,10 +148,24 @@ class Ledger:
             return stored_cap(connection)
 
     @property
+    def id(self) -> str:
+        """The ledger's name, at least 8 hexadecimal digits: in the tags of its jobs, so that they are told from those
+        of another ledger with the same work. A copy has the same.
+        """
+        with self._file.reading() as connection:
+            named = stored_note(connection, ID)
+        if named is None:  # made by an earlier version
+            with self._file.writing() as connection:
+                if (named := stored_note(connection, ID)) is None:
+                    named = uuid.uuid4().hex
+                    store_note(connection, ID, named)
+        return named
+
+    @property
     def incomplete(self) -> bool:
         """Whether rows may be missing because a damaged ledger was recovered: then look up tags also for new keys."""
         with self._file.reading() as connection:
-            return connection.execute("SELECT 1 FROM notes WHERE name = 'incomplete'").fetchone() is not None
+            return stored_note(connection, "incomplete") is not None
 
     # -- writing -------------------------------------------------------------------------------------------------------
 

@@ -16,6 +16,8 @@ from typing import Any
 from qhw_diffusion.errors import LedgerError
 
 STATES = ("planned", "submitted", "done", "failed")
+# Of the notes about a whole ledger: its name (`Ledger.id`)
+ID = "id"
 # In a row's summary: QPU seconds after which the service ends its job, so that this is what it may still cost
 LIMIT = "limit_seconds"
 # In a row's summary: {job id: QPU seconds, None until known} of jobs sent twice for this row
@@ -24,6 +26,10 @@ DUPLICATES = "duplicates"
 CLOCK = "session_seconds"
 # In a failed row's summary: the job never ran or was cancelled, so that the next call sends it again by itself
 AGAIN = "sent_again"
+# In a paid row's summary: a hash of the account's instance that its jobs are sent to
+INSTANCE = "instance"
+# In a paid row's summary: the tag that its jobs are found by, without the attempt's number (`keys.ledger_tag`)
+TAG = "tag"
 
 
 @dataclass(frozen=True)
@@ -253,3 +259,9 @@ def _seal(values: list[Any]) -> str:
 def store_note(connection: sqlite3.Connection, name: str, value: str) -> None:
     """Keep one of the few facts about the whole ledger."""
     connection.execute("INSERT OR REPLACE INTO notes VALUES (?, ?)", (name, value))
+
+
+def stored_note(connection: sqlite3.Connection, name: str) -> str | None:
+    """One of these facts; None if it was never stored."""
+    found = connection.execute("SELECT value FROM notes WHERE name = ?", (name,)).fetchone()
+    return None if found is None else str(found[0])

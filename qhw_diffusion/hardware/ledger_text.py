@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from qhw_diffusion.errors import DamagedFileError, InvalidInputError, LedgerError
 from qhw_diffusion.hardware.keys import tag_of
 from qhw_diffusion.hardware.ledger import Ledger
-from qhw_diffusion.hardware.ledger_rows import STATES, Row
+from qhw_diffusion.hardware.ledger_rows import STATES, TAG, Row
 
 SHORT = 12
 
@@ -64,7 +64,7 @@ def show_text(ledger: Ledger, row: Row) -> str:
         ("state", row.state + (f": {row.reason}" if row.reason else "")),
         ("job id", row.job_id or "none known"),
         ("session or batch", row.session_id or "none known"),
-        ("tags", ", ".join(tag_of(row.run, row.key))),
+        ("tags", ", ".join(tag_of(row.run, row.key, row.summary.get(TAG)))),
         ("circuits × shots", f"{row.circuits:,} × {row.shots:,}"),
         ("estimated", f"{row.estimate_seconds:.2f} QPU seconds"),
         ("measured", "not known" if row.qpu_seconds is None else f"{row.qpu_seconds:.2f} QPU seconds"),

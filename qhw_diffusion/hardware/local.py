@@ -42,6 +42,7 @@ class LocalService:
     """
 
     paid = False
+    instance = ""
 
     def __init__(self, device: Device, *, estimator: BaseEstimatorV2 | None = None, seed: int = 0) -> None:
         if not isinstance(device, Device):

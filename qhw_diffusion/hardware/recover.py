@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 import sqlite3
 import tempfile
@@ -25,11 +26,22 @@ from qhw_diffusion.hardware.key_lock import FolderLock
 from qhw_diffusion.hardware.keys import check_key
 from qhw_diffusion.hardware.ledger import Ledger
 from qhw_diffusion.hardware.ledger_file import FILE, RECOVERING, LedgerFile, check_folder
-from qhw_diffusion.hardware.ledger_rows import COLUMNS, STATES, DamagedLedgerError, Row, row_of, store_note, write_row
+from qhw_diffusion.hardware.ledger_rows import (
+    COLUMNS,
+    ID,
+    STATES,
+    TAG,
+    DamagedLedgerError,
+    Row,
+    row_of,
+    store_note,
+    write_row,
+)
 from qhw_diffusion.hardware.results import RESULTS, durable_write, read_result, result_name, sync_folder
 
 _FILES = (FILE, f"{FILE}-wal", f"{FILE}-shm")
-_NEW = ".recovered.sqlite"
+# The ledger's name in a tag of `keys.ledger_tag`
+_TAG = re.compile(r"q-([0-9a-f]{8})-")
 
 
 @dataclass
@@ -148,6 +160,9 @@ def _rebuild(folder: Path, found: Recovery) -> None:
     found.complete = found.complete and not found.suspect
     with contextlib.suppress(KeyError, ValueError, InvalidInputError):
         found.cap = as_seconds("cap", float(notes["cap"]))
+    if ID not in notes:  # its jobs go on being found by it
+        tags = [match[1] for row in rows.values() if (match := _TAG.match(str(row.summary.get(TAG))))]
+        notes |= {ID: tags[-1]} if tags else {}
     _replace_database(folder, sorted(rows.values(), key=lambda row: row.created), notes, found)
 
 

@@ -17,15 +17,15 @@ import numpy as np
 from qiskit.primitives import BaseEstimatorV2
 
 from qhw_diffusion.devices import Device
-from qhw_diffusion.errors import BudgetError, DamagedFileError, InvalidInputError, LedgerError, QhwError
+from qhw_diffusion.errors import AccountError, BudgetError, DamagedFileError, InvalidInputError, LedgerError, QhwError
 from qhw_diffusion.hardware.budget import share_budget
 from qhw_diffusion.hardware.completion import Collector, check_answer, failed_before
 from qhw_diffusion.hardware.cost import EXTRAPOLATED, RESILIENCE_LEVELS
 from qhw_diffusion.hardware.estimate import Estimator, job_estimator
 from qhw_diffusion.hardware.job import Job, distinct
-from qhw_diffusion.hardware.keys import job_key
+from qhw_diffusion.hardware.keys import job_key, ledger_tag
 from qhw_diffusion.hardware.ledger import Ledger, Row
-from qhw_diffusion.hardware.ledger_rows import total_charge
+from qhw_diffusion.hardware.ledger_rows import INSTANCE, TAG, total_charge
 from qhw_diffusion.hardware.local import LocalService
 from qhw_diffusion.hardware.modes import check_mode, check_seconds
 from qhw_diffusion.hardware.service import Pub, Service
@@ -122,6 +122,7 @@ class Runner:
         Raises:
             InvalidInputError: circuits or options that the service would refuse.
             BudgetError: no cap on a paid device, or too little left; nothing was sent.
+            AccountError: a job of these is, or may be, at another account or instance; nothing was sent.
             JobError: a job was refused, cancelled, or failed, now or in an earlier call.
             ServiceError, AccountError: no answer; what was sent is in the ledger, the same call goes on with it.
             KeyboardInterrupt: passed on, after cancellation of the unfinished jobs was asked for.
@@ -226,6 +227,7 @@ class Runner:
         row = self.ledger.get(job.key)
         if row is None:
             return True
+        self._check_instance(row)
         if row.state == "done":
             row = self._whole(job, row)
         job.sent_before = job.uncertain = row.state == "submitted"
@@ -233,6 +235,17 @@ class Runner:
         if row.state == "failed" and not (self.retry_failed or row.sent_again):
             raise failed_before(row, row.reason)
         return row.state in ("planned", "failed")
+
+    def _check_instance(self, row: Row) -> None:
+        """Raise AccountError for a row whose job may be, or is, at another instance: nobody here can see it."""
+        sent_to, here = row.summary.get(INSTANCE, ""), self.service.instance
+        if row.state in ("planned", "submitted") and sent_to and here and sent_to != here:
+            may = "may have been" if row.state == "planned" else "was"
+            raise AccountError(
+                f"the job of key {row.key[:12]} ({row.purpose}) {may} sent by another account or instance ({sent_to}, "
+                f"this one is {here}). Use that one, so that nothing is paid twice, or another ledger (--ledger) to "
+                "run it anew. Nothing was sent"
+            )
 
     def _whole(self, job: Job, row: Row) -> Row:
         """The row; with a damaged result file it is "submitted" again, so that the answer is read again, for free.
@@ -303,20 +316,28 @@ class Runner:
                 shots=shots,
                 estimate_seconds=job.seconds,
                 paid=self.service.paid,
-                summary=job.summary,
+                summary=self._noted(job),
                 cap=self.max_qpu_seconds,
-                attempt=self._sender.last_attempt(self.name, job.key) if may_exist else 1,
+                attempt=self._sender.last_attempt(job.key) if may_exist else 1,
             )
         elif row.state == "failed":
             row = self._retry(job)
         if may_exist:
             if self._sender.take_over(job, row):
                 return
-            row = self.ledger.permit(job.key, run=self.name, cap=self.max_qpu_seconds, summary=job.summary)
+            # the tag stays: another job of this attempt may have it
+            noted = {name: value for name, value in self._noted(job).items() if name != TAG}
+            row = self.ledger.permit(job.key, run=self.name, cap=self.max_qpu_seconds, summary=noted)
         self._sender.send(job, row)
 
     def _retry(self, job: Job) -> Row:
-        return self.ledger.retry(job.key, run=self.name, cap=self.max_qpu_seconds, summary=job.summary)
+        return self.ledger.retry(job.key, run=self.name, cap=self.max_qpu_seconds, summary=self._noted(job))
+
+    def _noted(self, job: Job) -> dict[str, Any]:
+        """What the row of a new attempt says of how it is sent."""
+        if not self.service.paid:
+            return job.summary
+        return {**job.summary, INSTANCE: self.service.instance, TAG: ledger_tag(self.ledger.id, job.key)}
 
     def _finish(self, job: Job, note: str) -> None:
         """Wait for a job and store its answer; what else became of it is stored too, and raised."""

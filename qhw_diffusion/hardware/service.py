@@ -152,11 +152,13 @@ class Service(Protocol):
         paid: whether a job costs QPU time of an account.
         device: name of the device.
         program: what evaluates the PUBs; part of the ledger's key.
+        instance: a hash of the account's instance that jobs are sent to; empty where there is none.
     """
 
     paid: bool
     device: str
     program: str
+    instance: str
 
     def snapshot(self) -> Device:
         """The device as it is calibrated now, for estimates."""

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from qhw_diffusion.errors import AccountError, BudgetError, InvalidInputError, QhwError, ServiceError
 from qhw_diffusion.hardware.budget import LONGEST_JOB
 from qhw_diffusion.hardware.job import Job
-from qhw_diffusion.hardware.keys import tag_of
+from qhw_diffusion.hardware.keys import ledger_tag, tag_of
 from qhw_diffusion.hardware.ledger import Ledger, Row
+from qhw_diffusion.hardware.ledger_rows import TAG
 from qhw_diffusion.hardware.service import Limits, NotSentError, RefusedError, Service, UncertainError, attempt_tag
 from qhw_diffusion.hardware.waiting import Waiter
 
@@ -61,7 +62,7 @@ class Sender:
             ServiceError: it was not sent (the row is failed as "not sent"), or nobody says whether it was (the row
                 stays planned, and the next call looks it up).
         """
-        tags = [*tag_of(row.run, row.key), self.tag(row)]
+        tags = [*self._tags(row), self.tag(row)]
         times = self.waiter.times
         trouble: Exception | None = None
         for number in range(times.submissions):
@@ -81,7 +82,7 @@ class Sender:
             if job_id is not None:
                 if job.uncertain:  # an earlier submission may show only now
                     with contextlib.suppress(ServiceError):
-                        job_id = self._oldest(self.service.find(self.tag(row))) or job_id
+                        job_id = self._oldest(row, self.service.find(self.tag(row))) or job_id
                 self._submitted(job, job_id)
                 return
         self.ledger.failed(job.key, f"not sent: {trouble}", again=True)
@@ -101,12 +102,12 @@ class Sender:
             if number:
                 self.waiter.sleep(times.grace / (times.lookups - 1))
             if found := self.waiter.answered(lambda: self.service.find(self.tag(row))):
-                return self._oldest(found)
+                return self._oldest(row, found)
         return None
 
-    def last_attempt(self, run: str, key: str) -> int:
+    def last_attempt(self, key: str) -> int:
         """The last attempt that the service has a job of, for a row that was lost; 1 if it has none."""
-        tag = tag_of(run, key)[-1]
+        tag = ledger_tag(self.ledger.id, key)
         found = set(self.waiter.answered(lambda: self.service.find(tag)))
         last = number = 1
         while found and number <= _MOST_ATTEMPTS:
@@ -122,6 +123,8 @@ class Sender:
         others are cancelled, and what they were charged is told, None where the service does not say.
         """
         charged: dict[str, float | None] = {}
+        if TAG not in row.summary:
+            return charged
         with contextlib.suppress(ServiceError):
             others = [job_id for job_id in self.service.find(self.tag(row)) if job_id != row.job_id]
             self._cancel(others)
@@ -133,14 +136,19 @@ class Sender:
 
     def tag(self, row: Row) -> str:
         """Of this attempt's jobs alone."""
-        return attempt_tag(tag_of(row.run, row.key)[-1], row.attempt)
+        return attempt_tag(self._tags(row)[-1], row.attempt)
+
+    def _tags(self, row: Row) -> list[str]:
+        return tag_of(row.run, row.key, row.summary.get(TAG))
 
     def _submitted(self, job: Job, job_id: str) -> None:
         self.ledger.submitted(job.key, job_id, self.service.session_id())
 
-    def _oldest(self, found: Sequence[str]) -> str | None:
-        """Of several jobs with one tag the oldest counts; the others are asked to be cancelled."""
-        self._cancel(found[1:])
+    def _oldest(self, row: Row, found: Sequence[str]) -> str | None:
+        """Of several jobs with one tag the oldest counts; the others are asked to be cancelled, if the tag says that
+        they are this ledger's.
+        """
+        self._cancel(found[1:] if TAG in row.summary else [])
         return found[0] if found else None
 
     def _cancel(self, job_ids: Sequence[str]) -> None:

@@ -82,6 +82,7 @@ class ScriptedService:
     calls: list[str] = field(default_factory=list)
     session: float = 0.0
     prefix: str = "job"
+    instance: str = ""
 
     def snapshot(self) -> Device:
         return Device.load("fake_manila")

@@ -75,7 +75,8 @@ def test_tags_limits_and_batch_reach_the_service(standin: StandIn, ledger: Ledge
         assert mine.service.find("qhw")[0] == standin.jobs[0].id, "oldest first"
     first, second = standin.jobs
     (row, _) = ledger.rows()
-    assert list(first.tags) == ["qhw", "run-test", f"qhw-{row.key[:32]}", f"qhw-{row.key[:32]}-1"]
+    own = f"q-{ledger.id[:8]}-{row.key[:16]}"
+    assert list(first.tags) == ["qhw", "run-test", own, f"{own}-1"]
     assert (first.limit_seconds, second.limit_seconds) == (50, 49)
     assert first.session_id == second.session_id == row.session_id
     (batch,) = standin.records.sessions.values()

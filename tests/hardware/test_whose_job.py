@@ -1,0 +1,199 @@
+"""Whose job it is: of another account, of another ledger with the same work, of this ledger before it was put back."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from scripted import FAST, Job, ScriptedService, estimate, pub
+from test_faults import TIMES
+
+from qhw_diffusion.errors import AccountError, JobError
+from qhw_diffusion.hardware.keys import tag_of
+from qhw_diffusion.hardware.ledger import Ledger
+from qhw_diffusion.hardware.recover import recover
+from qhw_diffusion.hardware.runner import Runner, open_runner
+from qhw_diffusion.hardware.service import Limits, NotSentError
+from qhw_diffusion.hardware.standin import INSTANCE, LostReply, StandIn
+
+RAW = {"resilience_level": 0}
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Iterator[Ledger]:
+    with Ledger.open(tmp_path / "ledger") as opened:
+        yield opened
+
+
+def runner(service: ScriptedService, ledger: Ledger, **settings: Any) -> Runner:
+    given = {"run": "test", "max_qpu_seconds": 100.0, "times": FAST, "estimate": estimate}
+    return Runner(service, ledger, **{**given, **settings})
+
+
+@pytest.fixture
+def standin(monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIn]:
+    monkeypatch.setenv("USAGE_DATA_OPT_OUT", "True")
+    with StandIn("fake_manila", seconds_per_job=3.0) as running, running.as_account():
+        yield running
+
+
+def live(ledger: Ledger, **settings: Any) -> Runner:
+    given: dict[str, Any] = {"run": "test", "max_qpu_seconds": 50.0, "times": TIMES, "estimate": estimate}
+    return open_runner("ibm_standin", ledger=ledger, **{**given, **settings})
+
+
+# -- another account ---------------------------------------------------------------------------------------------------
+
+
+def interrupted(service: ScriptedService, ledger: Ledger, state: str) -> None:
+    """Leave a row behind in this state."""
+    if state == "planned":
+
+        def die(job: Job) -> None:
+            service.jobs["job-1"] = job
+            raise KeyboardInterrupt
+
+        service.new_job = die
+    else:
+        service.on_status = [KeyboardInterrupt()]
+    with pytest.raises(KeyboardInterrupt):
+        runner(service, ledger).run([pub()])
+    service.new_job = lambda job: None
+    assert [row.state for row in ledger.rows()] == [state]
+
+
+@pytest.mark.parametrize("state", ["planned", "submitted"])
+def test_a_row_of_another_account_is_refused_and_stays(ledger: Ledger, state: str) -> None:
+    first, second = ScriptedService(instance="one"), ScriptedService(instance="two")
+    interrupted(first, ledger, state)
+    before = ledger.rows()
+    with pytest.raises(AccountError, match=r"another account or instance \(one, this one is two\)"):
+        runner(second, ledger).run([pub()])
+    assert (second.jobs, ledger.rows()) == ({}, before)
+    assert runner(first, ledger).run([pub()]).job_ids == ["job-1"]
+    assert len(first.jobs) == 1
+
+
+def test_the_same_with_the_real_client(standin: StandIn, ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    standin.inject("jobs_post", LostReply())
+    with live(ledger) as mine:
+        submitted = ledger.submitted
+        monkeypatch.setattr(ledger, "submitted", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            mine.run([pub()], options=RAW)
+        monkeypatch.setattr(ledger, "submitted", submitted)
+    assert ([row.state for row in ledger.rows()], len(standin.jobs)) == (["planned"], 1)
+    monkeypatch.setenv("QISKIT_IBM_INSTANCE", INSTANCE.replace("0000-0000", "1111-1111"))
+    with live(ledger) as mine, pytest.raises(AccountError, match="another account or instance"):
+        mine.run([pub()], options=RAW)
+    assert len(standin.jobs) == 1
+    assert INSTANCE not in str(ledger.rows()[0].summary), "a hash of it is enough"
+    monkeypatch.setenv("QISKIT_IBM_INSTANCE", INSTANCE)
+    with live(ledger) as mine:
+        assert mine.run([pub()], options=RAW).job_ids == [standin.jobs[0].id]
+
+
+def test_what_never_ran_or_is_done_belongs_to_no_account(ledger: Ledger) -> None:
+    first, second = ScriptedService(instance="one"), ScriptedService(instance="two", prefix="two")
+    first.on_submit = [NotSentError("429")] * FAST.submissions
+    with pytest.raises(Exception, match="took no job"):
+        runner(first, ledger).run([pub()])
+    assert runner(second, ledger).run([pub()]).job_ids == ["two-1"]
+    assert ledger.rows()[0].summary["instance"] == "two"
+    assert runner(first, ledger).run([pub()]).reused == 1
+
+
+def test_a_row_of_an_earlier_version_knows_no_account(ledger: Ledger) -> None:
+    service = ScriptedService(instance="")
+    interrupted(service, ledger, "submitted")
+    service.instance = "one"
+    assert runner(service, ledger).run([pub()]).job_ids == ["job-1"]
+
+
+# -- another ledger of the same account --------------------------------------------------------------------------------
+
+
+def test_a_job_of_another_ledger_is_no_duplicate(ledger: Ledger, tmp_path: Path) -> None:
+    """A is interrupted, B runs the same work, A goes on: what B has sent is B's, and A takes what A has sent."""
+    service = ScriptedService()
+    interrupted(service, ledger, "submitted")
+    with Ledger.open(tmp_path / "B") as other:
+        service.on_status = [KeyboardInterrupt()]
+        with pytest.raises(KeyboardInterrupt):
+            runner(service, other).run([pub()])
+        service.cancelled.clear()  # on Ctrl-C
+        answer = runner(service, ledger).run([pub()])
+        assert (answer.job_ids, service.cancelled) == (["job-1"], [])
+        assert (ledger.spent(), ledger.rows()[0].unused_jobs) == (2.0, [])
+        assert runner(service, other).run([pub()]).job_ids == ["job-2"]
+        assert (service.cancelled, other.spent()) == ([], 2.0)
+
+
+@pytest.mark.parametrize("state", ["planned", "submitted"])
+def test_of_a_row_of_an_earlier_version_namesakes_are_left_alone(ledger: Ledger, state: str) -> None:
+    """Its tag names no ledger: whose the other jobs with that tag are, nobody can say."""
+    service = ScriptedService()
+    interrupted(service, ledger, state)
+    key = ledger.rows()[0].key
+    for job in service.jobs.values():
+        job.tags = [*tag_of("test", key), f"{tag_of('test', key)[-1]}-1"]
+    forget_tag(ledger)
+    service.jobs["job-2"] = Job([*service.jobs["job-1"].tags], service.jobs["job-1"].answer, Limits())
+    service.cancelled.clear()
+    answer = runner(service, ledger).run([pub()])
+    assert (answer.job_ids, service.cancelled, ledger.spent()) == (["job-1"], [], 2.0)
+    assert len(service.jobs) == 2
+
+
+def test_a_later_attempt_of_an_earlier_versions_row_has_the_ledgers_tag(ledger: Ledger) -> None:
+    service = ScriptedService(new_job=lambda job: setattr(job, "state", "ERROR"))
+    with pytest.raises(JobError):
+        runner(service, ledger).run([pub()])
+    forget_tag(ledger)
+    service.new_job = lambda job: None
+    runner(service, ledger, retry_failed=True).run([pub()])
+    assert service.jobs["job-2"].tags[-1] == f"q-{ledger.id[:8]}-{ledger.rows()[0].key[:16]}-2"
+
+
+def test_tags_are_short_and_name_the_ledger(standin: StandIn, ledger: Ledger) -> None:
+    with live(ledger) as mine:
+        mine.run([pub()], options=RAW)
+    (row,) = ledger.rows()
+    base = f"q-{ledger.id[:8]}-{row.key[:16]}"
+    assert list(standin.jobs[0].tags) == ["qhw", "run-test", base, f"{base}-1"]
+    assert all(len(tag) <= 32 for tag in (*standin.jobs[0].tags, f"{base}-9999", *tag_of("x" * 99, row.key, base)))
+
+
+def test_a_ledger_keeps_its_name(tmp_path: Path) -> None:
+    """Open or closed, copied, from before ledgers had names, recovered, and rebuilt from results alone."""
+    service, folder = ScriptedService(), tmp_path / "ledger"
+    with Ledger.open(folder) as ledger:
+        name = ledger.id
+        runner(service, ledger).run([pub()])
+        assert ledger.id == name
+    shutil.copytree(folder, tmp_path / "copy")
+    for place in (folder, tmp_path / "copy"):
+        with Ledger.open(place) as ledger:
+            assert ledger.id == name
+    with Ledger.open(tmp_path / "other") as ledger:
+        assert ledger.id != name
+        with ledger._file.writing() as connection:
+            connection.execute("DELETE FROM notes WHERE name = 'id'")
+        given = ledger.id
+        assert given != name
+        assert ledger.id == given
+    (folder / "ledger.sqlite").unlink()
+    recover(folder)
+    with Ledger.open(folder) as ledger:
+        assert ledger.id[:8] == name[:8]
+        assert runner(service, ledger).run([pub()]).reused == 1
+
+
+def forget_tag(ledger: Ledger) -> None:
+    """As an earlier version left the row."""
+    ledger._change(ledger.rows()[0].key, lambda row, _: replace(row, summary={
+        name: value for name, value in row.summary.items() if name != "tag"}))  # fmt: skip
