@@ -70,10 +70,16 @@ class Ledger:
             check_there(place)  # before a lock file is left in a folder that holds no ledger
         lock = FolderLock(place, exclusive=False)
         try:
-            return cls(LedgerFile(place, create=create), lock)
+            ledger = cls(LedgerFile(place, create=create), lock)
         except BaseException:
             lock.close()
             raise
+        try:
+            ledger._name()
+        except BaseException:
+            ledger.close()
+            raise
+        return ledger
 
     def close(self) -> None:
         """Close it; a second call does nothing."""
@@ -153,13 +159,7 @@ class Ledger:
         of another ledger with the same work. A copy has the same.
         """
         with self._file.reading() as connection:
-            named = stored_note(connection, ID)
-        if named is None:  # made by an earlier version
-            with self._file.writing() as connection:
-                if (named := stored_note(connection, ID)) is None:
-                    named = uuid.uuid4().hex
-                    store_note(connection, ID, named)
-        return named
+            return stored_note(connection, ID) or ""
 
     @property
     def incomplete(self) -> bool:
@@ -188,6 +188,7 @@ class Ledger:
         summary: Mapping[str, Any],
         cap: float | None = None,
         attempt: int = 1,
+        sent: bool = False,
     ) -> Row:
         """The row of a key, made if there is none; checking the caps and making it is one transaction.
 
@@ -196,7 +197,8 @@ class Ledger:
             paid: whether it costs QPU time of an account. If so, a cap is needed: `cap`, the ledger's own, or both.
             summary: JSON values to keep with the row.
             cap: QPU seconds that all jobs of `run` may cost together.
-            attempt: more than 1 for a row that was lost after failures (`incomplete`).
+            attempt: more than 1 for a row that was lost after failures.
+            sent: its job was found at the service, and nothing is sent for it: the caps are not checked, but count it.
 
         Returns:
             The new row, or the one that was there, whatever its state. Call `permit` before sending one that was there.
@@ -221,7 +223,8 @@ class Ledger:
             there = next(read_rows(connection, "WHERE key = ?", (key,)), None)
             if there is not None:
                 return there
-            check_caps(connection, row, cap)
+            if not sent:
+                check_caps(connection, row, cap)
             store_cap(connection, cap, run)
             write_row(connection, row)
         return row
@@ -421,6 +424,13 @@ class Ledger:
         return self._change(
             key, lambda row, connection: replace(row, state="submitted", result_file=None, checksum=None)
         )
+
+    def _name(self) -> None:
+        """Give a ledger of an earlier version its name, before anybody copies it."""
+        if not self.id:
+            with self._file.writing() as connection:
+                if stored_note(connection, ID) is None:
+                    store_note(connection, ID, uuid.uuid4().hex)
 
     def _change(self, key: str, change: Any) -> Row:
         with self._file.writing() as connection:

@@ -11,13 +11,14 @@ import os
 import sqlite3
 import tempfile
 import threading
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from qhw_diffusion.errors import LedgerError
 from qhw_diffusion.hardware.key_lock import exclusive_lock
-from qhw_diffusion.hardware.ledger_rows import SCHEMA, DamagedLedgerError, now, read_rows, store_note
+from qhw_diffusion.hardware.ledger_rows import ID, SCHEMA, DamagedLedgerError, now, read_rows, store_note
 from qhw_diffusion.hardware.results import RESULTS, durable_write
 
 FILE = "ledger.sqlite"
@@ -139,6 +140,7 @@ def _make_database(folder: Path) -> None:
                 connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
                 connection.execute(f"PRAGMA user_version = {FORMAT}")
                 store_note(connection, "created", now())
+                store_note(connection, ID, uuid.uuid4().hex)
             finally:
                 connection.close()
             durable_write(folder / FILE, path.read_bytes())

@@ -8,6 +8,7 @@ cap, and nothing that would pass the run's cap, the ledger's, or what the accoun
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,14 +19,14 @@ from qiskit.primitives import BaseEstimatorV2
 
 from qhw_diffusion.devices import Device
 from qhw_diffusion.errors import AccountError, BudgetError, DamagedFileError, InvalidInputError, LedgerError, QhwError
-from qhw_diffusion.hardware.budget import share_budget
+from qhw_diffusion.hardware.budget import LONGEST_JOB, share_budget
 from qhw_diffusion.hardware.completion import Collector, check_answer, failed_before
 from qhw_diffusion.hardware.cost import EXTRAPOLATED, RESILIENCE_LEVELS
 from qhw_diffusion.hardware.estimate import Estimator, job_estimator
 from qhw_diffusion.hardware.job import Job, distinct
 from qhw_diffusion.hardware.keys import job_key, ledger_tag
 from qhw_diffusion.hardware.ledger import Ledger, Row
-from qhw_diffusion.hardware.ledger_rows import INSTANCE, TAG, total_charge
+from qhw_diffusion.hardware.ledger_rows import DUPLICATES, INSTANCE, LIMIT, TAG, total_charge
 from qhw_diffusion.hardware.local import LocalService
 from qhw_diffusion.hardware.modes import check_mode, check_seconds
 from qhw_diffusion.hardware.service import Pub, Service
@@ -226,7 +227,9 @@ class Runner:
     def _to_be_sent(self, job: Job) -> bool:
         row = self.ledger.get(job.key)
         if row is None:
-            return True
+            if not self._sent_by_this_ledger(job):
+                return True
+            row = self._row(job)
         self._check_instance(row)
         if row.state == "done":
             row = self._whole(job, row)
@@ -235,6 +238,23 @@ class Runner:
         if row.state == "failed" and not (self.retry_failed or row.sent_again):
             raise failed_before(row, row.reason)
         return row.state in ("planned", "failed")
+
+    def _sent_by_this_ledger(self, job: Job) -> bool:
+        """Whether the service has a job of a key that has no row, because the row was lost or is newer than a ledger
+        that was put back. Then it is taken over: nothing is sent for it, and what it and earlier attempts cost counts.
+        """
+        if not (self.service.paid or self.ledger.incomplete):
+            return False
+        last, earlier = self._sender.last_attempt(job.key)
+        if not last:
+            return False
+        if self.service.paid:
+            self._estimate_job(job)
+            # of its limit nothing is known but that some cap allowed it
+            most = math.ceil(max(self.max_qpu_seconds or 0.0, self.ledger.cap or 0.0, job.seconds))
+            job.summary |= {LIMIT: min(most, LONGEST_JOB)}
+        row = self._plan(job, {**self._noted(job), **({DUPLICATES: earlier} if earlier else {})}, last, sent=True)
+        return self._sender.take_over(job, row)
 
     def _check_instance(self, row: Row) -> None:
         """Raise AccountError for a row whose job may be, or is, at another instance: nobody here can see it."""
@@ -271,11 +291,8 @@ class Runner:
         """Estimates and limits of the jobs about to be sent; BudgetError if they do not fit."""
         if not jobs or not self.service.paid:
             return
-        if self._estimate is None:
-            self._estimate = job_estimator(self.service.snapshot(), lambda: self.ledger.rows(state="done"))
         for job in jobs:
-            cost = self._estimate(job.pubs, job.options)
-            job.seconds, job.summary = cost.seconds, {"formula_seconds": cost.formula_seconds}
+            self._estimate_job(job)
 
         def share() -> int:
             return share_budget(
@@ -298,30 +315,24 @@ class Runner:
             left = share()
         self._sender.limit_session(left)
 
+    def _estimate_job(self, job: Job) -> None:
+        if self._estimate is None:
+            self._estimate = job_estimator(self.service.snapshot(), lambda: self.ledger.rows(state="done"))
+        cost = self._estimate(job.pubs, job.options)
+        job.seconds, job.summary = cost.seconds, {"formula_seconds": cost.formula_seconds}
+
     def _start(self, job: Job) -> None:
         """Bring a job to "submitted", unless it is there or done."""
         row = self.ledger.get(job.key)
         if row is not None and row.state in ("submitted", "done"):
             return
-        # A new key has no job, unless the ledger has lost rows; a row left planned may have one
+        # A new key has no job, as far as one look-up tells, unless rows are lost; a row left planned may have one
         may_exist = self.ledger.incomplete if row is None else row.state == "planned"
         if row is None:
-            circuits, shots = job.executed
-            row = self.ledger.plan(
-                job.key,
-                run=self.name,
-                purpose=job.purpose,
-                device=self.service.device,
-                circuits=circuits,
-                shots=shots,
-                estimate_seconds=job.seconds,
-                paid=self.service.paid,
-                summary=self._noted(job),
-                cap=self.max_qpu_seconds,
-                attempt=self._sender.last_attempt(job.key) if may_exist else 1,
-            )
+            row = self._plan(job, self._noted(job))
         elif row.state == "failed":
             row = self._retry(job)
+            may_exist = self.service.paid and self._sender.is_there(row)
         if may_exist:
             if self._sender.take_over(job, row):
                 return
@@ -329,6 +340,23 @@ class Runner:
             noted = {name: value for name, value in self._noted(job).items() if name != TAG}
             row = self.ledger.permit(job.key, run=self.name, cap=self.max_qpu_seconds, summary=noted)
         self._sender.send(job, row)
+
+    def _plan(self, job: Job, summary: dict[str, Any], attempt: int = 1, *, sent: bool = False) -> Row:
+        circuits, shots = job.executed
+        return self.ledger.plan(
+            job.key,
+            run=self.name,
+            purpose=job.purpose,
+            device=self.service.device,
+            circuits=circuits,
+            shots=shots,
+            estimate_seconds=job.seconds,
+            paid=self.service.paid,
+            summary=summary,
+            cap=self.max_qpu_seconds,
+            attempt=attempt,
+            sent=sent,
+        )
 
     def _retry(self, job: Job) -> Row:
         return self.ledger.retry(job.key, run=self.name, cap=self.max_qpu_seconds, summary=self._noted(job))

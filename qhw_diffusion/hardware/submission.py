@@ -105,33 +105,51 @@ class Sender:
                 return self._oldest(row, found)
         return None
 
-    def last_attempt(self, key: str) -> int:
-        """The last attempt that the service has a job of, for a row that was lost; 1 if it has none."""
+    def last_attempt(self, key: str) -> tuple[int, dict[str, float | None]]:
+        """What the service has of a key without a row, which may be lost, or newer than a ledger that was put back.
+
+        Returns:
+            The last attempt that there is a job of, 0 if there is none; and what jobs of earlier attempts were charged.
+        """
         tag = ledger_tag(self.ledger.id, key)
-        found = set(self.waiter.answered(lambda: self.service.find(tag)))
-        last = number = 1
-        while found and number <= _MOST_ATTEMPTS:
-            wanted = attempt_tag(tag, number)
-            if here := self.waiter.answered(lambda wanted=wanted: self.service.find(wanted)):  # type: ignore[misc]
-                last = number
-                found -= set(here)
+        found = left = self._found(tag)
+        last = number = 0
+        while left and number < _MOST_ATTEMPTS:
             number += 1
-        return last
+            if here := self._found(attempt_tag(tag, number)):
+                last, of_last = number, here
+                left = [job_id for job_id in left if job_id not in here]
+        if found and not last:
+            raise ServiceError(
+                f"{self.service.device} has jobs tagged {tag} ({', '.join(found[:3])}), of none of the attempts 1 to "
+                f"{_MOST_ATTEMPTS}; nothing was sent. qhw ledger adopt takes one of them over"
+            )
+        return last, self._charges([job_id for job_id in found if job_id not in of_last] if last else [])
+
+    def is_there(self, row: Row) -> bool:
+        """Whether the service has a job of a new attempt already, asked once."""
+        return bool(self._found(self.tag(row)))
+
+    def _found(self, tag: str) -> list[str]:
+        return self.waiter.answered(lambda: self.service.find(tag))
 
     def cancel_duplicates(self, row: Row) -> dict[str, float | None]:
         """After a submission without reply: a job that was accepted twice shows by now. The row's own one counts; the
         others are cancelled, and what they were charged is told, None where the service does not say.
         """
-        charged: dict[str, float | None] = {}
         if TAG not in row.summary:
-            return charged
+            return {}
         with contextlib.suppress(ServiceError):
             others = [job_id for job_id in self.service.find(self.tag(row)) if job_id != row.job_id]
             self._cancel(others)
-            for job_id in others:
-                charged[job_id] = None
-                with contextlib.suppress(QhwError):
-                    charged[job_id] = self.service.qpu_seconds(job_id)
+            return self._charges(others)
+        return {}
+
+    def _charges(self, job_ids: Sequence[str]) -> dict[str, float | None]:
+        charged: dict[str, float | None] = dict.fromkeys(job_ids)
+        for job_id in job_ids:
+            with contextlib.suppress(QhwError):
+                charged[job_id] = self.service.qpu_seconds(job_id)
         return charged
 
     def tag(self, row: Row) -> str:

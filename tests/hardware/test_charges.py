@@ -129,7 +129,7 @@ def test_every_job_without_a_charge_holds_its_limit_under_every_cap(ledger: Ledg
 
     service = ScriptedService(new_job=nothing_said)
     if end == "sent twice":
-        service.on_submit, service.on_find = ["lost reply", "lost reply"], ["not yet"] * FAST.lookups
+        service.on_submit, service.on_find = ["lost reply", "lost reply"], ["not yet"] * (FAST.lookups + 1)
     mine = scripted(service, ledger, max_qpu_seconds=10)
     if end in ("failed", "cancelled"):
         with pytest.raises(JobError):

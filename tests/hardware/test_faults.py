@@ -181,7 +181,7 @@ def test_the_deadline_is_ours_and_the_job_goes_on(standin: StandIn, tmp_path: Pa
 
 def test_no_answer_to_the_look_up_leaves_the_row_planned(standin: StandIn, tmp_path: Path) -> None:
     standin.inject("jobs_post", LostReply())
-    standin.inject("jobs_get", Status(500), times=1000)
+    standin.inject("jobs_get", Status(500), times=1000, after=1)  # a new key is looked up once
     with pytest.raises(ServiceError, match="did not answer, asked to find jobs"):
         run(tmp_path, times=replace(TIMES, patience=0.05))
     assert rows(tmp_path)[0].state == "planned"

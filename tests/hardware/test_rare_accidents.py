@@ -101,7 +101,7 @@ def test_after_rows_were_lost_the_next_attempt_is_a_new_one(tmp_path: Path) -> N
 def test_a_job_sent_twice_by_a_killed_process_is_cancelled_and_counted(ledger: Ledger, killed: str) -> None:
     """Two replies lost, the look-ups in between too early; then the process dies, and the next one knows of neither."""
     early = "not yet"
-    service = ScriptedService(on_submit=["lost reply", "lost reply"], on_find=[early] * FAST.lookups)
+    service = ScriptedService(on_submit=["lost reply", "lost reply"], on_find=[early] * (FAST.lookups + 1))
     if killed == "before the id was noted":
         service.on_find.append(KeyboardInterrupt())
     else:

@@ -102,7 +102,7 @@ def test_a_crash_before_the_job_was_sent_sends_it_after_looking(ledger: Ledger) 
 
 
 def test_a_lost_reply_is_found_and_not_sent_again(ledger: Ledger) -> None:
-    service = ScriptedService(on_submit=["lost reply"], on_find=["not yet", "not yet"])
+    service = ScriptedService(on_submit=["lost reply"], on_find=["not yet"] * 3)
     answer = runner(service, ledger).run([pub()])
     assert (answer.job_ids, list(service.jobs)) == (["job-1"], ["job-1"])
 
@@ -111,11 +111,11 @@ def test_a_dropped_request_is_sent_again_once_it_is_certainly_absent(ledger: Led
     service = ScriptedService(on_submit=["dropped"])
     runner(service, ledger).run([pub()])
     assert service.calls.count("submit") == 2
-    assert service.calls[1 : 2 + FAST.lookups] == ["submit", *["find"] * FAST.lookups]
+    assert service.calls[1 : 3 + FAST.lookups] == ["find", "submit", *["find"] * FAST.lookups]
 
 
 def test_no_answer_to_a_look_up_is_not_absence(ledger: Ledger) -> None:
-    service = ScriptedService(on_submit=["lost reply"], on_find=[ServiceError("down")] * 10**4)
+    service = ScriptedService(on_submit=["lost reply"], on_find=["not yet", *[ServiceError("down")] * 10**4])
     with pytest.raises(ServiceError, match="down"):
         runner(service, ledger).run([pub()])
     assert (only_row(ledger).state, service.calls.count("submit")) == ("planned", 1)
@@ -124,17 +124,17 @@ def test_no_answer_to_a_look_up_is_not_absence(ledger: Ledger) -> None:
 
 
 def test_of_duplicates_the_oldest_counts_and_the_others_are_cancelled(ledger: Ledger) -> None:
-    service = ScriptedService(on_submit=["lost reply", "lost reply"], on_find=["not yet"] * FAST.lookups)
+    service = ScriptedService(on_submit=["lost reply", "lost reply"], on_find=["not yet"] * (FAST.lookups + 1))
     answer = runner(service, ledger).run([pub()])
     assert (answer.job_ids, set(service.cancelled)) == (["job-1"], {"job-2"})
     assert service.calls.index("cancel") < service.calls.index("status"), "while it may still be in the queue"
     assert ledger.spent() == 4.0, "the service charged both"
     # one that shows only after another was sent and accepted
-    late = ScriptedService(prefix="late", on_submit=["lost reply"], on_find=["not yet"] * FAST.lookups)
+    late = ScriptedService(prefix="late", on_submit=["lost reply"], on_find=["not yet"] * (FAST.lookups + 1))
     answer = runner(late, ledger).run([pub()], purpose="late")
     assert (answer.job_ids, set(late.cancelled)) == (["late-1"], {"late-2"})
     # one that shows only when the other is done
-    last = ScriptedService(prefix="last", on_submit=["lost reply"], on_find=["not yet"] * (FAST.lookups + 1))
+    last = ScriptedService(prefix="last", on_submit=["lost reply"], on_find=["not yet"] * (FAST.lookups + 2))
     answer = runner(last, ledger).run([pub()], purpose="last")
     assert (answer.job_ids, set(last.cancelled)) == (["last-2"], {"last-1"})
     assert ledger.spent() == 12.0

@@ -12,7 +12,7 @@ import pytest
 from scripted import FAST, Job, ScriptedService, estimate, pub
 from test_faults import TIMES
 
-from qhw_diffusion.errors import AccountError, JobError
+from qhw_diffusion.errors import AccountError, JobError, ServiceError
 from qhw_diffusion.hardware.keys import tag_of
 from qhw_diffusion.hardware.ledger import Ledger
 from qhw_diffusion.hardware.recover import recover
@@ -183,9 +183,12 @@ def test_a_ledger_keeps_its_name(tmp_path: Path) -> None:
         assert ledger.id != name
         with ledger._file.writing() as connection:
             connection.execute("DELETE FROM notes WHERE name = 'id'")
-        given = ledger.id
-        assert given != name
-        assert ledger.id == given
+    names = []
+    for _ in range(2):
+        with Ledger.open(tmp_path / "other") as ledger:
+            names.append(ledger.id)
+    assert len(names[0]) == 32
+    assert names[1] == names[0]
     (folder / "ledger.sqlite").unlink()
     recover(folder)
     with Ledger.open(folder) as ledger:
@@ -197,3 +200,86 @@ def forget_tag(ledger: Ledger) -> None:
     """As an earlier version left the row."""
     ledger._change(ledger.rows()[0].key, lambda row, _: replace(row, summary={
         name: value for name, value in row.summary.items() if name != "tag"}))  # fmt: skip
+
+
+# -- this ledger, put back ---------------------------------------------------------------------------------------------
+
+
+class PutBack:
+    """A ledger that is copied, and the copy put back."""
+
+    def __init__(self, place: Path) -> None:
+        self.folder, self.kept = place / "ledger", place / "kept"
+
+    def copy(self) -> None:
+        with Ledger.open(self.folder):
+            pass
+        shutil.copytree(self.folder, self.kept)
+
+    def restore(self) -> None:
+        shutil.rmtree(self.folder)
+        shutil.copytree(self.kept, self.folder)
+
+    def run(self, service: ScriptedService, **settings: Any) -> tuple[list[str], float]:
+        with Ledger.open(self.folder) as ledger:
+            answer = runner(service, ledger, **settings).run([pub()])
+            return answer.job_ids, ledger.spent()
+
+
+@pytest.mark.parametrize("cap", [100.0, 2.0])
+def test_work_done_since_a_copy_was_made_is_found_and_counted(tmp_path: Path, cap: float) -> None:
+    service, place = ScriptedService(), PutBack(tmp_path)
+    place.copy()
+    assert place.run(service, max_qpu_seconds=cap) == (["job-1"], 2.0)
+    place.restore()
+    service.calls.clear()
+    assert place.run(service, max_qpu_seconds=cap) == (["job-1"], 2.0)
+    assert (len(service.jobs), service.calls.count("submit")) == (1, 0)
+
+
+def test_of_a_new_key_the_service_is_asked_once(tmp_path: Path) -> None:
+    service, place = ScriptedService(), PutBack(tmp_path)
+    place.run(service)
+    assert service.calls[:3] == ["check", "find", "submit"]
+    free = ScriptedService(paid=False)
+    with Ledger.open(tmp_path / "free") as ledger:
+        runner(free, ledger).run([pub()])
+    assert "find" not in free.calls
+
+
+def test_attempts_since_a_copy_was_made_are_found_and_counted(tmp_path: Path) -> None:
+    """The copy has none of them, or only the first one."""
+
+    def fail(job: Job) -> None:
+        job.state, job.reason, job.charged = "ERROR", "calibration lost", 3.0
+
+    for copied in (0, 1):
+        service, place = ScriptedService(new_job=fail), PutBack(tmp_path / str(copied))
+        if copied == 0:
+            place.copy()
+        with pytest.raises(JobError):
+            place.run(service)
+        if copied == 1:
+            place.copy()
+        service.new_job = lambda job: None
+        assert place.run(service, retry_failed=True) == (["job-2"], 5.0)
+        place.restore()
+        assert place.run(service, retry_failed=True) == (["job-2"], 5.0)
+        assert len(service.jobs) == 2
+
+
+def test_a_silent_service_is_sent_no_new_key(ledger: Ledger) -> None:
+    service = ScriptedService(on_find=[ServiceError("down")] * 10**4)
+    with pytest.raises(ServiceError, match="down"):
+        runner(service, ledger).run([pub()])
+    assert (service.jobs, ledger.rows()) == ({}, [])
+
+
+def test_the_real_client_finds_what_a_put_back_ledger_has_forgotten(standin: StandIn, tmp_path: Path) -> None:
+    place = PutBack(tmp_path)
+    place.copy()
+    for _ in range(2):
+        with Ledger.open(place.folder) as ledger, live(ledger) as mine:
+            assert mine.run([pub()], options=RAW).job_ids == [standin.jobs[0].id]
+            assert ledger.spent() == standin.charged_seconds == 3.0
+        place.restore()
