@@ -106,6 +106,9 @@ class Runner:
         self._limits = limits or JobLimits()
         self._estimate = estimate
         self._warned = False
+        self._sent: set[str] = set()
+        # ids of jobs whose results were in the ledger before this runner asked for them
+        self.reused_jobs: set[str] = set()
         self._waiter = Waiter(self.times, sleep)
         self._sender = Sender(service, ledger, self._waiter, mode=mode, max_session_seconds=max_session_seconds)
         self._collector = Collector(service, ledger, self._waiter, self._sender)
@@ -164,6 +167,9 @@ class Runner:
                 self._ask_to_cancel(different)
                 raise
         rows = {job.key: self._row(job) for job in different}
+        self._sent |= {job.key for job in different if not job.reused}
+        self.reused_jobs |= {row.job_id or "" for job, row in zip(different, rows.values(), strict=True)
+                             if job.reused and job.key not in self._sent}  # fmt: skip
         answers = {key: self.service.decode(self.ledger.result(key)) for key in rows}
         measured = join(pubs, [job.pieces for job in jobs], [answers[job.key] for job in jobs])
         return Answer(

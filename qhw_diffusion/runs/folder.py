@@ -13,6 +13,7 @@ import math
 import os
 import shutil
 import tempfile
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -67,7 +68,10 @@ class RunFolder:
         check_place(target, kind=kind, overwrite=overwrite)
         place = _Place(target)
         try:
-            place.take(config=dict(config), manifest=build_manifest(kind, command))
+            place.take(
+                config=dict(config),
+                manifest=build_manifest(kind, command) | {"name": target.name, "id": uuid.uuid4().hex[:8]},
+            )
             run = cls.open(target, kind=kind)
         except BaseException as error:
             place.give_back()
@@ -76,6 +80,16 @@ class RunFolder:
             raise
         run._place = place
         return run
+
+    @property
+    def name(self) -> str:
+        """The folder's name when it was made, whatever it is called now."""
+        return str(self.manifest.get("name", self.path.name))
+
+    @property
+    def id(self) -> str | None:
+        """8 hexadecimal digits that no other run has; None for a run of an earlier version."""
+        return self.manifest.get("id")
 
     @property
     def tentative(self) -> bool:

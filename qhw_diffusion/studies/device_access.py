@@ -112,7 +112,8 @@ class DeviceAccess:
         ended = [row for row in rows if row.state in ("done", "failed")]
         jobs = tuple(row.job_id or "" for row in ended if row.state == "done")
         unused = tuple(job for row in ended for job in row.unused_jobs)
-        return Receipt(jobs, total_charge(ended), unused)
+        reused = tuple(job for job in jobs if job in self.runner.reused_jobs)
+        return Receipt(jobs, total_charge(ended), unused, reused)
 
     def settle(self) -> None:
         """After the last job: close the batch or session and read what is charged, so that receipts are final."""

@@ -84,22 +84,31 @@ class Receipt:
     """What one step's evaluation was on the device.
 
     job_ids: of the jobs whose results are used; qpu_seconds: charged for all of its jobs, None until stated;
-    unused_jobs: failed attempts and duplicates, which may have been charged too: job_id, qpu_seconds, why.
+    unused_jobs: failed attempts and duplicates, which may have been charged too: job_id, qpu_seconds, why;
+    reused_jobs: those of `job_ids` whose results were in the ledger before this process asked for them.
     """
 
     job_ids: tuple[str, ...] = ()
     qpu_seconds: float | None = None
     unused_jobs: tuple[dict[str, Any], ...] = ()
+    reused_jobs: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """JSON types."""
-        return {"job_ids": list(self.job_ids), "qpu_seconds": self.qpu_seconds, "unused_jobs": list(self.unused_jobs)}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in vars(self).items()}
+
+    @classmethod
+    def from_dict(cls, told: Mapping[str, Any]) -> Receipt:
+        """From `to_dict`, also of earlier versions. Raises KeyError or TypeError for something else."""
+        lists = {name: tuple(told.get(name, ())) for name in ("unused_jobs", "reused_jobs")}
+        return cls(tuple(told["job_ids"]), told["qpu_seconds"], **lists)
 
     @property
     def jobs_text(self) -> str:
         """Ids of the jobs, for a table."""
+        used = [f"{job} (from the ledger)" if job in self.reused_jobs else job for job in self.job_ids]
         unused = [f"{job['job_id']} ({job['why']})" for job in self.unused_jobs]
-        return "; before that ".join(", ".join(ids) for ids in (self.job_ids, unused) if ids)
+        return "; before that ".join(", ".join(ids) for ids in (used, unused) if ids)
 
 
 class Access(Protocol):
@@ -229,9 +238,19 @@ def starts_of(prepared: Prepared) -> tuple[Tensor, Tensor]:
     return draw_starts(models.backbone, models.heldout, asked.images, EVALUATION_SEED + asked.seed)
 
 
-def purpose_of(folder: Path, step: int) -> str:
-    """What the ledger files step `step` (from 0) of the rollout in this folder under."""
-    return f"{folder.name} step {step + 1}"
+def run_name(folder: RunFolder, device: str) -> str:
+    """What a ledger files the jobs of this run on this device under.
+
+    On a paid device no other run has that name, so that a run measures anew and has a cap of its own, even where
+    another folder has the same name or was replaced. On a simulated one the outcomes depend on the name, and are to be
+    the same again: there it is the folder's, as it was made. Renaming the folder changes neither.
+    """
+    return f"{folder.name}-{folder.id}" if folder.id and device.startswith("ibm_") else folder.name
+
+
+def purpose_of(prepared: Prepared, step: int) -> str:
+    """What the ledger files step `step` (from 0) of the rollout under."""
+    return f"{run_name(prepared.folder, prepared.asked.device)} step {step + 1}"
 
 
 @torch.no_grad()
@@ -256,7 +275,7 @@ def play(
         episode.begin(*starts_of(prepared))
     with folder.interruptible() as stop:
         while not episode.done:
-            purpose = purpose_of(folder.path, episode.step_index)
+            purpose = purpose_of(prepared, episode.step_index)
             step = _measure(prepared, episode.state(), access.engine(purpose))
             action, g = episode.guidance(_action(prepared.policy, step["measured"]))
             episode.advance(g, action)
@@ -275,10 +294,12 @@ def with_final_receipts(prepared: Prepared, played: Played, access: Access) -> P
     """The rollout with what its steps were charged as the ledger knows it now: some charges are stated later, and a
     session is counted when it has ended. A step that the ledger does not have keeps its receipt.
     """
-    purposes = [purpose_of(prepared.folder.path, step) for step in range(len(played.receipts))]
+    purposes = [purpose_of(prepared, step) for step in range(len(played.receipts))]
     now = [access.receipt(purpose) for purpose in purposes]
     pairs = zip(now, played.receipts, strict=True)
-    return replace(played, receipts=tuple(new if new.job_ids else old for new, old in pairs))
+    return replace(
+        played, receipts=tuple(replace(new, reused_jobs=old.reused_jobs) if new.job_ids else old for new, old in pairs)
+    )
 
 
 def _measure(prepared: Prepared, state: Tensor, engine: Engine) -> dict[str, Tensor]:
@@ -319,9 +340,7 @@ def _restore(folder: RunFolder, episode: GuidedEpisode) -> tuple[dict[str, list[
     try:
         episode.load_state_dict({k.removeprefix("episode."): v for k, v in tensors.items() if k.startswith("episode.")})
         kept = {name: list(tensors[name].unbind(0)) for name in _KEPT}
-        receipts = [
-            Receipt(tuple(r["job_ids"]), r["qpu_seconds"], tuple(r.get("unused_jobs", ()))) for r in meta["receipts"]
-        ]
+        receipts = [Receipt.from_dict(receipt) for receipt in meta["receipts"]]
     except (KeyError, TypeError, ValueError) as error:
         raise DamagedFileError(f"the checkpoint in {folder.path} is not one of a rollout ({error!r})") from error
     return kept, receipts

@@ -31,6 +31,7 @@ from qhw_diffusion.guidance.lookup import input_degrees, table_rows
 from qhw_diffusion.guidance.training import KIND, with_later_settings
 from qhw_diffusion.runs import RunFolder, atomic_write_json, check_place, progress
 from qhw_diffusion.studies.device_access import AccessConfig, at_device, open_access
+from qhw_diffusion.studies.device_rollout import Receipt, run_name
 from qhw_diffusion.studies.measure import sample_and_measure
 from qhw_diffusion.studies.models import Models, draw_starts, load_models
 from qhw_diffusion.studies.single import MODELS_FILE, beside, check_out, models_of, one_thread
@@ -128,7 +129,7 @@ def distill_on_device(
         run.require_settings(settings, with_later_settings)
     else:
         run = RunFolder.create(out, kind=KIND, config=settings, command=command, overwrite=overwrite)
-    with run, open_access(access_config, out.name) as access:
+    with run, open_access(access_config, run_name(run, access_config.device)) as access:
         access.require_cap()
         if moved is not None:
             save_actor(moved, out / ORIGINAL)
@@ -136,7 +137,7 @@ def distill_on_device(
         assert isinstance(original, QuantumActor)
         rows = table_rows(input_degrees(original.layer.compiled))
         print(access.cost_text(access.cost(original.layer.compiled, rows)), flush=True)
-        purpose = f"{out.name} table"
+        purpose = f"{access.run} table"
         with at_device(run, access):
             stand_in = tabulate(original.on(engine=access.engine(purpose)))
             access.settle()
@@ -288,4 +289,4 @@ def _where(record: dict[str, Any]) -> str:
         return ""
     seconds = record["qpu_seconds"]
     used = "QPU seconds not stated yet" if seconds is None else f"{seconds:.1f} QPU seconds"
-    return f" on {record['device']} ({record['shots']:,} shots; {', '.join(record['job_ids'])}; {used})"
+    return f" on {record['device']} ({record['shots']:,} shots; {Receipt.from_dict(record).jobs_text}; {used})"

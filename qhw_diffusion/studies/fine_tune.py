@@ -37,7 +37,7 @@ from qhw_diffusion.mitigation import strategies_of
 from qhw_diffusion.runs import RunFolder, atomic_write_json, check_place, read_json
 from qhw_diffusion.runs.folder import CHECKPOINT
 from qhw_diffusion.runs.tensorfile import read_tensors
-from qhw_diffusion.studies.device_rollout import Access
+from qhw_diffusion.studies.device_rollout import Access, run_name
 from qhw_diffusion.studies.filed_engine import FiledEngine
 from qhw_diffusion.studies.models import Models
 from qhw_diffusion.studies.single import MODELS_FILE, models_of
@@ -215,7 +215,7 @@ def fine_tune(
     actor = original.on()
 
     def engine(update: int) -> FiledEngine:
-        return FiledEngine(access, f"{run.path.name} update {update + 1}")
+        return FiledEngine(access, f"{run_name(run, asked.device)} update {update + 1}")
 
     reward = Reward.from_config(trained.reward, models.reward, models.train)
     env = GuidanceEnv(models.backbone, reward, trained.config, num_envs=ppo.num_envs, seed=ppo.seed)

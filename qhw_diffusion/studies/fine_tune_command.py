@@ -17,6 +17,7 @@ from qhw_diffusion.guidance.training import KIND
 from qhw_diffusion.runs import RunFolder, progress, read_json
 from qhw_diffusion.studies.analysis import p_text
 from qhw_diffusion.studies.device_access import AccessConfig, DeviceAccess, at_device, open_access
+from qhw_diffusion.studies.device_rollout import run_name
 from qhw_diffusion.studies.fine_tune import (
     FineTuneConfig,
     Work,
@@ -64,7 +65,7 @@ def fine_tune_from_arguments(arguments: argparse.Namespace) -> str:
     access_config.strategies()  # a mistyped strategy is told now
     how = {"resume": arguments.resume, "overwrite": arguments.overwrite}
     run, trained, original = prepare_fine_tune(asked, out, command=arguments.command_line, **how)
-    with run, open_access(access_config, out.name) as access:
+    with run, open_access(access_config, run_name(run, asked.device)) as access:
         access.require_cap()
         models = load_models(ModelConfig.from_dict(read_json(out / MODELS_FILE)))
         work = work_of(asked, original.layer.compiled, trained.config.n_steps)
@@ -154,13 +155,15 @@ def _spent(access: DeviceAccess) -> dict[str, Any]:
         "circuits": sum(row.circuits for row in rows),
         "qpu_seconds": receipt.qpu_seconds,
         "unused_jobs": list(receipt.unused_jobs),
+        "reused_jobs": list(receipt.reused_jobs),
     }
 
 
 def _text(asked: FineTuneConfig, run: RunFolder, history: History, record: dict[str, Any]) -> str:
     values, used = record["values"], record["qpu_seconds"]
+    reused = f" ({len(record['reused_jobs'])} of them from the ledger)" if record["reused_jobs"] else ""
     lines = [
-        f"{asked.updates} updates on {asked.device}, {asked.gradient} gradients: {record['jobs']} jobs, "
+        f"{asked.updates} updates on {asked.device}, {asked.gradient} gradients: {record['jobs']} jobs{reused}, "
         f"{record['circuits']:,} circuits, {'not yet stated' if used is None else f'{used:.1f}'} QPU seconds",
         f"before and after on the same starts, noise of {asked.device} simulated: {record['seeds']} seeds × "
         f"{record['images']} images",

@@ -15,6 +15,7 @@ from qhw_diffusion.studies.device_rollout import (
     RolloutConfig,
     play,
     prepare,
+    run_name,
     with_final_receipts,
 )
 from qhw_diffusion.studies.rollout_analysis import MIN_FD_IMAGES, Compared, check_steps, compare_controllers, results_of
@@ -60,7 +61,7 @@ def rollout_from_arguments(arguments: argparse.Namespace) -> str:
         changes=changes,
     )
     steps = prepared.guidance.n_steps
-    with prepared.folder, open_access(access_config, out.name) as access:
+    with prepared.folder, open_access(access_config, run_name(prepared.folder, asked.device)) as access:
         access.require_cap()
         print(access.cost_text(access.cost(prepared.compiled, asked.images, calls=steps)), flush=True)
         with at_device(prepared.folder, access):

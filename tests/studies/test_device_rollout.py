@@ -35,6 +35,7 @@ from qhw_diffusion.studies.device_rollout import (
     play,
     prepare,
     purpose_of,
+    run_name,
     starts_of,
     with_final_receipts,
 )
@@ -301,10 +302,11 @@ def test_it_goes_on_where_it_was_cut(small_policy: Path, tmp_path: Path, access_
         finished = play(prepare(asked, out, resume=True), access, resume=True)
         rows = access.ledger.rows()
     assert [row.job_id for row in rows][:2] == jobs
-    assert [row.purpose for row in rows] == [purpose_of(out, step) for step in range(STEPS)]
+    assert [row.purpose for row in rows] == [purpose_of(before, step) for step in range(STEPS)]
     assert {row.attempt for row in rows} == {1}
     assert finished is not None
     assert [receipt.job_ids for receipt in finished.receipts] == [(row.job_id,) for row in rows]
+    assert [receipt.reused_jobs for receipt in finished.receipts] == [(), tuple(jobs[1:]), ()], "step 2 had ended"
     # outcomes of a fake device depend on the jobs' tags, so the run is another folder of the same name
     with open_access(replace(access_config, ledger=str(tmp_path / "other")), "out") as access:
         whole = play(prepare(asked, tmp_path / "b" / "out", resume=False), access, resume=False)
@@ -333,8 +335,9 @@ def test_a_killed_rollout_goes_on_without_a_second_charge(small_policy: Path, tm
                 )
                 assert RunFolder.open(out, kind=KIND).load_checkpoint()[0]["measured"].shape == (1, 6, 3)
             config = AccessConfig(device=standin.name, shots=200, max_qpu_seconds=60.0, ledger=str(ledger))
-            with open_access(config, "out") as access:
-                played = play(prepare(asked, out, resume=killed), access, resume=killed)
+            ready = prepare(asked, out, resume=killed)
+            with open_access(config, run_name(ready.folder, standin.name)) as access:
+                played = play(ready, access, resume=killed)
                 rows = access.ledger.rows()
             # counted on the server's side
             assert [job.id for job in standin.jobs] == [row.job_id for row in rows]
@@ -361,6 +364,68 @@ def _kill_in_second_step(words: list[str], standin: StandIn) -> None:
     assert process.wait() == -signal.SIGKILL
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("known", [True, False])
+def test_a_renamed_folder_goes_on_with_its_jobs(small_policy: Path, tmp_path: Path, known: bool) -> None:
+    """Cut between the second step's job and its checkpoint, renamed: the job is taken from the ledger, under its cap.
+
+    A folder of an earlier version has no id: it goes on as long as it keeps its name.
+    """
+    out, ledger = tmp_path / "out", tmp_path / "ledger"
+    with StandIn("fake_manila", seconds_per_job=2.5) as standin, standin.as_account():
+        asked = _asked(small_policy, device=standin.name, shots=200, ledger=str(ledger))
+        config = AccessConfig(device=standin.name, shots=200, max_qpu_seconds=60.0, ledger=str(ledger))
+        ready = prepare(asked, out, resume=False)
+        if not known:
+            for name in ("id", "name"):
+                del ready.folder.manifest[name]
+            (out / "manifest.json").write_text(json.dumps(ready.folder.manifest))
+        with open_access(config, run_name(ready.folder, asked.device)) as access:
+            with pytest.raises(Cut):
+                play(ready, access, resume=False, on_step=_cut)
+            ready.folder.save_checkpoint = _cut  # type: ignore[method-assign,assignment]
+            with pytest.raises(Cut):
+                play(ready, access, resume=True)
+        if known:
+            out = out.rename(tmp_path / "elsewhere")
+        ready = prepare(asked, out, resume=True)
+        name = run_name(ready.folder, asked.device)
+        assert name == (f"out-{ready.folder.id}" if known else "out")
+        with open_access(config, name) as access:
+            played = play(ready, access, resume=True)
+            assert access.ledger.spent(name) == access.ledger.spent() == standin.charged_seconds == 2.5 * STEPS
+        assert played is not None
+        assert [len(receipt.reused_jobs) for receipt in played.receipts] == [0, 1, 0]
+        assert "(from the ledger)" in played.receipts[1].jobs_text
+
+
+@pytest.mark.slow
+def test_folders_with_one_name_measure_each_for_itself(small_policy: Path, tmp_path: Path) -> None:
+    """Two folders called "out", and one that replaces another: jobs and a cap of their own, where they are paid."""
+    ledger, said = tmp_path / "ledger", []
+    with StandIn("fake_manila", seconds_per_job=2.5) as standin, standin.as_account():
+        asked = _asked(small_policy, device=standin.name, shots=200, ledger=str(ledger))
+        config = AccessConfig(device=standin.name, shots=200, max_qpu_seconds=10.0, ledger=str(ledger))
+        for out, overwrite in ((tmp_path / "a" / "out", False), (tmp_path / "b" / "out", False),
+                               (tmp_path / "b" / "out", True)):  # fmt: skip
+            ready = prepare(asked, out, resume=False, overwrite=overwrite)
+            with ready.folder, open_access(config, run_name(ready.folder, asked.device)) as access:
+                played = play(ready, access, resume=False)
+            assert played is not None
+            said.append([receipt.job_ids for receipt in played.receipts])
+            assert not any(receipt.reused_jobs for receipt in played.receipts)
+        assert len(standin.jobs) == len({job for ids in said for (job,) in ids}) == 3 * STEPS
+    free = AccessConfig(device="fake_manila", shots=200, ledger=str(ledger))
+    reused = []
+    for out in (tmp_path / "c" / "out", tmp_path / "d" / "out"):
+        ready = prepare(_asked(small_policy, shots=200, ledger=str(ledger)), out, resume=False)
+        with ready.folder, open_access(free, run_name(ready.folder, "fake_manila")) as access:
+            played = play(ready, access, resume=False)
+        assert played is not None
+        reused.append([len(receipt.reused_jobs) for receipt in played.receipts])
+    assert reused == [[0] * STEPS, [1] * STEPS], "the same numbers, and it is said where they are from"
+
+
 # -- the command -------------------------------------------------------------------------------------------------------
 
 
@@ -381,7 +446,9 @@ def test_what_failed_attempts_and_sessions_were_charged_is_in_the_results(
         sent = [job.id for job in standin.jobs]
     results = json.loads((out / "results.json").read_text())
     with Ledger.open(ledger) as opened:
-        assert results["qpu_seconds"] == pytest.approx(opened.spent("out"))
+        assert results["qpu_seconds"] == pytest.approx(
+            opened.spent(run_name(RunFolder.open(out, kind=KIND), standin.name))
+        )
     if mode == "batch":
         assert results["qpu_seconds"] == charged == 7.0 + 2.5 * STEPS
     assert [job["job_id"] for step in results["steps"] for job in step["unused_jobs"]] == [failed]
