@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from qhw_diffusion.errors import BudgetError
 from qhw_diffusion.hardware.job import Job
 from qhw_diffusion.hardware.ledger import Ledger
-from qhw_diffusion.hardware.ledger_rows import LIMIT
+from qhw_diffusion.hardware.ledger_rows import LIMIT, Row
 
 # The service's own limit for one job, seconds
 LONGEST_JOB = 3 * 3600
@@ -60,13 +60,13 @@ def share_budget(
     planned = [row for job in jobs if (row := ledger.get(job.key)) is not None and row.state == "planned"]
     left: dict[str, float] = {}
     if cap is not None:
-        spent = ledger.spent(run) - sum(row.counted_now for row in planned if row.run == run) + session_overhead
+        spent = ledger.spent(run) - sum(_own(row) for row in planned if row.run == run) + session_overhead
         left[f"the run's cap is {cap:g} s, {spent:.1f} s of it spent or in flight"] = cap - spent
     if ledger.cap is not None:
-        spent = ledger.spent() - sum(row.counted_now for row in planned) + session_overhead
+        spent = ledger.spent() - sum(_own(row) for row in planned) + session_overhead
         left[f"the ledger's cap is {ledger.cap:g} s, {spent:.1f} s of it spent or in flight"] = ledger.cap - spent
     if remaining is not None:
-        flying = ledger.reserved() - sum(row.counted_now for row in planned)
+        flying = ledger.reserved() - sum(_own(row) for row in planned)
         left[f"the account has {remaining:.0f} s, {flying:.1f} s of it in flight"] = remaining - flying
     why = min(left, key=lambda text: left[text])
     need = sum(job.whole_seconds for job in jobs)
@@ -79,6 +79,11 @@ def share_budget(
             if unstated
             else ""
         )
+        if unheard := sum(row.unanswered_seconds for row in ledger.with_unanswered()):
+            later += (
+                f" {unheard:.1f} s are kept for submissions that got no reply, in case they were accepted after all; "
+                "they are looked for again by every command, and given up after a while."
+            )
         raise BudgetError(
             f"{_jobs(len(jobs))} on {device} would take about "
             f"{sum(job.seconds for job in jobs):.1f} s ({need} s in whole seconds), and {max(left[why], 0):.1f} s are "
@@ -90,6 +95,11 @@ def share_budget(
         job.max_seconds = max(1, min(job.whole_seconds + share, LONGEST_JOB))
         job.summary = {**job.summary, LIMIT: job.max_seconds}
     return math.floor(left[why])
+
+
+def _own(row: Row) -> float:
+    """What a planned row counts for the job that is to be sent, without earlier submissions of it."""
+    return row.counted_now - row.unanswered_seconds
 
 
 def _jobs(number: int) -> str:

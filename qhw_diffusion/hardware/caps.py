@@ -7,10 +7,12 @@ import sqlite3
 from collections.abc import Iterator
 
 from qhw_diffusion.errors import BudgetError, InvalidInputError, LedgerError
-from qhw_diffusion.hardware.ledger_rows import Row, read_rows, store_note, stored_note
+from qhw_diffusion.hardware.ledger_rows import UNANSWERED, Row, read_rows, store_note, stored_note
 
 # A charge that is not known is a null, of the row or in the JSON of its duplicates and earlier attempts
-_MAY_BE_UNKNOWN = "qpu_seconds IS NULL OR instr(summary, 'null') OR instr(earlier, 'null')"
+_MAY_BE_UNKNOWN = (
+    f"qpu_seconds IS NULL OR instr(summary, 'null') OR instr(earlier, 'null') OR instr(summary, '\"{UNANSWERED}\"')"
+)
 
 
 def check_caps(connection: sqlite3.Connection, row: Row, cap: float | None) -> None:

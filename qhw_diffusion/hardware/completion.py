@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from qhw_diffusion.errors import AccountError, DamagedFileError, JobError, ServiceError
 from qhw_diffusion.hardware.job import Job
 from qhw_diffusion.hardware.ledger import Ledger
-from qhw_diffusion.hardware.ledger_rows import DUPLICATES, Row
+from qhw_diffusion.hardware.ledger_rows import DUPLICATES, INSTANCE, UNANSWERED, Row
 from qhw_diffusion.hardware.service import JobState, Pub, Service
 from qhw_diffusion.hardware.submission import Sender
 from qhw_diffusion.hardware.waiting import Waiter
@@ -51,7 +51,11 @@ class Collector:
         elif (charged := self.charged(row)) is not None:
             charged += sum(seconds or 0.0 for seconds in {**new, **before}.values())
         extra = {DUPLICATES: {**new, **before}} if new else {}
-        return self.ledger.done(job.key, raw, charged, **extra)
+        row = self.ledger.done(job.key, raw, charged, **extra)
+        if row.summary.get(UNANSWERED):
+            with contextlib.suppress(*_NO_ANSWER):
+                self.sender.look_again(row)
+        return self.ledger.get(row.key) or row
 
     def answer(self, job: Job, row: Row) -> str:
         """The raw answer of a job that is done, asked for again while what comes is no answer to its PUBs.
@@ -118,9 +122,13 @@ class Collector:
         run: whose charges are waited for; None for all.
         """
         came, waited, pause = False, 0.0, max(self.waiter.times.backoff, settle / 64)
+        with contextlib.suppress(*_NO_ANSWER):
+            for unheard in self.ledger.with_unanswered():
+                if unheard.state != "planned" and self.here(unheard):
+                    came = self.sender.look_again(unheard) or came
         while rows := self.ledger.with_unknown_charges():
             with contextlib.suppress(*_NO_ANSWER):  # nor for the others then; their limits go on counting
-                for row, job_id in ((known, job_id) for known in rows for job_id in known.unknown):
+                for row, job_id in ((known, job_id) for known in rows if self.here(known) for job_id in known.unknown):
                     if (seconds := self.service.qpu_seconds(job_id)) is None:
                         continue
                     came = True
@@ -132,6 +140,10 @@ class Collector:
             self.waiter.sleep(pause)
             waited, pause = waited + pause, pause * 2
         return came
+
+    def here(self, row: Row) -> bool:
+        """Whether this account and instance can say something of the row's jobs."""
+        return row.summary.get(INSTANCE) in (None, self.service.instance)
 
     def session_overhead(self) -> float:
         """Seconds of the clock of sessions that no row counts yet; what ended ones took is added to their last job."""

@@ -47,6 +47,9 @@ _SESSION_CLOSED = "1217"
 # Options that are the runner's own business
 _RESERVED = ("max_execution_time", "environment")
 
+# Jobs to a page of the service's list, and how many of them are read at most
+_PAGE, _MOST_LISTED = 50, 20_000
+
 T = TypeVar("T")
 
 
@@ -138,13 +141,25 @@ class IBMService:
         raise refusal
 
     def find(self, tag: str) -> list[str]:
-        jobs = self._ask(
-            f"find jobs tagged {tag}", lambda: self._client.jobs(limit=50, job_tags=[tag], instance=self._instance)
+        api = self._client._get_api_client(self._instance)
+        found: dict[str, str] = {}
+        seen = 0
+        while seen < _MOST_LISTED:
+
+            def page(skip: int = seen) -> tuple[list[dict[str, Any]], int]:
+                told = api.jobs_get(limit=_PAGE, skip=skip, job_tags=[tag])
+                return list(told["jobs"]), int(told["count"])
+
+            jobs, count = self._ask(f"find jobs tagged {tag}", page)
+            seen += len(jobs)
+            # the service may take no notice of the tag
+            found |= {job["id"]: str(job.get("created")) for job in jobs if tag in (job.get("tags") or [])}
+            if not jobs or (len(jobs) < _PAGE and seen >= count):
+                return sorted(found, key=lambda job_id: (found[job_id], job_id))
+        raise ServiceError(
+            f"the service lists {_MOST_LISTED:,} jobs and more, asked for those tagged {tag}: it cannot be said "
+            "whether there is one"
         )
-        tagged = [job for job in jobs if tag in (job.tags or [])]
-        self._jobs.update({job.job_id(): job for job in tagged})
-        oldest_first = sorted(tagged, key=lambda job: (str(job.creation_date or ""), job.job_id()))
-        return [job.job_id() for job in oldest_first]
 
     def status(self, job_id: str) -> JobState:
         try:

@@ -11,7 +11,7 @@ import json
 import os
 import sqlite3
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import TracebackType
@@ -29,6 +29,7 @@ from qhw_diffusion.hardware.ledger_rows import (
     ID,
     LIMIT,
     STATES,
+    UNANSWERED,
     Row,
     now,
     read_rows,
@@ -335,6 +336,60 @@ class Ledger:
         with self._file.reading() as connection:
             return [row for row in rows_to_ask(connection) if row.unknown]
 
+    def with_unanswered(self) -> list[Row]:
+        """Rows with submissions without reply that may have been accepted."""
+        with self._file.reading() as connection:
+            return [row for row in rows_to_ask(connection) if row.summary.get(UNANSWERED)]
+
+    def send_again(self, key: str, *, tag: str, seconds: float, limit: float, next_limit: float) -> Row:
+        """Before a planned row's job is sent once more, after a submission without reply that no look-up has shown.
+
+        Args:
+            tag: of the attempt.
+            seconds: that the earlier submission counts with until it is known what became of it.
+            limit: what its job may cost.
+            next_limit: what the job that is sent now may cost.
+
+        Raises:
+            BudgetError: there is no room for both under the caps. LedgerError: the row is not planned.
+        """
+        kept = as_seconds("seconds", seconds)
+
+        def change(row: Row, connection: sqlite3.Connection) -> Row:
+            _allow(row, ("planned",), "sent again")
+            one = {"at": now(), "tag": tag, "seconds": kept, "limit": float(limit)}
+            after = replace(row, summary={**row.summary, LIMIT: next_limit,
+                                          UNANSWERED: [*row.summary.get(UNANSWERED, []), one]})  # fmt: skip
+            check_caps(connection, after, stored_cap(connection, row.run))
+            return after
+
+        return self._change(key, change)
+
+    def settled(self, key: str, tag: str, found: Sequence[str], *, given_up: bool) -> Row:
+        """What a later look-up showed of submissions without reply.
+
+        Args:
+            tag: of the attempt that was looked for.
+            found: ids of the jobs with that tag, besides the row's own; they become its duplicates.
+            given_up: whether those that are not among them are taken never to have been accepted.
+        """
+
+        def change(row: Row, connection: sqlite3.Connection) -> Row:
+            mine = [one for one in row.summary.get(UNANSWERED, []) if one["tag"] == tag]
+            others = [one for one in row.summary.get(UNANSWERED, []) if one["tag"] != tag]
+            past = {attempt["job_id"] for attempt in row.earlier} | {row.job_id}
+            new = [job_id for job_id in found if job_id not in past]
+            known = row.summary.get(DUPLICATES, {})
+            left = others if given_up else [*others, *mine[len(new) :]]
+            summary = {name: value for name, value in row.summary.items() if name != UNANSWERED}
+            summary |= {UNANSWERED: left} if left else {}
+            if new:
+                most = max([summary.get(LIMIT, 0.0), *(one["limit"] for one in mine)])
+                summary |= {DUPLICATES: {**dict.fromkeys(new), **known}, LIMIT: most}
+            return replace(row, summary=summary)
+
+        return self._change(key, change)
+
     def failed(self, key: str, reason: str, qpu_seconds: float | None = None, *, again: bool = False) -> Row:
         """planned or submitted → failed. A failed job that was sent counts with `qpu_seconds`, or else its limit.
 
@@ -378,7 +433,7 @@ class Ledger:
         def change(row: Row, connection: sqlite3.Connection) -> Row:
             _allow(row, ("failed",), "tried again")
             names = ("attempt", "job_id", "session_id", "reason", "qpu_seconds")
-            past = {**{name: getattr(row, name) for name in names}, "counted": row.counted_now}
+            past = {**{name: getattr(row, name) for name in names}, "counted": row.counted_now - row.unanswered_seconds}
             own = {name: row.summary[name] for name in (LIMIT, DUPLICATES, CLOCK) if name in row.summary}
             past |= {name: value for name, value in own.items() if name != LIMIT}
             if row.unknown:  # until the service states it, its limit counts

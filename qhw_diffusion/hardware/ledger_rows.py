@@ -24,6 +24,9 @@ LIMIT = "limit_seconds"
 DUPLICATES = "duplicates"
 # In a row's summary: seconds of its session's clock that count with it, noted while its own charge was not known
 CLOCK = "session_seconds"
+# In a row's summary: submissions without a reply whose jobs no look-up has shown, and which may show yet: a list of
+# {"at": when, "tag": of the attempt, "seconds": that it counts with, "limit": what its job may cost}
+UNANSWERED = "unanswered"
 # In a failed row's summary: the job never ran or was cancelled, so that the next call sends it again by itself
 AGAIN = "sent_again"
 # In a paid row's summary: a hash of the account's instance that its jobs are sent to
@@ -78,11 +81,18 @@ class Row:
     @property
     def counted_now(self) -> float:
         """QPU seconds of this attempt that count against caps: measured, or else what the service lets it take; 0 if
-        nothing was ever sent.
+        nothing was ever sent; and what is kept for submissions without reply.
         """
-        if not self.paid or (self.state == "failed" and self.job_id is None and self.qpu_seconds is None):
+        if not self.paid:
             return 0.0
-        return what_counts(self.qpu_seconds, self.most_seconds, self.summary)
+        if self.state == "failed" and self.job_id is None and self.qpu_seconds is None:
+            return self.unanswered_seconds
+        return what_counts(self.qpu_seconds, self.most_seconds, self.summary) + self.unanswered_seconds
+
+    @property
+    def unanswered_seconds(self) -> float:
+        """The part of `counted_now` that is kept for submissions without reply."""
+        return sum(float(one["seconds"]) for one in self.summary.get(UNANSWERED, []))
 
     @property
     def most_seconds(self) -> float:
@@ -126,7 +136,8 @@ class Row:
         """QPU seconds charged for all attempts and duplicates; None while one of them is not known."""
         if not self.paid:
             return 0.0
-        return None if self.state in ("planned", "submitted") or self.unknown else self.counted
+        known = self.counted - self.unanswered_seconds
+        return None if self.state in ("planned", "submitted") or self.unknown else known
 
     @property
     def unused_jobs(self) -> list[dict[str, Any]]:
@@ -209,6 +220,11 @@ CREATE TABLE notes (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 def now() -> str:
     """UTC, ISO 8601, microseconds."""
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+def seconds_since(moment: str) -> float:
+    """Seconds since a time of `now`; 0 if it lies ahead, because the clock was set back."""
+    return max(0.0, (datetime.now(UTC) - datetime.fromisoformat(moment)).total_seconds())
 
 
 def write_row(connection: sqlite3.Connection, row: Row) -> None:

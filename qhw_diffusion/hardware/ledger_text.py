@@ -118,7 +118,12 @@ def _line(row: Row) -> tuple[str, ...]:
 
 
 def _reserved(row: Row) -> str:
-    return f", {row.reserved:.2f} of them limits of jobs whose charge is not known" if row.reserved else ""
+    unheard = row.unanswered_seconds
+    parts = [
+        f", {row.reserved - unheard:.2f} of them limits of jobs whose charge is not known" * (row.reserved > unheard),
+        f", {unheard:.2f} of them for submissions that got no reply" * (unheard > 0),
+    ]
+    return "".join(parts)
 
 
 def _past(past: dict[str, object]) -> str:

@@ -26,7 +26,7 @@ from qhw_diffusion.hardware.estimate import Estimator, job_estimator
 from qhw_diffusion.hardware.job import Job, distinct
 from qhw_diffusion.hardware.keys import job_key, ledger_tag
 from qhw_diffusion.hardware.ledger import Ledger, Row
-from qhw_diffusion.hardware.ledger_rows import DUPLICATES, INSTANCE, LIMIT, TAG, total_charge
+from qhw_diffusion.hardware.ledger_rows import DUPLICATES, INSTANCE, LIMIT, TAG, seconds_since, total_charge
 from qhw_diffusion.hardware.local import LocalService
 from qhw_diffusion.hardware.modes import check_mode, check_seconds
 from qhw_diffusion.hardware.service import Pub, Service
@@ -342,9 +342,11 @@ class Runner:
         if may_exist:
             if self._sender.take_over(job, row):
                 return
+            ago = seconds_since(row.updated) if self.service.paid else 0.0
             # the tag stays: another job of this attempt may have it
             noted = {name: value for name, value in self._noted(job).items() if name != TAG}
             row = self.ledger.permit(job.key, run=self.name, cap=self.max_qpu_seconds, summary=noted)
+            row = self._sender.not_found(job, row, ago)
         self._sender.send(job, row)
 
     def _plan(self, job: Job, summary: dict[str, Any], attempt: int = 1, *, sent: bool = False) -> Row:

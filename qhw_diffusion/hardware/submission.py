@@ -10,12 +10,14 @@ from qhw_diffusion.hardware.budget import LONGEST_JOB
 from qhw_diffusion.hardware.job import Job
 from qhw_diffusion.hardware.keys import ledger_tag, tag_of
 from qhw_diffusion.hardware.ledger import Ledger, Row
-from qhw_diffusion.hardware.ledger_rows import TAG
+from qhw_diffusion.hardware.ledger_rows import DUPLICATES, INSTANCE, TAG, UNANSWERED, seconds_since
 from qhw_diffusion.hardware.service import Limits, NotSentError, RefusedError, Service, UncertainError, attempt_tag
-from qhw_diffusion.hardware.waiting import Waiter
+from qhw_diffusion.hardware.waiting import Waiter, tell
 
 # Attempts that are looked for after a ledger has lost rows; refused ones leave gaps in their numbers
 _MOST_ATTEMPTS = 50
+# Jobs that are asked for to see whether jobs are found by their tags
+_ASKED = 3
 
 
 class Sender:
@@ -36,6 +38,7 @@ class Sender:
         self.mode = mode
         self.max_session_seconds = max_session_seconds
         self._session_limited = False
+        self._tags_checked = False
 
     def limit_session(self, left: int) -> None:
         """Before the first job of a session: it is charged by the clock, so it may not be open for longer than what
@@ -47,7 +50,7 @@ class Sender:
 
     def take_over(self, job: Job, row: Row) -> bool:
         """Whether the job of a row left "planned" by an interrupted call was found at the service, and taken over."""
-        job_id = self.look_up(row)
+        job_id = self.look_up(row, seconds_since(row.updated))
         if job_id is not None:
             job.uncertain = True  # the call that was interrupted may have sent it twice
             self._submitted(job, job_id)
@@ -74,6 +77,8 @@ class Sender:
             except UncertainError as error:
                 job.uncertain, trouble = True, error
                 job_id = self.look_up(row)
+                if job_id is None:
+                    row = self.not_found(job, row, self.waiter.times.until_absent)
             except NotSentError as error:
                 trouble = error
             except (RefusedError, AccountError, BudgetError, InvalidInputError) as error:
@@ -91,19 +96,102 @@ class Sender:
             "Nothing was charged; the same command tries again"
         )
 
-    def look_up(self, row: Row) -> str | None:
-        """The job with the row's tag; None if all look-ups, spread over the grace period, were answered and found none.
+    def look_up(self, row: Row, ago: float = 0.0) -> str | None:
+        """The job with the row's tag; None if all look-ups were answered and none found it, for as long as the list of
+        the service may be behind.
+
+        Args:
+            ago: seconds since the job was sent, if it was.
 
         Raises:
-            ServiceError: a look-up stays without answer.
+            ServiceError: a look-up stays without answer, or does not find jobs that there are.
         """
         times = self.waiter.times
-        for number in range(times.lookups):
-            if number:
-                self.waiter.sleep(times.grace / (times.lookups - 1))
-            if found := self.waiter.answered(lambda: self.service.find(self.tag(row))):
+        lookups = times.lookups if self.service.paid else 1  # a job in this process is there or not
+        pause = max(times.grace / max(times.lookups - 1, 1), times.until_absent / 50)
+        number = 0
+        while True:
+            number += 1
+            if found := self._found(self.tag(row)):
                 return self._oldest(row, found)
+            waited = (number - 1) * pause
+            if number >= lookups and (not self.service.paid or ago + waited >= times.until_absent):
+                break
+            if number == lookups:
+                tell(
+                    f"{self.service.device} does not list job {self.tag(row)} so far, and may be behind: looking for "
+                    f"it for up to {times.until_absent - ago - waited:.0f} s more"
+                )
+            self.waiter.sleep(pause)
+        self._check_tags(row)
         return None
+
+    def not_found(self, job: Job, row: Row, ago: float) -> Row:
+        """Before a job is sent again: the earlier submission counts too, with its estimate, until it is found or looked
+        for in vain for long. The next one may take half of what is left of the job's share.
+
+        Args:
+            ago: seconds since the earlier submission.
+
+        Raises:
+            BudgetError: the caps have no room for both.
+        """
+        if not self.service.paid or ago >= self.waiter.times.remembered:
+            return row
+        limit = job.max_seconds or job.whole_seconds
+        job.max_seconds = max(job.whole_seconds, (limit - job.whole_seconds) // 2, 1)
+        kept = {"seconds": job.whole_seconds, "limit": limit, "next_limit": job.max_seconds}
+        try:
+            return self.ledger.send_again(row.key, tag=self.tag(row), **kept)
+        except BudgetError as error:
+            raise BudgetError(
+                f"it is not known whether a submission of this job was accepted; no look-up finds it, and it counts "
+                f"with {job.whole_seconds} s in case it was: {error}"
+            ) from None
+
+    def look_again(self, row: Row) -> bool:
+        """Look for submissions of a row that got no reply, and cancel what shows; whether the row counts otherwise now.
+
+        Raises:
+            ServiceError, AccountError: no answer.
+        """
+        changed = False
+        for tag in dict.fromkeys(one["tag"] for one in row.summary.get(UNANSWERED, [])):
+            found = self.service.find(tag)
+            others = [job_id for job_id in found if job_id != row.job_id]
+            self._cancel([job_id for job_id in others if job_id not in row.summary.get(DUPLICATES, {})])
+            last = max(one["at"] for one in row.summary[UNANSWERED] if one["tag"] == tag)
+            # where the row's own job is not in the list, others may be missing as well
+            complete = row.job_id in found if tag == self.tag(row) and row.job_id else True
+            over = seconds_since(last) >= self.waiter.times.remembered and complete
+            after = self.ledger.settled(row.key, tag, others, given_up=over)
+            changed, row = changed or after != row, after
+        return changed
+
+    def _check_tags(self, row: Row) -> None:
+        """Raise ServiceError where jobs that are there are not found by their tags: then none can be said to be absent.
+
+        Asked once, of the latest jobs of this ledger that the list must have by now.
+        """
+        if self._tags_checked or not self.service.paid:
+            return
+        times = self.waiter.times
+        known = [
+            other
+            for other in self.ledger.rows()
+            if other.job_id and TAG in other.summary and other.summary.get(INSTANCE) == self.service.instance
+            and other.device == row.device and seconds_since(other.updated) >= times.until_absent
+        ]  # fmt: skip
+        for other in known[: -_ASKED - 1 : -1]:
+            if other.job_id in self._found(self.tag(other)):
+                break
+            if self.waiter.answered(lambda: self.service.status(other.job_id or "")).name != "UNKNOWN":  # noqa: B023
+                raise ServiceError(
+                    f"{row.device} does not find job {other.job_id} by its tag {self.tag(other)}, so it cannot be said "
+                    f"whether it has the job of key {row.key[:12]}. Nothing was sent; look for a job tagged "
+                    f"{self.tag(row)} on the service's web page: qhw ledger adopt takes it over"
+                )
+        self._tags_checked = True
 
     def last_attempt(self, key: str) -> tuple[int, dict[str, float | None]]:
         """What the service has of a key without a row, which may be lost, or newer than a ledger that was put back.

@@ -25,6 +25,8 @@ class Times:
         patience: without any answer about a job before the wait is given up (the job goes on).
         grace: over which look-ups by tag are spread before a job counts as absent.
         lookups: how many of these must all be answered, and find nothing.
+        late: after a submission without reply until its job counts as never accepted, if no look-up finds it: the
+            service's list may be behind. None for four times `grace`.
         submissions: how often one job is sent at most, each time after it was certainly absent.
         settle: to wait for the service to state what a finished job used.
         turn: for another process that has the same work, before the person at the terminal is told of it.
@@ -43,6 +45,7 @@ class Times:
     patience: float = 900.0
     grace: float = 30.0
     lookups: int = 4
+    late: float | None = None
     submissions: int = 4
     settle: float = 10.0
     turn: float = 10.0
@@ -52,7 +55,17 @@ class Times:
         for field in fields(self):
             value = getattr(self, field.name)
             least = 1 if field.name in ("attempts", "lookups", "submissions") else 0
-            if value is None and field.name == "deadline":
+            if value is None and field.name in ("deadline", "late"):
                 continue
             if not isinstance(value, (int, float)) or isinstance(value, bool) or not value >= least:
                 raise InvalidInputError(f"Times.{field.name} is {value!r}; allowed: numbers from {least}")
+
+    @property
+    def until_absent(self) -> float:
+        """`late`, or what stands for it."""
+        return 4 * self.grace if self.late is None else self.late
+
+    @property
+    def remembered(self) -> float:
+        """Seconds for which a submission without reply counts and is looked for again, after its job was sent anew."""
+        return 10 * self.until_absent

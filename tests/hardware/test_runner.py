@@ -134,7 +134,7 @@ def test_of_duplicates_the_oldest_counts_and_the_others_are_cancelled(ledger: Le
     answer = runner(late, ledger).run([pub()], purpose="late")
     assert (answer.job_ids, set(late.cancelled)) == (["late-1"], {"late-2"})
     # one that shows only when the other is done
-    last = ScriptedService(prefix="last", on_submit=["lost reply"], on_find=["not yet"] * (FAST.lookups + 2))
+    last = ScriptedService(prefix="last", on_submit=["lost reply"], on_find=["not yet"] * (FAST.lookups + 4))
     answer = runner(last, ledger).run([pub()], purpose="last")
     assert (answer.job_ids, set(last.cancelled)) == (["last-2"], {"last-1"})
     assert ledger.spent() == 12.0

@@ -23,6 +23,7 @@ class JobRecord:
     limit_seconds: float | None
     created: str
     not_before: float = 0.0
+    posted: float = field(default_factory=time.monotonic)
     state: str = "Queued"
     reason: str | None = None
     reason_code: int | None = None
@@ -154,10 +155,11 @@ class Records:
                     return job
         return None
 
-    def tagged(self, tags: list[str]) -> list[JobRecord]:
-        """Jobs that have all these tags, newest first."""
+    def tagged(self, tags: list[str], *, lag: float = 0.0) -> list[JobRecord]:
+        """Jobs that have all these tags and were accepted at least `lag` seconds ago, newest first."""
+        before = time.monotonic() - lag
         with self.lock:
-            return [job for job in reversed(self.jobs.values()) if set(tags) <= set(job.tags)]
+            return [job for job in reversed(self.jobs.values()) if set(tags) <= set(job.tags) and job.posted <= before]
 
     @property
     def charged_seconds(self) -> float:

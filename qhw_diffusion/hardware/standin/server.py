@@ -177,6 +177,7 @@ class _Handler(BaseHTTPRequestHandler):
                 return 400, _error(1217, "Session has been closed and accepts no more jobs.")
         wait = self.standin.queue_seconds + (fault.seconds if isinstance(fault, Delay) else 0.0)
         with records.lock:
+            posted["tags"] = [tag[: self.standin.tag_length] for tag in posted.get("tags") or ()]
             job = records.add_job(posted, json.dumps(posted["params"]), wait=wait)
             if isinstance(fault, FailJob):
                 job.fails = (fault.reason, fault.code, fault.seconds)
@@ -185,7 +186,8 @@ class _Handler(BaseHTTPRequestHandler):
         return 200, {"id": job.id, "backend": job.backend}
 
     def _jobs_get(self, name: str, query: dict[str, list[str]], body: bytes, fault: Fault | None) -> Reply:
-        jobs = self.standin.records.tagged(query.get("tags", []))
+        tags = query.get("tags", []) if self.standin.filters_tags else []
+        jobs = self.standin.records.tagged(tags, lag=self.standin.list_lag_seconds)
         for key, attribute in (("session_id", "session_id"), ("program", "program"), ("backend", "backend")):
             if key in query:
                 jobs = [job for job in jobs if getattr(job, attribute) == query[key][0]]

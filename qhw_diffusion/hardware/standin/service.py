@@ -42,6 +42,9 @@ class StandIn:
         queue_seconds: every job waits so long.
         seconds_per_job: charged for a job; None for the rule of thumb.
         keys: API keys that are accepted; any other is refused as wrong.
+        list_lag_seconds: a job is in the list of jobs only so long after it was accepted.
+        tag_length: tags are cut to so many characters; None for as they come.
+        filters_tags: whether the list of jobs can be asked for a tag; if not, it is always the whole list.
 
     Attributes:
         requests: {endpoint: how many so far}.
@@ -62,6 +65,9 @@ class StandIn:
         queue_seconds: float = 0.0,
         seconds_per_job: float | None = None,
         keys: tuple[str, ...] = (TOKEN,),
+        list_lag_seconds: float = 0.0,
+        tag_length: int | None = None,
+        filters_tags: bool = True,
     ) -> None:
         if not name.startswith("ibm_"):
             raise InvalidInputError(f"name is {name!r}; a live device's begins with ibm_, for example ibm_standin")
@@ -77,6 +83,9 @@ class StandIn:
         self.queue_seconds = queue_seconds
         self.seconds_per_job = seconds_per_job
         self.keys = keys
+        self.list_lag_seconds = list_lag_seconds
+        self.tag_length = tag_length
+        self.filters_tags = filters_tags
         self.expired_tokens = False
         self.records = Records()
         self.requests: Counter[str] = Counter()
