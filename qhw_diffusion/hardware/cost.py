@@ -22,14 +22,93 @@ JOB_OVERHEAD = 2.0
 RULE_PER_EXECUTION = 0.35e-3
 # Seconds between two executions on a device that states none of its own; almost all of IBM's devices have this.
 USUAL_REPETITION_DELAY = 250e-6
-# Of the client's estimators at each resilience level: scales of the folded circuits, and whether readout is calibrated.
-RESILIENCE_LEVELS: dict[int, tuple[tuple[int, ...], bool]] = {0: ((1,), False), 1: ((1,), True), 2: ((1, 3, 5), True)}
+# Of the client's estimators at each resilience level, unless an option says otherwise: whether readout is calibrated
+# (and measurements twirled), whether gates are twirled, and whether circuits are folded
+_LEVELS: dict[int, tuple[bool, bool, bool]] = {0: (False, False, False), 1: (True, False, False), 2: (True, True, True)}
+# The client's own default, and its scales of folded circuits
+DEFAULT_LEVEL = 1
+_SCALES = (1.0, 3.0, 5.0)
 
 # What is said before jobs of level 2 are sent (measured: up to one value in eight at 100 shots, a few at 4,096)
 EXTRAPOLATED = (
-    "resilience level 2: the client's zero-noise extrapolation gives single values with an infinite standard error, "
+    "the client's zero-noise extrapolation (resilience level 2) gives single values with an infinite standard error, "
     "the more of them the fewer shots; such values are kept as they come"
 )
+
+
+@dataclass(frozen=True)
+class Added:
+    """What the client's estimators execute besides what they are asked for (`added_by`).
+
+    Attributes:
+        level: the resilience level.
+        scales: of the folded versions of each circuit that run; 1 alone for none.
+        calibrated: whether a circuit that calibrates the readout is added to each job.
+        twirled: whether shots are divided among randomised versions of each circuit.
+        randomizations, shots_each: how many of these, and shots of each; None for the client's own choice.
+        learning: randomised versions of the calibration circuit; None for as many as of the others.
+    """
+
+    level: int = 0
+    scales: tuple[float, ...] = (1.0,)
+    calibrated: bool = False
+    twirled: bool = False
+    randomizations: int | None = None
+    shots_each: int | None = None
+    learning: int | None = None
+
+    def executed(self, circuits: int, shots: int) -> tuple[int, int]:
+        """(circuits, shots of each) that a job executes, asked for so many: calibration and twirling included."""
+        number, each = self._twirls(shots)
+        extra = 0 if not self.calibrated else math.ceil((self.learning or number) / number)
+        return circuits * len(self.scales) + extra, number * each
+
+    def _twirls(self, shots: int) -> tuple[int, int]:
+        """Randomised versions of a circuit, and shots of each, as the client divides them."""
+        if not self.twirled:
+            return 1, shots
+        if self.randomizations is None:
+            each = max(64, math.ceil(shots / 32)) if self.shots_each is None else self.shots_each
+            return math.ceil(shots / each), each
+        return self.randomizations, self.shots_each or math.ceil(shots / self.randomizations)
+
+
+def added_by(options: Mapping[str, Any], *, default_level: int = DEFAULT_LEVEL) -> Added:
+    """What the client's estimators add with these options of theirs, by the rules of the client.
+
+    Args:
+        options: plain values, as the client's estimator takes them.
+        default_level: resilience level without one in the options.
+
+    Raises:
+        InvalidInputError: a resilience level that there is not.
+    """
+    level = options.get("resilience_level", default_level)
+    if level not in _LEVELS:
+        raise InvalidInputError(f"resilience level {level!r}; allowed: 0, 1, 2")
+    resilience, twirling = (dict(options.get(name) or {}) for name in ("resilience", "twirling"))
+
+    def chosen(group: Mapping[str, Any], name: str, usual: bool) -> bool:
+        return usual if group.get(name) is None else bool(group[name])
+
+    def number(group: Mapping[str, Any] | None, name: str) -> int | None:
+        stated = (group or {}).get(name)
+        return None if stated in (None, "auto") else int(stated)
+
+    calibrated = chosen(resilience, "measure_mitigation", _LEVELS[level][0])
+    measured = calibrated or chosen(twirling, "enable_measure", _LEVELS[level][0])
+    twirled = measured or chosen(twirling, "enable_gates", _LEVELS[level][1])
+    factors = (resilience.get("zne") or {}).get("noise_factors")
+    scales = _SCALES if factors in (None, "auto") else tuple(map(float, factors))
+    return Added(
+        level=level,
+        scales=scales if chosen(resilience, "zne_mitigation", _LEVELS[level][2]) else (1.0,),
+        calibrated=calibrated,
+        twirled=twirled,
+        randomizations=number(twirling, "num_randomizations"),
+        shots_each=number(twirling, "shots_per_randomization"),
+        learning=number(resilience.get("measure_noise_learning"), "num_randomizations"),
+    )
 
 
 class DoneJob(Protocol):
@@ -167,7 +246,7 @@ def estimate_cost(
     jobs: int = 1,
     repetition_delay: float | None = None,
     qubits: Sequence[int] | None = None,
-    resilience_level: int = 0,
+    added: Added | None = None,
     history: Iterable[tuple[float, float]] = (),
 ) -> Cost:
     """What jobs take on a device's QPU. Pure: nothing is asked of any service.
@@ -182,8 +261,7 @@ def estimate_cost(
         jobs: how many such jobs.
         repetition_delay: seconds, if another than the device's default is asked for.
         qubits: physical qubits measured; None: the slowest readout of the device counts.
-        resilience_level: of the client's estimator. 1: shots are rounded up to whole twirls and one calibration circuit
-            is added to each job; 2: the circuits run also folded 3 and 5 times.
+        added: by the client's own mitigation, to each job (`added_by`); None for nothing.
         history: (estimated, measured) seconds of earlier jobs on this device (`history_of`).
 
     Raises:
@@ -198,25 +276,25 @@ def estimate_cost(
     for name, count in (("circuits", circuits), ("shots", shots), ("jobs", jobs)):
         if isinstance(count, bool) or not isinstance(count, int) or count < 1:
             raise InvalidInputError(f"{name} must be a whole number ≥ 1, not {count!r}")
-    if resilience_level not in RESILIENCE_LEVELS:
-        raise InvalidInputError(f"resilience level {resilience_level!r}; allowed: 0, 1, 2")
     stated = default_repetition_delay(device)
     delay = _checked_delay(device, repetition_delay)
-    scales, _ = RESILIENCE_LEVELS[resilience_level]
-    run, each = executed(circuits, shots, resilience_level)
+    added = added or Added()
+    run, each = added.executed(circuits, shots)
     notes = [f"{circuits:,} circuits a job"]
-    if resilience_level:
-        folded = " × 3 scales (1, 3, 5)" if len(scales) > 1 else ""
-        notes.append(f"resilience level {resilience_level}{folded} + 1 of calibration")
+    if added != Added():
+        scales = ", ".join(f"{scale:g}" for scale in added.scales)
+        folded = f" × {len(added.scales)} scales ({scales})" if len(added.scales) > 1 else ""
+        extra = run - circuits * len(added.scales)
+        notes.append(f"resilience level {added.level}{folded}" + (f" + {extra} of calibration" if extra else ""))
         if each != shots:
-            notes.append(f"{shots:,} shots rounded up to {each:,} by twirling")
+            notes.append(f"{shots:,} shots made {each:,} by twirling")
     ratio, n_history = _ratio(history)
     return Cost(
         device=device.name,
         jobs=jobs,
         circuits=run,
         shots=each,
-        duration=duration_seconds * sum(scales) / len(scales),
+        duration=duration_seconds * sum(added.scales) / len(added.scales),
         readout=readout_seconds(device, qubits),
         repetition_delay=delay,
         delay_stated=repetition_delay is not None or stated is not None,
@@ -224,14 +302,6 @@ def estimate_cost(
         history_jobs=n_history,
         note=", ".join(notes) if len(notes) > 1 else "",
     )
-
-
-def executed(circuits: int, shots: int, resilience_level: int) -> tuple[int, int]:
-    """(circuits, shots of each) that a job executes: those asked for, and what the client's estimator makes of them at
-    its resilience level, calibration and twirling included.
-    """
-    scales, calibrated = RESILIENCE_LEVELS[resilience_level]
-    return circuits * len(scales) + calibrated, _twirled(shots) if resilience_level else shots
 
 
 def in_all(costs: Sequence[Cost], *, times: int = 1) -> Cost:
@@ -308,12 +378,6 @@ def _checked_delay(device: Device, given: float | None) -> float:
             f"{device.name} takes repetition delays of {low * 1e6:g} to {high * 1e6:g} µs, not {given * 1e6:g} µs"
         )
     return given
-
-
-def _twirled(shots: int) -> int:
-    """Shots the client runs when it twirls: up to 32 randomisations of at least 64 shots each."""
-    each = max(64, math.ceil(shots / 32))
-    return math.ceil(shots / each) * each
 
 
 def _ratio(history: Iterable[tuple[float, float]]) -> tuple[float, int]:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from qhw_diffusion.devices import Device
-from qhw_diffusion.hardware.cost import RESILIENCE_LEVELS, Cost, DoneJob, estimate_cost, history_of, in_all
+from qhw_diffusion.hardware.cost import Cost, DoneJob, added_by, estimate_cost, history_of, in_all
 from qhw_diffusion.hardware.service import Pub
 from qhw_diffusion.hardware.split import JobLimits, bases, cut, split
 
@@ -39,7 +39,7 @@ def job_estimator(
             max(pub.shots for pub in pubs),
             device,
             repetition_delay=repetition_delay,
-            resilience_level=int(options.get("resilience_level", 1)),  # the client's own default
+            added=added_by(options),
             history=history_of(rows(), device.name),
         )
         untold = "" if device.has_durations else f"{device.name} states no gate durations: they count as 0"
@@ -74,6 +74,6 @@ def expected_cost(
     """
     finished = list(history)
     estimate = job_estimator(device, lambda: finished, repetition_delay=repetition_delay)
-    scales, _ = RESILIENCE_LEVELS.get(resilience_level, ((1,), False))
-    jobs = [cut(pubs, pieces) for pieces in split(pubs, limits, factor=len(scales))]
-    return in_all([estimate(job, {"resilience_level": resilience_level}) for job in jobs], times=calls)
+    options = {"resilience_level": resilience_level}
+    jobs = [cut(pubs, pieces) for pieces in split(pubs, limits, factor=len(added_by(options).scales))]
+    return in_all([estimate(job, options) for job in jobs], times=calls)

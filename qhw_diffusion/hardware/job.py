@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from qhw_diffusion.hardware.cost import executed
+from qhw_diffusion.hardware.cost import Added
 from qhw_diffusion.hardware.service import Pub
 from qhw_diffusion.hardware.split import Piece, bases
 
@@ -22,7 +22,7 @@ class Job:
         pubs: the PUBs to send.
         options: of the client's estimator.
         purpose: as the caller names it.
-        resilience_level: of the client's estimator, as it takes effect.
+        added: what the client's own mitigation executes besides.
         seconds: estimate of its QPU time.
         summary: what the ledger's row should say besides.
         max_seconds: QPU seconds after which the service cancels it.
@@ -36,7 +36,7 @@ class Job:
     pubs: list[Pub]
     options: Mapping[str, Any]
     purpose: str
-    resilience_level: int = 0
+    added: Added = field(default_factory=Added)
     seconds: float = 0.0
     summary: dict[str, Any] = field(default_factory=dict)
     max_seconds: int | None = None
@@ -55,7 +55,7 @@ class Job:
         mitigation adds; the most shots, if they differ.
         """
         asked = sum(pub.rows * bases(pub) for pub in self.pubs)
-        return executed(asked, max(pub.shots for pub in self.pubs), self.resilience_level)
+        return self.added.executed(asked, max(pub.shots for pub in self.pubs))
 
 
 def distinct(jobs: Sequence[Job]) -> list[Job]:

@@ -21,7 +21,7 @@ from qhw_diffusion.devices import Device
 from qhw_diffusion.errors import AccountError, BudgetError, DamagedFileError, InvalidInputError, LedgerError, QhwError
 from qhw_diffusion.hardware.budget import LONGEST_JOB, share_budget
 from qhw_diffusion.hardware.completion import Collector, check_answer, failed_before
-from qhw_diffusion.hardware.cost import EXTRAPOLATED, RESILIENCE_LEVELS
+from qhw_diffusion.hardware.cost import DEFAULT_LEVEL, EXTRAPOLATED, added_by
 from qhw_diffusion.hardware.estimate import Estimator, job_estimator
 from qhw_diffusion.hardware.job import Job, distinct
 from qhw_diffusion.hardware.keys import job_key, ledger_tag
@@ -134,13 +134,10 @@ class Runner:
         options = dict(options or {})
         self.service.check(pubs, options)
         jobs = []
-        level = options.get("resilience_level", 1 if self.service.paid else 0)  # 1: the client's default
-        if level not in RESILIENCE_LEVELS:
-            raise InvalidInputError(f"resilience level {level!r}; allowed: 0, 1, 2")
-        scales, _ = RESILIENCE_LEVELS[level]
-        for pieces in split(pubs, self._limits, factor=len(scales)):
+        added = added_by(options, default_level=DEFAULT_LEVEL if self.service.paid else 0)
+        for pieces in split(pubs, self._limits, factor=len(added.scales)):
             mine = cut(pubs, pieces)
-            jobs.append(Job(self._key(mine, options, purpose), pieces, mine, options, purpose, level))
+            jobs.append(Job(self._key(mine, options, purpose), pieces, mine, options, purpose, added))
         different = distinct(jobs)
         with contextlib.ExitStack() as stack:
             for key in sorted(job.key for job in different):  # one order, so that processes never wait for each other
@@ -156,7 +153,7 @@ class Runner:
                     for job in out:
                         self._finish(job, "")
                     self._share_budget(new)
-                if new and level == 2 and not self._warned:
+                if new and len(added.scales) > 1 and not self._warned:
                     tell(EXTRAPOLATED)
                     self._warned = True
                 for job in different:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,14 @@ from scripted import FAST, Job, ScriptedService, pub
 
 from qhw_diffusion.devices import Device
 from qhw_diffusion.errors import BudgetError, InvalidInputError
-from qhw_diffusion.hardware.cost import default_repetition_delay, estimate_cost, history_of, in_all, readout_seconds
+from qhw_diffusion.hardware.cost import (
+    added_by,
+    default_repetition_delay,
+    estimate_cost,
+    history_of,
+    in_all,
+    readout_seconds,
+)
 from qhw_diffusion.hardware.estimate import expected_cost, job_estimator
 from qhw_diffusion.hardware.ledger import Ledger
 from qhw_diffusion.hardware.runner import Runner
@@ -137,7 +145,50 @@ def test_executions_are_those_the_client_prepares(level: int, shots: int) -> Non
     options = EstimatorOptions(resilience_level=level, default_shots=shots)
     program, _ = prepare([(isa, [[o] for o in observables], values)], options)
     executed = sum(int(np.prod(item.shape)) for item in program.items) * program.shots
-    assert estimate_cost(1e-6, n_rows, shots, device, resilience_level=level).executions == executed
+    added = added_by({"resilience_level": level})
+    assert estimate_cost(1e-6, n_rows, shots, device, added=added).executions == executed
+
+
+# Options that say otherwise than the resilience level
+OPTIONS: list[dict[str, Any]] = [
+    {},
+    {"resilience_level": 0, "twirling": {"enable_gates": True}},
+    {"resilience_level": 0, "resilience": {"measure_mitigation": True}},
+    {"resilience_level": 1, "resilience": {"measure_mitigation": False}},
+    {"resilience_level": 1, "resilience": {"measure_mitigation": False}, "twirling": {"enable_measure": False}},
+    {"resilience_level": 2, "resilience": {"zne_mitigation": False}},
+    {"resilience_level": 2, "resilience": {"zne": {"noise_factors": [1, 2, 3, 4, 5]}}},
+    {"resilience_level": 0, "resilience": {"zne_mitigation": True, "zne": {"noise_factors": "auto"}}},
+    {"resilience_level": 1, "twirling": {"num_randomizations": 7}},
+    {"resilience_level": 1, "twirling": {"shots_per_randomization": 48}},
+    {"resilience_level": 1, "twirling": {"num_randomizations": 5, "shots_per_randomization": 33}},
+    {"resilience_level": 1, "resilience": {"measure_noise_learning": {"num_randomizations": 64}}},
+    {"resilience_level": 0, "twirling": {"num_randomizations": 5}},
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_executions_with_options_of_the_client(options: dict[str, Any]) -> None:
+    from qiskit_ibm_runtime.executor_estimator.prepare import prepare
+    from qiskit_ibm_runtime.options_models import EstimatorOptions
+
+    one = pub([0.1, 0.2, 0.3], shots=1000)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program, _ = prepare([one.as_tuple()], EstimatorOptions(**options))
+    shots = program.shots
+    executions = sum(int(np.prod(item.shape)) for item in program.items) * shots
+    circuits, each = added_by(options).executed(3 * 2, 1000)
+    learning = options.get("resilience", {}).get("measure_noise_learning")
+    assert circuits * each == executions if learning is None else executions <= circuits * each < executions + each
+
+
+def test_the_ledger_says_what_the_client_adds(tmp_path: Path) -> None:
+    service = ScriptedService()
+    with Ledger.open(tmp_path) as ledger:
+        Runner(service, ledger, run="r", max_qpu_seconds=500, times=FAST).run([pub(shots=1000)], options=OPTIONS[6])
+        (row,) = ledger.rows()
+    assert (row.circuits, row.shots) == (2 * 2 * 5 + 1, 1024)
 
 
 @pytest.mark.parametrize("most", [10_000_000, 700, 400, 300])
@@ -239,13 +290,17 @@ def test_the_rule_of_thumb_is_for_the_usual_delay_only() -> None:
     ({"duration_seconds": None}, "duration on fake_marrakesh must be a number of seconds"),
     ({"duration_seconds": -1.0}, "duration"),
     ({"device": Device.load("ideal")}, "simulated and costs nothing"),
-    ({"resilience_level": 3}, "allowed: 0, 1, 2"),
     ({"history": [(0.0, 1.0)]}, "pairs of positive"),
 ])  # fmt: skip
 def test_what_cannot_be_estimated_is_refused(change: dict[str, Any], words: str) -> None:
     given: dict[str, Any] = {"duration_seconds": 1e-6, "circuits": 1, "shots": 1, "device": MARRAKESH} | change
     with pytest.raises(InvalidInputError, match=words):
         estimate_cost(**given)
+
+
+def test_a_resilience_level_that_there_is_not() -> None:
+    with pytest.raises(InvalidInputError, match="allowed: 0, 1, 2"):
+        added_by({"resilience_level": 3})
 
 
 def test_json_types_only() -> None:
