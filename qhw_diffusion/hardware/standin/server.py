@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import socket
@@ -101,8 +102,6 @@ class _Handler(BaseHTTPRequestHandler):
     # -- identity and devices ---------------------------------------------------------------------------------------
 
     def _token(self, body: bytes) -> Reply:
-        from qhw_diffusion.hardware.standin.service import access_token
-
         key = parse_qs(body.decode()).get("apikey", [""])[0]
         if key not in self.standin.keys:
             message = "Provided API key could not be found."
@@ -291,3 +290,19 @@ class _Handler(BaseHTTPRequestHandler):
 
 def _error(code: int, message: str) -> dict[str, Any]:
     return {"errors": [{"code": code, "message": message, "solution": "", "more_info": ""}], "trace": "standin"}
+
+
+def access_token(lifetime: float) -> dict[str, Any]:
+    """What the identity service answers: an unsigned JSON web token that ends in `lifetime` seconds."""
+    now = int(time.time())
+    parts = ({"alg": "HS256", "typ": "JWT"}, {"iat": now, "exp": now + int(lifetime), "iam_id": "standin"})
+    coded = [base64.urlsafe_b64encode(json.dumps(part).encode()).rstrip(b"=").decode() for part in parts]
+    token = ".".join([*coded, "c3RhbmRpbg"])
+    return {
+        "access_token": token,
+        "refresh_token": "not_supported",
+        "token_type": "Bearer",
+        "expires_in": int(lifetime),
+        "expiration": now + int(lifetime),
+        "scope": "ibm openid",
+    }

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import contextlib
-import json
 import os
 import threading
 import time
@@ -12,7 +10,6 @@ from collections import Counter
 from collections.abc import Iterator
 from http.server import ThreadingHTTPServer
 from types import TracebackType
-from typing import Any
 
 import numpy as np
 
@@ -22,6 +19,7 @@ from qhw_diffusion.hardware.cost import JOB_OVERHEAD, RULE_PER_EXECUTION
 from qhw_diffusion.hardware.standin.faults import Fault, Planned, RandomFaults, check_endpoint
 from qhw_diffusion.hardware.standin.programs import run_program
 from qhw_diffusion.hardware.standin.records import JobRecord, Records
+from qhw_diffusion.hardware.standin.server import make_server
 
 TOKEN = "standin-key-that-opens-nothing"
 INSTANCE = "crn:v1:bluemix:public:quantum-computing:us-east:a/standin:00000000-0000-0000-0000-000000000000::"
@@ -102,8 +100,6 @@ class StandIn:
 
     def start(self) -> StandIn:
         """Serve from now on. Raises InvalidInputError if the port is taken."""
-        from qhw_diffusion.hardware.standin.server import make_server
-
         try:
             server = self._server = make_server(self, self._asked_port)
         except OSError as error:
@@ -259,22 +255,6 @@ class StandIn:
         with self.records.lock:
             if job.state == "Running":
                 job.state, job.reason, job.reason_code, job.seconds = state, reason, code, seconds
-
-
-def access_token(lifetime: float) -> dict[str, Any]:
-    """What the identity service answers: an unsigned JSON web token that ends in `lifetime` seconds."""
-    now = int(time.time())
-    parts = ({"alg": "HS256", "typ": "JWT"}, {"iat": now, "exp": now + int(lifetime), "iam_id": "standin"})
-    coded = [base64.urlsafe_b64encode(json.dumps(part).encode()).rstrip(b"=").decode() for part in parts]
-    token = ".".join([*coded, "c3RhbmRpbg"])
-    return {
-        "access_token": token,
-        "refresh_token": "not_supported",
-        "token_type": "Bearer",
-        "expires_in": int(lifetime),
-        "expiration": now + int(lifetime),
-        "scope": "ibm openid",
-    }
 
 
 def serve_forever(device: str = "fake_manila", *, name: str = "ibm_standin", port: int = 0, seed: int = 0) -> None:

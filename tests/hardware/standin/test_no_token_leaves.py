@@ -33,7 +33,8 @@ from qhw_diffusion.hardware.export import export_rows
 from qhw_diffusion.hardware.ledger import Ledger
 from qhw_diffusion.hardware.runner import open_runner
 from qhw_diffusion.hardware.standin import CancelJob, FailJob, LostReply, StandIn, Status
-from qhw_diffusion.hardware.standin.service import INSTANCE, access_token
+from qhw_diffusion.hardware.standin.server import access_token
+from qhw_diffusion.hardware.standin.service import INSTANCE
 from qhw_diffusion.hardware.times import Times
 from qhw_diffusion.runs import RunFolder, atomic_write_json
 
