@@ -44,8 +44,7 @@ class Collector:
         """
         raw = self.answer(job, row)
         before = row.summary.get(DUPLICATES, {})
-        found = self.sender.cancel_duplicates(row) if job.uncertain else {}
-        new = {job_id: seconds for job_id, seconds in found.items() if job_id not in before}
+        new = self._duplicates(job, row)
         if row.qpu_seconds is not None:  # only the answer is fetched again
             charged: float | None = row.qpu_seconds + sum(seconds or 0.0 for seconds in new.values())
         elif (charged := self.charged(row)) is not None:
@@ -80,14 +79,26 @@ class Collector:
             "asks for the answer again, without another job"
         )
 
-    def lost_or_cancelled(self, row: Row, state: JobState) -> None:
+    def _duplicates(self, job: Job, row: Row) -> dict[str, float | None]:
+        """{job id: QPU seconds, None if not stated} of jobs accepted besides the row's own, new to the row."""
+        found = self.sender.cancel_duplicates(row) if job.uncertain else {}
+        return {job_id: seconds for job_id, seconds in found.items() if job_id not in row.summary.get(DUPLICATES, {})}
+
+    def _failed(self, job: Job, row: Row, reason: str, charged: float | None, *, again: bool = False) -> None:
+        """Fail the row; what was accepted besides is cancelled, and counts."""
+        new, before = self._duplicates(job, row), row.summary.get(DUPLICATES, {})
+        if charged is not None:
+            charged += sum(seconds or 0.0 for seconds in {**new, **before}.values())
+        self.ledger.failed(row.key, reason, charged, again=again, **({DUPLICATES: {**new, **before}} if new else {}))
+
+    def lost_or_cancelled(self, job: Job, row: Row, state: JobState) -> None:
         """Fail the row of a job that is going to be sent again."""
         if state.name == "UNKNOWN":
-            self.ledger.failed(row.key, f"lost: {state.reason}", qpu_seconds=0.0, again=True)
+            self._failed(job, row, f"lost: {state.reason}", 0.0, again=True)
         else:
-            self.ledger.failed(row.key, f"cancelled: {state.reason}", qpu_seconds=self.charged(row), again=True)
+            self._failed(job, row, f"cancelled: {state.reason}", self.charged(row), again=True)
 
-    def give_up(self, row: Row, state: JobState) -> None:
+    def give_up(self, job: Job, row: Row, state: JobState) -> None:
         """Fail the row of a job without answer and raise JobError; of an unknown job the row stays."""
         if state.name == "UNKNOWN":
             raise JobError(
@@ -96,9 +107,9 @@ class Collector:
             )
         charged, reason = self.charged(row), state.reason or "no reason given"
         if state.name == "CANCELLED":
-            self.ledger.failed(row.key, f"cancelled: {reason}", qpu_seconds=charged, again=True)
+            self._failed(job, row, f"cancelled: {reason}", charged, again=True)
             raise JobError(f"job {row.job_id} on {row.device} was cancelled: {reason}. The same command sends it again")
-        self.ledger.failed(row.key, reason, qpu_seconds=charged)
+        self._failed(job, row, reason, charged)
         raise failed_before(row, reason)
 
     def charged(self, row: Row) -> float | None:

@@ -390,22 +390,26 @@ class Ledger:
 
         return self._change(key, change)
 
-    def failed(self, key: str, reason: str, qpu_seconds: float | None = None, *, again: bool = False) -> Row:
+    def failed(
+        self, key: str, reason: str, qpu_seconds: float | None = None, *, again: bool = False, **summary: Any
+    ) -> Row:
         """planned or submitted → failed. A failed job that was sent counts with `qpu_seconds`, or else its limit.
 
         Args:
             reason: for people to read; nothing is decided by it.
             qpu_seconds: charged, None if not known.
             again: whether it never ran or was cancelled, so that the next call sends it again by itself.
+            summary: added to the row's.
         """
         seconds = None if qpu_seconds is None else as_seconds("qpu_seconds", qpu_seconds)
+        extra = _json(summary)
         text = without_tokens(str(reason)).encode("utf-8", "replace").decode() or "no reason given"
 
         def change(row: Row, connection: sqlite3.Connection) -> Row:
             if row.state == "failed" and row.reason == text:
                 return row
             _allow(row, ("planned", "submitted"), "failed")
-            return replace(row, state="failed", reason=text, summary={**row.summary, AGAIN: bool(again)},
+            return replace(row, state="failed", reason=text, summary={**row.summary, **extra, AGAIN: bool(again)},
                            qpu_seconds=row.qpu_seconds if seconds is None else seconds)  # fmt: skip
 
         return self._change(key, change)

@@ -383,9 +383,9 @@ class Runner:
             # A free job ended with its process; a paid one was cancelled since an earlier call sent it
             again = not self.service.paid if state.name == "UNKNOWN" else state.name == "CANCELLED" and job.sent_before
             if not again:
-                self._collector.give_up(row, state)
+                self._collector.give_up(job, row, state)
             job.sent_before = False
-            self._collector.lost_or_cancelled(row, state)
+            self._collector.lost_or_cancelled(job, row, state)
             self._share_budget([job])
             self._sender.send(job, self._retry(job))
             row = self._row(job)

@@ -232,3 +232,19 @@ def test_a_retry_goes_on_counting_what_got_no_reply(ledger: Ledger) -> None:
     service.on_find.clear()
     scripted(service, ledger, times=times).run([pub()], purpose="another")
     assert ledger.spent() == sum(job.charged or 0 for job in service.jobs.values()) == 3.0 + 3.0 + 2.0 + 2.0
+
+
+def test_a_job_that_fails_has_its_duplicate_counted_too(ledger: Ledger) -> None:
+    """Both were accepted, and both failed."""
+
+    def fail(job: Job) -> None:
+        job.state, job.charged = "ERROR", 3.0
+
+    service = ScriptedService(
+        on_submit=["lost reply", "lost reply"], on_find=["not yet"] * (FAST.lookups + 1), new_job=fail
+    )
+    with pytest.raises(JobError):
+        scripted(service, ledger).run([pub()])
+    (row,) = ledger.rows()
+    assert {job["job_id"] for job in row.unused_jobs} == set(service.jobs) == {"job-1", "job-2"}
+    assert ledger.spent() == 6.0

@@ -1,0 +1,367 @@
+"""A model of runner, ledgers, caps and a service, driven through random accidents by Hypothesis.
+
+Rules: runs of a few keys from two ledgers of one account while replies are lost, lists are behind, charges are late and
+processes die; time that passes; ledgers put back or recovered. Whatever the order:
+
+1. what was paid for is never lost: a key whose job has a result is answered with it, and sends nothing;
+2. a key is paid at most once, or what is more is known, asked to be cancelled, and counted;
+3. what a ledger's jobs are charged is at most its cap and one job's limit (not across a ledger that is put back: it has
+   forgotten what other keys had cost).
+
+Hundreds of steps in `make test`; `QHW_MODEL=400 pytest tests/hardware/test_model.py` for that many times forty.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import json
+import os
+import shutil
+import sqlite3
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import hypothesis
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, Phase
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from scripted import estimate, exact, pub
+
+from qhw_diffusion.devices import Device
+from qhw_diffusion.errors import BudgetError, JobError, ServiceError
+from qhw_diffusion.hardware import ledger_rows
+from qhw_diffusion.hardware.keys import job_key
+from qhw_diffusion.hardware.ledger import Ledger
+from qhw_diffusion.hardware.ledger_file import FILE
+from qhw_diffusion.hardware.recover import recover
+from qhw_diffusion.hardware.runner import Runner
+from qhw_diffusion.hardware.service import JobState, Limits, Measured, NotSentError, Pub, UncertainError
+from qhw_diffusion.hardware.times import Times
+
+EXAMPLES = int(os.environ.get("QHW_MODEL", "0"))
+# Shrinking a failure takes minutes: QHW_MODEL_SHRINK=1 when there is one
+PHASES = [Phase.generate, *([Phase.shrink] if os.environ.get("QHW_MODEL_SHRINK") else [])]
+# Nothing here loses power: a file system in memory, if there is one, does not wait for a disk
+MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+CAP = 60.0
+KEYS = 3
+# A look-up every ten seconds, thirty at least, two minutes if need be; counted for twenty
+TIMES = Times(attempts=2, backoff=1, backoff_most=2, poll=5, poll_most=5, patience=30, grace=30, lookups=4,
+              submissions=3, settle=5)  # fmt: skip
+PUBS = [pub((0.3 + number,), 100) for number in range(KEYS)]
+ANSWERS = [json.dumps([[exact(one).tolist(), (0.0 * exact(one) + 0.1).tolist(), 100]]) for one in PUBS]
+# Seconds until a job is in the list, has ended, and its charge is stated
+BEHIND, QUEUE, STATED = (0, 0, 45, 100, 1000), (0, 0, 70), (0, 0, 20, 5000)
+TAKES = (1, 2, 2, 5, 1000)  # seconds, cut at the limit
+POSTS = ("accept", "accept", "accept", "lost", "lost", "dropped", "dropped", "429", "refused list")
+STOPS = (None, None, None, "find", "submit", "submitted", "status", "raw", "charge")
+
+
+class KilledError(BaseException):
+    """The process dies here."""
+
+
+@dataclass
+class Truth:
+    """One accepted job, as the service knows it. Times are seconds of the world's clock."""
+
+    tags: list[str]
+    answer: str
+    limit: int
+    listed: float
+    ready: float
+    stated: float
+    takes: float
+    fails: bool
+    cancelled: bool = False
+
+    @property
+    def charge(self) -> float:
+        return 0.0 if self.cancelled else min(self.takes, self.limit)
+
+
+@dataclass
+class World:
+    """A clock, an account's jobs, and what goes wrong next."""
+
+    now: float = 0.0
+    jobs: dict[str, Truth] = field(default_factory=dict)
+    posts: list[str] = field(default_factory=list)
+    behind: float = 0.0
+    queue: float = 0.0
+    stated: float = 0.0
+    takes: float = 2.0
+    fails: bool = False
+    stop: tuple[str, int] | None = None
+    silent: int = 0
+    submissions: int = 0
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+    def calm(self) -> None:
+        """Nothing goes wrong from now on, and all that is late comes."""
+        self.posts, self.behind, self.queue, self.stated, self.takes, self.fails = [], 0.0, 0.0, 0.0, 2.0, False
+        self.stop, self.silent = None, 0
+
+    def step(self, name: str) -> None:
+        """Die, or stay silent, if it is time to."""
+        if self.stop is not None and self.stop[0] == name:
+            self.stop = (name, self.stop[1] - 1)
+            if self.stop[1] < 0:
+                self.stop = None
+                raise KilledError(name)
+
+
+@dataclass
+class Service:
+    """The account, for one process."""
+
+    world: World
+    device: str = "ibm_model"
+    paid: bool = True
+    program: str = "executor"
+    instance: str = "one"
+
+    def snapshot(self) -> Device:
+        return Device.load("fake_manila")
+
+    def check(self, pubs: Sequence[Pub], options: Mapping[str, Any]) -> None:
+        pass
+
+    def submit(self, pubs: Sequence[Pub], options: Mapping[str, Any], tags: Sequence[str], limits: Limits) -> str:
+        world = self.world
+        world.step("submit")
+        what = world.posts.pop(0) if world.posts else "accept"
+        if what == "429":
+            raise NotSentError("429")
+        if what == "dropped":
+            raise UncertainError("no reply")
+        number = next(n for n, one in enumerate(PUBS) if np.array_equal(one.values, pubs[0].values))
+        job_id = f"job-{len(world.jobs)}"
+        now = world.now
+        world.jobs[job_id] = Truth(list(tags), ANSWERS[number], limits.max_execution_seconds or 0, now + world.behind,
+                                   now + world.queue, now + world.queue + world.stated, world.takes,
+                                   world.fails)  # fmt: skip
+        world.submissions += 1
+        world.step("submitted")
+        if what == "refused list":
+            world.silent = 100
+        if what in ("lost", "refused list"):
+            raise UncertainError("no reply")
+        return job_id
+
+    def find(self, tag: str) -> list[str]:
+        self.world.step("find")
+        if self.world.silent:
+            self.world.silent -= 1
+            raise ServiceError("no answer")
+        return [name for name, job in self.world.jobs.items() if tag in job.tags and job.listed <= self.world.now]
+
+    def status(self, job_id: str) -> JobState:
+        self.world.step("status")
+        job = self.world.jobs[job_id]
+        if job.cancelled:
+            return JobState("CANCELLED")
+        if self.world.now < job.ready:
+            return JobState("QUEUED")
+        return JobState("ERROR", "broken") if job.fails or job.takes > job.limit else JobState("DONE")
+
+    def raw(self, job_id: str) -> str:
+        self.world.step("raw")
+        return self.world.jobs[job_id].answer
+
+    def decode(self, raw: str) -> list[Measured]:
+        return [(np.array(values), np.array(errors), shots) for values, errors, shots in json.loads(raw)]
+
+    def qpu_seconds(self, job_id: str) -> float | None:
+        self.world.step("charge")
+        job = self.world.jobs[job_id]
+        if job.cancelled:
+            return 0.0
+        return job.charge if self.world.now >= job.stated else None
+
+    def cancel(self, job_id: str) -> None:
+        job = self.world.jobs[job_id]
+        job.cancelled = job.cancelled or self.world.now < job.ready
+
+    def remaining_seconds(self) -> float | None:
+        return None
+
+    def session_id(self) -> str | None:
+        return None
+
+    def session_seconds(self) -> Mapping[str, float]:
+        return {}
+
+    def close(self) -> None:
+        pass
+
+
+class Accidents(RuleBasedStateMachine):
+    """See the top of this file."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.world = World()
+        self.place = Path(tempfile.mkdtemp(prefix="qhw-model-", dir=MEMORY))
+        self.put_back: set[str] = set()
+        self.ids: dict[str, str] = {}
+        world = self.world
+
+        class Clock(datetime.datetime):
+            @classmethod
+            def now(cls, tz: Any = None) -> datetime.datetime:
+                return datetime.datetime(2026, 1, 1, tzinfo=tz) + datetime.timedelta(seconds=world.now)
+
+        self._datetime = ledger_rows.datetime
+        ledger_rows.datetime = Clock  # type: ignore[assignment,misc]
+
+    def teardown(self) -> None:
+        try:
+            self.in_the_end_everything_is_known()
+        finally:
+            ledger_rows.datetime = self._datetime  # type: ignore[assignment,misc]
+            shutil.rmtree(self.place)
+
+    @initialize()
+    def ledgers(self) -> None:
+        for name in "AB":
+            with Ledger.open(self.place / name) as ledger:
+                ledger.set_cap(CAP)
+                self.ids[name] = ledger.id
+            shutil.copytree(self.place / name, self.place / f"{name}.kept")
+
+    # -- what happens ----------------------------------------------------------------------------------------------
+
+    @rule(
+        name=st.sampled_from("AAAB"), key=st.integers(0, KEYS - 1), run=st.sampled_from(("one", "two")),
+        retry=st.booleans(), posts=st.lists(st.sampled_from(POSTS), max_size=3), behind=st.sampled_from(BEHIND),
+        queue=st.sampled_from(QUEUE), stated=st.sampled_from(STATED), takes=st.sampled_from(TAKES),
+        fails=st.sampled_from((False, False, False, True)), stop=st.sampled_from(STOPS), after=st.integers(0, 2),
+    )  # fmt: skip
+    def run_with_accidents(
+        self, name: str, key: int, run: str, retry: bool, stop: str | None, after: int, **accidents: Any
+    ) -> None:
+        """A process runs one key, and more or less of this goes wrong."""
+        for what, value in accidents.items():
+            setattr(self.world, what, value)
+        self.world.stop = None if stop is None else (stop, after)
+        with contextlib.suppress(KilledError, JobError, ServiceError, BudgetError):
+            self._run(name, key, run, retry)
+        self.world.calm()
+
+    @rule(seconds=st.sampled_from((1, 60, 500, 2000)))
+    def time_passes(self, seconds: int) -> None:
+        self.world.now += seconds
+
+    @rule(name=st.sampled_from("AB"))
+    def keep_a_copy(self, name: str) -> None:
+        shutil.rmtree(self.place / f"{name}.kept")
+        shutil.copytree(self.place / name, self.place / f"{name}.kept")
+
+    @rule(name=st.sampled_from("AB"))
+    def put_the_copy_back(self, name: str) -> None:
+        """Later than the service's list may be behind: of what it hides, and the ledger forgets, nobody knows."""
+        self.world.now += max(BEHIND)
+        shutil.rmtree(self.place / name)
+        shutil.copytree(self.place / f"{name}.kept", self.place / name)
+        self.put_back.add(name)
+
+    @rule(name=st.sampled_from("AB"))
+    def the_database_is_damaged_and_recovered(self, name: str) -> None:
+        """All rows are unreadable; the finished ones come back from their results."""
+        self.world.now += max(BEHIND)  # as above
+        with contextlib.closing(sqlite3.connect(self.place / name / FILE)) as connection, connection:
+            connection.execute("UPDATE jobs SET seal = ''")
+        recover(self.place / name)
+        with Ledger.open(self.place / name) as ledger:
+            assert ledger.id == self.ids[name]
+            assert ledger.cap == CAP
+        self.put_back.add(name)
+
+    # -- what must hold --------------------------------------------------------------------------------------------
+
+    @invariant()
+    def charged_at_most_the_cap_and_one_limit(self) -> None:
+        for name in set(self.ids) - self.put_back:
+            jobs = self._jobs(name)
+            assert sum(job.charge for job in jobs.values()) <= CAP + max(
+                (job.limit for job in jobs.values()), default=0
+            )
+
+    def in_the_end_everything_is_known(self) -> None:
+        """All lists and charges have come; every key that was begun is run again by somebody who has the money."""
+        self.world.calm()
+        self.world.now += 10_000
+        for name in self.ids:
+            begun = {key for key in range(KEYS) if self._jobs(name, key) or self._row(name, key)}
+            for _ in range(8):
+                for key in begun:
+                    with Ledger.open(self.place / name) as ledger:
+                        ledger.set_cap(10_000)
+                    done = [job for job in self._jobs(name, key).values() if self._has_result(job)]
+                    before = self.world.submissions
+                    with contextlib.suppress(JobError):
+                        self._run(name, key, "one", retry=True)
+                    if done and self._row(name, key).state == "done":
+                        assert self.world.submissions == before, "it was paid for already"
+                self.world.now += 2000
+            with Ledger.open(self.place / name) as ledger:
+                Runner(Service(self.world), ledger, run="one", times=TIMES, sleep=self.world.sleep,
+                       estimate=estimate).read_charges()  # fmt: skip
+                for key in begun:
+                    row = self._row(name, key)
+                    assert row.state == "done"
+                    known = {row.job_id, *(job["job_id"] for job in row.unused_jobs)}
+                    assert known == set(self._jobs(name, key)), (row, self._jobs(name, key))
+                    assert not row.unknown
+                    charged = sum(job.charge for job in self._jobs(name, key).values())
+                    assert row.counted == charged, (row, self._jobs(name, key))
+                assert ledger.spent() == sum(job.charge for job in self._jobs(name).values())
+
+    # -- tools -----------------------------------------------------------------------------------------------------
+
+    def _run(self, name: str, key: int, run: str, retry: bool) -> None:
+        with Ledger.open(self.place / name) as ledger:
+            service = Service(self.world)
+            runner = Runner(service, ledger, run=run, retry_failed=retry, times=TIMES, sleep=self.world.sleep,
+                            estimate=estimate)  # fmt: skip
+            runner._waiter.clock = lambda: self.world.now
+            answer = runner.run([PUBS[key]], options={"resilience_level": 0})
+            np.testing.assert_array_equal(answer.values[0], exact(PUBS[key]))
+
+    def _key(self, key: int) -> str:
+        work = {"options": {"resilience_level": 0}, "program": "executor"}
+        return job_key([PUBS[key]], work, "ibm_model", "evaluate")  # type: ignore[list-item]  # Pub is frozen
+
+    def _row(self, name: str, key: int) -> Any:
+        with Ledger.open(self.place / name) as ledger:
+            return ledger.get(self._key(key))
+
+    def _jobs(self, name: str, key: int | None = None) -> dict[str, Truth]:
+        """The service's jobs that this ledger sent, for one key if given."""
+        begin = f"q-{self.ids[name][:8]}-" + ("" if key is None else self._key(key)[:16])
+        return {job_id: job for job_id, job in self.world.jobs.items() if job.tags[2].startswith(begin)}
+
+    def _has_result(self, job: Truth) -> bool:
+        return not (job.cancelled or job.fails or job.takes > job.limit)
+
+
+Accidents.TestCase.settings = hypothesis.settings(
+    max_examples=EXAMPLES or 20,
+    stateful_step_count=40 if EXAMPLES else 15,
+    derandomize=not EXAMPLES,
+    deadline=None,
+    database=None,
+    suppress_health_check=list(HealthCheck),
+    print_blob=False,
+    phases=PHASES,
+)
+TestAccidents = pytest.mark.timeout(60 + 10 * EXAMPLES)(Accidents.TestCase)
