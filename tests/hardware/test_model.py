@@ -30,7 +30,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, Phase
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from scripted import estimate, exact, pub
 
 from qhw_diffusion.devices import Device
@@ -49,7 +49,7 @@ EXAMPLES = int(os.environ.get("QHW_MODEL", "0"))
 PHASES = [Phase.generate, *([Phase.shrink] if os.environ.get("QHW_MODEL_SHRINK") else [])]
 # Nothing here loses power: a file system in memory, if there is one, does not wait for a disk
 MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-CAP = 60.0
+CAP = 30.0
 KEYS = 3
 # A look-up every ten seconds, thirty at least, two minutes if need be; counted for twenty
 TIMES = Times(attempts=2, backoff=1, backoff_most=2, poll=5, poll_most=5, patience=30, grace=30, lookups=4,
@@ -212,12 +212,13 @@ class Accidents(RuleBasedStateMachine):
         self.world = World()
         self.place = Path(tempfile.mkdtemp(prefix="qhw-model-", dir=MEMORY))
         self.put_back: set[str] = set()
+        self.forgets = False  # whether ledgers are put back and recovered
         self.ids: dict[str, str] = {}
         world = self.world
 
         class Clock(datetime.datetime):
             @classmethod
-            def now(cls, tz: Any = None) -> datetime.datetime:
+            def now(cls, tz: Any = None) -> Any:
                 return datetime.datetime(2026, 1, 1, tzinfo=tz) + datetime.timedelta(seconds=world.now)
 
         self._datetime = ledger_rows.datetime
@@ -230,8 +231,9 @@ class Accidents(RuleBasedStateMachine):
             ledger_rows.datetime = self._datetime  # type: ignore[assignment,misc]
             shutil.rmtree(self.place)
 
-    @initialize()
-    def ledgers(self) -> None:
+    @initialize(forgets=st.booleans())
+    def ledgers(self, forgets: bool) -> None:
+        self.forgets = forgets
         for name in "AB":
             with Ledger.open(self.place / name) as ledger:
                 ledger.set_cap(CAP)
@@ -261,11 +263,13 @@ class Accidents(RuleBasedStateMachine):
     def time_passes(self, seconds: int) -> None:
         self.world.now += seconds
 
+    @precondition(lambda self: self.forgets)
     @rule(name=st.sampled_from("AB"))
     def keep_a_copy(self, name: str) -> None:
         shutil.rmtree(self.place / f"{name}.kept")
         shutil.copytree(self.place / name, self.place / f"{name}.kept")
 
+    @precondition(lambda self: self.forgets)
     @rule(name=st.sampled_from("AB"))
     def put_the_copy_back(self, name: str) -> None:
         """Later than the service's list may be behind: of what it hides, and the ledger forgets, nobody knows."""
@@ -274,6 +278,7 @@ class Accidents(RuleBasedStateMachine):
         shutil.copytree(self.place / f"{name}.kept", self.place / name)
         self.put_back.add(name)
 
+    @precondition(lambda self: self.forgets)
     @rule(name=st.sampled_from("AB"))
     def the_database_is_damaged_and_recovered(self, name: str) -> None:
         """All rows are unreadable; the finished ones come back from their results."""
@@ -355,8 +360,8 @@ class Accidents(RuleBasedStateMachine):
 
 
 Accidents.TestCase.settings = hypothesis.settings(
-    max_examples=EXAMPLES or 20,
-    stateful_step_count=40 if EXAMPLES else 15,
+    max_examples=EXAMPLES or 60,
+    stateful_step_count=40 if EXAMPLES else 20,
     derandomize=not EXAMPLES,
     deadline=None,
     database=None,

@@ -90,7 +90,7 @@ def test_one_that_shows_only_after_another_was_sent_is_cancelled_and_counted(
             counted.append(ledger.spent())
             return submit(*arguments)
 
-        mine.service.submit = noted  # type: ignore[method-assign]
+        mine.service.submit = noted  # type: ignore[method-assign,assignment]
         mine.run([pub()], options=RAW)
         assert len(standin.jobs) == 2
         assert counted == [50.0, 2.0 + 24], "both are kept room for before it is sent again: estimate, half of the rest"
