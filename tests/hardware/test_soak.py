@@ -97,6 +97,9 @@ def test_many_jobs_under_random_faults(
             else:
                 pytest.fail(f"call {number} did not end in 20 attempts; raised so far: {dict(raised)}")
         standin.inject_random(None)
+        time.sleep(TIMES.remembered)  # what got no reply is looked for, and counts, for so long
+        for runner in runners:
+            runner.settle()
         states = Counter(job.state for job in standin.jobs)
         completed = Counter(tag for job in standin.jobs if job.state == "Completed" for tag in job.tags[2:3])
         unheard = sum(faults.drawn["jobs_post", fault] for fault in set(LOST))
