@@ -12,31 +12,26 @@ from qhw_diffusion.studies.common_flags import flags_out
 Parser = argparse.ArgumentParser
 
 
-def _flags(parser: Parser, out: str) -> None:
-    flags_out(parser, out, resume=True)
-    parser.add_argument(
-        "--workers", type=int, default=1, metavar="N", help="processes side by side, one thread each [1]"
-    )
+def _flags(parser: Parser, name: str) -> None:
+    from qhw_diffusion.experiment import load_study
+    from qhw_diffusion.studies.flags import add_flags
+    from qhw_diffusion.studies.reference_models import ReferenceModelsConfig
+
+    flags_out(parser, f"runs/study-{name}", resume=True)
+    workers = "processes side by side, one thread each [1]"
+    parser.add_argument("--workers", type=int, default=1, metavar="N", help=workers)
+    parser.add_argument("--backend", default="loky", help="loky, ray[:address] or dask[:address] [loky]")
+    parser.add_argument("--dry-run", action="store_true", help="print what it would cost, and stop")
     parser.add_argument("--quick", action="store_true", help="little of everything: to see it run, not to conclude")
     parser.add_argument("--report-only", action="store_true", help="render the report of a finished study again")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="also write the page as Markdown")
     parser.add_argument("--figures", type=Path, metavar="DIR", help="with --markdown: plots as PNGs in this folder")
+    config = load_study(name).config
+    add_flags(parser, config, title="study", skip=["models"])
+    add_flags(parser, ReferenceModelsConfig, title="trained policy and denoiser", defaults=config().models)
 
 
-def _flags_study_shots(parser: Parser) -> None:
-    from qhw_diffusion.studies.flags import add_flags
-    from qhw_diffusion.studies.reference_models import ReferenceModelsConfig
-    from qhw_diffusion.studies.shots.experiment import ShotsConfig
-
-    _flags(parser, "runs/study-shots")
-    parser.add_argument("--backend", default="loky", help="loky, ray[:address] or dask[:address] [loky]")
-    parser.add_argument("--dry-run", action="store_true", help="print what it would cost, and stop")
-    add_flags(parser, ShotsConfig, title="study", skip=["models"])
-    add_flags(parser, ReferenceModelsConfig, title="trained policy and denoiser")
-
-
-def study_shots(arguments: argparse.Namespace) -> int:
-    """`qhw study shots`."""
+def _study(name: str, arguments: argparse.Namespace) -> int:
     from qhw_diffusion.experiment import load_study, reopen_study
     from qhw_diffusion.experiment.command import study_command
     from qhw_diffusion.studies.flags import given_flags
@@ -44,7 +39,7 @@ def study_shots(arguments: argparse.Namespace) -> int:
     from qhw_diffusion.studies.single import one_thread
 
     one_thread()
-    study: Any = load_study("shots")
+    study: Any = load_study(name)
     base = study.quick if arguments.quick else study.config()
     if arguments.resume:
         base = study.config.from_dict(reopen_study(study, arguments.out).config)
@@ -56,34 +51,15 @@ def study_shots(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _flags_study_mitigation(parser: Parser) -> None:
-    from qhw_diffusion.studies.flags import add_flags
-    from qhw_diffusion.studies.mitigation_settings import MitigationStudyConfig
-    from qhw_diffusion.studies.reference_models import ReferenceModelsConfig
-
-    _flags(parser, "runs/study-mitigation")
-    add_flags(parser, MitigationStudyConfig, title="study", skip=["subjects"])
-    shown = MitigationStudyConfig().subjects
-    add_flags(parser, ReferenceModelsConfig, title="trained policy and denoiser", defaults=shown)
-
-
-def study_mitigation(arguments: argparse.Namespace) -> int:
-    """`qhw study mitigation`."""
-    from qhw_diffusion.studies.device_studies_command import mitigation_study, study_from_arguments
-
-    print(study_from_arguments(mitigation_study(), arguments))
-    return 0
-
-
 COMMANDS: dict[tuple[str, ...], tuple[str, Callable[[Parser], None] | None, Callable[[argparse.Namespace], int]]] = {
     ("study", "shots"): (
         "what finite shots do to values, gradients, images, the denoiser and PPO",
-        _flags_study_shots,
-        study_shots,
+        lambda parser: _flags(parser, "shots"),
+        lambda arguments: _study("shots", arguments),
     ),
     ("study", "mitigation"): (
         "compare mitigation strategies on devices and shots: bias, scatter, cost, guidance, images, the denoiser",
-        _flags_study_mitigation,
-        study_mitigation,
+        lambda parser: _flags(parser, "mitigation"),
+        lambda arguments: _study("mitigation", arguments),
     ),
 }

@@ -14,10 +14,8 @@ from qhw_diffusion.experiment import load_study
 from qhw_diffusion.experiment import open_study as open_any
 from qhw_diffusion.guidance import ActorConfig, GuidanceConfig, PPOConfig, RewardConfig
 from qhw_diffusion.guidance.schedules import SCHEDULES
-from qhw_diffusion.studies import mitigation_settings
 from qhw_diffusion.studies.demo import demo_config
 from qhw_diffusion.studies.guidance_study import open_study
-from qhw_diffusion.studies.mitigation_study import open_mitigation_study
 from qhw_diffusion.studies.reference_models import ReferenceModelsConfig
 from qhw_diffusion.studies.rivals import LABELS, Schedule, candidates
 from qhw_diffusion.studies.settings import ACTORS, ModelConfig, StudyConfig, label_of
@@ -62,17 +60,19 @@ def test_minibatches_without_two_rows_are_refused_by_whoever_knows_the_steps(tmp
                        out=tmp_path / "run", resume=False, overwrite=False, sweep_images=512, command="")  # fmt: skip
 
 
-SHOTS = load_study("shots")
-OPEN = [(open_study, StudyConfig()), (partial(open_any, SHOTS), SHOTS.quick),
-        (open_mitigation_study, mitigation_settings.QUICK)]  # fmt: skip
+SHOTS, MITIGATION = load_study("shots"), load_study("mitigation")
+OPEN = [
+    (open_study, StudyConfig()),
+    (partial(open_any, SHOTS), SHOTS.quick),
+    (partial(open_any, MITIGATION), MITIGATION.quick),
+]
 
 
 def _sampled(config: Any, **sampler: Any) -> Any:
     """The settings of a study with another sampler."""
     if isinstance(config, StudyConfig):
         return config.replace(**sampler)
-    name = "subjects" if hasattr(config, "subjects") else "models"
-    return config.replace(**{name: getattr(config, name).replace(**sampler)})
+    return config.replace(models=config.models.replace(**sampler))
 
 
 @pytest.mark.parametrize(("open_it", "config"), OPEN)
@@ -86,7 +86,7 @@ def test_a_study_of_a_sampler_that_cannot_be_leaves_no_folder(tmp_path: Path, op
 def test_a_study_made_before_spacing_was_a_setting_goes_on(tmp_path: Path, open_it: Any, config: Any) -> None:
     run = open_it(tmp_path / "study", config)
     stored = json.loads((run.path / "config.json").read_text())
-    holder = stored if isinstance(config, StudyConfig) else stored.get("subjects", stored.get("models"))
+    holder = stored if isinstance(config, StudyConfig) else stored["models"]
     del holder["spacing"]
     (run.path / "config.json").write_text(json.dumps(stored))
     again = open_it(run.path, config, resume=True)

@@ -1,0 +1,447 @@
+"""The page of the mitigation study, made from its results alone."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from qhw_diffusion.experiment import (
+    Page,
+    PairedTest,
+    Results,
+    Section,
+    difference_cells,
+    mean_interval,
+    paired_test,
+    plots,
+    with_holm,
+)
+from qhw_diffusion.mitigation import NOISE_DATA, Need, Strategy, strategies_of
+
+if TYPE_CHECKING:
+    from qhw_diffusion.studies.mitigation.experiment import MitigationConfig
+
+# Texts of strategies (`mitigation.strategies_of`), from the engine outwards; and two without any, the second one on a
+# circuit that is compiled with a schedule
+NONE, SCHEDULED = "none", "scheduled"
+READOUT, READOUT_ZNE = "readout:measured", "readout:measured+zne:linear:1,3"
+DEVICES = {"fake_brisbane": "Eagle", "fake_marrakesh": "Heron", "fake_nighthawk": "Nighthawk"}
+
+_METHOD = (
+    "Everything is compared with the same circuit without noise: the policy and the denoiser were trained without. "
+    "Devices are simulated from their calibration data. Readout errors are then exactly those of the calibration, gate "
+    "errors have no memory and no coherent part, and nothing drifts; so strategies that rely on calibration data "
+    "(readout from the calibration data, PEC) look better here than they will on a device, and those against coherent "
+    "or slow noise (twirling, decoupling) cannot show what they are for.",
+    "Total: all circuits of a strategy together, with its share of calibration and training circuits, get that many "
+    "shots for a value. Each: every circuit gets that many. Bias: root mean square error with infinitely many shots. "
+    "Error: root mean square error with finite ones, bias and scatter together. Means over seeds.",
+)
+
+# Left out of the figures, where their lines would lie on top of others
+NOT_DRAWN = (
+    "readout",
+    "zne:linear:1,3",
+    "readout:measured+zne:linear:1,3,5",
+    "readout:measured+zne:richardson:1,3,5",
+    "scheduled",
+    "decoupling:xx",
+    "readout:measured+mitiq-zne:linear:1,3:global:0",
+    "readout:measured+mitiq-lre:1:4:1",
+)
+
+
+def page(results: Results[MitigationConfig]) -> Page:
+    """What came out, then the policy's circuit, its images, and the denoiser."""
+    c = results.config
+    names = ", ".join(_device(device) for device in c.devices)
+    shown = Page(
+        subtitle=(
+            f"{len(c.strategies)} ways to run two trained circuits on {names}: the policy's circuit and a one-step "
+            f"denoiser, with {_list(c.shots)} shots for a value; {c.models.seeds} seeds."
+        ),
+        findings=findings(results),
+    )
+    ratios_table(shown.section("What came out").text(*_METHOD).bullets(shown.findings), results)
+    _policy(shown, results)
+    _images(shown, results)
+    _denoiser(shown, results)
+    return shown
+
+
+def strategies_in(name: str) -> list[Strategy]:
+    """The strategies of a name, made anew; none of "none" and "scheduled"."""
+    return [] if name in (NONE, SCHEDULED) else strategies_of(name)
+
+
+def is_scheduled(name: str) -> bool:
+    """Whether the circuit is compiled with a schedule for this strategy."""
+    return name == SCHEDULED or any(Need.SCHEDULE in strategy.needs for strategy in strategies_in(name))
+
+
+def knows_the_noise(name: str) -> bool:
+    """Whether it is told the simulated noise exactly, as no calibration of a device knows the device."""
+    return any(strategy.needs & NOISE_DATA for strategy in strategies_in(name))
+
+
+def label_of(name: str) -> str:
+    """What tables call a strategy."""
+    label = " + ".join(strategy.label for strategy in strategies_in(name)) or NONE
+    return f"{label}, scheduled" if is_scheduled(name) else label
+
+
+def values(
+    results: Results[MitigationConfig], part: str, device: str, strategy: str, metric: str, **where: Any
+) -> list[float]:
+    """One number of a strategy's rows on a device, per seed; where: how, shots (rows without any where left out)."""
+    return results.values(metric, part=part, device=device, strategy=strategy, **{"shots": None, **where})
+
+
+def mean(results: Results[MitigationConfig], part: str, device: str, strategy: str, metric: str, **where: Any) -> float:
+    """Its mean over seeds; NaN where the study has no such row."""
+    found = values(results, part, device, strategy, metric, **where)
+    return float(np.mean(found)) if found else math.nan
+
+
+def image_tests(results: Results[MitigationConfig], device: str, shots: int) -> dict[str, PairedTest]:
+    """Paired tests of the FD of images under each strategy against the ideal ones, Holm-corrected; needs two seeds."""
+    if results.config.models.seeds < 2:
+        return {}
+    base = values(results, "images", device, "ideal", "fd")
+    names = results.config.steering
+    return with_holm({n: paired_test(values(results, "images", device, n, "fd", shots=shots), base) for n in names})
+
+
+def ratios(results: Results[MitigationConfig], name: str) -> tuple[float, float]:
+    """Error of g and infidelity of the denoiser under a strategy, divided by those without any (`reference_of`).
+
+    Geometric means over devices, seeds and shots, at equal shots in all.
+    """
+    found: tuple[list[float], list[float]] = ([], [])
+    for device in results.config.devices:
+        for shots in results.config.shots:
+            for place, (piece, key) in enumerate((("policy", "rms_g"), ("denoiser", "fidelity"))):
+                mine, none = (
+                    np.array(values(results, piece, device, strategy, key, how="total", shots=shots))
+                    for strategy in (name, reference_of(name, results))
+                )
+                if key == "fidelity":
+                    mine, none = 1 - mine, 1 - none
+                found[place].append(float(np.log(mine / none).mean()))
+    return float(np.exp(np.mean(found[0]))), float(np.exp(np.mean(found[1])))
+
+
+def reference_of(name: str, results: Results[MitigationConfig]) -> str:
+    """What a strategy is compared with: decoupling with the scheduled circuit, whose qubits wait and relax."""
+    return SCHEDULED if name != SCHEDULED and is_scheduled(name) and SCHEDULED in results.config.strategies else NONE
+
+
+def default_of(results: Results[MitigationConfig]) -> str:
+    """The strategy with the smallest product of both ratios, those left out that know the simulated noise."""
+    names = [name for name in results.config.strategies if not knows_the_noise(name)]
+    return min(names, key=lambda name: float(np.prod(ratios(results, name))))
+
+
+def findings(results: Results[MitigationConfig]) -> list[str]:
+    """The findings as sentences."""
+    c = results.config
+    chosen = default_of(results)
+    g, infidelity = ratios(results, chosen)
+    lines = [
+        f"**Recommended default: {label_of(chosen)}.** Over all devices and shots, at equal shots in all, it brings "
+        f"the error of the guidance scale to {g:.2f} and the infidelity of the denoiser to {infidelity:.2f} of what "
+        "they are without mitigation (geometric means), the smallest product of all that do not have to know the noise "
+        "already."
+    ]
+    lines += [_per_device(results, device) for device in c.devices]
+    if {READOUT, READOUT_ZNE} <= set(c.strategies):
+        lines.append(_when_zne_pays(results))
+    lines += [_denoised(results, device) for device in c.devices]
+    if c.models.seeds > 1:  # what is beyond chance needs seeds to be told from
+        lines += [_worse(results, device) for device in c.devices]
+        lines += [_images_told(results, device) for device in c.devices]
+    return lines
+
+
+def _per_device(results: Results[MitigationConfig], device: str) -> str:
+    c = results.config
+    parts = []
+    for shots in c.shots:
+        error = {n: mean(results, "policy", device, n, "rms_g", how="total", shots=shots) for n in c.strategies}
+        fidelity = {n: mean(results, "denoiser", device, n, "fidelity", how="total", shots=shots) for n in c.strategies}
+        best, clear = min(error, key=error.__getitem__), max(fidelity, key=fidelity.__getitem__)
+        parts.append(
+            f"{shots:,} shots: {label_of(best)} for g ({error[best]:.3f} against {error['none']:.3f}), "
+            f"{label_of(clear)} for the denoiser (fidelity {fidelity[clear]:.3f} against {fidelity['none']:.3f})"
+        )
+    return f"Best on {_device(device)} at equal shots in all: {'; '.join(parts)}."
+
+
+def ratios_table(section: Section, results: Results[MitigationConfig]) -> None:
+    """`ratios` of every strategy, smallest product first."""
+    found = {name: ratios(results, name) for name in results.config.strategies}
+    order = sorted(found, key=lambda name: float(np.prod(found[name])))
+    rows = [[label_of(name), *(f"{ratio:.2f}" for ratio in found[name])] for name in order]
+    caption = (
+        "Relative to none, at equal shots in all, geometric means over devices, shots and seeds (below 1 is better). "
+        "In scheduled circuits waiting qubits relax as well: that row is what waiting costs; decoupling is relative to "
+        "it."
+    )
+    section.table(["strategy", "error of g", "infidelity of the denoiser"], rows, caption=caption)
+
+
+def shots_where_zne_pays(bias: float, bias_zne: float, mean_square: float) -> float:
+    """Shots in all from which linear ZNE with scales 1, 3 has the smaller root mean square error; infinite if never.
+
+    Its value is 3/2 of the first less 1/2 of the second: with half the shots each, 2 · (9/4 + 1/4) = 5 times the
+    variance (1 − ⟨Z⟩²)/N. So it pays where bias² − bias_zne² > 4 (1 − ⟨Z⟩²)/N; mean_square: of ⟨Z⟩.
+    """
+    gained = bias**2 - bias_zne**2
+    return 4 * (1 - mean_square) / gained if gained > 0 else float("inf")
+
+
+def _when_zne_pays(results: Results[MitigationConfig]) -> str:
+    parts = []
+    for device in results.config.devices:
+        bias, left = (mean(results, "policy", device, n, "bias", how="exact") for n in (READOUT, READOUT_ZNE))
+        square = float(np.mean(np.square(results.values("rms_z", part="policy", device=device))))
+        shots = shots_where_zne_pays(bias, left, square)
+        parts.append(f"{shots:,.0f} on {_device(device)}" if np.isfinite(shots) else f"never on {_device(device)}")
+    return (
+        "Linear ZNE multiplies the variance by 5 at equal shots in all. From the biases alone it pays on top of "
+        f"readout inversion, for ⟨Z⟩ of the policy, from about so many shots on: {'; '.join(parts)}."
+    )
+
+
+def _denoised(results: Results[MitigationConfig], device: str) -> str:
+    c = results.config
+    n = c.shots[len(c.shots) // 2]
+    fd = {name: mean(results, "denoiser", device, name, "fd", how="total", shots=n) for name in c.strategies}
+    best, chosen = min(fd, key=fd.__getitem__), default_of(results)
+    return (
+        f"The denoiser's images on {_device(device)}, {n:,} shots in all: FD {fd['none']:.1f} without mitigation, "
+        f"{fd[chosen]:.1f} with {label_of(chosen)}, {fd[best]:.1f} at best ({label_of(best)}), "
+        f"{mean(results, 'denoiser', device, 'ideal', 'fd'):.1f} without noise."
+    )
+
+
+def _worse(results: Results[MitigationConfig], device: str) -> str:
+    """What makes the guidance scale worse at equal cost, with numbers."""
+    c = results.config
+    parts = []
+    for shots in c.shots:
+        worse = []
+        for name in c.strategies:
+            if name == SCHEDULED:
+                continue  # the same circuit in a model that knows of waiting: no strategy
+            none, found = (
+                values(results, "policy", device, n, "rms_g", how="total", shots=shots)
+                for n in (reference_of(name, results), name)
+            )
+            ratio = float(np.exp(np.mean(np.log(np.array(found) / np.array(none)))))
+            certain = paired_test(np.log(found), np.log(none)).t_p < 0.05
+            if ratio > 1 and certain:
+                worse.append(f"{label_of(name)} ({ratio:.2f} times)")
+        if worse:
+            parts.append(f"at {shots:,} shots in all {', '.join(worse)}")
+    if not parts:
+        return f"On {_device(device)} no strategy makes g worse than none beyond chance."
+    return f"**Worse than nothing** for g on {_device(device)} (paired over seeds, p < 0.05 each): {'; '.join(parts)}."
+
+
+def _images_told(results: Results[MitigationConfig], device: str) -> str:
+    n = results.config.steering_shots[-1]
+    ideal = mean_interval(values(results, "images", device, "ideal", "fd"))
+    tests = image_tests(results, device, n)
+    changed = [f"{label_of(k)} ({t.difference.mean:+.2f})" for k, t in tests.items() if t.significant()]
+    none = mean(results, "images", device, "none", "fd", shots=n)
+    text = f"Images on {_device(device)}, {n:,} shots in all: FD {none:.2f} without mitigation, {ideal.mean:.2f} ideal"
+    return text + (
+        f"; different from the ideal beyond chance: {', '.join(changed)}."
+        if changed
+        else "; no strategy, nor none, differs from the ideal beyond chance."
+    )
+
+
+def _policy(page: Page, results: Results[MitigationConfig]) -> None:
+    c = results.config
+    section = page.section("The policy circuit")
+    section.text(
+        f"{c.states} states which the ideal policy meets, each value repeated {c.repeats} times with a calibration of "
+        "its own each (strategies of many circuits: a quarter of that). The policy's head turns errors of four "
+        "⟨Z⟩ into an error of the guidance scale g. In bold the smallest error of g. Scatter told / true: standard "
+        "error stated by the estimates against the scatter over repeats, at the middle number of shots; a calibration "
+        "that all states share, and a fit through values that cross zero, move it away from 1.",
+    )
+    for device in c.devices:
+        columns = ["strategy", "circuits a value", "bias of ⟨Z⟩", "bias of g",
+                   *(f"error of ⟨Z⟩, {n:,} in all" for n in c.shots), *(f"error of g, {n:,} in all" for n in c.shots),
+                   *(f"error of g, {n:,} each" for n in c.shots), "scatter told / true"]  # fmt: skip
+        best = {n: _best(results, device, n) for n in c.shots}
+        rows = []
+        for name in c.strategies:
+            row = [label_of(name), f"{mean(results, 'policy', device, name, 'circuits', how='exact'):.2f}"]
+            row += [f"{mean(results, 'policy', device, name, key, how='exact'):.4f}" for key in ("bias", "bias_g")]
+            row += [f"{_at(results, device, name, 'rms', n):.4f}" for n in c.shots]
+            for n in c.shots:
+                shown = f"{_at(results, device, name, 'rms_g', n):.4f}"
+                row.append(f"**{shown}**" if best[n] == name else shown)
+            for n in c.shots:
+                each = mean(results, "policy", device, name, "rms_g", how="each", shots=n)
+                row.append("–" if math.isnan(each) else f"{each:.4f}")
+            n = c.shots[len(c.shots) // 2]
+            row.append(f"{_at(results, device, name, 'told', n) / _at(results, device, name, 'sd', n):.2f}")
+            rows.append(row)
+        section.table(columns, rows, caption=f"{_device(device)}: {_circuit(results, 'policy', device)}")
+    x = list(c.shots)
+    drawn = [name for name in c.strategies if name not in NOT_DRAWN]
+    panels = {
+        f"error of g, {_device(device)}": {
+            label_of(name): (x, [values(results, "policy", device, name, "rms_g", how="total", shots=n) for n in x])
+            for name in drawn
+        }
+        for device in c.devices
+    }
+    plot = plots.against(panels, xlabel="shots for a value, in all", log=tuple(panels))
+    alt = "Error of the guidance scale against the shots for a value, one panel a device, one line a strategy."
+    section.figure(plot, alt=alt, name="mitigation-policy")
+
+
+def _images(page: Page, results: Results[MitigationConfig]) -> None:
+    c = results.config
+    section = page.section("The policy's images")
+    section.text(
+        f"The ideal policy steers {c.models.eval_images} images a seed from the same starts, its circuit run under "
+        "each strategy. Errors of g add up along the path. FD: Fréchet distance in the evaluation classifier's "
+        "features (not Inception FID).",
+    )
+    n = c.steering_shots[-1]
+    for device in c.devices:
+        against = image_tests(results, device, n)
+        rows = [["no noise, exact", "–", "0", "0", _interval(results, device, "ideal", None), "–", "–"]]
+        rows.append(
+            [
+                f"no noise, {n:,} shots",
+                *_moved(results, device, "shots", n),
+                _interval(results, device, "shots", n),
+                "–",
+                "–",
+            ]
+        )
+        for name in c.steering:
+            rows.append(
+                [
+                    label_of(name),
+                    *_moved(results, device, name, n),
+                    _interval(results, device, name, n),
+                    *difference_cells(against.get(name)),
+                ]
+            )
+        columns = ["strategy", "shots a value, counted", "error of g along the path", "rms change of a pixel", "FD",
+                   "FD − ideal", "p (Holm)"]  # fmt: skip
+        section.table(columns, rows, caption=f"{_device(device)}, {n:,} shots for a value in all")
+
+
+def _denoiser(page: Page, results: Results[MitigationConfig]) -> None:
+    c = results.config
+    section = page.section("The denoiser")
+    success = results.mean("success", part="denoiser", shots=None, strategy=None)
+    section.text(
+        "A latent denoiser of one post-selected step (3 data qubits, an ancilla, 8 layers), behind a random circuit "
+        f"that prepares x_T. {c.denoiser_rows} images a seed. What is measured are the 15 strings of Z; strategies "
+        "correct these, and the distribution of outcomes follows by a Walsh–Hadamard transform, replaced by the "
+        f"nearest distribution where it is none. The ancilla reads 0 in {success:.0%} of the runs. Fidelity: (Σ √(p "
+        "q))² with the ideal read-out, mean over images.",
+    )
+    middle = c.shots[len(c.shots) // 2]
+    for device in c.devices:
+        columns = ["strategy", "circuits a value", "bias of strings", "fidelity, exact",
+                   *(f"fidelity, {n:,} in all" for n in c.shots), f"fidelity, {middle:,} each", "FD, exact",
+                   f"FD, {middle:,} in all", f"accuracy, {middle:,} in all"]  # fmt: skip
+        ideal = mean(results, "denoiser", device, "ideal", "fd")
+        accuracy = mean(results, "denoiser", device, "ideal", "accuracy")
+        rows = [["no noise", "–", "0", "1", *(_fid(results, device, "shots", "total", n) for n in c.shots), "–",
+                 f"{ideal:.1f}", f"{mean(results, 'denoiser', device, 'shots', 'fd', how='total', shots=middle):.1f}",
+                 f"{accuracy:.1%} exact"]]  # fmt: skip
+        for name in c.strategies:
+            exact = {key: mean(results, "denoiser", device, name, key, how="exact")
+                     for key in ("circuits", "bias", "fidelity", "fd")}  # fmt: skip
+            fd, hit = (
+                mean(results, "denoiser", device, name, k, how="total", shots=middle) for k in ("fd", "accuracy")
+            )
+            rows.append(
+                [
+                    label_of(name),
+                    f"{exact['circuits']:.2f}",
+                    f"{exact['bias']:.4f}",
+                    f"{exact['fidelity']:.4f}",
+                    *(_fid(results, device, name, "total", n) for n in c.shots),
+                    _fid(results, device, name, "each", middle),
+                    f"{exact['fd']:.1f}",
+                    f"{fd:.1f}",
+                    f"{hit:.1%}",
+                ]
+            )
+        section.table(columns, rows, caption=f"{_device(device)}: {_circuit(results, 'denoiser', device)}")
+    x = list(c.shots)
+    drawn = [name for name in c.strategies if name not in NOT_DRAWN]
+    panels = {
+        f"infidelity, {_device(device)}": {
+            label_of(name): (
+                x,
+                [
+                    [1 - f for f in values(results, "denoiser", device, name, "fidelity", how="total", shots=n)]
+                    for n in x
+                ],
+            )
+            for name in drawn
+        }
+        for device in c.devices
+    }
+    plot = plots.against(panels, xlabel="shots for an image, in all", log=tuple(panels))
+    alt = (
+        "Infidelity of the denoiser's read-out against the shots for an image, one panel a device, one line a strategy."
+    )
+    section.figure(plot, alt=alt, name="mitigation-denoiser")
+
+
+def _moved(results: Results[MitigationConfig], device: str, name: str, shots: int) -> list[str]:
+    """Shots counted for a value, error of g, change of a pixel."""
+    config = results.config.models
+    total = mean(results, "images", device, name, "total_shots", shots=shots)
+    counted = f"{total / config.eval_images / config.n_steps:,.0f}"
+    moved = (mean(results, "images", device, name, key, shots=shots) for key in ("rms_g", "rms_pixel"))
+    return [counted, *(f"{value:.4f}" for value in moved)]
+
+
+def _at(results: Results[MitigationConfig], device: str, name: str, key: str, shots: int) -> float:
+    return mean(results, "policy", device, name, key, how="total", shots=shots)
+
+
+def _best(results: Results[MitigationConfig], device: str, shots: int) -> str:
+    return min(results.config.strategies, key=lambda name: _at(results, device, name, "rms_g", shots))
+
+
+def _fid(results: Results[MitigationConfig], device: str, name: str, how: str, shots: int) -> str:
+    found = mean(results, "denoiser", device, name, "fidelity", how=how, shots=shots)
+    return "–" if math.isnan(found) else f"{found:.4f}"
+
+
+def _interval(results: Results[MitigationConfig], device: str, name: str, shots: int | None) -> str:
+    return mean_interval(values(results, "images", device, name, "fd", shots=shots)).format()
+
+
+def _circuit(results: Results[MitigationConfig], part: str, device: str) -> str:
+    told = results.cells[f"{part}-{Path(device).name}-seed0"]["circuit"]
+    return f"{told['two_qubit_gates']} two-qubit gates, depth {told['depth']}, qubits {told['physical_qubits']}"
+
+
+def _device(device: str) -> str:
+    return f"{device} ({DEVICES[device]})" if device in DEVICES else device
+
+
+def _list(numbers: tuple[int, ...]) -> str:
+    return ", ".join(f"{n:,}" for n in numbers)
