@@ -376,6 +376,10 @@ def _do_cell(carried: Study[Any] | str, folder: str, name: str) -> float:
         raise InvalidInputError(
             f"study {study.name}: cell {name} returned {type(found).__name__}; wanted: numbers by name"
         )
+    if taken := {"parameters", *cell.parameters} & {*found, *(key for row in found.get("rows", ()) for key in row)}:
+        raise InvalidInputError(
+            f"study {study.name}: cell {name} returned {', '.join(sorted(taken))}, which name parameters of the cell"
+        )
     result = {"parameters": dict(cell.parameters), **found, "seconds": found.get("seconds", seconds)}
     atomic_write_json(cell_file(root, name), result)
     return seconds

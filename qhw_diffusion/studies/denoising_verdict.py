@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from qhw_diffusion.denoising.readout import shots_needed
+from qhw_diffusion.experiment import p_text
 from qhw_diffusion.experiment.statistics import Interval, PairedTest, paired_test, with_holm
-from qhw_diffusion.studies.analysis import p_text
 from qhw_diffusion.studies.denoising_settings import ARMS, row_label
 from qhw_diffusion.studies.denoising_study import DenoisingResults
 

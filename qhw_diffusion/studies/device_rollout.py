@@ -35,10 +35,10 @@ from qhw_diffusion.guidance import (
 )
 from qhw_diffusion.mitigation import check_strategies, strategies_of
 from qhw_diffusion.runs import RunFolder, atomic_write_json, check_place, read_json
+from qhw_diffusion.studies.measure import EVALUATION_SEED
 from qhw_diffusion.studies.models import Models, draw_starts, load_models
 from qhw_diffusion.studies.settings import ModelConfig
 from qhw_diffusion.studies.single import MODELS_FILE, models_of
-from qhw_diffusion.studies.study_work import EVALUATION_SEED
 
 KIND, DEVICE_FILE = "device-rollout", "device.json"
 # More would not fit into memory, as images or as parameters

@@ -32,10 +32,9 @@ from qhw_diffusion.guidance.training import KIND, with_later_settings
 from qhw_diffusion.runs import RunFolder, atomic_write_json, check_place, progress
 from qhw_diffusion.studies.device_access import AccessConfig, at_device, open_access
 from qhw_diffusion.studies.device_rollout import Receipt, run_name
-from qhw_diffusion.studies.measure import sample_and_measure
+from qhw_diffusion.studies.measure import EVALUATION_SEED, sample_and_measure
 from qhw_diffusion.studies.models import Models, draw_starts, load_models
 from qhw_diffusion.studies.single import MODELS_FILE, beside, check_out, models_of, one_thread
-from qhw_diffusion.studies.study_work import EVALUATION_SEED
 
 FORMS, ORIGINAL = ("lookup", "network"), "original"
 _FIT_SEED, _HELDOUT_SEED = 7_000_000, 8_000_000

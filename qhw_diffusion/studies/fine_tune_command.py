@@ -10,12 +10,12 @@ from typing import Any
 
 from qhw_diffusion.errors import InvalidInputError
 from qhw_diffusion.execution import CompiledCircuit
+from qhw_diffusion.experiment import p_text
 from qhw_diffusion.experiment.statistics import mean_interval, paired_test
 from qhw_diffusion.guidance import QuantumActor, TrainedController, rollout
 from qhw_diffusion.guidance.ppo import History
 from qhw_diffusion.guidance.training import KIND
 from qhw_diffusion.runs import RunFolder, progress, read_json
-from qhw_diffusion.studies.analysis import p_text
 from qhw_diffusion.studies.device_access import AccessConfig, DeviceAccess, at_device, open_access
 from qhw_diffusion.studies.device_rollout import run_name
 from qhw_diffusion.studies.fine_tune import (
@@ -27,11 +27,10 @@ from qhw_diffusion.studies.fine_tune import (
     work_of,
 )
 from qhw_diffusion.studies.flags import given_flags
-from qhw_diffusion.studies.measure import sample_and_measure
+from qhw_diffusion.studies.measure import EVALUATION_SEED, sample_and_measure
 from qhw_diffusion.studies.models import Models, draw_starts, load_models
 from qhw_diffusion.studies.settings import ModelConfig
 from qhw_diffusion.studies.single import MODELS_FILE, beside, check_out, one_thread
-from qhw_diffusion.studies.study_work import EVALUATION_SEED
 
 METRICS = ("fd", "accuracy", "return")
 

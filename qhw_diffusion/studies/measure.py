@@ -21,6 +21,7 @@ from qhw_diffusion.guidance.rewards import Distribution, StepView
 from qhw_diffusion.studies.models import Models
 
 _WITNESS_IMAGES = 2000
+EVALUATION_SEED = 1_000_000  # seed k of an evaluation is this + k: far from those of trainings and choices
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ import torch
 from qhw_diffusion.devices import Device
 from qhw_diffusion.errors import InvalidInputError
 from qhw_diffusion.execution import check_engine_text
+from qhw_diffusion.experiment import p_text
 from qhw_diffusion.experiment.statistics import mean_interval, paired_test
 from qhw_diffusion.guidance import (
     ActorConfig,
@@ -29,12 +30,10 @@ from qhw_diffusion.guidance import (
     train_guidance,
 )
 from qhw_diffusion.runs import RunFolder, atomic_write_json, check_place, check_writable, progress, read_json
-from qhw_diffusion.studies.analysis import p_text
 from qhw_diffusion.studies.flags import given_flags
-from qhw_diffusion.studies.measure import sample_and_measure
+from qhw_diffusion.studies.measure import EVALUATION_SEED, sample_and_measure
 from qhw_diffusion.studies.models import Models, draw_starts, load_models
 from qhw_diffusion.studies.settings import ModelConfig
-from qhw_diffusion.studies.study_work import EVALUATION_SEED
 
 MODELS_FILE = "models.json"
 

@@ -187,6 +187,10 @@ def test_what_is_no_study_and_what_returns_no_numbers(tmp_path: Path) -> None:
     wrong = replace(STUDY, source="", run=lambda config, cell, folder: 3)
     with pytest.raises(InvalidInputError, match="cell mint returned int; wanted: numbers by name"):
         run_study(wrong, open_study(wrong, tmp_path / "run", CONFIG))
+    for taken in ({"parameters": 3}, {"rows": [{"part": 1.0}]}):
+        clash = replace(wrong, run=lambda config, cell, folder, found=taken: found)
+        with pytest.raises(InvalidInputError, match=r"cell mint returned .*, which name parameters of the cell"):
+            run_study(clash, open_study(clash, tmp_path / next(iter(taken)), CONFIG))
     for text in ("loky:host", "slurm", ""):
         with pytest.raises(UnknownNameError, match="backend"):
             check_backend(text)

@@ -1,0 +1,529 @@
+"""The guidance study: constants are swept, schedules tuned, policies trained, and all evaluated on the same seeds.
+
+    sweep           one constant guidance scale, on the reward side
+    tuning          one candidate of a schedule, on the reward side
+    calibration     state normalisation and reward scale, the same for all policies
+    choice          per schedule the candidate that is nearest on the reward side
+    training        one PPO training, a run folder trainings/<policy>-seed<k>
+    evaluation      one policy or schedule on the images of one seed
+    floor           real training images in the place of generated ones
+
+Everything that is chosen is chosen on the reward side (reward classifier, training images); the evaluation classifier
+only measures. Evaluation and sweep seeds are far apart, so nothing is chosen on the images it is judged by.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qhw_diffusion.config import Config, require
+from qhw_diffusion.devices import Device
+from qhw_diffusion.diffusion import real_floor
+from qhw_diffusion.errors import InvalidInputError, UnknownNameError
+from qhw_diffusion.experiment import Cell, Study, cell_result
+from qhw_diffusion.guidance import (
+    Actor,
+    ActorConfig,
+    Controller,
+    GuidanceConfig,
+    PPOConfig,
+    RewardConfig,
+    Rollout,
+    Sweep,
+    SweepRow,
+    build_actor,
+    calibrate,
+    check_training,
+    diagnose,
+    load_controller,
+    rollout,
+    train_guidance,
+)
+from qhw_diffusion.guidance.schedules import SCHEDULES, schedule
+from qhw_diffusion.runs import RunFolder, write_tensors
+from qhw_diffusion.studies.guidance.page import SCHEDULE_LABELS, label_of, page, samples_file
+from qhw_diffusion.studies.measure import EVALUATION_SEED, sample_and_measure, trajectory
+from qhw_diffusion.studies.models import Models, draw_starts, load_models
+from qhw_diffusion.studies.settings import ModelConfig
+
+SWEEP_SEED = 2_000_000
+KEPT_IMAGES, KEPT_TRAJECTORIES = 40, 128
+CURVES = ("charts/episodic_return", "gradients/circuit", "charts/delta_g_abs", "losses/entropy")
+EVALUATIONS_A_SECOND = 2500  # U-Net evaluations (an image through the network once), for the time left
+BASES = ("best", "middle")
+
+# The standard line-up: name → what differs from the study's policy; their labels are in page.py.
+ACTORS: dict[str, dict[str, Any]] = {
+    "quantum": {"kind": "quantum", "engine": "noisy"},
+    "quantum_ideal": {"kind": "quantum", "engine": "ideal"},
+    "chain": {"kind": "quantum", "engine": "noisy", "entanglement": "chain"},
+    "reuploading": {"kind": "quantum", "engine": "noisy", "reuploading": True},
+    "unentangled": {"kind": "unentangled", "engine": "noisy"},
+    "frozen": {"kind": "frozen", "engine": "noisy"},
+    "matched": {"kind": "matched"},
+    "mlp": {"kind": "mlp"},
+    "annealing": {"kind": "annealing"},
+}
+
+
+@dataclass(frozen=True)
+class GuidanceStudyConfig(Config):
+    """Sweep, trainings and evaluations, everything on the same seeds."""
+
+    models: ModelConfig = field(default_factory=ModelConfig)
+    """Data set, backbone and classifiers."""
+    actor: ActorConfig = field(default_factory=ActorConfig)
+    """Circuit of the quantum policies."""
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    """Reward."""
+    ppo: PPOConfig = field(default_factory=PPOConfig.short)
+    """Training."""
+    actors: tuple[str, ...] = ("quantum", "matched", "frozen")
+    """Actors to train."""
+    n_steps: int = 6
+    """DDIM steps; report them with every claim."""
+    spacing: str = "leading"
+    """How the timesteps are spread: "leading", "trailing" or "linspace"; see GuidanceConfig."""
+    seeds: int = 5
+    """Seeds: seed k is one training of every actor and one evaluation of every controller."""
+    constants: tuple[float, ...] = (0.8, 1.0, 1.1, 1.2, 1.35, 1.5, 1.75, 2.0, 3.0, 5.0)
+    """Constant guidance scales to sweep."""
+    sweep_images: int = 600
+    """Images per constant in the sweep."""
+    tune_images: int = 300
+    """Images per candidate when a schedule's parameters are tuned."""
+    tune_means: tuple[float, ...] = (1.0, 1.25)
+    """Mean scales tried for every schedule, in units of the best constant."""
+    eval_images: int = 597
+    """Images per evaluation."""
+    base: str = "best"
+    """Base scale g0 of the actors: "best" is the best constant of the sweep; "middle" is the middle of the constants
+    whose distance is within three times the best one's, so that there is something to learn before the best constant
+    is even reached. The rivals are tuned in either case."""
+    action_limit: float = 2.0
+    """Largest |ΔCFG|; the guidance range is the base scale ± this, not below 0."""
+    starts: int = 1000
+    """Starting points (label and noise) a training draws its episodes from; see GuidanceConfig."""
+    batch: int = 256
+    """Images sampled at a time in sweep and evaluation (a matter of speed only)."""
+
+    def __post_init__(self) -> None:
+        for name in self.actors:
+            if name not in ACTORS:
+                raise UnknownNameError.of("actor", name, ACTORS)
+        require(len(set(self.actors)) == len(self.actors), f"actors named twice: {', '.join(self.actors)}")
+        require(self.seeds >= 1, f"seeds must be at least 1, got {self.seeds}")
+        GuidanceConfig(n_steps=self.n_steps, spacing=self.spacing)  # refuses what no sampler takes
+        self.ppo.check_minibatches(self.ppo.rollout_steps or self.n_steps)
+        require(self.batch >= 1, f"batch must be at least 1, got {self.batch}")
+        for name in ("sweep_images", "tune_images", "eval_images"):
+            require(getattr(self, name) >= 20, f"{name} must be at least 20, got {getattr(self, name)}")
+        require(
+            len(self.constants) >= 2 and all(math.isfinite(g) and g >= 0 for g in self.constants),
+            f"constants must be two or more finite scales ≥ 0, got {self.constants}",
+        )
+        if self.base not in BASES:
+            raise UnknownNameError.of("base", self.base, BASES)
+        require(
+            len(self.tune_means) >= 1 and all(math.isfinite(m) and m > 0 for m in self.tune_means),
+            f"tune_means must be positive, got {self.tune_means}",
+        )
+        object.__setattr__(self, "constants", tuple(sorted(set(self.constants))))
+
+    def actor_config(self, name: str) -> ActorConfig:
+        """Settings of one actor of the line-up."""
+        return self.actor.replace(**ACTORS[name])
+
+    def evaluated(self) -> tuple[str, ...]:
+        """Everything that is evaluated on every seed: schedules, actors, and the quantum policy's other guises.
+
+        `quantum@ideal` is the policy trained under noise, run without; `quantum@untrained` the same policy before
+        training.
+        """
+        guises = ("quantum@ideal", "quantum@untrained") if "quantum" in self.actors else ()
+        return (*SCHEDULES, *self.actors, *guises)
+
+
+SHAPES: dict[str, list[dict[str, float]]] = {
+    "linear_up": [{"slope": 0.3}, {"slope": 0.7}],
+    "linear_down": [{"slope": 0.3}, {"slope": 0.7}],
+    "cosine_up": [{"slope": 0.3}, {"slope": 0.7}],
+    "limited_interval": [{"lo": 0.0, "hi": 0.7}, {"lo": 0.2, "hi": 0.8}, {"lo": 0.3, "hi": 1.0}],
+    "clamped_linear": [{"floor": 0.3}, {"floor": 0.7}],
+    "exponential": [{"rate": -0.5}, {"rate": 0.5}, {"rate": 1.0}],
+}
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """One schedule with its parameters: `mean` scale over the steps and the shape."""
+
+    name: str
+    mean: float
+    shape: dict[str, float] = field(default_factory=dict)
+
+    def scales(self, n_steps: int) -> Tensor:
+        """g [n_steps], noisiest step first."""
+        return schedule(self.name, self.mean, n_steps, **self.shape)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able form."""
+        return asdict(self)
+
+
+def candidate(name: str, best_constant: float, factor: float, shape: dict[str, float]) -> Schedule:
+    """A schedule to try: its mean is `factor` times the best constant.
+
+    A limited interval is plain conditional sampling (g = 1) outside, so its mean is taken above 1, in units of the
+    best constant's distance from 1.
+    """
+    mean = 1.0 + (best_constant - 1.0) * factor if name == "limited_interval" else best_constant * factor
+    return Schedule(name, mean, shape)
+
+
+def can_be_made(schedule: Schedule, n_steps: int) -> bool:
+    """Whether a schedule exists at this number of steps."""
+    try:
+        schedule.scales(n_steps)
+    except InvalidInputError:
+        return False
+    return True
+
+
+def cells(config: GuidanceStudyConfig) -> list[Cell]:
+    """All cells; two U-Net evaluations an image and step: with the label and without."""
+
+    def seconds(images: int) -> float:
+        return images * 2 * config.n_steps / EVALUATIONS_A_SECOND
+
+    found = [Cell("floor", {"part": "floor"}, seconds=2, label="real training images")]
+    sweep = tuple(f"constant-{g:g}" for g in config.constants)
+    for name, g in zip(sweep, config.constants, strict=True):
+        parameters = {"part": "sweep", "schedule": "constant", "g": g}
+        found.append(Cell(name, parameters, (), seconds(config.sweep_images), f"constant g = {g:g}"))
+    found.append(Cell("calibration", {"part": "calibration"}, sweep, seconds(config.tune_images)))
+    tuned = []
+    for name, shapes in SHAPES.items():
+        for factor in config.tune_means:
+            for index, shape in enumerate(shapes):
+                tuned.append(f"{name}-{factor:g}-{index}")
+                parameters = {"part": "tuning", "schedule": name, "mean_factor": factor, "shape": index}
+                label = f"{SCHEDULE_LABELS[name]}, mean × {factor:g}, {shape}"
+                found.append(Cell(tuned[-1], parameters, sweep, seconds(config.tune_images), label))
+    found.append(Cell("choice", {"part": "choice"}, (*sweep, *tuned), 0.1))
+    for seed in range(config.seeds):
+        for actor in config.actors:
+            parameters = {"part": "training", "policy": actor, "seed": seed}
+            cost = seconds(config.ppo.updates * config.ppo.num_envs)
+            label = f"training {label_of(actor)}, seed {seed}"
+            found.append(Cell(f"training-{actor}-seed{seed}", parameters, ("calibration",), cost, label))
+    for seed in range(config.seeds):  # seed by seed: what all share is then made once a process
+        for name in config.evaluated():
+            trained = name in config.actors or name.endswith("@ideal")
+            needs = (f"training-{name.partition('@')[0]}-seed{seed}",) if trained else ()
+            parameters = {"part": "evaluation", "policy": name, "seed": seed}
+            label = f"evaluation {label_of(name)}, seed {seed}"
+            needs = ("choice", "calibration", *needs)
+            found.append(Cell(f"evaluation-{name}-seed{seed}", parameters, needs, seconds(config.eval_images), label))
+    return found
+
+
+def run_cell(config: GuidanceStudyConfig, cell: Cell, folder: Path) -> Mapping[str, Any]:
+    """Do one cell (see the top of this file)."""
+    part = cell["part"]
+    if part == "sweep":
+        return measure_schedule(config, Schedule("constant", cell["g"]), config.sweep_images, judged=True)
+    if part == "tuning":
+        shape = SHAPES[cell["schedule"]][cell["shape"]]
+        tried = candidate(cell["schedule"], best_constant(config, folder), cell["mean_factor"], shape)
+        if not can_be_made(tried, config.n_steps):
+            return {"tried": None}
+        return measure_schedule(config, tried, config.tune_images, judged=False)
+    if part == "calibration":
+        return calibrate_study(config, base_scale(config, folder))
+    if part == "choice":
+        return {"schedules": {name: s.to_dict() for name, s in choose_schedules(config, folder).items()}}
+    if part == "training":
+        return train(config, folder, cell["policy"], cell["seed"])
+    if part == "evaluation":
+        return evaluate(config, folder, cell["policy"], cell["seed"])
+    return measure_floor(config)
+
+
+def check(config: GuidanceStudyConfig) -> None:
+    """Raises what loading the models or building a training raises."""
+    models = load_models(config.models)
+    for name in config.actors:
+        actor = config.actor_config(name)
+        check_training(
+            sampling_config(config, config.constants[0], extra_state=name == "annealing"),
+            config.ppo,
+            config.reward,
+            actor,
+            backbone=models.backbone,
+            classifier=models.reward,
+            real=models.train,
+            device=device_of(actor.device) if actor.uses_circuit else None,
+        )
+
+
+def share_done(config: GuidanceStudyConfig, cell: Cell, folder: Path) -> float:
+    """Updates of a running training that are done."""
+    if cell["part"] != "training":
+        return 0.0
+    log = training_folder(folder, cell["policy"], cell["seed"]) / "metrics.jsonl"
+    return min(1.0, log.read_bytes().count(b"\n") / config.ppo.updates) if log.exists() else 0.0
+
+
+@lru_cache(maxsize=1)
+def models_of(config: ModelConfig) -> Models:
+    """Backbone, classifiers and images, loaded once per process."""
+    return load_models(config)
+
+
+@lru_cache(maxsize=4)
+def device_of(name: str) -> Device:
+    """A device, loaded once per process."""
+    return Device.load(name)
+
+
+def sampling_config(config: GuidanceStudyConfig, g0: float, *, extra_state: bool = False) -> GuidanceConfig:
+    """Sampler and guidance range around the base scale g0."""
+    limit = config.action_limit
+    return GuidanceConfig(
+        dataset=config.models.data,
+        n_steps=config.n_steps,
+        spacing=config.spacing,
+        g0=g0,
+        g_min=max(0.0, g0 - limit),
+        g_max=g0 + limit,
+        action_limit=limit,
+        extra_state=extra_state,
+        starts=config.starts,
+    )
+
+
+def measure_schedule(config: GuidanceStudyConfig, tried: Schedule, n_images: int, *, judged: bool) -> dict[str, Any]:
+    """Reward-side numbers of a schedule on the sweep's initial noise.
+
+    With `judged` those of the evaluation classifier are kept beside them: they are drawn and choose nothing.
+    """
+    models = models_of(config.models)
+    labels, noise = draw_starts(models.backbone, models.train, n_images, SWEEP_SEED)
+    sampled = sample_and_measure(
+        models,
+        sampling_config(config, 1.0),
+        tried.scales(config.n_steps),
+        labels,
+        noise,
+        reward=config.reward,
+        judged=judged,
+        batch=config.batch,
+    )
+    found = {f"reward_{key}": value for key, value in sampled.reward_side.items()}
+    return {"tried": tried.to_dict(), **found, **(sampled.judged or {})}
+
+
+def best_constant(config: GuidanceStudyConfig, folder: Path) -> float:
+    """The swept constant with the lowest distance on the reward side (the one the policies' reward lowers)."""
+    return min(config.constants, key=lambda g: float(cell_result(folder, f"constant-{g:g}")["reward_distance"]))
+
+
+def base_scale(config: GuidanceStudyConfig, folder: Path) -> float:
+    """g0 of the policies (`GuidanceStudyConfig.base`), from the sweep."""
+    best = best_constant(config, folder)
+    if config.base == "best":
+        return best
+    found = [(g, cell_result(folder, f"constant-{g:g}")) for g in config.constants]
+    rows = tuple(SweepRow(g, r["reward_distance"], r["reward_fd"], r["reward_accuracy"]) for g, r in found)
+    low, high = Sweep(rows, best, 0.0, 0.0, config.n_steps, config.sweep_images, config.spacing).sensible()
+    return round((low + high) / 2, 3)
+
+
+def choose_schedules(config: GuidanceStudyConfig, folder: Path) -> dict[str, Schedule]:
+    """Per schedule the candidate with the lowest distance on the reward side.
+
+    Raises:
+        InvalidInputError: a schedule none of whose candidates can be made.
+    """
+    best = best_constant(config, folder)
+    chosen = {"constant": Schedule("constant", best)}
+    for name, shapes in SHAPES.items():
+        names = [f"{name}-{factor:g}-{index}" for factor in config.tune_means for index in range(len(shapes))]
+        tried = [result for key in names if (result := cell_result(folder, key))["tried"] is not None]
+        require(
+            bool(tried),
+            f"with {config.n_steps} steps and a best constant of {best:g} no schedule of kind {name} can be made; use "
+            "more steps or other tune_means",
+        )
+        chosen[name] = Schedule(**min(tried, key=lambda result: float(result["reward_distance"]))["tried"])
+    return chosen
+
+
+def calibrate_study(config: GuidanceStudyConfig, g0: float) -> dict[str, Any]:
+    """State normalisation (six entries, and seven for the annealing baseline) and the reward's offset and scale."""
+    models = models_of(config.models)
+    six = sampling_config(config, g0)
+    guidance, reward = calibrate(six, config.reward, models.backbone, models.reward, models.train)
+    result = {"guidance": guidance.to_dict(), "reward": reward.to_dict()}
+    if "annealing" in config.actors:
+        seven = sampling_config(config, g0, extra_state=True)
+        result["guidance_extra"] = calibrate(seven, reward, models.backbone, models.reward, models.train)[0].to_dict()
+    return result
+
+
+def measure_floor(config: GuidanceStudyConfig) -> dict[str, Any]:
+    """Every judged metric for real training images instead of generated ones, one choice of images per seed."""
+    models = models_of(config.models)
+    n = min(config.eval_images, len(models.train))
+    seeds = range(config.seeds)
+    rows = [{"seed": k, **real_floor(models.judge, models.train, models.heldout, n, seed=k)} for k in seeds]
+    return {"images": n, "rows": rows}
+
+
+def calibrated(folder: Path, actor: str = "") -> tuple[GuidanceConfig, RewardConfig]:
+    """The study's calibrated configurations for one policy."""
+    saved = cell_result(folder, "calibration")
+    part = "guidance_extra" if actor == "annealing" else "guidance"
+    return GuidanceConfig.from_dict(saved[part]), RewardConfig.from_dict(saved["reward"])
+
+
+def training_folder(folder: Path, actor: str, seed: int) -> Path:
+    """Run folder of one training."""
+    return folder / "trainings" / f"{actor}-seed{seed}"
+
+
+def train(config: GuidanceStudyConfig, folder: Path, actor: str, seed: int) -> dict[str, Any]:
+    """One training in its run folder; an unfinished one goes on from its checkpoint. KeyboardInterrupt on Ctrl-C."""
+    models = models_of(config.models)
+    guidance, reward = calibrated(folder, actor)
+    path = training_folder(folder, actor, seed)
+    resume = path.exists() and RunFolder.open(path, kind="guidance").has_checkpoint
+    if path.exists() and not resume:
+        shutil.rmtree(path)  # stopped before its first checkpoint: nothing in it to keep
+    settings = config.actor_config(actor)
+    trained = train_guidance(
+        guidance,
+        config.ppo.replace(seed=seed),
+        reward,
+        settings,
+        path=path,
+        command=f"study guidance: {actor}, seed {seed}",
+        resume=resume,
+        backbone=models.backbone,
+        classifier=models.reward,
+        real=models.train,
+        device=device_of(settings.device) if settings.uses_circuit else None,
+    )
+    if len(trained.history) < config.ppo.updates:
+        raise KeyboardInterrupt
+    log = RunFolder.open(path, kind="guidance").metrics()
+    curves = {key: [float(row[key]) for row in log] for key in CURVES}
+    findings = json.loads((path / "findings.json").read_text(encoding="utf-8"))
+    return {"updates": len(log), "curves": curves, "findings": findings}
+
+
+def load_trained(
+    config: GuidanceStudyConfig, folder: Path, actor: str, seed: int, *, engine: str | None = None
+) -> Actor:
+    """A trained policy of the study, a quantum one on another engine if asked."""
+    settings = config.actor_config(actor)
+    device = device_of(settings.device) if settings.uses_circuit else None
+    return load_controller(training_folder(folder, actor, seed), device=device, engine=engine).actor
+
+
+@lru_cache(maxsize=2)
+def base_scale_images(config: GuidanceStudyConfig, folder: Path, seed: int) -> Rollout:
+    """What the base scale makes of one evaluation seed's initial noise: rewards are gains over it."""
+    models = models_of(config.models)
+    guidance, _ = calibrated(folder)
+    labels, noise = draw_starts(models.backbone, models.heldout, config.eval_images, EVALUATION_SEED + seed)
+    return rollout(models.backbone, guidance, labels, noise, guidance.g0, batch=config.batch)
+
+
+def evaluate(config: GuidanceStudyConfig, folder: Path, controller: str, seed: int) -> dict[str, Any]:
+    """One policy or schedule on one evaluation seed: both sides' numbers, guidance scales, some images."""
+    models = models_of(config.models)
+    name, _, variant = controller.partition("@")
+    guidance, reward = calibrated(folder, name)
+    player: Controller
+    if name in SCHEDULES:
+        player = Schedule(**cell_result(folder, "choice")["schedules"][name]).scales(config.n_steps)
+    elif variant == "untrained":
+        settings = config.actor_config(name)
+        player = build_actor(settings, n_features=guidance.n_state, seed=seed, device=device_of(settings.device))
+    else:
+        player = load_trained(config, folder, name, seed, engine=variant or None)
+    labels, noise = draw_starts(models.backbone, models.heldout, config.eval_images, EVALUATION_SEED + seed)
+    started = time.perf_counter()
+    base = base_scale_images(config, folder, seed)
+    sampled = sample_and_measure(
+        models, guidance, player, labels, noise, reward=reward, reference=base.images, batch=config.batch
+    )
+    seconds = time.perf_counter() - started
+    played = sampled.rollout
+    parameters = player.parameter_counts() if isinstance(player, Actor) else {"total": 0}
+    findings = []
+    if isinstance(player, Actor) and variant != "untrained":
+        found = diagnose((), [played], judge=models.judge, proxy=models.reward, baseline=[base])
+        findings = [finding.to_dict() for finding in found]
+    kept = {
+        "images": ((played.images[:KEPT_IMAGES] + 1) * 127.5).round().clamp(0, 255).to(torch.uint8),
+        "labels": labels[:KEPT_IMAGES],
+        "g": played.g[:, :KEPT_TRAJECTORIES].contiguous(),
+    }
+    write_tensors(samples_file(folder, controller, seed), kept, {"policy": controller}, kind="samples")
+    assert sampled.judged is not None
+    return {
+        **sampled.judged,
+        "return": sampled.reward_side["return"],
+        **{f"reward_{key}": value for key, value in sampled.reward_side.items() if key != "return"},
+        "circuits": played.circuits,
+        "circuits_per_image": played.circuits / config.eval_images,
+        "n_parameters": parameters["total"],
+        "n_circuit_parameters": parameters.get("circuit", 0),
+        "seconds": seconds,
+        "findings": findings,
+        **trajectory(played),
+    }
+
+
+QUICK = GuidanceStudyConfig(
+    seeds=2,
+    constants=(0.8, 1.0, 1.2, 1.5, 2.0, 3.0),
+    sweep_images=240,
+    tune_images=120,
+    tune_means=(1.0,),
+    eval_images=240,
+    starts=300,
+    base="middle",
+    ppo=PPOConfig.short(updates=12, num_envs=96),
+)
+
+# The demo's policies start from the middle of the sensible constants, not from the best one: finding the right scale is
+# then part of what is learned, and the best constant is a baseline like the others.
+DEMO = GuidanceStudyConfig(eval_images=800, base="middle", ppo=PPOConfig.short())
+
+STUDY = Study(
+    name="guidance",
+    title="Policies of classifier-free guidance",
+    summary="compare policies and schedules over seeds",
+    config=GuidanceStudyConfig,
+    cells=cells,
+    run=run_cell,
+    page=page,
+    quick=QUICK,
+    check=check,
+    share_done=share_done,
+)
