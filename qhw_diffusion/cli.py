@@ -141,18 +141,17 @@ def demo(arguments: argparse.Namespace) -> int:
         arguments.out = arguments.out or Path("runs/demo-denoising")
         print(demo_from_arguments(arguments))
         return 0
-    from qhw_diffusion.studies.demo import demo_config, run_demo
-    from qhw_diffusion.studies.guidance_study import open_study
-    from qhw_diffusion.studies.single import check_out, one_thread
-    from qhw_diffusion.studies.study_work import KIND
+    from qhw_diffusion.experiment import load_study, reopen_study
+    from qhw_diffusion.experiment.command import study_command
+    from qhw_diffusion.studies.guidance.experiment import DEMO, QUICK
+    from qhw_diffusion.studies.single import one_thread
 
     one_thread()
-    arguments.out = arguments.out or Path("runs/demo")
-    check_out(arguments, KIND)
-    config = demo_config(quick=arguments.quick)
-    how = {"resume": arguments.resume, "overwrite": arguments.overwrite}
-    run = open_study(arguments.out, config, command=arguments.command_line, **how)
-    print(run_demo(run, workers=arguments.workers, command=run.manifest["command"] or arguments.command_line))
+    out, study, config = arguments.out or Path("runs/demo"), load_study("guidance"), QUICK if arguments.quick else DEMO
+    if arguments.resume:
+        config = study.config.from_dict(reopen_study(study, out).config)
+    how = {name: getattr(arguments, name) for name in ("resume", "overwrite", "workers")}
+    print(study_command(study, config, out, command=arguments.command_line, **how))
     return 0
 
 

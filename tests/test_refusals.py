@@ -12,7 +12,7 @@ from qhw_diffusion.cli import main
 from qhw_diffusion.errors import EngineError, InvalidInputError
 from qhw_diffusion.guidance import ActorConfig, GuidanceConfig, PPOConfig, RewardConfig, train_guidance
 from qhw_diffusion.runs import write_tensors
-from qhw_diffusion.studies import guidance_study, study_work
+from qhw_diffusion.studies.guidance import experiment
 
 TRAIN = ["train", "guidance", "--g0", "1.2", "--n-steps", "2", "--spacing", "trailing",
          "--starts", "24", "--num-envs", "24", "--updates", "1",
@@ -287,15 +287,14 @@ def test_a_study_keeps_finished_work_when_interrupted_but_not_when_refused(
     here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     command = [*STUDY, "--constants", "1,1.5", "--sweep-images", "20", "--out", "x"]
-    monkeypatch.setattr(guidance_study, "_tuning_tasks", late(InvalidInputError("no such schedule")))
+    monkeypatch.setattr(experiment, "candidate", late(InvalidInputError("no such schedule")))
     assert main(command) == 2
     assert "qhw: error: no such schedule" in capsys.readouterr().err
     assert list(here.iterdir()) == []
-    monkeypatch.setattr(guidance_study, "_tuning_tasks", late(KeyboardInterrupt()))
+    monkeypatch.setattr(experiment, "candidate", late(KeyboardInterrupt()))
     assert main(command) == 130
     assert "the same command with --resume goes on" in capsys.readouterr().err
-    assert len(list((here / "x" / "sweep").iterdir())) == 2
-    study_work.context.cache_clear()
+    assert {"constant-1.json", "constant-1.5.json"} <= {file.name for file in (here / "x" / "cells").iterdir()}
 
 
 def test_interrupted_before_anything_was_saved_no_resume_is_promised(

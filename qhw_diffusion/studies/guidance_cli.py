@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 
-from qhw_diffusion.studies.common_flags import ENGINE_HELP, flags_data, flags_out, flags_study
+from qhw_diffusion.studies.common_flags import ENGINE_HELP, flags_data, flags_out
 
 Parser = argparse.ArgumentParser
 
@@ -113,27 +113,6 @@ def evaluate_guidance(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _flags_study_guidance(parser: Parser) -> None:
-    from qhw_diffusion.guidance import ActorConfig, PPOConfig, RewardConfig
-    from qhw_diffusion.studies.flags import add_flags
-    from qhw_diffusion.studies.settings import ModelConfig, StudyConfig
-
-    flags_study(parser, "runs/study", "Guidance study")
-    add_flags(parser, ModelConfig, title="data and models")
-    add_flags(parser, StudyConfig, title="study", skip=["models", "actor", "reward", "ppo"])
-    add_flags(parser, ActorConfig, title="circuit of the quantum actors", skip=["kind", "engine"])
-    add_flags(parser, RewardConfig, title="reward", prefix="reward_")
-    add_flags(parser, PPOConfig, title="training", skip=["seed"], defaults=StudyConfig().ppo)
-
-
-def study_guidance(arguments: argparse.Namespace) -> int:
-    """`qhw study guidance`."""
-    from qhw_diffusion.studies.study_command import study_from_arguments
-
-    print(study_from_arguments(arguments))
-    return 0
-
-
 COMMANDS: dict[tuple[str, ...], tuple[str, Callable[[Parser], None], Callable[[argparse.Namespace], int]]] = {
     ("train", "guidance"): ("train a guidance controller", _flags_train_guidance, train_guidance),
     ("train", "backbone"): ("train a diffusion backbone", _flags_train_backbone, train_backbone),
@@ -143,5 +122,4 @@ COMMANDS: dict[tuple[str, ...], tuple[str, Callable[[Parser], None], Callable[[a
         _flags_evaluate_guidance,
         evaluate_guidance,
     ),
-    ("study", "guidance"): ("compare controllers and schedules over seeds", _flags_study_guidance, study_guidance),
 }
