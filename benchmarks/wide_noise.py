@@ -68,7 +68,7 @@ def aer(n: int, depth: int) -> dict[str, float]:
     from qiskit_aer import AerSimulator
 
     from benchmarks.denoiser import make_block
-    from qhw_diffusion.execution.pubs import on_used_qubits
+    from qhw_diffusion.execution.primitive import on_used_qubits
 
     problem = make_block(n, depth, device=DEVICE)
     compiled = problem.compiled

@@ -103,8 +103,9 @@ class LedgerError(QhwError, RuntimeError):
 
 
 class ServiceError(QhwError, RuntimeError):
-    """The service does not answer, or not in time. What was sent is in the ledger: the same command goes on with it.
-    Exit code 7.
+    """The service does not answer, or not in time. Exit code 7.
+
+    What was sent is in the ledger: the same command goes on with it.
     """
 
     exit_code = 7

@@ -1,6 +1,6 @@
-"""The terminal and the disk as they may be: no Greek letters, a reader that has gone, a closed stream, no room.
+"""Printing that cannot fail (missing characters, a closed stream), and errors of the operating system in one line.
 
-Light: nothing heavy is imported, since every command starts here.
+Every command starts here, so nothing heavy is imported.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _PLAIN = {
 }  # fmt: skip
 _HANDLER = "qhw.plain"
 
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 _WRONG_KIND = (errno.ENOTDIR, errno.EISDIR, errno.EEXIST)
 
@@ -121,9 +121,10 @@ def usable_streams() -> Iterator[None]:
 
 @contextmanager
 def some_home() -> Iterator[None]:
-    """Within the block there is a home folder: for a user without one (no HOME, no entry in the password file, as in
-    containers) an empty temporary folder, removed at the end. Libraries keep their caches there; without it some fail
-    and others make a folder named "~" in the present one.
+    """Within the block there is a home folder; for a user without one an empty temporary folder, removed at the end.
+
+    In containers there may be no HOME and no entry in the password file. Libraries keep their caches in the home
+    folder; without it some fail and others make a folder named "~" in the present one.
     """
     if os.path.isabs(os.path.expanduser("~")):
         yield
@@ -141,8 +142,9 @@ def some_home() -> Iterator[None]:
 
 
 def _open_standard_files() -> None:
-    """Where a standard file is closed (`>&-`), the next file opened would get its number, and what is printed by a
-    library would land in it: /dev/null takes the place.
+    """Put /dev/null in the place of standard files that are closed (`>&-`).
+
+    The next file opened would get their number otherwise, and what a library prints would land in it.
     """
     for number in (0, 1, 2):
         try:
@@ -167,7 +169,7 @@ def os_error_text(error: OSError) -> str:
     names = [os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, str | bytes)]
     reason = error.strerror or str(error) or type(error).__name__
     told = f"{' → '.join(names)}: {reason}" if names else reason
-    if error.errno in _NO_ROOM:
+    if error.errno in _DISK_FULL:
         advice = "make room there, or write to another place"
     elif error.errno in _FORBIDDEN:
         advice = "choose a place that you may use, or change its owner or mode"

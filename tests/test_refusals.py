@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from qhw_diffusion.checkpoints import write_tensors
 from qhw_diffusion.cli import main
 from qhw_diffusion.errors import EngineError, InvalidInputError
 from qhw_diffusion.guidance import ActorConfig, GuidanceConfig, PPOConfig, RewardConfig, train_guidance
-from qhw_diffusion.runs import write_tensors
 from qhw_diffusion.studies.guidance import experiment
 
 TRAIN = ["train", "guidance", "--g0", "1.2", "--n-steps", "2", "--spacing", "trailing",
@@ -324,7 +324,7 @@ def test_a_full_disk_is_one_line_and_says_what_is_left(
         return write_tensors(path, *arguments, **options)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patch:
-        patch.setattr("qhw_diffusion.runs.folder.write_tensors", full)
+        patch.setattr("qhw_diffusion.checkpoints.training.write_tensors", full)
         refused(capsys, [*command, "--out", "x"], "checkpoint.safetensors: No space left on device; make room there")
     assert (here / "x").exists() == bool(whole)
     if whole:
@@ -345,7 +345,7 @@ def test_a_model_that_could_not_be_written_is_not_there(
         raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
     if full:
-        monkeypatch.setattr("qhw_diffusion.runs.modules.write_tensors", write)
+        monkeypatch.setattr("qhw_diffusion.checkpoints.tensorfile.write_tensors", write)
     assert main([*TRAIN, "--out", "x"]) == (2 if full else 0)
     assert (here / "x" / "model").exists() != full
     assert ("--resume goes on" in capsys.readouterr().err) == full

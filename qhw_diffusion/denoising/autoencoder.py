@@ -16,11 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from qhw_diffusion.checkpoints import load_module_state, put_state, save_module
 from qhw_diffusion.config import Config
 from qhw_diffusion.denoising.readout import sample_counts
 from qhw_diffusion.diffusion import ImageDataset
 from qhw_diffusion.errors import DamagedFileError, InvalidInputError
-from qhw_diffusion.runs import RunFolder, load_module_state, progress, put_state, save_module
+from qhw_diffusion.runs import RunFolder, progress
 
 _KIND = "latent autoencoder"
 _FORMAT = 1

@@ -26,6 +26,7 @@ from torch import Tensor
 from qhw_diffusion.denoising.states import check_states, decode_images
 from qhw_diffusion.errors import InvalidInputError
 from qhw_diffusion.execution import outcome_distribution
+from qhw_diffusion.execution.measurement import check_shots, draw_counts
 
 RESOLVED = 0.95  # with this probability the shots sent leave as many as are needed
 _MOST_SHOTS = 2**62
@@ -113,7 +114,7 @@ def check_resolvable(success: Tensor, shots: int, kept: int) -> None:
 
 def kept_shots(success: Tensor, shots: int, generator: torch.Generator) -> Tensor:
     """Shots that pass post-selection, int64 [B], drawn from Binomial(shots, success [B])."""
-    _check_shots(shots)
+    check_shots(shots)
     p = success.detach().cpu().double()
     if p.ndim != 1 or not bool(((p >= 0) & (p <= 1 + 1e-6)).all()):
         raise InvalidInputError("success probabilities must be a tensor [B] with entries in [0, 1]")
@@ -144,9 +145,9 @@ def sample_counts(probabilities: Tensor, shots: int | Tensor, generator: torch.G
             raise InvalidInputError(f"shots must be a number or an integer tensor [{len(p)}], ≥ 0")
         n = shots.cpu().numpy()
     else:
-        _check_shots(shots)
+        check_shots(shots)
         n = np.full(len(p), shots)
-    return torch.from_numpy(_numpy_generator(generator).multinomial(n, p.numpy())).to(probabilities.device)
+    return torch.from_numpy(draw_counts(p.numpy(), n, _numpy_generator(generator))).to(probabilities.device)
 
 
 def images_from_counts(counts: Tensor, image_shape: Sequence[int]) -> ImageEstimate:
@@ -204,7 +205,7 @@ def sample_images(
         InvalidInputError: a success probability below what the shots resolve, with the number it would take; bad input
             of `sample_counts` and `images_from_counts`.
     """
-    _check_shots(shots)
+    check_shots(shots)
     if success is None:
         return images_from_counts(sample_counts(probabilities, shots, generator), image_shape)
     p = torch.as_tensor(success, dtype=torch.float64, device="cpu").expand(len(probabilities))
@@ -275,11 +276,6 @@ def _estimate(magnitudes: Tensor, errors: Tensor, image_shape: Sequence[int], sh
         variance = variance + ratio.square() / (2 * shots.double()[:, None])  # a shot here is none there
     pixel_errors = (2 * variance.sqrt()).reshape(images.shape)
     return ImageEstimate(images.float(), pixel_errors.float(), magnitudes.float(), errors.float(), shots)
-
-
-def _check_shots(shots: int) -> None:
-    if isinstance(shots, bool) or not isinstance(shots, int) or shots < 1:
-        raise InvalidInputError(f"shots is {shots!r}; allowed: whole numbers from 1")
 
 
 def _numpy_generator(generator: torch.Generator) -> np.random.Generator:

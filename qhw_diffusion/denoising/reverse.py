@@ -11,6 +11,7 @@ from qiskit import QuantumCircuit
 from torch import Tensor, nn
 
 from qhw_diffusion import diffusion
+from qhw_diffusion.checkpoints import frozen_parameters, put_state
 from qhw_diffusion.circuits.ansatz import ansatz_label, is_own_ansatz
 from qhw_diffusion.circuits.reverse import ReverseCircuit, dynamic_circuit, reverse_circuit, step_of
 from qhw_diffusion.denoising.config import RENAMED_WEIGHTS, ReverseConfig
@@ -18,7 +19,6 @@ from qhw_diffusion.devices import Device
 from qhw_diffusion.errors import InvalidInputError, UnsupportedCircuitError
 from qhw_diffusion.execution import CompiledCircuit, Engine, compile_circuit, spec_of
 from qhw_diffusion.execution.evolution import Branches, Evolution, state_engine_of
-from qhw_diffusion.runs import frozen_parameters, put_state
 
 RAREST = 1e-6  # success probabilities below this are rounding errors in single precision
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from qhw_diffusion.checkpoints import check_format, frozen_parameters, load_module_state, put_state, save_module
 from qhw_diffusion.circuits import load_circuit
 from qhw_diffusion.denoising.autoencoder import AutoencoderConfig, LatentAutoencoder
 from qhw_diffusion.denoising.config import RENAMED_WEIGHTS, ReverseConfig
@@ -17,7 +18,7 @@ from qhw_diffusion.devices import Device
 from qhw_diffusion.errors import DamagedFileError, InvalidInputError, QhwError
 from qhw_diffusion.execution import Engine
 from qhw_diffusion.execution.saving import SNAPSHOT, read_compiled, same_circuit, write_compiled
-from qhw_diffusion.runs import atomic_folder, check_format, frozen_parameters, load_module_state, put_state, save_module
+from qhw_diffusion.runs import atomic_folder
 
 FORWARD_SNAPSHOT = "forward.snapshot.json.gz"
 # In format 1 the circuit was compiled anew on loading, and the forward process was always on its device. Formats 1 and

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from qhw_diffusion.checkpoints import restore_checkpoint, save_checkpoint
 from qhw_diffusion.config import Config
 from qhw_diffusion.denoising.config import with_present_names
 from qhw_diffusion.denoising.ensembles import KERNELS, SIMILARITIES, mmd_by_label, wasserstein
@@ -20,18 +21,9 @@ from qhw_diffusion.denoising.losses import hilbert_schmidt, infidelity, trace_di
 from qhw_diffusion.denoising.models import QDM
 from qhw_diffusion.denoising.reverse import check_labels
 from qhw_diffusion.denoising.states import as_density
-from qhw_diffusion.errors import DamagedFileError, InvalidInputError, UnknownNameError
+from qhw_diffusion.errors import InvalidInputError, UnknownNameError
 from qhw_diffusion.execution.evolution import Branches
-from qhw_diffusion.runs import (
-    RunFolder,
-    StopRequest,
-    interruptible,
-    pack_generator,
-    pack_optimizer,
-    progress,
-    unpack_generator,
-    unpack_optimizer,
-)
+from qhw_diffusion.runs import RunFolder, StopRequest, interruptible, progress
 
 PAIRED: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "infidelity": infidelity,
@@ -395,22 +387,12 @@ def _like(target: Tensor, states: Tensor) -> Tensor:
 def _save(
     run: RunFolder, model: QDM, optimizer: torch.optim.Optimizer, generator: torch.Generator, updates: int
 ) -> None:
-    tensors, meta = pack_optimizer(optimizer)
-    tensors |= {f"reverse.{name}": value for name, value in model.reverse.state_dict().items()}
-    tensors["generator"] = pack_generator(generator)
-    run.save_checkpoint(tensors, {"updates": updates, "optimizer": meta})
+    save_checkpoint(
+        run, {"reverse": model.reverse, "optimizer": optimizer, "generator": generator}, {"updates": updates}
+    )
 
 
 def _restore(run: RunFolder, model: QDM, optimizer: torch.optim.Optimizer, generator: torch.Generator) -> int:
     """Puts a checkpoint back; returns the number of updates done."""
-    tensors, meta = run.load_checkpoint()
-    try:
-        weights = {k.removeprefix("reverse."): v for k, v in tensors.items() if k.startswith("reverse.")}
-        model.reverse.load_state_dict(weights)
-        unpack_optimizer(optimizer, {k: v for k, v in tensors.items() if k.startswith("optimizer.")}, meta["optimizer"])
-        unpack_generator(generator, tensors["generator"])
-        return int(meta["updates"])
-    except (RuntimeError, KeyError) as error:
-        if isinstance(error, DamagedFileError):
-            raise
-        raise DamagedFileError(f"the checkpoint in {run.path} does not fit this model ({error})") from error
+    parts = {"reverse": model.reverse, "optimizer": optimizer, "generator": generator}
+    return int(restore_checkpoint(run, parts)[0]["updates"])

@@ -12,16 +12,9 @@ import diffusers
 import torch
 from torch import nn
 
+from ..checkpoints import load_checkpoint, restore_checkpoint, save_checkpoint
 from ..errors import DamagedFileError, RunFolderError
-from ..runs import (
-    RunFolder,
-    StopRequest,
-    pack_generator,
-    pack_optimizer,
-    progress,
-    unpack_generator,
-    unpack_optimizer,
-)
+from ..runs import RunFolder, StopRequest, progress
 from .backbone import Backbone, BackboneConfig
 from .checks import check_every_class, check_fit
 from .datasets import ImageDataset, load_dataset
@@ -154,29 +147,30 @@ class _Training:
         return self.backbone.eval().requires_grad_(False)
 
     def save(self, run: RunFolder) -> None:
-        tensors = {f"average.{k}": v for k, v in self.average.items()}
-        tensors |= {f"weights.{k}": v for k, v in self.backbone.unet.state_dict().items()}
-        state, optimizer = pack_optimizer(self.optimizer)
-        meta: dict[str, Any] = {"optimizer": optimizer, "step": self.step, "recent": self.recent}
-        meta |= {"history": self.backbone.history, **self._identity()}
-        run.save_checkpoint({**tensors, **state, "generator": pack_generator(self.generator)}, meta)
+        meta = {"step": self.step, "recent": self.recent, "history": self.backbone.history, **self._identity()}
+        save_checkpoint(run, self._parts(), meta)
 
     def restore(self, run: RunFolder) -> None:
-        tensors, meta = run.load_checkpoint()
+        _, meta = load_checkpoint(run)
         for key, own in self._identity().items():
             given = meta.get(key)
             if given != own:
                 raise RunFolderError(f"the checkpoint in {run.path} has {key} {given}, not {own}: not the same run")
         try:
-            self.backbone.unet.load_state_dict({k: tensors[f"weights.{k}"] for k in self.average})
-            self.average = {k: tensors[f"average.{k}"] for k in self.average}
-            unpack_optimizer(self.optimizer, tensors, meta["optimizer"])
-            unpack_generator(self.generator, tensors["generator"])
+            restore_checkpoint(run, self._parts())
             self.step, self.recent = int(meta["step"]), list(meta["recent"])
             self.backbone.history = list(meta["history"])
-        except (KeyError, TypeError, RuntimeError) as error:
+        except (KeyError, TypeError) as error:
             raise DamagedFileError(f"the checkpoint in {run.path} does not fit its configuration ({error})") from error
         run.truncate_metrics(self.step + 1)
+
+    def _parts(self) -> dict[str, Any]:
+        return {
+            "average": self.average,
+            "weights": self.backbone.unet,
+            "optimizer": self.optimizer,
+            "generator": self.generator,
+        }
 
     def _identity(self) -> dict[str, Any]:
         return {"config": _as_json(self.config.to_dict()), "data": self.data.fingerprint}

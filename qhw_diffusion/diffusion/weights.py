@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..checkpoints import read_tensors, write_tensors
 from ..errors import DamagedFileError, MissingDataError
-from ..runs import atomic_write_json, read_tensors, write_tensors
+from ..runs import atomic_write_json
 
 FORMAT = 1
 WEIGHTS, CONFIG = "model.safetensors", "config.json"

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 from qhw_diffusion.execution.compile import CompiledCircuit, compile_circuit
-from qhw_diffusion.execution.distribution import all_z_strings, outcome_distribution
-from qhw_diffusion.execution.engine import Engine, Estimate, Experiment, Usage
-from qhw_diffusion.execution.engine_text import ENGINES, check_engine_text, engine_of, spec_of
-from qhw_diffusion.execution.exact import Ideal, Noisy
+from qhw_diffusion.execution.engine import Cost, Engine, Estimate, Experiment, Plan, Usage
+from qhw_diffusion.execution.engines import ENGINES, Ideal, Noisy, Shots, check_engine_text, engine_of, spec_of
 from qhw_diffusion.execution.gradients import SPSA, GradientMethod, ParameterShift, Surrogate
-from qhw_diffusion.execution.hardware_engine import Hardware
-from qhw_diffusion.execution.layer import QuantumLayer
-from qhw_diffusion.execution.primitive import Primitive, aer_backend, aer_estimator, runtime_estimator
+from qhw_diffusion.execution.layer import QuantumLayer, load_layer, save_layer
+from qhw_diffusion.execution.measurement import all_z_strings, outcome_distribution
+from qhw_diffusion.execution.primitive import Hardware, Primitive, aer_backend, aer_estimator, runtime_estimator
 from qhw_diffusion.execution.program import FixedMap, Measurement, Program, Rotation
-from qhw_diffusion.execution.saving import load_layer, save_layer
-from qhw_diffusion.execution.shots import Shots
 from qhw_diffusion.execution.trajectories import Trajectories
 
 __all__ = [
     "ENGINES",
     "SPSA",
     "CompiledCircuit",
+    "Cost",
     "Engine",
     "Estimate",
     "Experiment",
@@ -30,6 +27,7 @@ __all__ = [
     "Measurement",
     "Noisy",
     "ParameterShift",
+    "Plan",
     "Primitive",
     "Program",
     "QuantumLayer",

@@ -21,7 +21,8 @@ from qhw_diffusion.execution.admission import (
     listed_observables,
     listed_parameters,
 )
-from qhw_diffusion.execution.program import Program, check_angles, check_supported, lower
+from qhw_diffusion.execution.measurement import Member, Terms, measurement_groups
+from qhw_diffusion.execution.program import Program, check_angles, check_supported, lower, reduced_terms
 from qhw_diffusion.execution.transpile import transpiled
 
 
@@ -56,14 +57,17 @@ class CompiledCircuit:
 
     @property
     def n_inputs(self) -> int:
+        """Number of parameters fed from data."""
         return len(self.inputs)
 
     @property
     def n_weights(self) -> int:
+        """Number of trainable parameters."""
         return len(self.weights)
 
     @property
     def n_observables(self) -> int:
+        """Number of observables M."""
         return len(self.observables)
 
     @property
@@ -96,6 +100,16 @@ class CompiledCircuit:
             self.observables,
             dict(self.postselect),
         )
+
+    @cached_property
+    def terms(self) -> tuple[Terms, ...]:
+        """Per observable its (coefficient, Pauli label) on the qubits in use; label[q] is for physical_qubits[q]."""
+        return tuple(reduced_terms(observable, self.physical_qubits) for observable in self.observables)
+
+    @cached_property
+    def measurement_groups(self) -> list[tuple[str, list[Member]]]:
+        """The observables' Pauli strings in groups that are measured together (`measurement.measurement_groups`)."""
+        return measurement_groups(self.terms)
 
     @cached_property
     def simulators(self) -> dict[Any, Any]:

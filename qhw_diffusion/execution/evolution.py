@@ -18,20 +18,17 @@ from torch import Tensor
 
 from qhw_diffusion.errors import InvalidInputError
 from qhw_diffusion.execution.admission import final_measurements
-from qhw_diffusion.execution.arrange import REAL_LOCAL, Basis
-from qhw_diffusion.execution.chain import Chain
 from qhw_diffusion.execution.compile import CompiledCircuit
 from qhw_diffusion.execution.engine import Engine
-from qhw_diffusion.execution.engine_text import engine_of
-from qhw_diffusion.execution.exact import Ideal
+from qhw_diffusion.execution.engines import Ideal, engine_of
+from qhw_diffusion.execution.fusion import REAL_LOCAL, Basis
+from qhw_diffusion.execution.gate_sequence import GateSequence
+from qhw_diffusion.execution.measurement import readout_matrix
 from qhw_diffusion.execution.program import angles_of
 from qhw_diffusion.execution.simulator import (
-    BLOCK_BYTES,
-    BLOCK_COLUMNS,
-    COPIES_BYTES,
-    KEEP_BYTES,
     NUMPY,
-    blocks_of,
+    chunks_of,
+    columns_at_a_time,
     columns_of,
     refuse_if_too_large,
     refuse_tape,
@@ -153,7 +150,7 @@ class Evolution:
         self._end = [position[end[q]] for q in self.data]
         self._read = [position[end[q]] for q in self.measured]
         self._traced = [q for q in range(program.n_qubits) if q not in {*self._end, *self._read}]
-        self._chains: dict[tuple[Basis, torch.dtype], Chain] = {}
+        self._sequences: dict[tuple[Basis, torch.dtype], GateSequence] = {}
 
     def __call__(self, states: Tensor, weights: Tensor, inputs: Tensor | None = None) -> Branches:
         """Run every state through the circuit.
@@ -181,16 +178,15 @@ class Evolution:
         """[B, d] of true outcomes of the data qubits → of outcomes read (readout errors, if the engine has them)."""
         if not self.noisy:
             return probabilities
-        confusion = self._confusion(self._end).to(probabilities.device)
-        return (probabilities.double() @ confusion.T).to(probabilities.dtype)
+        matrix = self._readout_matrix(self._end).to(probabilities.device)
+        return (probabilities.double() @ matrix.T).to(probabilities.dtype)
 
-    def _confusion(self, qubits: Sequence[int]) -> Tensor:
+    def _readout_matrix(self, qubits: Sequence[int]) -> Tensor:
         """[2^k, 2^k] float64: P(outcomes read | true outcomes) of these qubits, the first least significant."""
-        confusion = np.ones((1, 1))
+        matrix = np.ones((1, 1))
         for q in qubits:
-            p10, p01 = self.compiled.program.readout[q]
-            confusion = np.kron(np.array([[1 - p10, p01], [p10, 1 - p01]]), confusion)
-        return torch.from_numpy(confusion)
+            matrix = np.kron(readout_matrix(*self.compiled.program.readout[q]), matrix)
+        return torch.from_numpy(matrix)
 
     def kraus(self, weights: Tensor, inputs: Tensor | None = None) -> Tensor:
         """[K, d, d]: the operator of each outcome (Σ K†K = 1) for one row of inputs [1, I], where states stay pure.
@@ -239,27 +235,29 @@ class Evolution:
         for offset in traced:
             parts = parts + rows[read[:, None] + kept[None, :] + offset]
         if self.noisy and self._read:
-            parts = torch.einsum("kj,jdb->kdb", self._confusion(self._read).to(parts), parts)
+            parts = torch.einsum("kj,jdb->kdb", self._readout_matrix(self._read).to(parts), parts)
         matrices = torch.stack([density_matrices(part) for part in parts])
         probabilities = torch.diagonal(matrices, dim1=-2, dim2=-1).real.sum(-1)
         return Branches(matrices / probabilities.clamp_min(TINY)[..., None, None], probabilities)
 
     def _evolve(self, basis: Basis, rows: Tensor, weights: Tensor, inputs: Tensor) -> Tensor:
         key = (basis, rows.dtype)
-        if key not in self._chains:
+        if key not in self._sequences:
             program = self.compiled.program
-            self._chains[key] = Chain(program.operations, program, basis, noisy=self.noisy, dtype=NUMPY[rows.dtype])
+            self._sequences[key] = GateSequence(
+                program.operations, program, basis, noisy=self.noisy, dtype=NUMPY[rows.dtype]
+            )
         if is_transformed(rows, inputs, weights):
-            return self._evolve_in_torch(self._chains[key], rows, inputs, weights)
-        result: Tensor = _Evolve.apply(rows, inputs, weights, self, self._chains[key])
+            return self._evolve_in_torch(self._sequences[key], rows, inputs, weights)
+        result: Tensor = _Evolve.apply(rows, inputs, weights, self, self._sequences[key])
         return result
 
-    def _evolve_in_torch(self, chain: Chain, rows: Tensor, inputs: Tensor, weights: Tensor) -> Tensor:
+    def _evolve_in_torch(self, sequence: GateSequence, rows: Tensor, inputs: Tensor, weights: Tensor) -> Tensor:
         program = self.compiled.program
         if self.noisy:
             refuse_unchecked_angles(program, inputs, weights)
-        refuse_tape(chain, program.n_qubits, rows.shape[1])
-        return evolve_in_torch(chain, rows, angles_in_torch(program, inputs, weights))
+        refuse_tape(sequence, program.n_qubits, rows.shape[1])
+        return evolve_in_torch(sequence, rows, angles_in_torch(program, inputs, weights))
 
     def _check(self, states: Tensor, weights: Tensor, inputs: Tensor | None) -> Tensor:
         if states.dtype not in REAL or states.ndim not in (2, 3) or any(s != self.dim for s in states.shape[1:]):
@@ -283,26 +281,23 @@ class _Evolve(torch.autograd.Function):
     """Rows [D, B], inputs [B, I], weights [W] → rows [D, B] at the end of the circuit."""
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, inputs: Tensor, weights: Tensor, owner: Evolution, chain: Chain) -> Tensor:
+    def forward(
+        ctx: Any, rows: Tensor, inputs: Tensor, weights: Tensor, owner: Evolution, sequence: GateSequence
+    ) -> Tensor:
         ctx.save_for_backward(rows, inputs, weights)
         program = owner.compiled.program
         angles = angles_of(program, inputs.detach().numpy(), weights.detach().numpy(), limited=owner.noisy)
-        angles = angles.astype(chain.dtype)
+        angles = angles.astype(sequence.dtype)
         batch, gradient = rows.shape[1], any(ctx.needs_input_grad[:3])
-        row_bytes = chain.n_rows * np.dtype(chain.dtype).itemsize
-        copies = chain.n_kept if gradient else 0
-        columns = min(batch, max(BLOCK_COLUMNS, BLOCK_BYTES // row_bytes))
-        while columns > 1 and copies * row_bytes * columns > COPIES_BYTES:
-            columns = (columns + 1) // 2
-        recompute = not chain.orthogonal and copies * row_bytes * batch > KEEP_BYTES
-        start, result = rows.detach().numpy(), np.empty(rows.shape, chain.dtype)
-        ctx.kept, ctx.blocks = [], blocks_of(batch, columns)
-        for block in ctx.blocks:
+        columns, recompute = columns_at_a_time(sequence, batch, gradient)
+        start, result = rows.detach().numpy(), np.empty(rows.shape, sequence.dtype)
+        ctx.kept, ctx.chunks = [], chunks_of(batch, columns)
+        for chunk in ctx.chunks:
             keep = gradient and not recompute
-            out, trace = chain.forward(start[:, block].copy(), columns_of(angles, block), keep)
-            result[:, block] = out
+            out, trace = sequence.forward(start[:, chunk].copy(), columns_of(angles, chunk), keep)
+            result[:, chunk] = out
             ctx.kept.append(trace)
-        ctx.start, ctx.angles, ctx.program, ctx.chain = start if recompute else None, angles, program, chain
+        ctx.start, ctx.angles, ctx.program, ctx.sequence = start if recompute else None, angles, program, sequence
         ctx.owner = owner
         return torch.from_numpy(result)
 
@@ -310,30 +305,32 @@ class _Evolve(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():  # create_graph=True: what is returned here will be differentiated again
             sources = ctx.saved_tensors
-            result = ctx.owner._evolve_in_torch(ctx.chain, *sources)
+            result = ctx.owner._evolve_in_torch(ctx.sequence, *sources)
             return *gradients_in_torch(result, grad, sources, ctx.needs_input_grad), None, None
-        chain, angles, program = ctx.chain, ctx.angles, ctx.program
-        adjoint = grad.detach().numpy().astype(chain.dtype)
+        sequence, angles, program = ctx.sequence, ctx.angles, ctx.program
+        adjoint = grad.detach().numpy().astype(sequence.dtype)
         by_rows = np.empty_like(adjoint)
-        shared, per_column = np.zeros((len(angles), 1), chain.dtype), np.zeros(angles.shape, chain.dtype)
-        for block, trace in zip(ctx.blocks, ctx.kept, strict=True):
+        shared, per_column = np.zeros((len(angles), 1), sequence.dtype), np.zeros(angles.shape, sequence.dtype)
+        for chunk, trace in zip(ctx.chunks, ctx.kept, strict=True):
             if trace is None:
-                _, trace = chain.forward(ctx.start[:, block].copy(), columns_of(angles, block), True)
-            slopes = np.zeros((len(angles), block.stop - block.start), chain.dtype)
-            by_rows[:, block] = chain.backward(adjoint[:, block].copy(), trace, shared, slopes)
-            per_column[:, block] = slopes
+                _, trace = sequence.forward(ctx.start[:, chunk].copy(), columns_of(angles, chunk), True)
+            slopes = np.zeros((len(angles), chunk.stop - chunk.start), sequence.dtype)
+            by_rows[:, chunk] = sequence.backward(adjoint[:, chunk].copy(), trace, shared, slopes)
+            per_column[:, chunk] = slopes
         by_inputs = by_weights = None
         if ctx.needs_input_grad[1]:
-            by_inputs = torch.from_numpy((per_column.T @ program.input_coefficients).astype(chain.dtype))
+            by_inputs = torch.from_numpy((per_column.T @ program.input_coefficients).astype(sequence.dtype))
         if ctx.needs_input_grad[2]:
             total = shared[:, 0].astype(np.float64) + per_column.sum(1, dtype=np.float64)
-            by_weights = torch.from_numpy((total @ program.weight_coefficients).astype(chain.dtype))
+            by_weights = torch.from_numpy((total @ program.weight_coefficients).astype(sequence.dtype))
         return torch.from_numpy(by_rows) if ctx.needs_input_grad[0] else None, by_inputs, by_weights, None, None
 
 
 def _combine(places: Sequence[tuple[int, ...]]) -> np.ndarray:
-    """All indices with free digits at `places`: (size, position) in base `size`, or (size, position, base); the first
-    place varies fastest."""
+    """All indices with free digits at `places`, the first of which varies fastest.
+
+    A place is (size, position) in base `size`, or (size, position, base).
+    """
     index = np.zeros(1, dtype=np.int64)
     for size, q, *base in places:
         stride = (base[0] if base else size) ** q
@@ -347,7 +344,7 @@ def _local(dtype: torch.dtype) -> Tensor:
 
 
 def real_rows(matrices: Tensor) -> Tensor:
-    """Density matrices [B, d, d] → their coefficients [d², B] in the real product basis of `arrange`."""
+    """Density matrices [B, d, d] → their coefficients [d², B] in the real product basis of `fusion`."""
     batch, dim = matrices.shape[:2]
     n = dim.bit_length() - 1
     order = [0, *(axis for q in range(n) for axis in (1 + q, 1 + n + q))]

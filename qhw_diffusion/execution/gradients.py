@@ -6,23 +6,26 @@ they need in one call, so an engine on a primitive sends one PUB. Every evaluati
 
 from __future__ import annotations
 
+import json
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
+from qiskit import QuantumCircuit
+from qiskit.circuit import ParameterExpression, ParameterVector
 from torch import Tensor
 
 from qhw_diffusion.draws import Draws
 from qhw_diffusion.errors import InvalidInputError
 from qhw_diffusion.execution.compile import CompiledCircuit
 from qhw_diffusion.execution.engine import Engine, Record, rows_of
-from qhw_diffusion.execution.engine_text import engine_of
+from qhw_diffusion.execution.engines import engine_of, spec_of
 from qhw_diffusion.execution.tape import first_order_only, refuse_transforms
-from qhw_diffusion.execution.unroll import unrolled
 
 
 class GradientMethod(ABC):
@@ -110,6 +113,7 @@ class ParameterShift(GradientMethod):
     def __call__(
         self, engine: Engine, compiled: CompiledCircuit, inputs: Tensor, weights: Tensor, record: Record
     ) -> Tensor:
+        """Values [B, M] of the engine, with gradients by shifted rotations; see `GradientMethod.__call__`."""
         if compiled.postselect:
             raise InvalidInputError(
                 "parameter-shift does not hold for post-selected expectation values, which are ratios of sinusoids; "
@@ -190,6 +194,8 @@ class SPSA(GradientMethod):
     def __call__(
         self, engine: Engine, compiled: CompiledCircuit, inputs: Tensor, weights: Tensor, record: Record
     ) -> Tensor:
+        """Values [B, M] of the engine, with gradients by random directions; see `GradientMethod.__call__`."""
+
         def slope(asked: tuple[bool, bool], x: Tensor, w: Tensor, cotangent: Tensor) -> tuple[Tensor | None, ...]:
             shape = (self.repetitions, len(x), x.shape[1] + len(w))
             signs = torch.as_tensor(self.draws.generator.choice([-1.0, 1.0], shape)).to(x.device)
@@ -238,6 +244,7 @@ class Surrogate(GradientMethod):
     def __call__(
         self, engine: Engine, compiled: CompiledCircuit, inputs: Tensor, weights: Tensor, record: Record
     ) -> Tensor:
+        """Values [B, M] of the engine, with gradients of a simulation; see `GradientMethod.__call__`."""
         assert isinstance(self.engine, Engine)
         refuse_transforms(type(self).__name__, inputs, weights)
         self.engine.check(compiled)
@@ -259,3 +266,93 @@ class _Replace(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
         return cotangent, None
+
+
+METHODS: dict[str, type[GradientMethod]] = {m.__name__: m for m in (ParameterShift, SPSA, Surrogate)}
+
+
+def method_to_dict(method: GradientMethod | None) -> dict[str, Any] | None:
+    """A gradient method as JSON types, for saved layers.
+
+    Raises:
+        InvalidInputError: `method_from_dict` would not make an equal one of them.
+    """
+    if method is None:
+        return None
+    name = type(method).__name__
+    if METHODS.get(name) is type(method):
+        settings = {f.name: getattr(method, f.name) for f in fields(method) if f.init}  # type: ignore[arg-type]
+        described = {k: spec_of(v) if isinstance(v, Engine) else v for k, v in settings.items()}
+        try:
+            if method_from_dict(json.loads(json.dumps({"method": name, **described}))) == method:
+                return {"method": name, **described}
+        except TypeError:
+            pass  # a setting that JSON does not hold
+    raise InvalidInputError(
+        f"gradient method {method!r} cannot be saved: {', '.join(METHODS)} with settings of plain numbers can. Give "
+        "another one, or none, first: layer.gradient = None"
+    )
+
+
+def method_from_dict(described: Mapping[str, Any] | None) -> GradientMethod | None:
+    """Inverse of `method_to_dict`."""
+    if described is None:
+        return None
+    settings = dict(described)
+    return METHODS[settings.pop("method")](**settings)
+
+
+@dataclass(frozen=True, eq=False)
+class Unrolled:
+    """Every rotation with an angle of its own: angles = input_coefficients·x + weight_coefficients·w + offsets.
+
+    Attributes:
+        compiled: the circuit whose inputs are the R angles, in the order of the ISA circuit's parametrised gates; it
+            has no weights. Its `logical` circuit is the original one and does not belong to these inputs: the engines
+            evaluate `isa`, and `compile_for` has no meaning here.
+        input_coefficients: [R, inputs].
+        weight_coefficients: [R, weights].
+        offsets: [R] radians.
+    """
+
+    compiled: CompiledCircuit
+    input_coefficients: np.ndarray
+    weight_coefficients: np.ndarray
+    offsets: np.ndarray
+
+
+_made: WeakKeyDictionary[CompiledCircuit, Unrolled] = WeakKeyDictionary()
+
+
+def unrolled(compiled: CompiledCircuit) -> Unrolled:
+    """Give every parametrised gate of the ISA circuit an angle of its own; made once for each compiled circuit.
+
+    Raises:
+        UnsupportedCircuitError: an operation or an angle the package cannot evaluate.
+    """
+    if compiled not in _made:
+        program = compiled.program
+        isa, angles = _with_free_angles(compiled.isa, len(program.offsets))
+        _made[compiled] = Unrolled(
+            replace(compiled, isa=isa, inputs=tuple(angles), weights=()),
+            program.input_coefficients,
+            program.weight_coefficients,
+            program.offsets,
+        )
+    return _made[compiled]
+
+
+def _with_free_angles(isa: QuantumCircuit, n_rotations: int) -> tuple[QuantumCircuit, ParameterVector]:
+    angles = ParameterVector("angle", n_rotations)
+    free = isa.copy_empty_like()
+    free.global_phase = 0  # may contain the old parameters; expectation values do not see it
+    index = 0
+    for instruction in isa.data:
+        operation = instruction.operation
+        if any(isinstance(p, ParameterExpression) and p.parameters for p in operation.params):
+            operation = operation.to_mutable()
+            operation.params = [angles[index]]  # `program.lower` has refused gates with more than one
+            index += 1
+        free.append(operation, instruction.qubits, instruction.clbits, copy=False)
+    assert index == n_rotations
+    return free, angles

@@ -1,23 +1,81 @@
 """The compiled inner loops: small real matrices applied to rows of an array [D, B], and their adjoints.
 
 A state is kept as D = 2·2^n real rows (real parts, then imaginary parts), a density matrix as D = 4^n real rows in a
-product basis of Hermitian matrices (`chain`); the B columns are samples, or observables. A gate on one qubit is then in
-both cases a real 4×4 matrix on groups of four rows, so that one set of loops serves both. Columns are contiguous: the
-inner loops run over samples and are vectorised.
+product basis of Hermitian matrices (`fusion`); the B columns are samples, or observables. A gate on one qubit is then
+in both cases a real 4×4 matrix on groups of four rows, so that one set of loops serves both. Columns are contiguous:
+the inner loops run over samples and are vectorised.
 
 Numba compiles each function at its first call (seconds in all) and keeps the result on disk; a later process loads it
-(`kernel_cache`).
+(`keep_on_disk`).
 """
 
 from __future__ import annotations
 
+import contextlib
+import os
+import warnings
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numba import njit
+from numba.core.caching import FunctionCache
 
-from qhw_diffusion.execution.kernel_cache import keep_on_disk
+
+class KernelCacheWarning(UserWarning):
+    """Compiled functions could not be kept on disk: every process compiles them anew."""
+
+
+class _LenientCache(FunctionCache):
+    """Numba's own cache of one function; what Numba would raise to the caller ends here."""
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        """The compiled function; None, after which it is compiled and written anew, for a file that is damaged."""
+        try:
+            return super().load_overload(sig, target_context)
+        except Exception:  # reading damaged files raises errors of many kinds
+            with contextlib.suppress(OSError):
+                self.flush()  # an empty index in place of the damaged one
+            return None
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        """Write the compiled function; where that fails, this one is not cached, which is told once a process."""
+        try:
+            super().save_overload(sig, data)
+        except Exception as error:  # a full disk, a folder that has gone, an index that was damaged in the meantime
+            self.disable()
+            _tell(f"in {self.cache_path} ({error})")
+
+
+_told = False
+
+
+def _tell(why: str) -> None:
+    global _told
+    if not _told:
+        _told = True
+        text = (
+            f"compiled functions cannot be kept {why}: every process compiles them anew, which takes some seconds; "
+            "NUMBA_CACHE_DIR names another folder for them"
+        )
+        warnings.warn(text, KernelCacheWarning, stacklevel=3)
+
+
+def keep_on_disk(function: Any) -> Any:
+    """The same function of `numba.njit`, its compiled code kept on disk where a folder can be written to.
+
+    That is the folder of NUMBA_CACHE_DIR, the package's own, or the user's cache folder.
+    """
+    if not hasattr(function, "py_func"):  # NUMBA_DISABLE_JIT=1: nothing is compiled
+        return function
+    try:
+        if not os.path.isabs(os.path.expanduser("~")) and "NUMBA_CACHE_DIR" not in os.environ:
+            raise RuntimeError
+        function._cache = _LenientCache(function.py_func)
+    except RuntimeError:  # no folder to write to, which is usual in a container: nothing to be told
+        pass
+    return function
+
 
 Array = np.ndarray
 
@@ -29,7 +87,15 @@ def _compiled(function: Callable) -> Any:
 
 @_compiled
 def apply_shared(x: Array, bases: Array, offsets: Array, places: Array, g: Array) -> None:
-    """x ← g[r] x on the four rows of each place: g [r, 4, 4] acts on rows bases[places[r], :] + offsets[places[r]]."""
+    """Matrices on single qubits, the same for every column, in place: x ← g[r] x on the four rows of each place.
+
+    Args:
+        x: [D, B] rows.
+        bases: [n, groups] first row of every group of rows of a qubit.
+        offsets: [n, 4] from there to the four rows of the group.
+        places: [r] qubits.
+        g: [r, 4, 4] their matrices.
+    """
     for r in range(len(places)):
         p = places[r]
         g00, g01, g02, g03 = g[r, 0, 0], g[r, 0, 1], g[r, 0, 2], g[r, 0, 3]
@@ -76,9 +142,16 @@ def apply_rows(x: Array, bases: Array, offsets: Array, places: Array, g: Array) 
 
 @_compiled
 def apply_map(x: Array, bases: Array, offsets: Array, g: Array, rows: Array) -> None:
-    """x ← g x on each group of d rows: g [d, d], d a multiple of 4; bases [k], offsets [d]; `rows` [d, B] is scratch.
+    """A matrix on several qubits, the same for every column, in place: x ← g x on each group of d rows.
 
     Blocks of 4×4, so that sixteen coefficients stay in registers while a block of columns passes.
+
+    Args:
+        x: [D, B] rows.
+        bases: [groups] first row of each group.
+        offsets: [d] from there to its rows.
+        g: [d, d], d a multiple of 4.
+        rows: [d, B] scratch.
     """
     d = len(offsets)
     for k in range(len(bases)):
@@ -187,13 +260,17 @@ def outer_rows(adjoint: Array, x: Array, bases: Array, offsets: Array, places: A
 
 
 @_compiled
-def build_runs(first: Array, rotation: Array, fixed: Array, cos: Array, sin: Array, sign: Array, steps: Array) -> None:
-    """The matrices of runs F_K · R(θ_K) · F_K−1 · … · R(θ_1) · F_0, and of all their beginnings.
+def build_blocks(
+    first: Array, rotation: Array, fixed: Array, cos: Array, sin: Array, sign: Array, steps: Array
+) -> None:
+    """The matrices of fused blocks F_K · R(θ_K) · F_K−1 · … · R(θ_1) · F_0, and of all their beginnings.
 
     Args:
-        first: [runs + 1]; run r has the rotations rotation[first[r] : first[r + 1]] (rows of `cos` and `sin`) and the
-            fixed matrices fixed[first[r] + r : first[r + 1] + r + 1], [4, 4] each.
-        cos, sin: [rotations, columns] of the angle by which R turns.
+        first: [blocks + 1]; block r has the rotations first[r] to first[r + 1] − 1.
+        rotation: of each rotation its row of `cos` and `sin`.
+        fixed: [·, 4, 4]; block r has the matrices first[r] + r to first[r + 1] + r.
+        cos: [rotations, columns] cosine of the angle by which R turns.
+        sin: [rotations, columns] sine of it.
         sign: [2]: R turns the coordinates (0, 2) by sign[0] times the angle, (1, 3) by sign[1] times; ±1, or 0 for not.
         steps: [len(fixed), 4, 4, columns], filled: steps[first[r] + r + k] = F_k · R(θ_k) · … · F_0.
     """
@@ -222,13 +299,13 @@ def build_runs(first: Array, rotation: Array, fixed: Array, cos: Array, sin: Arr
 
 
 @_compiled
-def run_slopes(
+def block_slopes(
     first: Array, rotation: Array, fixed: Array, cos: Array, sin: Array, sign: Array, steps: Array, s: Array,
     slopes: Array,
 ) -> None:  # fmt: skip
-    """Derivatives by the angles of runs: s [runs, 4, 4, columns] by the runs' matrices → slopes [rotations, columns].
+    """Derivatives by the angles of blocks: s [blocks, 4, 4, columns] by their matrices → slopes [rotations, columns].
 
-    By the angle of which `cos` and `sin` are; the rest as in `build_runs`. `s` is used up, `slopes` is added to.
+    By the angle of which `cos` and `sin` are; the rest as in `build_blocks`. `s` is used up, `slopes` is added to.
     """
     columns = cos.shape[1]
     one = cos.dtype.type(1)

@@ -1,28 +1,116 @@
-"""QuantumLayer: the one door through which torch code evaluates a compiled circuit."""
+"""`QuantumLayer`: a compiled circuit on an engine as a torch module; its first weights, and the layer on disk.
+
+A saved layer is a folder with the files of its compiled circuit (`saving`) and
+
+    model.safetensors  config.json  the weights, and in the header of their file all that is JSON: the order of inputs
+                                    and weights, observables, engine, gradient method, checksums of the other files
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from qhw_diffusion.checkpoints import check_format, frozen_parameters, load_module_state, put_state, save_module
 from qhw_diffusion.devices import Device
-from qhw_diffusion.errors import InvalidInputError
+from qhw_diffusion.errors import DamagedFileError, InvalidInputError, QhwError
 from qhw_diffusion.execution.compile import CompiledCircuit
-from qhw_diffusion.execution.engine import Engine, Estimate, Usage, real_dense, rows_of
-from qhw_diffusion.execution.engine_text import engine_of
-from qhw_diffusion.execution.exact import Ideal, simulator_of
-from qhw_diffusion.execution.gradients import GradientMethod
-from qhw_diffusion.execution.initial import initial_weights
+from qhw_diffusion.execution.engine import Engine, Estimate, Usage, real_dense, rows_of, try_out
+from qhw_diffusion.execution.engines import Ideal, engine_of, simulator_of, spec_of
+from qhw_diffusion.execution.gradients import GradientMethod, method_from_dict, method_to_dict
+from qhw_diffusion.execution.saving import read_compiled, write_compiled
 from qhw_diffusion.execution.simulator import NUMPY, MemoryPlan
 from qhw_diffusion.execution.tape import is_transformed, refuse_transforms, without_autocast
 from qhw_diffusion.execution.trajectories import Trajectories, sample_trajectories
+from qhw_diffusion.runs import atomic_folder
 
 if TYPE_CHECKING:
     from qiskit_machine_learning.neural_networks import NeuralNetwork
+
+_SWEEPS = 20
+
+
+def initial_weights(compiled: CompiledCircuit, generator: torch.Generator) -> Tensor:
+    """[weights] float64, uniform in [−π, π).
+
+    Where the device takes only a range of angles for a gate (fractional rzz), weights in such angles are uniform among
+    those that keep all of them in range: drawn one after the other given the others (Gibbs sampling). Where inputs are
+    in such an angle too, they are taken as 0, if that leaves any weights.
+
+    Raises:
+        InvalidInputError: no weights keep all angles in range.
+    """
+    weights = (torch.rand(compiled.n_weights, generator=generator, dtype=torch.float64) * 2 - 1) * torch.pi
+    names = {instruction.operation.name for instruction in compiled.isa.data}
+    if not any(compiled.device.angle_limits(name) for name in names):
+        return weights
+    program = compiled.program
+    limits = [limit for limit in program.limits if program.weight_coefficients[limit[0]].any()]
+    strict = [limit for limit in limits if not program.input_coefficients[limit[0]].any()]
+    start = None
+    for kept in (limits, strict) if len(strict) < len(limits) else (limits,):
+        rows = [index for index, *_ in kept]
+        slopes = program.weight_coefficients[rows]
+        lower = np.array([low for _, _, low, _ in kept]) - program.offsets[rows]
+        upper = np.array([high for *_, high in kept]) - program.offsets[rows]
+        start = next((s for box in (np.pi, np.inf) if (s := _centre(slopes, lower, upper, box)) is not None), None)
+        if start is not None:
+            break
+    if start is None:
+        raise InvalidInputError(
+            f"no weights keep all angles of {limits[0][1]} in the range that {compiled.device.name} takes; change the "
+            "angles, or compile for the device without fractional gates"
+        )
+    return _gibbs(weights, start, slopes, lower, upper, generator)
+
+
+def _centre(slopes: np.ndarray, lower: np.ndarray, upper: np.ndarray, box: float) -> np.ndarray | None:
+    """Weights in [−box, box] with lower ≤ slopes·w ≤ upper, far from all bounds; None if there are none."""
+    from scipy.optimize import linprog
+
+    n = slopes.shape[1]
+    if not len(slopes):
+        return np.zeros(n)
+    margins = np.linalg.norm(slopes, axis=1)[:, None]
+    found = linprog(
+        np.array([0.0] * n + [-1.0]),
+        A_ub=np.block([[slopes, margins], [-slopes, margins]]),
+        b_ub=np.concatenate([upper, -lower]),
+        bounds=[(-box, box)] * n + [(0, None)],
+    )
+    return np.asarray(found.x[:-1]) if found.success else None
+
+
+def _gibbs(
+    drawn: Tensor,
+    start: np.ndarray,
+    slopes: np.ndarray,
+    lower: np.ndarray,
+    upper: np.ndarray,
+    generator: torch.Generator,
+) -> Tensor:
+    """Uniform weights with lower ≤ slopes·w ≤ upper, from `start`, which has it; others than those as `drawn`."""
+    weights, bound = drawn.numpy().copy(), np.flatnonzero(slopes.any(axis=0))
+    weights[bound] = start[bound]
+    for _ in range(_SWEEPS):
+        for at, chance in zip(bound, torch.rand(len(bound), generator=generator, dtype=torch.float64), strict=True):
+            slope = slopes[:, at]
+            in_it = slope != 0
+            rest = slopes[in_it] @ weights - slope[in_it] * weights[at]
+            ends = np.sort([(lower[in_it] - rest) / slope[in_it], (upper[in_it] - rest) / slope[in_it]], axis=0)
+            low, high = ends[0].max(), ends[1].min()
+            if low < np.pi and high > -np.pi:
+                low, high = max(low, -np.pi), min(high, np.pi)
+            weights[at] = low + float(chance) * max(high - low, 0.0)
+    return torch.from_numpy(weights)
+
+
+KIND, FORMAT = "quantum layer", 1
 
 
 class QuantumLayer(nn.Module):
@@ -72,10 +160,17 @@ class QuantumLayer(nn.Module):
         self.gradient = gradient
         self.usage = Usage()
         self.engine.check(compiled)
+        try_out(self.engine, compiled)
         self.weight = nn.Parameter(initial_weights(compiled, torch.Generator().manual_seed(seed)).to(dtype))
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """[B, inputs] (radians) → [B, observables].
+        """Expectation values, differentiable in the inputs and in `weight`.
+
+        Args:
+            inputs: [B, inputs] radians.
+
+        Returns:
+            [B, observables], on the device of the inputs, in the layer's dtype.
 
         Raises:
             InvalidInputError: another shape, NaN or infinity among the inputs, or a gradient asked of an engine that
@@ -107,15 +202,29 @@ class QuantumLayer(nn.Module):
         self._record(estimate.usage)
         return estimate
 
-    def as_neural_network(self) -> NeuralNetwork:
+    def as_neural_network(self, *, input_gradients: bool = True) -> NeuralNetwork:
         """This layer as qiskit-machine-learning's `NeuralNetwork`, which `TorchConnector` takes (`connector`).
 
+        The layer's `weight` is neither read nor changed; its `usage` grows.
+
+        Args:
+            input_gradients: whether `backward` gives the Jacobian by the inputs, which `TorchConnector` needs where
+                something is trained ahead of the circuit; None otherwise.
+
         Raises:
+            InvalidInputError: the layer has no gradients: an engine without, and no gradient method.
             MissingDependencyError: qiskit-machine-learning is not installed.
         """
-        from qhw_diffusion.execution.connector import as_neural_network
+        from qhw_diffusion.execution.connector import neural_network  # an optional dependency
 
-        return as_neural_network(self)
+        return neural_network(
+            self.compiled,
+            self.engine,
+            self.gradient,
+            dtype=self.weight.dtype,
+            record=self._record,
+            input_gradients=input_gradients,
+        )
 
     def sample(self, inputs: Tensor, generator: torch.Generator) -> Trajectories:
         """Evaluate with the outcomes of mid-circuit measurements drawn, each sample its own (`sample_trajectories`)."""
@@ -147,8 +256,6 @@ class QuantumLayer(nn.Module):
 
     def save(self, folder: str | Path) -> Path:
         """Write weights, circuit, device, engine and gradient method into `folder` (`execution.save_layer`)."""
-        from qhw_diffusion.execution.saving import save_layer  # here, since saving knows layers
-
         return save_layer(self, folder)
 
     @classmethod
@@ -156,8 +263,6 @@ class QuantumLayer(nn.Module):
         cls, folder: str | Path, *, device: str | Path | Device | None = None, engine: str | Engine | None = None
     ) -> QuantumLayer:
         """The layer that `save` wrote, on another device or engine if asked (`execution.load_layer`)."""
-        from qhw_diffusion.execution.saving import load_layer
-
         return load_layer(folder, device=device, engine=engine)
 
     def with_engine(self, engine: str | Engine, *, gradient: GradientMethod | None = None) -> QuantumLayer:
@@ -198,8 +303,91 @@ class QuantumLayer(nn.Module):
         self.usage = self.usage + usage
 
     def extra_repr(self) -> str:
+        """Inputs, weights, observables, engine and device, for `print`."""
         c = self.compiled
         return (
             f"{c.n_inputs} inputs, {c.n_weights} weights, {c.n_observables} observables, "
             f"engine={self.engine.name}, device={c.device.name}"
         )
+
+
+# -- on disk -----------------------------------------------------------------------------------------------------------
+
+
+def save_layer(layer: QuantumLayer, folder: str | Path) -> Path:
+    """Write a layer into `folder`; returns it. `load_layer` reads it.
+
+    A sampling engine or gradient method is saved with its seed and starts its draws anew.
+
+    Raises:
+        InvalidInputError: an engine, gradient method, device or circuit that could not be made again (the message says
+            which); nothing is written then.
+    """
+    with atomic_folder(folder) as aside:
+        config = {
+            "kind": KIND,
+            "format": FORMAT,
+            "frozen": frozen_parameters(layer),
+            "layer": write_layer(layer, aside),
+        }
+        save_module(aside, layer, config)
+    return Path(folder)
+
+
+def load_layer(
+    folder: str | Path, *, device: str | Path | Device | None = None, engine: str | Engine | None = None
+) -> QuantumLayer:
+    """The layer that `save_layer` wrote, weights unchanged on another device (compiled anew) or engine if asked.
+
+    Args:
+        folder: what `save_layer` wrote.
+        device: name, path of a snapshot or Device; None: the saved one.
+        engine: text or Engine; None: the saved one. The gradient method stays (`with_engine` takes another).
+
+    Raises:
+        DamagedFileError: the folder does not hold a whole layer, or one of another format version.
+        UnknownNameError, InvalidInputError: a device or engine that does not exist or does not fit.
+    """
+    state, config = load_module_state(folder)
+    if config.get("kind") != KIND:
+        raise DamagedFileError(f"{folder} does not hold a {KIND} but {config.get('kind')!r}")
+    check_format(folder, config.get("format"), FORMAT)
+    try:
+        layer = read_layer(Path(folder), config["layer"], device=device, engine=engine)
+        put_state(layer, state, config["frozen"])
+    except QhwError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise DamagedFileError(f"{folder} does not hold a whole {KIND} ({error!r})") from error
+    return layer.eval()
+
+
+def write_layer(layer: QuantumLayer, folder: Path) -> dict[str, Any]:
+    """Write all of a layer but its weights; returns what `read_layer` needs besides, as JSON types.
+
+    Raises:
+        InvalidInputError: as `save_layer`.
+    """
+    described = {"engine": spec_of(layer.engine), "gradient": method_to_dict(layer.gradient)}
+    return {**described, "compiled": write_compiled(layer.compiled, folder)}
+
+
+def read_layer(
+    folder: Path,
+    saved: Mapping[str, Any],
+    *,
+    device: str | Path | Device | None = None,
+    engine: str | Engine | None = None,
+) -> QuantumLayer:
+    """The layer that `write_layer` wrote, with initial weights; `device`, `engine` as in `load_layer`.
+
+    Raises:
+        DamagedFileError, UnknownNameError, InvalidInputError: as `load_layer`.
+        KeyError, TypeError, ValueError: `saved` is not what `write_layer` returned.
+    """
+    compiled = read_compiled(folder, saved["compiled"])
+    if device is not None:
+        compiled = compiled.compile_for(device if isinstance(device, Device) else Device.load(device))
+    return QuantumLayer(
+        compiled, saved["engine"] if engine is None else engine, gradient=method_from_dict(saved["gradient"])
+    )

@@ -1,31 +1,128 @@
-"""Evaluate through any Estimator primitive: Qiskit's, Aer's, fake backends' in local mode, IBM's. One PUB a circuit."""
+"""Engines on Estimator primitives: one in this process (`Primitive`), or a device by way of the ledger (`Hardware`).
+
+Both send one broadcast PUB a circuit, and all circuits of a call together.
+"""
 
 from __future__ import annotations
 
 import math
 import pickle
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
+import torch
+from qiskit import QuantumCircuit
 from qiskit.primitives import BaseEstimatorV2, StatevectorEstimator
+from qiskit.quantum_info import SparsePauliOp
 from torch import Tensor
 
 from qhw_diffusion.devices.account import remember_account
-from qhw_diffusion.errors import EngineError, InvalidInputError
+from qhw_diffusion.errors import EngineError, InvalidInputError, UnsupportedCircuitError
 from qhw_diffusion.execution.compile import CompiledCircuit
-from qhw_diffusion.execution.constants import evaluate_varying
-from qhw_diffusion.execution.engine import Engine, Estimate, Experiment, check_parameters
-from qhw_diffusion.execution.pubs import asked_of, check_no_postselection, estimate_of, pub_of, sent_circuits
-from qhw_diffusion.hardware.aer import AerEstimator, aer_simulator
+from qhw_diffusion.execution.engine import Engine, Estimate, Experiment, Usage, check_parameters, evaluate_varying
+from qhw_diffusion.execution.program import rows_within_limits
+from qhw_diffusion.hardware.aer import AerEstimator, aer_simulator, on_qubits
 from qhw_diffusion.hardware.estimators import check_runs
-from qhw_diffusion.hardware.service import Measured, Pub
+from qhw_diffusion.hardware.runner import Runner
+from qhw_diffusion.hardware.service import Measured, Pub, precision_of
+from qhw_diffusion.hardware.split import bases, bases_of
 from qhw_diffusion.masking import shown_cause
 
 if TYPE_CHECKING:
     from qiskit_aer import AerSimulator
+
+
+def check_no_measurements(compiled: CompiledCircuit) -> None:
+    """Raise UnsupportedCircuitError for a circuit that measures in mid-circuit: devices' estimators take none."""
+    if any(instruction.operation.name == "measure" for instruction in compiled.isa.data):
+        raise UnsupportedCircuitError(
+            "devices' Estimator primitives do not take circuits that measure in mid-circuit: use engine 'ideal' or "
+            "'noisy'"
+        )
+
+
+def check_no_postselection(compiled: CompiledCircuit) -> None:
+    """Raise UnsupportedCircuitError for a circuit that is post-selected on outcomes: no Estimator primitive does it."""
+    if compiled.postselect:
+        raise UnsupportedCircuitError("Estimator primitives do not post-select: use engine 'ideal' or 'noisy'")
+
+
+def on_used_qubits(compiled: CompiledCircuit) -> tuple[QuantumCircuit, tuple[SparsePauliOp, ...]]:
+    """The ISA circuit and its observables on the qubits in use, relabelled 0…k−1 in ascending order."""
+    return on_qubits(compiled.isa, compiled.observables, compiled.physical_qubits)
+
+
+def pub_of(compiled: CompiledCircuit, parameters: Tensor, precision: float, *, reduced: bool = False) -> Pub:
+    """One broadcast PUB: M observables against B rows; values are bound by parameter, never by position.
+
+    Args:
+        compiled: the circuit with its observables.
+        parameters: [B, inputs + weights] radians.
+        precision: target standard error.
+        reduced: on the qubits in use only, relabelled 0…k−1 in ascending order; False at the device's width.
+
+    Raises:
+        InvalidInputError: parameters of another shape or not finite, or angles the device does not take.
+    """
+    rows = rows_within_limits(compiled.program, check_parameters(compiled, parameters).detach().cpu().numpy())
+    circuit, observables = compiled.isa, compiled.observables
+    if reduced:
+        circuit, observables = on_used_qubits(compiled)
+    left = set(circuit.parameters)  # compiling may have taken some out of every gate
+    columns = {i: p for i, p in enumerate((*compiled.inputs, *compiled.weights)) if p in left}
+    return Pub(circuit, observables, tuple(columns.values()), rows[:, list(columns)], precision)
+
+
+def sent_circuits(compiled: CompiledCircuit, rows: int) -> int:
+    """Circuits that a primitive executes for so many rows: each in as many bases as the observables need."""
+    return (rows if compiled.isa.parameters else 1) * bases_of(compiled.observables)
+
+
+def planned_pub(compiled: CompiledCircuit, rows: int, shots: int) -> Pub:
+    """The PUB of so many rows with zeros for values, to count what it takes; not to be sent."""
+    parameters = tuple(p for p in (*compiled.inputs, *compiled.weights) if p in set(compiled.isa.parameters))
+    return Pub(compiled.isa, compiled.observables, parameters, np.zeros((rows, len(parameters))), precision_of(shots))
+
+
+def estimate_of(compiled: CompiledCircuit, parameters: Tensor, pub: Pub, measured: Measured, who: str) -> Estimate:
+    """What was answered to `pub`, as [B, M] in the dtype and on the device of `parameters`.
+
+    A standard error that is infinite stays so: the client's extrapolation gives such for single values. One that is
+    NaN is not known either, and infinite too. Standard errors that are all zero (StatevectorEstimator draws but states
+    none) are the precision. Usage: for each row and each group of observables that are measured together, the shots
+    stated, or else what the precision means.
+
+    Raises:
+        EngineError: values of another shape, NaN or infinity, or negative standard errors.
+    """
+    values, errors, stated = measured
+    shape = (len(pub.observables), pub.rows)
+    asked = asked_of(pub)
+    if values.shape != shape:
+        raise EngineError(f"{who} answered with shape {values.shape} to {asked}; {shape} was expected")
+    if not np.isfinite(values).all():
+        raise EngineError(
+            f"{who} answered with {int((~np.isfinite(values)).sum())} values that are NaN or infinite to {asked}"
+        )
+    errors = np.where(np.isnan(errors), np.inf, errors)
+    if errors.shape != shape or not (errors >= 0).all():
+        raise EngineError(f"{who} answered with standard errors that are none to {asked}")
+    errors = errors if errors.any() else np.full(shape, pub.precision)
+    circuits = pub.rows * bases(pub)
+    return Estimate(
+        torch.from_numpy(values.T.copy()).to(parameters).expand(len(parameters), -1),
+        torch.from_numpy(errors.T.copy()).to(parameters).expand(len(parameters), -1),
+        Usage(circuits, circuits * (stated or math.ceil(1 / pub.precision**2))),
+    )
+
+
+def asked_of(pub: Pub) -> str:
+    """What a PUB asks for, in words."""
+    return f"{len(pub.observables)} observables at {pub.rows} rows of parameters, precision {pub.precision:g}"
+
 
 # Wider than any state a simulator holds
 _TOO_WIDE = 30
@@ -85,6 +182,7 @@ class Primitive(Engine):
                 )
 
     def check(self, compiled: CompiledCircuit) -> None:
+        """Raise for a circuit that the estimator cannot hold or gives no right values for."""
         width = compiled.isa.num_qubits
         if width > _TOO_WIDE and not self.reduced:
             if isinstance(self.estimator, StatevectorEstimator):
@@ -101,9 +199,11 @@ class Primitive(Engine):
         check_runs(self.estimator, compiled.isa)
 
     def circuits_of(self, compiled: CompiledCircuit, rows: int) -> int:
+        """Circuits that a primitive executes for so many rows, grouped as Qiskit groups observables."""
         return sent_circuits(compiled, rows)
 
     def estimate(self, compiled: CompiledCircuit, parameters: Tensor) -> Estimate:
+        """Values and standard errors [B, M] of rows [B, P], by one PUB; see `Engine.estimate`."""
         return self.estimate_many([(compiled, parameters)])[0]
 
     def estimate_many(self, experiments: Sequence[Experiment]) -> list[Estimate]:
@@ -205,3 +305,74 @@ def runtime_estimator(mode: Any, *, options: Any = None, legacy: bool = False) -
 
         estimator: BaseEstimatorV2 = Estimator(mode=mode, options=options)
         return estimator
+
+
+@dataclass(frozen=True, eq=False)
+class Hardware(Engine):
+    """Expectation values from a device, or from a fake one in this process, by way of a `Runner`.
+
+    What the ledger has already is not run again: a call with the same circuit, rows, options and purpose takes the
+    stored result. No gradients of its own: give the layer `ParameterShift`, `SPSA` or `Surrogate`. A very large call
+    is split into several jobs below the service's limits.
+
+    Args:
+        runner: `open_runner(…)`.
+        shots: of each circuit, ≥ 1.
+        options: of the runtime client's estimator, for example ``{"resilience_level": 1}``; 0 unless given, since the
+            client's own default is 1.
+        purpose: what the evaluations are for, part of the ledger's key: ``"step 3"``. The same work for another
+            purpose is run again.
+
+    Raises:
+        InvalidInputError: no `Runner`, shots below 1.
+    """
+
+    runner: Runner
+    shots: int = 4096
+    options: Mapping[str, Any] = field(default_factory=dict)
+    purpose: str = "evaluate"
+    name: ClassVar[str] = "hardware"
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.runner, Runner):
+            raise InvalidInputError(f"runner is a {type(self.runner).__name__}; make one with open_runner(device, …)")
+        precision_of(self.shots)
+
+    def check(self, compiled: CompiledCircuit) -> None:
+        """Raise for a circuit of another device, or one that measures in mid-circuit."""
+        check_no_measurements(compiled)
+        device = self.runner.service.device
+        if compiled.device.name != device:
+            raise InvalidInputError(
+                f"the circuit is compiled for {compiled.device.name}, the runner's device is {device}: use "
+                f"compiled.compile_for(Device.load({device!r}))"
+            )
+
+    def circuits_of(self, compiled: CompiledCircuit, rows: int) -> int:
+        """Circuits that the device executes for so many rows, grouped as Qiskit groups observables."""
+        return sent_circuits(compiled, rows)
+
+    def estimate(self, compiled: CompiledCircuit, parameters: Tensor) -> Estimate:
+        """Values and standard errors [B, M] of rows [B, P], by one job; see `Engine.estimate`."""
+        return self.estimate_many([(compiled, parameters)])[0]
+
+    def estimate_many(self, experiments: Sequence[Experiment]) -> list[Estimate]:
+        """Evaluate several circuits in one job; observables that are constants are not sent.
+
+        Raises:
+            InvalidInputError, UnsupportedCircuitError: a circuit of another device, or that it does not take.
+            BudgetError, JobError, ServiceError, AccountError, LedgerError: see `Runner.run`.
+            EngineError: the answer is no result.
+        """
+        for compiled, _ in experiments:
+            self.check(compiled)
+        experiments = [(compiled, check_parameters(compiled, parameters)) for compiled, parameters in experiments]
+        return evaluate_varying(experiments, self._estimate)
+
+    def _estimate(self, experiments: Sequence[Experiment]) -> list[Estimate]:
+        precision = precision_of(self.shots)
+        pubs = [pub_of(compiled, parameters, precision) for compiled, parameters in experiments]
+        answer = self.runner.run(pubs, options={"resilience_level": 0, **self.options}, purpose=self.purpose)
+        measured = zip(answer.values, answer.std_errors, answer.shots, strict=True)
+        who = f"{self.runner.service.device} (job {', '.join(answer.job_ids)})"
+        return [estimate_of(*e, pub, m, who) for e, pub, m in zip(experiments, pubs, measured, strict=True)]

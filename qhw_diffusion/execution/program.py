@@ -58,6 +58,7 @@ class Rotation:
 
     @property
     def qubits(self) -> tuple[int, ...]:
+        """The one qubit, as for maps."""
         return (self.qubit,)
 
 
@@ -126,6 +127,7 @@ class Program:
     limits: tuple[tuple[int, str, float, float], ...] = ()
 
     def depends_on_input(self, rotation: Rotation) -> bool:
+        """Whether an input enters the rotation's angle."""
         return bool(np.any(self.input_coefficients[rotation.index]))
 
     @property
@@ -135,6 +137,7 @@ class Program:
 
     @property
     def postselected(self) -> bool:
+        """Whether outcomes of measurements are post-selected on."""
         return any(isinstance(o, Measurement) and o.keep is not None for o in self.operations)
 
     def by_rows(self) -> Program:
@@ -150,7 +153,8 @@ def affine_coefficients(
 
     Args:
         expression: the angle.
-        gate, qubits: what it is the angle of, for the message.
+        gate: what it is the angle of, for the message.
+        qubits: the gate's.
 
     Raises:
         UnsupportedCircuitError: the expression is not affine, or a coefficient is complex, NaN or infinite; the message
@@ -365,8 +369,11 @@ def angles_of(program: Program, inputs: np.ndarray, weights: np.ndarray, *, limi
     """[B, inputs], [weights] → [R, B] float64: the angles of all rotations for every sample.
 
     Args:
-        program, inputs, weights: as said.
-        limited: as the device takes them: what is outside its range by no more than rounding is clipped to it.
+        program: the circuit.
+        inputs: [B, inputs] radians.
+        weights: [weights] radians.
+        limited: whether they are to be as the device takes them: what is outside its range by no more than rounding
+            is clipped to it.
 
     Raises:
         InvalidInputError: an angle is NaN or infinite, since an input or a weight is; or it is outside of the device's

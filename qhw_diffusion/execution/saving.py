@@ -1,13 +1,12 @@
-"""Layers and compiled circuits on disk. What comes back gives the same numbers bit for bit; the rest is refused.
+"""Compiled circuits on disk. What comes back gives the same numbers bit for bit; the rest is refused.
 
     circuit.qpy  circuit.qasm       the circuit as written
     isa.qpy  isa.qasm               the same compiled, with its layout
     device.snapshot.json.gz         the device it was compiled for
     device.json                     layout, cost and provenance, for people
-    model.safetensors  config.json  the weights, and in the header of their file all that is JSON: the order of inputs
-                                    and weights, observables, engine, gradient method, checksums of the files above
 
-Nothing is compiled anew on loading, since another version of Qiskit could choose another layout.
+Nothing is compiled anew on loading, since another version of Qiskit could choose another layout. `layer` writes the
+weights beside these files.
 """
 
 from __future__ import annotations
@@ -15,7 +14,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -27,100 +25,9 @@ from qhw_diffusion.circuits import load_circuit, save_circuit
 from qhw_diffusion.devices import Device
 from qhw_diffusion.errors import DamagedFileError, InvalidInputError, QhwError
 from qhw_diffusion.execution.compile import CompiledCircuit
-from qhw_diffusion.execution.engine import Engine
-from qhw_diffusion.execution.engine_text import spec_of
-from qhw_diffusion.execution.gradients import SPSA, GradientMethod, ParameterShift, Surrogate
-from qhw_diffusion.execution.layer import QuantumLayer
-from qhw_diffusion.runs import (
-    atomic_folder,
-    atomic_write_json,
-    check_format,
-    frozen_parameters,
-    load_module_state,
-    put_state,
-    save_module,
-)
+from qhw_diffusion.runs import atomic_write_json
 
 SNAPSHOT = "device.snapshot.json.gz"
-KIND, FORMAT = "quantum layer", 1
-METHODS: dict[str, type[GradientMethod]] = {m.__name__: m for m in (ParameterShift, SPSA, Surrogate)}
-
-
-def save_layer(layer: QuantumLayer, folder: str | Path) -> Path:
-    """Write a layer into `folder`; returns it. `load_layer` reads it.
-
-    A sampling engine or gradient method is saved with its seed and starts its draws anew.
-
-    Raises:
-        InvalidInputError: an engine, gradient method, device or circuit that could not be made again (the message says
-            which); nothing is written then.
-    """
-    with atomic_folder(folder) as aside:
-        config = {
-            "kind": KIND,
-            "format": FORMAT,
-            "frozen": frozen_parameters(layer),
-            "layer": write_layer(layer, aside),
-        }
-        save_module(aside, layer, config)
-    return Path(folder)
-
-
-def load_layer(
-    folder: str | Path, *, device: str | Path | Device | None = None, engine: str | Engine | None = None
-) -> QuantumLayer:
-    """The layer that `save_layer` wrote, weights unchanged on another device (compiled anew) or engine if asked.
-
-    Args:
-        folder: what `save_layer` wrote.
-        device: name, path of a snapshot or Device; None: the saved one.
-        engine: text or Engine; None: the saved one. The gradient method stays (`with_engine` takes another).
-
-    Raises:
-        DamagedFileError: the folder does not hold a whole layer, or one of another format version.
-        UnknownNameError, InvalidInputError: a device or engine that does not exist or does not fit.
-    """
-    state, config = load_module_state(folder)
-    if config.get("kind") != KIND:
-        raise DamagedFileError(f"{folder} does not hold a {KIND} but {config.get('kind')!r}")
-    check_format(folder, config.get("format"), FORMAT)
-    try:
-        layer = read_layer(Path(folder), config["layer"], device=device, engine=engine)
-        put_state(layer, state, config["frozen"])
-    except QhwError:
-        raise
-    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        raise DamagedFileError(f"{folder} does not hold a whole {KIND} ({error!r})") from error
-    return layer.eval()
-
-
-def write_layer(layer: QuantumLayer, folder: Path) -> dict[str, Any]:
-    """Write all of a layer but its weights; returns what `read_layer` needs besides, as JSON types.
-
-    Raises:
-        InvalidInputError: as `save_layer`.
-    """
-    described = {"engine": spec_of(layer.engine), "gradient": _described_method(layer.gradient)}
-    return {**described, "compiled": write_compiled(layer.compiled, folder)}
-
-
-def read_layer(
-    folder: Path,
-    saved: Mapping[str, Any],
-    *,
-    device: str | Path | Device | None = None,
-    engine: str | Engine | None = None,
-) -> QuantumLayer:
-    """The layer that `write_layer` wrote, with initial weights; `device`, `engine` as in `load_layer`.
-
-    Raises:
-        DamagedFileError, UnknownNameError, InvalidInputError: as `load_layer`.
-        KeyError, TypeError, ValueError: `saved` is not what `write_layer` returned.
-    """
-    compiled = read_compiled(folder, saved["compiled"])
-    if device is not None:
-        compiled = compiled.compile_for(device if isinstance(device, Device) else Device.load(device))
-    return QuantumLayer(compiled, saved["engine"] if engine is None else engine, gradient=_method_of(saved["gradient"]))
 
 
 def write_compiled(compiled: CompiledCircuit, folder: Path) -> dict[str, Any]:
@@ -240,32 +147,6 @@ def _described_observable(observable: SparsePauliOp) -> dict[str, Any]:
 def _observable_of(described: Mapping[str, Any]) -> SparsePauliOp:
     terms = [(paulis, qubits, complex(real, imaginary)) for paulis, qubits, real, imaginary in described["terms"]]
     return SparsePauliOp.from_sparse_list(terms, num_qubits=described["qubits"])
-
-
-def _described_method(method: GradientMethod | None) -> dict[str, Any] | None:
-    """A gradient method as JSON types; InvalidInputError if they do not make an equal one."""
-    if method is None:
-        return None
-    name = type(method).__name__
-    if METHODS.get(name) is type(method):
-        settings = {f.name: getattr(method, f.name) for f in fields(method) if f.init}  # type: ignore[arg-type]
-        described = {k: spec_of(v) if isinstance(v, Engine) else v for k, v in settings.items()}
-        try:
-            if _method_of(json.loads(json.dumps({"method": name, **described}))) == method:
-                return {"method": name, **described}
-        except TypeError:
-            pass  # a setting that JSON does not hold
-    raise InvalidInputError(
-        f"gradient method {method!r} cannot be saved: {', '.join(METHODS)} with settings of plain numbers can. Give "
-        "another one, or none, first: layer.gradient = None"
-    )
-
-
-def _method_of(described: Mapping[str, Any] | None) -> GradientMethod | None:
-    if described is None:
-        return None
-    settings = dict(described)
-    return METHODS[settings.pop("method")](**settings)
 
 
 def _sha256(path: Path) -> str:

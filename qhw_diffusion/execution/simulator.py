@@ -18,10 +18,15 @@ import torch
 from torch import Tensor
 
 from qhw_diffusion.errors import InvalidInputError, MemoryBudgetError
-from qhw_diffusion.execution.arrange import Basis, Precision, dimension
-from qhw_diffusion.execution.chain import Chain, Trace
+from qhw_diffusion.execution.fusion import Basis, Precision, dimension
+from qhw_diffusion.execution.gate_sequence import GateSequence, Trace
+from qhw_diffusion.execution.measurement import (
+    DensityObservables,
+    StateObservables,
+    outcome_probabilities,
+    with_readout_errors,
+)
 from qhw_diffusion.execution.program import FixedMap, Program, Rotation, angles_of
-from qhw_diffusion.execution.readoff import DensityObservables, StateObservables, confuse, outcome_probabilities
 from qhw_diffusion.execution.tape import (
     angles_in_torch,
     bytes_in_torch,
@@ -34,7 +39,7 @@ from qhw_diffusion.execution.tape import (
 
 NUMPY: dict[torch.dtype, Precision] = {torch.float32: np.float32, torch.float64: np.float64}
 # Bytes of rows worked on at a time: about half a core's second-level cache. Fewer columns than this vectorise badly.
-BLOCK_BYTES, BLOCK_COLUMNS = 2**19, 32
+CHUNK_BYTES, CHUNK_COLUMNS = 2**19, 32
 # Copies of the rows are kept from the forward pass up to this size; beyond, the backward pass makes them again.
 KEEP_BYTES = 2**26
 # What the backward pass may hold at a time before it takes fewer samples at once.
@@ -84,17 +89,19 @@ class Simulator:
         self._body, self._tail = _split(program)
 
     @cached_property
-    def whole(self) -> Chain:
-        return self.chain(self.program.operations)
+    def whole(self) -> GateSequence:
+        """The whole circuit."""
+        return self.sequence(self.program.operations)
 
     @cached_property
-    def body(self) -> Chain:
-        return self.chain(self._body)
+    def body(self) -> GateSequence:
+        """The circuit up to the last rotation by an input."""
+        return self.sequence(self._body)
 
     @cached_property
-    def tail(self) -> Chain:
+    def tail(self) -> GateSequence:
         """The weights-only end of the circuit, transposed: it moves observables backwards in time."""
-        return self.chain(self._tail, transposed=True)
+        return self.sequence(self._tail, transposed=True)
 
     def expectation(self, inputs: Tensor, weights: Tensor) -> Tensor:
         """[B, inputs], [weights] → [B, M], differentiable; given the outcomes post-selected on, if any.
@@ -132,9 +139,9 @@ class Simulator:
             rows = evolve_in_torch(self.whole, start, angles_in_torch(self.program, inputs, weights))
             return self.observables.values_in_torch(rows).to(inputs.device)
 
-    def blocks(self, batch: int) -> list[slice]:
+    def chunks(self, batch: int) -> list[slice]:
         """Samples to be worked on at a time when no gradient is needed."""
-        return blocks_of(batch, self.plan(batch, gradient=False).columns)
+        return chunks_of(batch, self.plan(batch, gradient=False).columns)
 
     def final_rows(self, inputs: np.ndarray, weights: np.ndarray) -> np.ndarray:
         """[B, inputs], [weights] → rows [D, B] at the end of the circuit."""
@@ -142,13 +149,13 @@ class Simulator:
         return rows
 
     def distribution(self, rows: np.ndarray, basis: str) -> np.ndarray:
-        """rows [D, B] → [B, 2^n] probabilities of the outcomes with qubit q measured in basis[q] (I is read as Z).
+        """Rows [D, B] → [B, 2^n] probabilities of the outcomes with qubit q measured in basis[q] (I is read as Z).
 
         With noise, readout errors are in them. float64, normalised.
         """
         probabilities = outcome_probabilities(rows, basis, self.basis)
         if self.noisy:
-            probabilities = confuse(probabilities, self.program.readout)
+            probabilities = with_readout_errors(probabilities, self.program.readout)
         return probabilities / probabilities.sum(1, keepdims=True)
 
     def angles(self, inputs: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -161,22 +168,18 @@ class Simulator:
         Raises:
             MemoryBudgetError: not even one sample at a time would fit into this machine's memory.
         """
-        row_bytes = self.n_rows * np.dtype(self.dtype).itemsize
-        chain = self._main(batch)
-        split = chain is not self.whole
+        sequence = self._main(batch)
+        row_bytes = sequence.row_bytes
+        split = sequence is not self.whole
         tail_bytes = (2 + gradient * self.tail.n_kept) * len(self.observables) * row_bytes if split else 0
-        copies = chain.n_kept if gradient else 0
-        columns = min(batch, max(BLOCK_COLUMNS, BLOCK_BYTES // row_bytes))
-        while columns > 1 and copies * row_bytes * columns > COPIES_BYTES:
-            columns = (columns + 1) // 2
-        recompute = not chain.orthogonal and copies * row_bytes * batch > KEEP_BYTES
-        kept = copies * row_bytes * (columns if recompute else batch)
+        columns, recompute = columns_at_a_time(sequence, batch, gradient)
+        kept = gradient * sequence.n_kept * row_bytes * (columns if recompute else batch)
         angles = len(self.program.offsets) * batch * 24
         needed = kept + 4 * row_bytes * columns + tail_bytes + self.observables.bytes + angles
         _refuse(needed, self.program.n_qubits, self.basis, f"a batch of {batch}, {columns} samples at a time,")
         return MemoryPlan(columns, recompute, needed)
 
-    def _main(self, batch: int) -> Chain:
+    def _main(self, batch: int) -> GateSequence:
         """What every sample goes through: all of the circuit, unless it pays to take the observables half-way."""
         split = self.basis == "density" and self._tail and len(self.observables) < batch
         return self.body if split else self.whole
@@ -187,9 +190,20 @@ class Simulator:
         rows[0] = 1
         return rows
 
-    def chain(self, operations: Sequence[Rotation | FixedMap], transposed: bool = False) -> Chain:
+    def sequence(self, operations: Sequence[Rotation | FixedMap], transposed: bool = False) -> GateSequence:
         """These operations of the circuit as steps on rows; transposed, they move observables backwards in time."""
-        return Chain(operations, self.program, self.basis, noisy=self.noisy, dtype=self.dtype, transposed=transposed)
+        return GateSequence(
+            operations, self.program, self.basis, noisy=self.noisy, dtype=self.dtype, transposed=transposed
+        )
+
+
+def columns_at_a_time(sequence: GateSequence, batch: int, gradient: bool) -> tuple[int, bool]:
+    """Samples worked on at a time, and whether the backward pass evolves the rows again instead of keeping copies."""
+    row_bytes, copies = sequence.row_bytes, sequence.n_kept if gradient else 0
+    columns = min(batch, max(CHUNK_COLUMNS, CHUNK_BYTES // row_bytes))
+    while columns > 1 and copies * row_bytes * columns > COPIES_BYTES:
+        columns = (columns + 1) // 2
+    return columns, not sequence.orthogonal and copies * row_bytes * batch > KEEP_BYTES
 
 
 def check_kept(probability: Tensor) -> None:
@@ -214,12 +228,12 @@ def refuse_if_too_large(n_qubits: int, basis: Basis, dtype: Precision = np.float
     _refuse(8 * dimension(basis, n_qubits) * np.dtype(dtype).itemsize, n_qubits, basis, "one sample")
 
 
-def refuse_tape(chain: Chain, n_qubits: int, batch: int) -> None:
+def refuse_tape(sequence: GateSequence, n_qubits: int, batch: int) -> None:
     """Raise MemoryBudgetError where torch's tape of a batch would not fit."""
     _refuse(
-        bytes_in_torch(chain, batch),
+        bytes_in_torch(sequence, batch),
         n_qubits,
-        chain.basis,
+        sequence.basis,
         f"a second derivative, or torch.func, of a batch of {batch}",
     )
 
@@ -248,10 +262,10 @@ class _Evaluate(torch.autograd.Function):
             measured, tail_trace = simulator.tail.forward(measured.copy(), angles[:, :1], gradient)
         values = np.empty((batch, len(observables)), simulator.dtype)
         kept: list[tuple[np.ndarray, Trace | None] | None] = []
-        for block in blocks_of(batch, plan.columns):
-            start = simulator.start(block.stop - block.start)
-            rows, trace = main.forward(start, columns_of(angles, block), gradient and not plan.recompute)
-            values[block] = observables.values(rows, measured)
+        for chunk in chunks_of(batch, plan.columns):
+            start = simulator.start(chunk.stop - chunk.start)
+            rows, trace = main.forward(start, columns_of(angles, chunk), gradient and not plan.recompute)
+            values[chunk] = observables.values(rows, measured)
             kept.append(None if plan.recompute or not gradient else (rows, trace))
         ctx.simulator, ctx.plan, ctx.angles, ctx.measured = simulator, plan, angles, measured
         ctx.kept, ctx.tail_trace, ctx.devices = kept, tail_trace, (inputs.device, weights.device)
@@ -270,16 +284,16 @@ class _Evaluate(torch.autograd.Function):
         shared = np.zeros((len(angles), 1), simulator.dtype)
         per_column = np.zeros(angles.shape, simulator.dtype)
         into_tail = np.zeros_like(ctx.measured)
-        for block, kept in zip(blocks_of(angles.shape[1], ctx.plan.columns), ctx.kept, strict=True):
+        for chunk, kept in zip(chunks_of(angles.shape[1], ctx.plan.columns), ctx.kept, strict=True):
             if kept is None:
-                kept = main.forward(simulator.start(block.stop - block.start), columns_of(angles, block), keep=True)
+                kept = main.forward(simulator.start(chunk.stop - chunk.start), columns_of(angles, chunk), keep=True)
             rows, trace = kept
-            adjoint = observables.adjoint(rows, cotangent[block], ctx.measured)
+            adjoint = observables.adjoint(rows, cotangent[chunk], ctx.measured)
             if ctx.tail_trace is not None:
-                into_tail += rows @ cotangent[block]
-            slopes = np.zeros((len(angles), block.stop - block.start), simulator.dtype)
+                into_tail += rows @ cotangent[chunk]
+            slopes = np.zeros((len(angles), chunk.stop - chunk.start), simulator.dtype)
             main.backward(adjoint, trace, shared, slopes)
-            per_column[:, block] = slopes
+            per_column[:, chunk] = slopes
         if ctx.tail_trace is not None:
             simulator.tail.backward(into_tail, ctx.tail_trace, shared, np.zeros_like(shared))
         by_inputs = by_weights = None
@@ -295,12 +309,14 @@ def _tensor(array: np.ndarray, dtype: Precision) -> Tensor:
     return torch.from_numpy(array.astype(dtype))
 
 
-def blocks_of(batch: int, columns: int) -> list[slice]:
+def chunks_of(batch: int, columns: int) -> list[slice]:
+    """A batch in slices of at most so many columns."""
     return [slice(start, min(start + columns, batch)) for start in range(0, batch, columns)]
 
 
-def columns_of(angles: np.ndarray, block: slice) -> np.ndarray:
-    return np.ascontiguousarray(angles[:, block])
+def columns_of(angles: np.ndarray, chunk: slice) -> np.ndarray:
+    """Angles [R, B] of some samples, contiguous."""
+    return np.ascontiguousarray(angles[:, chunk])
 
 
 def _split(program: Program) -> tuple[list[Rotation | FixedMap], list[Rotation | FixedMap]]:

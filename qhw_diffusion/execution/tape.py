@@ -1,4 +1,4 @@
-"""A chain in plain torch operations, for what the compiled kernels cannot do: derivatives of derivatives, torch.func.
+"""A gate sequence in plain torch operations, for what the compiled kernels cannot do: higher derivatives, torch.func.
 
 The kernels give values and first derivatives, many times faster. Where a second derivative is asked, or a transform of
 `torch.func` (vmap, grad, jacrev, jacfwd, hessian, …) or forward-mode differentiation is at work, the same steps on the
@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from qhw_diffusion.errors import InvalidInputError
-from qhw_diffusion.execution.chain import Chain, Moment, Permutation, Table
+from qhw_diffusion.execution.gate_sequence import BlockTable, GateSequence, Moment, Permutation
 from qhw_diffusion.execution.program import Program
 
 
@@ -78,19 +78,19 @@ def angles_in_torch(program: Program, inputs: Tensor, weights: Tensor) -> Tensor
     return shared[:, None] + by_input @ inputs.cpu().double().T
 
 
-def evolve_in_torch(chain: Chain, rows: Tensor, angles: Tensor) -> Tensor:
-    """`Chain.forward`: rows [D, B] and angles [R, B] → rows [D, B], in new memory."""
+def evolve_in_torch(sequence: GateSequence, rows: Tensor, angles: Tensor) -> Tensor:
+    """`GateSequence.forward`: rows [D, B] and angles [R, B] → rows [D, B], in new memory."""
     angles = angles.to(rows.dtype)
     columns = {True: angles, False: angles[:, :1]}
-    matrices = {kind: _matrices(chain, table, columns[kind]) for kind, table in chain.tables.items()}
-    for step in chain.steps:
+    matrices = {kind: _matrices(sequence, table, columns[kind]) for kind, table in sequence.tables.items()}
+    for step in sequence.steps:
         if isinstance(step, Moment):
             for qubit, matrix in zip(step.places, matrices[step.per_column][step.select], strict=True):
-                rows = _on_qubits(chain, rows, (int(qubit),), matrix)
+                rows = _on_qubits(sequence, rows, (int(qubit),), matrix)
         elif isinstance(step, Permutation):
             rows = _constant(step.sign)[:, None] * rows.index_select(0, _constant(step.source))
         else:
-            rows = _on_qubits(chain, rows, step.qubits, _constant(step.matrix)[None])
+            rows = _on_qubits(sequence, rows, step.qubits, _constant(step.matrix)[None])
     return rows
 
 
@@ -112,35 +112,35 @@ def refuse_unchecked_angles(program: Program, inputs: Tensor, weights: Tensor) -
         )
 
 
-def bytes_in_torch(chain: Chain, batch: int) -> int:
+def bytes_in_torch(sequence: GateSequence, batch: int) -> int:
     """About what torch's tape of `evolve_in_torch` takes, and its derivatives' as much again."""
-    runs = sum(len(step.places) if isinstance(step, Moment) else 1 for step in chain.steps)
-    return 2 * 3 * (runs + 1) * chain.n_rows * batch * np.dtype(chain.dtype).itemsize
+    blocks = sum(len(step.places) if isinstance(step, Moment) else 1 for step in sequence.steps)
+    return 2 * 3 * (blocks + 1) * sequence.n_rows * batch * np.dtype(sequence.dtype).itemsize
 
 
-def _matrices(chain: Chain, table: Table, angles: Tensor) -> list[Tensor]:
-    """The matrix of each run, [B or 1, 4, 4]: F_K · R(θ_K) · … · R(θ_1) · F_0 (`kernel.build_runs`)."""
-    g, h = (float(s) for s in chain.sign)
+def _matrices(sequence: GateSequence, table: BlockTable, angles: Tensor) -> list[Tensor]:
+    """The matrix of each block, [B or 1, 4, 4]: F_K · R(θ_K) · … · R(θ_1) · F_0 (`kernel.build_blocks`)."""
+    g, h = (float(s) for s in sequence.sign)
     still = torch.diag(torch.tensor([1 - g * g, 1 - h * h] * 2, dtype=angles.dtype))
     turning = torch.diag(torch.tensor([g * g, h * h] * 2, dtype=angles.dtype))
     crossed = torch.zeros(4, 4, dtype=angles.dtype)
     crossed[0, 2], crossed[2, 0], crossed[1, 3], crossed[3, 1] = g, -g, h, -h
-    turns = (chain.rate * angles)[..., None, None]
+    turns = (sequence.rate * angles)[..., None, None]
     rotations = still + turns.cos() * turning + turns.sin() * crossed  # [R, B or 1, 4, 4]
     fixed = _constant(table.fixed)
     result = []
-    for run in range(table.n_runs):
-        first, last = int(table.first[run]), int(table.first[run + 1])
-        matrix = fixed[first + run][None]
+    for block in range(table.n_blocks):
+        first, last = int(table.first[block]), int(table.first[block + 1])
+        matrix = fixed[first + block][None]
         for t in range(first, last):
-            matrix = fixed[t + run + 1] @ (rotations[int(table.rotation[t])] @ matrix)
+            matrix = fixed[t + block + 1] @ (rotations[int(table.rotation[t])] @ matrix)
         result.append(matrix)
     return result
 
 
-def _on_qubits(chain: Chain, rows: Tensor, qubits: tuple[int, ...], matrix: Tensor) -> Tensor:
-    """matrix [B or 1, d, d] on some qubits of every column."""
-    n, state = chain.n_qubits, chain.basis == "state"
+def _on_qubits(sequence: GateSequence, rows: Tensor, qubits: tuple[int, ...], matrix: Tensor) -> Tensor:
+    """Matrix [B or 1, d, d] on some qubits of every column."""
+    n, state = sequence.n_qubits, sequence.basis == "state"
     # One axis a qubit, the last one first; for a state real and imaginary parts are an axis ahead of them
     shape = [2] * (n + 1) if state else [4] * n
     axes = [0] * state + [state + n - 1 - q for q in reversed(qubits)]  # of the matrix, most significant first

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from qhw_diffusion.errors import InvalidInputError
-from qhw_diffusion.execution.chain import Chain
 from qhw_diffusion.execution.compile import CompiledCircuit
 from qhw_diffusion.execution.engine import Engine
-from qhw_diffusion.execution.exact import Ideal, simulator_of
+from qhw_diffusion.execution.engines import Ideal, simulator_of
+from qhw_diffusion.execution.gate_sequence import GateSequence
+from qhw_diffusion.execution.measurement import outcome_probabilities
 from qhw_diffusion.execution.program import FixedMap, Measurement, Rotation
-from qhw_diffusion.execution.readoff import outcome_probabilities
-from qhw_diffusion.execution.simulator import COPIES_BYTES, Simulator, blocks_of, check_kept
+from qhw_diffusion.execution.simulator import COPIES_BYTES, Simulator, check_kept, chunks_of
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,8 @@ def sample_trajectories(
     Args:
         compiled: a circuit with measurements; those that it post-selects on are kept as such.
         engine: ``Ideal()`` or ``Noisy()``.
-        inputs: [B, inputs]; weights: [weights].
+        inputs: [B, inputs] radians.
+        weights: [weights] radians.
         generator: where the outcomes come from.
 
     Raises:
@@ -80,19 +81,19 @@ def sample_trajectories(
     if pure and simulator.basis != "state" and not ahead:
         coherent = tuple(operation for segment in segments for operation in segment)
         simulator = Simulator(replace(program, operations=coherent), noisy=False, dtype=weights.dtype)
-    chains = [simulator.chain(segment) for segment in segments]
-    back = [simulator.chain(segment, transposed=True) for segment in segments[1:]] if ahead else []
+    sequences = [simulator.sequence(segment) for segment in segments]
+    back = [simulator.sequence(segment, transposed=True) for segment in segments[1:]] if ahead else []
     outcomes = np.zeros((len(inputs), len(drawn)), dtype=np.int64)
     values = np.zeros((len(inputs), len(simulator.observables)), simulator.dtype)
-    for block in _blocks(simulator, len(inputs), len(back)):
-        angles = simulator.angles(inputs[block].detach().cpu().numpy(), weights.detach().cpu().numpy())
+    for chunk in _chunks(simulator, len(inputs), len(back)):
+        angles = simulator.angles(inputs[chunk].detach().cpu().numpy(), weights.detach().cpu().numpy())
         effects = _effects(back, drawn, angles, simulator) if ahead else [None] * len(drawn)
-        rows = simulator.start(block.stop - block.start)
-        for k, chain in enumerate(chains):
-            rows, _ = chain.forward(rows, angles, keep=False)
+        rows = simulator.start(chunk.stop - chunk.start)
+        for k, sequence in enumerate(sequences):
+            rows, _ = sequence.forward(rows, angles, keep=False)
             if k < len(drawn):
-                outcomes[block, k] = _measure(rows, drawn[k], effects[k], simulator, engine.noisy, generator)
-        values[block] = simulator.observables.values(rows, simulator.observables.rows)
+                outcomes[chunk, k] = _measure(rows, drawn[k], effects[k], simulator, engine.noisy, generator)
+        values[chunk] = simulator.observables.values(rows, simulator.observables.rows)
     given = values[:, :-1] / values[:, -1:] if program.postselected else values
     return Trajectories(
         torch.from_numpy(np.ascontiguousarray(given)).to(inputs),
@@ -101,27 +102,27 @@ def sample_trajectories(
     )
 
 
-def _blocks(simulator: Simulator, batch: int, effects: int) -> list[slice]:
+def _chunks(simulator: Simulator, batch: int, effects: int) -> list[slice]:
     """Samples worked on at a time, so many that their effects stay within COPIES_BYTES."""
     columns = simulator.plan(batch, gradient=False).columns
     if effects:
         kept = effects * simulator.n_rows * np.dtype(simulator.dtype).itemsize
         columns = max(1, min(columns, COPIES_BYTES // kept))
-    return blocks_of(batch, columns)
+    return chunks_of(batch, columns)
 
 
 def _effects(
-    back: list[Chain], drawn: list[Measurement], angles: np.ndarray, simulator: Simulator
+    back: list[GateSequence], drawn: list[Measurement], angles: np.ndarray, simulator: Simulator
 ) -> list[np.ndarray | None]:
-    """For each outcome drawn, rows [D, B] of the effect of all that follows: its product with the rows of a state right
-    after the measurement is the probability of the outcomes post-selected on later.
+    """For each outcome drawn, rows [D, B] of the effect of all that follows.
 
-    The identity at the end, taken backwards in time through the segments after the first measurement.
+    Its product with the rows of a state right after the measurement is the probability of the outcomes post-selected on
+    later. It is the identity at the end, taken backwards in time through the segments after the first measurement.
     """
     effects: list[np.ndarray | None] = []
     effect = np.repeat(simulator.observables.rows[:, -1:], angles.shape[1], axis=1)
-    for chain, measurement in zip(reversed(back), reversed(drawn), strict=True):
-        effect, _ = chain.forward(effect.copy(), angles, keep=False)
+    for sequence, measurement in zip(reversed(back), reversed(drawn), strict=True):
+        effect, _ = sequence.forward(effect.copy(), angles, keep=False)
         effect *= (_digits(measurement.qubits[0], simulator) % 2 == 0)[:, None]  # the measurement leaves no coherences
         effects.append(effect)
     return effects[::-1]

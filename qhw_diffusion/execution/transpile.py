@@ -111,6 +111,7 @@ class WithoutCancelled(TransformationPass):
     """
 
     def run(self, dag: DAGCircuit) -> DAGCircuit:
+        """Take them out of every gate, in place."""
         for node in dag.op_nodes():
             if any(isinstance(value, ParameterExpression) and value.parameters for value in node.params):
                 params = [_without_cancelled(value, node.name) for value in node.params]

@@ -12,6 +12,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
+from qhw_diffusion.checkpoints import pack_generator, unpack_generator
 from qhw_diffusion.errors import DamagedFileError, InvalidInputError
 from qhw_diffusion.guidance.config import GuidanceConfig
 from qhw_diffusion.guidance.episode import GuidedEpisode, calibrate_state, draw_episode
@@ -19,7 +20,6 @@ from qhw_diffusion.guidance.rewards import Reward, StepView
 from qhw_diffusion.guidance.rollout import rollout
 from qhw_diffusion.guidance.state import state_metrics
 from qhw_diffusion.guidance.tensor_env import TensorStep
-from qhw_diffusion.runs import pack_generator, unpack_generator
 
 if TYPE_CHECKING:
     from qhw_diffusion.diffusion import Backbone

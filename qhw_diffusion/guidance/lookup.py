@@ -12,7 +12,7 @@ from torch import Tensor
 
 from qhw_diffusion.errors import InvalidInputError
 from qhw_diffusion.execution import CompiledCircuit
-from qhw_diffusion.execution.unroll import unrolled
+from qhw_diffusion.execution.gradients import unrolled
 from qhw_diffusion.guidance.actors import Actor, GaussianHead
 from qhw_diffusion.guidance.quantum_actor import QuantumActor
 

@@ -14,20 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qhw_diffusion.errors import DamagedFileError, InvalidInputError, RunFolderError
+from qhw_diffusion.checkpoints import restore_checkpoint, save_checkpoint
+from qhw_diffusion.errors import InvalidInputError, RunFolderError
 from qhw_diffusion.guidance.actors import Actor
 from qhw_diffusion.guidance.config import PPOConfig
 from qhw_diffusion.guidance.tensor_env import TensorEnv, as_tensor_env
-from qhw_diffusion.runs import (
-    RunFolder,
-    StopRequest,
-    interruptible,
-    pack_generator,
-    pack_optimizer,
-    progress,
-    unpack_generator,
-    unpack_optimizer,
-)
+from qhw_diffusion.runs import RunFolder, StopRequest, interruptible, progress
 
 History = list[dict[str, float]]
 
@@ -272,14 +264,11 @@ def _save(
     generator: torch.Generator,
     running_return: Tensor,
 ) -> None:
-    optimizer_tensors, optimizer_meta = pack_optimizer(optimizer)
-    tensors = {f"actor.{k}": v for k, v in actor.state_dict().items()}
-    tensors |= {f"critic.{k}": v for k, v in critic.state_dict().items()}
-    tensors |= optimizer_tensors
-    tensors |= {"generator": pack_generator(generator), "running_return": running_return}
+    parts = {"actor": actor, "critic": critic, "optimizer": optimizer, "generator": generator}
+    parts["running_return"] = running_return
     if hasattr(env, "state_dict"):
-        tensors |= {f"env.{k}": v for k, v in env.state_dict().items()}
-    run.save_checkpoint(tensors, {"updates": done_updates, "optimizer": optimizer_meta})
+        parts["env"] = env
+    save_checkpoint(run, parts, {"updates": done_updates})
 
 
 def _restore(
@@ -296,19 +285,6 @@ def _restore(
         raise RunFolderError("resuming needs the run folder that holds the checkpoint")
     if not hasattr(env, "load_state_dict"):
         raise RunFolderError(f"{type(env).__name__} cannot be resumed: it offers no state_dict / load_state_dict")
-    tensors, meta = run.load_checkpoint()
-
-    def part(prefix: str) -> dict[str, Tensor]:
-        return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-
-    try:
-        actor.load_state_dict(part("actor."))
-        critic.load_state_dict(part("critic."))
-        unpack_optimizer(optimizer, tensors, meta["optimizer"])
-        unpack_generator(generator, tensors["generator"])
-        running_return.copy_(tensors["running_return"])
-        return int(meta["updates"]), env.load_state_dict(part("env."))
-    except (RuntimeError, KeyError) as error:
-        if isinstance(error, DamagedFileError):
-            raise
-        raise DamagedFileError(f"the checkpoint in {run.path} does not fit this training ({error})") from error
+    parts = {"actor": actor, "critic": critic, "optimizer": optimizer, "generator": generator}
+    meta, returned = restore_checkpoint(run, {**parts, "running_return": running_return, "env": env})
+    return int(meta["updates"]), returned["env"]

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from qhw_diffusion.checkpoints import frozen_parameters, put_state
 from qhw_diffusion.circuits import PolicyCircuit
 from qhw_diffusion.devices import Device
 from qhw_diffusion.errors import InvalidInputError
 from qhw_diffusion.execution import CompiledCircuit, Engine, QuantumLayer, compile_circuit
 from qhw_diffusion.guidance.actors import Actor, GaussianHead
-from qhw_diffusion.runs import frozen_parameters, put_state
 
 
 def compile_policy(

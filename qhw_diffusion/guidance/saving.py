@@ -5,15 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from qhw_diffusion.checkpoints import check_format, frozen_parameters, load_module_state, put_state, save_module
 from qhw_diffusion.circuits import PolicyCircuit, load_circuit, policy_circuit
 from qhw_diffusion.devices import Device
 from qhw_diffusion.errors import DamagedFileError, InvalidInputError, QhwError, UnknownNameError
 from qhw_diffusion.execution import Engine, QuantumLayer, engine_of
-from qhw_diffusion.execution.saving import SNAPSHOT, read_layer, write_layer
+from qhw_diffusion.execution.layer import read_layer, write_layer
+from qhw_diffusion.execution.saving import SNAPSHOT
 from qhw_diffusion.guidance.actors import Actor, AnnealingActor, MLPActor
 from qhw_diffusion.guidance.lookup import LookupActor
 from qhw_diffusion.guidance.quantum_actor import QuantumActor, compile_policy
-from qhw_diffusion.runs import atomic_folder, check_format, frozen_parameters, load_module_state, put_state, save_module
+from qhw_diffusion.runs import atomic_folder
 
 CLASSICAL: dict[str, type[MLPActor] | type[AnnealingActor] | type[LookupActor]] = {
     "mlp": MLPActor,

@@ -9,7 +9,7 @@ from typing import Any
 from qhw_diffusion.devices import Device
 from qhw_diffusion.hardware.cost import Cost, DoneJob, added_by, estimate_cost, history_of, in_all
 from qhw_diffusion.hardware.service import Pub
-from qhw_diffusion.hardware.split import JobLimits, bases, cut, split
+from qhw_diffusion.hardware.split import JobLimits, asked, bases, cut, split
 
 # (PUBs of one job, the service's options) → what it costs
 Estimator = Callable[[Sequence[Pub], Mapping[str, Any]], Cost]
@@ -31,12 +31,12 @@ def job_estimator(
         return durations[id(pub.circuit)][1]
 
     def estimate(pubs: Sequence[Pub], options: Mapping[str, Any]) -> Cost:
-        counts = [pub.rows * bases(pub) for pub in pubs]
-        mean = sum(n * duration(pub) for n, pub in zip(counts, pubs, strict=True)) / sum(counts)
+        circuits, shots = asked(pubs)
+        mean = sum(pub.rows * bases(pub) * duration(pub) for pub in pubs) / circuits
         cost = estimate_cost(
             mean,
-            sum(counts),
-            max(pub.shots for pub in pubs),
+            circuits,
+            shots,
             device,
             repetition_delay=repetition_delay,
             added=added_by(options),

@@ -9,7 +9,7 @@ from typing import Any
 
 from qhw_diffusion.hardware.cost import Added
 from qhw_diffusion.hardware.service import Pub
-from qhw_diffusion.hardware.split import Piece, bases
+from qhw_diffusion.hardware.split import Piece, asked
 
 
 @dataclass(eq=False)
@@ -54,8 +54,7 @@ class Job:
         """(circuits, shots of each): rows of parameters times settings of the measurement, with what the client's
         mitigation adds; the most shots, if they differ.
         """
-        asked = sum(pub.rows * bases(pub) for pub in self.pubs)
-        return self.added.executed(asked, max(pub.shots for pub in self.pubs))
+        return self.added.executed(*asked(self.pubs))
 
 
 def distinct(jobs: Sequence[Job]) -> list[Job]:

@@ -98,6 +98,11 @@ def bases(pub: Pub) -> int:
     return bases_of(pub.observables)
 
 
+def asked(pubs: Sequence[Pub]) -> tuple[int, int]:
+    """(circuits, shots of each) that PUBs ask for: rows times settings of the measurement; the most shots."""
+    return sum(pub.rows * bases(pub) for pub in pubs), max(pub.shots for pub in pubs)
+
+
 def bases_of(observables: Sequence[SparsePauliOp]) -> int:
     """How many settings of the measurement the observables need, grouped qubit by qubit as the estimators do."""
     paulis = observables[0].paulis

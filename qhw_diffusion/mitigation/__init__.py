@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from qhw_diffusion.mitigation.checks import check_strategies
 from qhw_diffusion.mitigation.decoupling import DynamicalDecoupling
-from qhw_diffusion.mitigation.mitigated import Mitigated, counted, planned
+from qhw_diffusion.mitigation.mitigated import Mitigated, planned
 from qhw_diffusion.mitigation.mitiq_cdr import MitiqCDR
 from qhw_diffusion.mitigation.mitiq_pec import MitiqPEC
 from qhw_diffusion.mitigation.mitiq_weighted import MitiqDDD, MitiqLRE, MitiqTwirling, MitiqZNE
@@ -36,7 +36,6 @@ __all__ = [
     "Readout",
     "Strategy",
     "check_strategies",
-    "counted",
     "engine_of",
     "folded",
     "kept",

@@ -12,12 +12,11 @@ import torch
 from torch import Tensor
 
 from qhw_diffusion.errors import InvalidInputError
-from qhw_diffusion.execution import CompiledCircuit, Engine, Estimate, Experiment, Usage
-from qhw_diffusion.execution.constants import evaluate_varying, parts_of
-from qhw_diffusion.execution.engine import Record, check_parameters, circuits_with_shots, rows_of
-from qhw_diffusion.execution.engine_text import engine_of
+from qhw_diffusion.execution import CompiledCircuit, Engine, Estimate, Experiment, Plan, Usage
+from qhw_diffusion.execution.engine import Record, check_parameters, evaluate_varying, parts_of, rows_of
+from qhw_diffusion.execution.engines import engine_of
 from qhw_diffusion.mitigation.checks import calibrated, check_strategies, combined, constructed
-from qhw_diffusion.mitigation.strategy import Cost, Strategy, zero_rows
+from qhw_diffusion.mitigation.strategy import Strategy, zero_rows
 
 # A standard error that stands for an infinite one, to see which values depend on it
 _SMALL = 1e-3
@@ -49,6 +48,7 @@ class Mitigated(Engine):
     strategies: Sequence[Strategy]
     differentiable: bool = field(init=False, compare=False)  # type: ignore[misc]  # a property of these two
     name: ClassVar[str] = "mitigated"
+    mitigated: ClassVar[bool] = True
     _calibrations: dict[Any, list[Estimate]] = field(init=False, repr=False, compare=False, default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -86,17 +86,27 @@ class Mitigated(Engine):
         """The text, as far as there is one."""
         return "+".join([self.base.label, *(strategy.spec or strategy.label for strategy in self.strategies)])
 
-    def cost(self, compiled: CompiledCircuit, rows: int = 1) -> Cost:
-        """What an evaluation at so many rows takes, counted on the circuits that it would send: nothing is evaluated.
+    def plan(self, compiled: CompiledCircuit, rows: int) -> Plan:
+        """What the strategies make of an evaluation at so many rows, and their calibrations; nothing is evaluated.
 
         Raises:
             InvalidInputError: rows below 1; what the strategies raise for a circuit they cannot treat.
         """
-        return counted(self.strategies, compiled, rows, self.base.circuits_of)
+        self._check_strategies(compiled)
+        expansion = planned(self.strategies, compiled, rows)
+        sent = (expansion.leaves, expansion.calibrations)
+        return Plan(*(tuple((circuit, len(values)) for circuit, values in made) for made in sent))
+
+    def circuits_of(self, compiled: CompiledCircuit, rows: int) -> int:
+        """As the engine counts them that evaluates the circuits."""
+        return self.base.circuits_of(compiled, rows)
 
     def check(self, compiled: CompiledCircuit) -> None:
         """Raise if the engine or a strategy cannot treat the circuit; strategies of a user's own are tried out."""
         self.base.check(compiled)
+        self._check_strategies(compiled)
+
+    def _check_strategies(self, compiled: CompiledCircuit) -> None:
         varying = parts_of(compiled).varying
         if varying is not None:
             check_strategies(self.strategies, varying, self.base)
@@ -253,18 +263,3 @@ def planned(strategies: Sequence[Strategy], compiled: CompiledCircuit, rows: int
         return expand(strategies, [], dry=True)
     check_strategies(strategies, varying)
     return expand(strategies, [(varying, zeros)], dry=True)
-
-
-def counted(
-    strategies: Sequence[Strategy],
-    compiled: CompiledCircuit,
-    rows: int = 1,
-    circuits_of: Callable[[CompiledCircuit, int], int] = circuits_with_shots,
-) -> Cost:
-    """The circuits of what is `planned`, each as the engine counts it (`Engine.circuits_of`)."""
-    expansion = planned(strategies, compiled, rows)
-    each, once = (
-        sum(circuits_of(circuit, len(values)) for circuit, values in made)
-        for made in (expansion.leaves, expansion.calibrations)
-    )
-    return Cost(each, once)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from qhw_diffusion.errors import InvalidInputError, UnknownNameError
 from qhw_diffusion.execution import CompiledCircuit, Estimate, Experiment
-from qhw_diffusion.execution.shots import measurement_groups
+from qhw_diffusion.execution.measurement import Member, z_signs
 from qhw_diffusion.mitigation.rewriting import kept
 from qhw_diffusion.mitigation.strategy import Calibration, Need, Strategy
 
@@ -27,8 +27,6 @@ SOURCES: tuple[str, ...] = get_args(Source)
 # 2^k calibration circuits and strings, 2^w strings for a product of w factors
 _MOST_TOGETHER, _MOST_FACTORS = 8, 12
 
-# (observable, coefficient, Pauli label): a Pauli string of an observable, as `measurement_groups` gives it
-Member = tuple[int, float, str]
 # (weights [M, S] of the strings as read, constants [M])
 Inverse = tuple[np.ndarray, np.ndarray]
 # A qubit that reads 0 and 1 almost alike tells nothing
@@ -166,7 +164,7 @@ def _calibration_variances(assignment: Correlated, values: Tensor, weights: Tens
     """[B, M]: with basis state x of true probability p(x), Σ_x p(x)² (Σ_s |weight_s| σ[s, x])²."""
     k = len(assignment.qubits)
     read = np.concatenate([np.ones((len(values), 1)), values.double().cpu().numpy()], axis=1)
-    probabilities = np.linalg.solve(assignment.matrix, read.T).T @ signs(k) / 2**k
+    probabilities = np.linalg.solve(assignment.matrix, read.T).T @ z_signs(k) / 2**k
     spread = weights.abs().double().cpu().numpy() @ assignment.errors[1:]  # [M, 2^k]
     return torch.from_numpy(probabilities**2 @ (spread**2).T).to(values)
 
@@ -202,7 +200,7 @@ def _plan(compiled: CompiledCircuit, source: Source) -> _Plan:
 
 
 def _make_plan(compiled: CompiledCircuit, source: Source) -> _Plan:
-    groups = terms_of(compiled)
+    groups = compiled.measurement_groups
     n = len(compiled.physical_qubits)
     measured = tuple(q for q in range(n) if any(basis[q] != "I" for basis, _ in groups))
     widest = max((n - label.count("I") for _, members in groups for _, _, label in members), default=0)
@@ -336,7 +334,7 @@ class Correlated:
     @property
     def matrix(self) -> np.ndarray:
         """[2^k, 2^k] M: ⟨Z^s⟩ as read = Σ_t M[s, t] ⟨Z^t⟩."""
-        result: np.ndarray = self.read @ signs(len(self.qubits)) / len(self.read)
+        result: np.ndarray = self.read @ z_signs(len(self.qubits)) / len(self.read)
         return result
 
     def inverse(self, strings: Sequence[str], members: Sequence[Member], n_observables: int) -> Inverse:
@@ -351,29 +349,12 @@ class Correlated:
         return combination[:, 1:], combination[:, 0]
 
 
-def signs(k: int) -> np.ndarray:
-    """[2^k, 2^k] (−1)^(s·x): ⟨Z^s⟩ of basis state x."""
-    result: np.ndarray = np.ones((1, 1))
-    for _ in range(k):
-        result = np.kron([[1, 1], [1, -1]], result)
-    return result
-
-
 def substrings(label: str) -> list[str]:
     """All 2^w labels with some of the w factors replaced by I, the label itself first."""
     result = [""]
     for factor in label:
         result = [part + choice for part in result for choice in dict.fromkeys((factor, "I"))]
     return result
-
-
-def terms_of(compiled: CompiledCircuit) -> list[tuple[str, list[Member]]]:
-    """The observables' Pauli strings on the qubits in use, in groups measured together (`measurement_groups`)."""
-    terms = tuple(
-        tuple((float(c.real), "".join(label[::-1][q] for q in compiled.physical_qubits)) for label, c in o.to_list())
-        for o in (observable.simplify() for observable in compiled.observables)
-    )
-    return measurement_groups(terms)
 
 
 def with_strings(compiled: CompiledCircuit, strings: Sequence[str]) -> CompiledCircuit:

@@ -11,7 +11,7 @@ from typing import Any
 
 from qhw_diffusion.errors import InvalidInputError, QhwError, UnknownNameError
 from qhw_diffusion.execution import Engine
-from qhw_diffusion.execution.engine_text import engine_of, wrap_with
+from qhw_diffusion.execution.engines import engine_of, wrap_with
 from qhw_diffusion.extensions import is_extension, load_extension
 from qhw_diffusion.mitigation.decoupling import DynamicalDecoupling
 from qhw_diffusion.mitigation.mitigated import Mitigated

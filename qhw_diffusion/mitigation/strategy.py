@@ -18,37 +18,12 @@ import torch
 from torch import Tensor
 
 from qhw_diffusion.errors import InvalidInputError, MissingDependencyError
-from qhw_diffusion.execution import CompiledCircuit, Engine, Estimate, Experiment, Ideal, Usage
-from qhw_diffusion.execution.constants import parts_of
-from qhw_diffusion.execution.engine import circuits_with_shots
+from qhw_diffusion.execution import CompiledCircuit, Cost, Engine, Estimate, Experiment, Ideal
+from qhw_diffusion.execution.engine import circuits_with_shots, parts_of
 from qhw_diffusion.mitigation.strategy_text import grammar_of, made_from_text, reference_of, settings_of
 
 # A strategy makes no more circuits than this of one
 MOST_CIRCUITS = 10_000
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What evaluations of one circuit at so many rows take, counted on the circuits that are made for it.
-
-    Attributes:
-        circuits: executed in every evaluation: rows of parameters times groups of observables measured together, of
-            all circuits of the strategies. Each gets the engine's full number of shots.
-        calibration_circuits: executed besides in the first evaluation on these qubits.
-    """
-
-    circuits: int
-    calibration_circuits: int = 0
-
-    def usage(self, shots: int, *, first: bool = True) -> Usage:
-        """Circuits and shots of one evaluation.
-
-        Args:
-            shots: repetitions of each circuit.
-            first: with the calibration.
-        """
-        circuits = self.circuits + (self.calibration_circuits if first else 0)
-        return Usage(circuits, circuits * shots)
 
 
 @dataclass(frozen=True)

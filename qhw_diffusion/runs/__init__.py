@@ -1,4 +1,4 @@
-"""Run folders: configuration, metrics log, checkpoints and resume, progress, manifest. One way for all that trains."""
+"""Run folders (configuration, metrics log, manifest), atomic files, progress on the terminal. Free of torch."""
 
 from __future__ import annotations
 
@@ -12,11 +12,8 @@ from qhw_diffusion.runs.files import (
 )
 from qhw_diffusion.runs.folder import RunFolder, check_place
 from qhw_diffusion.runs.manifest import FORMAT_VERSION, build_manifest, package_versions
-from qhw_diffusion.runs.modules import check_format, frozen_parameters, load_module_state, put_state, save_module
-from qhw_diffusion.runs.packing import pack_generator, pack_optimizer, unpack_generator, unpack_optimizer
 from qhw_diffusion.runs.progress import StopRequest, interruptible, progress, progress_enabled, stop_file
 from qhw_diffusion.runs.settings import settings_from_dict
-from qhw_diffusion.runs.tensorfile import read_tensors, write_tensors
 
 __all__ = [
     "FORMAT_VERSION",
@@ -27,24 +24,13 @@ __all__ = [
     "atomic_write_json",
     "atomic_write_text",
     "build_manifest",
-    "check_format",
     "check_place",
     "check_writable",
-    "frozen_parameters",
     "interruptible",
-    "load_module_state",
-    "pack_generator",
-    "pack_optimizer",
     "package_versions",
     "progress",
     "progress_enabled",
-    "put_state",
     "read_json",
-    "read_tensors",
-    "save_module",
     "settings_from_dict",
     "stop_file",
-    "unpack_generator",
-    "unpack_optimizer",
-    "write_tensors",
 ]

@@ -68,7 +68,7 @@ def check_writable(path: str | os.PathLike[str]) -> None:
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(there))
     try:
         with tempfile.TemporaryFile(dir=there) as file:
-            file.write(b"room?")
+            file.write(b"space?")
             file.flush()
     except OSError as error:  # with the folder's name in place of the temporary file's
         raise OSError(error.errno, error.strerror or str(error), str(there)) from error
@@ -76,7 +76,7 @@ def check_writable(path: str | os.PathLike[str]) -> None:
 
 @contextmanager
 def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """`with atomic_folder(path) as aside:` fill `aside`, which becomes the folder `path` at the end, in one step.
+    """A folder that appears in one step: the block fills `aside`, which becomes the folder `path` at its end.
 
     So the folder is whole or not there; if the block fails, it is not there. Into a folder that is there already the
     new files are moved one by one, in the order in which they were written, and what else is in it stays.

@@ -1,8 +1,8 @@
-"""The run folder: configuration, manifest, metrics log and checkpoint of one run, in one place and one way.
+"""The run folder: configuration, manifest, metrics log and checkpoint of one run.
 
     config.json  manifest.json  metrics.jsonl  checkpoint.safetensors  events.out.tfevents…  model/
 
-Everything that trains uses it; nothing in it is ever unpickled.
+Everything that trains uses it. It knows no torch: the contents of the checkpoint are `qhw_diffusion.checkpoints`'.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import math
 import os
 import shutil
 import tempfile
+import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -20,13 +21,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from torch import Tensor
-
 from qhw_diffusion.errors import DamagedFileError, DamagedRunError, InvalidInputError, QhwError, RunFolderError
 from qhw_diffusion.runs.files import atomic_write_json, atomic_write_text, check_writable, read_json
 from qhw_diffusion.runs.manifest import FORMAT_VERSION, build_manifest
 from qhw_diffusion.runs.progress import StopRequest, interruptible
-from qhw_diffusion.runs.tensorfile import read_tensors, write_tensors
 from qhw_diffusion.terminal import naming, os_error_text
 
 CONFIG, MANIFEST, METRICS, CHECKPOINT = "config.json", "manifest.json", "metrics.jsonl", "checkpoint.safetensors"
@@ -34,6 +32,11 @@ CONFIG, MANIFEST, METRICS, CHECKPOINT = "config.json", "manifest.json", "metrics
 
 class RunFolder:
     """One run on disk. Make it with `create` or `open`; close it (or use `with`) when done logging.
+
+    Attributes:
+        path: the folder.
+        config: what is needed to run again, of JSON types.
+        manifest: versions, command and date (`build_manifest`).
 
     A folder that was made stays tentative until work begins (`begin`: at the first checkpoint at the latest). A `with`
     block that ends in an error before that takes it back, so that a refused run leaves nothing in the way of the next.
@@ -43,7 +46,7 @@ class RunFolder:
         self.path = path
         self.config = config
         self.manifest = manifest
-        self._writer: Any = None
+        self._writer: _Events | None = None
         self._purge_step: int | None = None
         self._place: _Place | None = None
 
@@ -57,12 +60,19 @@ class RunFolder:
         command: str | None = None,
         overwrite: bool = False,
     ) -> RunFolder:
-        """Start a new run at `path`, which must not exist or be an empty folder.
+        """Start a new run.
 
-        `config` is JSON-able and holds all that is needed to run again; `command` is what the user typed; overwrite:
-        an earlier run of this kind gives way, deleted when work begins and put back if it never does.
-        Raises RunFolderError when something (else) is there already, or the folder cannot be made; InvalidInputError
-        for a config JSON cannot hold.
+        Args:
+            path: the folder, which must not exist or be empty.
+            kind: what kind of run it is ("guidance"); `open` asks for it.
+            config: what is needed to run again, of JSON types.
+            command: what the user typed.
+            overwrite: whether an earlier run of this kind gives way: deleted when work begins, put back if it never
+                does.
+
+        Raises:
+            RunFolderError: something (else) is there already, or the folder cannot be made.
+            InvalidInputError: a configuration that JSON cannot hold.
         """
         target = Path(path)
         check_place(target, kind=kind, overwrite=overwrite)
@@ -113,9 +123,14 @@ class RunFolder:
     def require_settings(
         self, given: Mapping[str, Any], read: Callable[[dict[str, Any]], Mapping[str, Any]] | None = None
     ) -> None:
-        """Raises RunFolderError, with their names, when the run was started with settings other than those given.
+        """Check that the run was started with these settings.
 
-        read: completes the settings of an older folder by the defaults of those that came later.
+        Args:
+            given: the settings asked for.
+            read: completes the settings of an older folder by the defaults of those that came later.
+
+        Raises:
+            RunFolderError: it was started with others (their names are in the message).
         """
         stored = self.config if read is None else json.loads(json.dumps(read(self.config)))
         names = [name for name, value in json.loads(json.dumps(given)).items() if stored.get(name) != value]
@@ -128,7 +143,8 @@ class RunFolder:
     def open(cls, path: str | os.PathLike[str], *, kind: str) -> RunFolder:
         """Open an existing run of the given kind.
 
-        Raises RunFolderError when it is missing, damaged, of another kind or of another format version.
+        Raises:
+            RunFolderError: it is missing, damaged, of another kind or of another format version.
         """
         target = Path(path)
         if not target.is_dir():
@@ -153,7 +169,11 @@ class RunFolder:
     # -- metrics ---------------------------------------------------------------------------------------------------
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Append one step's scalars to metrics.jsonl (flushed) and to the TensorBoard events."""
+        """Append one step's scalars to metrics.jsonl (flushed) and to the TensorBoard events.
+
+        Raises:
+            InvalidInputError: a metric called "step".
+        """
         plain = {name: float(value) for name, value in values.items()}
         if "step" in plain:
             raise InvalidInputError("a metric cannot be called 'step'; that name is the step itself")
@@ -167,7 +187,11 @@ class RunFolder:
                     writer.add_scalar(name, value, int(step))
 
     def metrics(self) -> list[dict[str, Any]]:
-        """All logged steps in order. A last line cut off by a crash is left out; other damage is DamagedFileError."""
+        """All logged steps in order; a last line cut off by a crash is left out.
+
+        Raises:
+            DamagedFileError: other damage.
+        """
         file = self.path / METRICS
         if not file.exists():
             return []
@@ -199,22 +223,6 @@ class RunFolder:
     def has_checkpoint(self) -> bool:
         """Whether a checkpoint has been saved."""
         return (self.path / CHECKPOINT).is_file()
-
-    def save_checkpoint(self, tensors: dict[str, Tensor], meta: dict[str, Any]) -> Path:
-        """Replace the checkpoint by (tensors, JSON-able meta) in one atomic step; the old one stays until then."""
-        file = write_tensors(self.path / CHECKPOINT, tensors, meta, kind="checkpoint")
-        self.begin()
-        return file
-
-    def load_checkpoint(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """The last checkpoint as (tensors on the CPU, meta).
-
-        Raises RunFolderError when none was saved, DamagedFileError when the file is not what was written.
-        """
-        try:
-            return read_tensors(self.path / CHECKPOINT, kind="checkpoint")
-        except FileNotFoundError as error:
-            raise RunFolderError(f"{self.path} has no checkpoint to resume from; start the run anew") from error
 
     @contextmanager
     def whole(self) -> Iterator[None]:
@@ -251,21 +259,44 @@ class RunFolder:
             self.discard()
         self.close()
 
-    def _tensorboard(self) -> Any:
+    def _tensorboard(self) -> _Events:
         if self._writer is None:
-            # takes half a second to import: only runs that log pay for it
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._writer = SummaryWriter(str(self.path), purge_step=self._purge_step, flush_secs=30)
+            self._writer = _Events(self.path, self._purge_step)
             self._purge_step = None
         return self._writer
 
 
-def check_place(path: str | os.PathLike[str], *, kind: str, overwrite: bool = False) -> None:
-    """Whether `RunFolder.create` may make a run of this kind here; nothing is changed.
+class _Events:
+    """TensorBoard's events of a run, written with TensorBoard's own writer: torch's brings all of torch with it."""
 
-    Raises RunFolderError when a file or a folder with something in it is there (with `overwrite`, unless that is an
-    earlier run of the same kind), or the place cannot be written to.
+    def __init__(self, folder: Path, purge_step: int | None) -> None:
+        # takes a moment to import: only runs that log pay for it
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+        from tensorboard.compat.proto.summary_pb2 import Summary
+        from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+        self._event, self._summary = Event, Summary
+        self._writer = EventFileWriter(str(folder), flush_secs=30)
+        if purge_step is not None:  # hides what an interrupted run has logged from this step on
+            self._add(step=purge_step, file_version="brain.Event:2")
+            self._add(step=purge_step, session_log=SessionLog(status=SessionLog.START))
+
+    def add_scalar(self, name: str, value: float, step: int) -> None:
+        self._add(step=step, summary=self._summary(value=[self._summary.Value(tag=name, simple_value=value)]))
+
+    def close(self) -> None:
+        self._writer.close()
+
+    def _add(self, **fields: Any) -> None:
+        self._writer.add_event(self._event(wall_time=time.time(), **fields))
+
+
+def check_place(path: str | os.PathLike[str], *, kind: str, overwrite: bool = False) -> None:
+    """Check that `RunFolder.create` may make a run of this kind here; nothing is changed.
+
+    Raises:
+        RunFolderError: a file or a folder with something in it is there (with `overwrite`, unless that is an earlier
+            run of the same kind), or the place cannot be written to.
     """
     target = Path(path)
     try:

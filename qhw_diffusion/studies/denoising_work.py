@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from qhw_diffusion.checkpoints import load_module_state, read_tensors, save_module, write_tensors
 from qhw_diffusion.denoising import (
     AmplitudeQDM,
     AutoencoderConfig,
@@ -42,15 +43,7 @@ from qhw_diffusion.diffusion import (
     image_features,
     load_dataset,
 )
-from qhw_diffusion.runs import (
-    RunFolder,
-    atomic_folder,
-    atomic_write_json,
-    load_module_state,
-    read_tensors,
-    save_module,
-    write_tensors,
-)
+from qhw_diffusion.runs import RunFolder, atomic_folder, atomic_write_json
 from qhw_diffusion.studies.denoising_settings import RIVALS, DenoisingStudyConfig
 
 KIND = "denoising-study"

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from qhw_diffusion.devices import Device
 from qhw_diffusion.errors import BudgetError, InvalidInputError, QhwError
 from qhw_diffusion.execution import CompiledCircuit, Engine
-from qhw_diffusion.execution.hardware_engine import Hardware
+from qhw_diffusion.execution.cost import qpu_cost
+from qhw_diffusion.execution.primitive import Hardware
 from qhw_diffusion.hardware.cost import Cost
 from qhw_diffusion.hardware.ledger import Ledger, Row, ledger_folder
 from qhw_diffusion.hardware.ledger_rows import total_charge
@@ -22,7 +23,6 @@ from qhw_diffusion.hardware.service import precision_of
 from qhw_diffusion.mitigation import Mitigated, Strategy, strategies_of
 from qhw_diffusion.runs import RunFolder
 from qhw_diffusion.studies.device_rollout import Receipt
-from qhw_diffusion.studies.hardware_cost import circuits_cost
 from qhw_diffusion.studies.study_folder import REFUSALS
 
 
@@ -121,11 +121,11 @@ class DeviceAccess:
 
     def cost(self, compiled: CompiledCircuit, rows: int, *, calls: int = 1) -> Cost:
         """What `calls` evaluations of so many rows are expected to take, mitigation and its calibration included."""
-        return circuits_cost(
+        return qpu_cost(
+            self.engine("estimate"),
             compiled,
             rows,
             shots=self.config.shots,
-            strategies=self.config.strategies(),
             calls=calls,
             resilience_level=self.config.resilience_level or 0,
             history=self.ledger.rows(state="done"),

@@ -18,6 +18,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from qhw_diffusion.checkpoints import load_checkpoint, save_checkpoint
 from qhw_diffusion.config import Config as Settings
 from qhw_diffusion.devices import Device
 from qhw_diffusion.errors import DamagedFileError, InvalidInputError, RunFolderError
@@ -330,13 +331,12 @@ def _played(episode: GuidedEpisode, kept: dict[str, list[Tensor]], receipts: lis
 
 
 def _save(folder: RunFolder, episode: GuidedEpisode, kept: dict[str, list[Tensor]], receipts: list[Receipt]) -> None:
-    tensors = {f"episode.{name}": value for name, value in episode.state_dict().items()}
-    tensors |= {name: torch.stack(values) for name, values in kept.items()}
-    folder.save_checkpoint(tensors, {"receipts": [receipt.to_dict() for receipt in receipts]})
+    parts = {"episode": episode, **{name: torch.stack(values) for name, values in kept.items()}}
+    save_checkpoint(folder, parts, {"receipts": [receipt.to_dict() for receipt in receipts]})
 
 
 def _restore(folder: RunFolder, episode: GuidedEpisode) -> tuple[dict[str, list[Tensor]], list[Receipt]]:
-    tensors, meta = folder.load_checkpoint()
+    tensors, meta = load_checkpoint(folder)
     try:
         episode.load_state_dict({k.removeprefix("episode."): v for k, v in tensors.items() if k.startswith("episode.")})
         kept = {name: list(tensors[name].unbind(0)) for name in _KEPT}

@@ -14,11 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from qhw_diffusion.checkpoints import load_checkpoint, read_tensors
 from qhw_diffusion.config import Config as Settings
 from qhw_diffusion.devices import Device
 from qhw_diffusion.errors import InvalidInputError, UnknownNameError
 from qhw_diffusion.execution import SPSA, CompiledCircuit, GradientMethod, Noisy, ParameterShift, Surrogate
-from qhw_diffusion.execution.unroll import unrolled
+from qhw_diffusion.execution.gradients import unrolled
 from qhw_diffusion.guidance import (
     Critic,
     GuidanceEnv,
@@ -36,7 +37,6 @@ from qhw_diffusion.guidance.training import KIND, with_later_settings
 from qhw_diffusion.mitigation import strategies_of
 from qhw_diffusion.runs import RunFolder, atomic_write_json, check_place, read_json
 from qhw_diffusion.runs.folder import CHECKPOINT
-from qhw_diffusion.runs.tensorfile import read_tensors
 from qhw_diffusion.studies.device_rollout import Access, run_name
 from qhw_diffusion.studies.filed_engine import FiledEngine
 from qhw_diffusion.studies.models import Models
@@ -211,7 +211,7 @@ def fine_tune(
     After Ctrl-C fewer updates are in the log than asked for; the checkpoint has them.
     """
     ppo = asked.ppo(trained.ppo)
-    first = int(run.load_checkpoint()[1]["updates"]) if resume and run.has_checkpoint else 0
+    first = int(load_checkpoint(run)[1]["updates"]) if resume and run.has_checkpoint else 0
     actor = original.on()
 
     def engine(update: int) -> FiledEngine:

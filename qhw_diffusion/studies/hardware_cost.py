@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from qiskit import QuantumCircuit
@@ -13,12 +13,10 @@ from qiskit.quantum_info import SparsePauliOp
 from qhw_diffusion.circuits import load_circuit
 from qhw_diffusion.devices import Device
 from qhw_diffusion.errors import InvalidInputError, MissingDataError, RunFolderError
-from qhw_diffusion.execution import CompiledCircuit, compile_circuit
-from qhw_diffusion.execution.pubs import planned_pub, sent_circuits
+from qhw_diffusion.execution import CompiledCircuit, compile_circuit, engine_of
+from qhw_diffusion.execution.cost import qpu_cost
 from qhw_diffusion.hardware.cost import Cost, DoneJob
-from qhw_diffusion.hardware.estimate import expected_cost
 from qhw_diffusion.hardware.ledger_file import FILE as LEDGER_FILE
-from qhw_diffusion.mitigation import Strategy, planned, strategies_of
 from qhw_diffusion.runs import read_json
 
 # as many images as a rollout on a device steers unless told otherwise
@@ -98,7 +96,7 @@ def cost_of(
     repetition_delay: float | None = None,
     ledger: Iterable[DoneJob] = (),
 ) -> Cost:
-    """What the workload takes: jobs below the service's limits, each as `estimate_cost` counts it.
+    """What the workload takes: jobs below the service's limits, as `qpu_cost` counts them.
 
     Args:
         shots: of each circuit.
@@ -110,65 +108,16 @@ def cost_of(
     Raises:
         InvalidInputError, UnknownNameError: an argument that is not allowed; a row that does not fit into a job.
     """
-    return circuits_cost(
+    return qpu_cost(
+        engine_of("+".join(text for text in ("ideal", mitigation) if text)),
         workload.compiled,
         workload.rows,
         shots=shots,
-        strategies=strategies_of(mitigation),
         calls=workload.calls,
         resilience_level=resilience_level,
         repetition_delay=repetition_delay,
         history=ledger,
     )
-
-
-def circuits_cost(
-    compiled: CompiledCircuit,
-    rows: int,
-    *,
-    shots: int,
-    strategies: Sequence[Strategy] = (),
-    calls: int = 1,
-    resilience_level: int = 0,
-    repetition_delay: float | None = None,
-    history: Iterable[DoneJob] = (),
-) -> Cost:
-    """What evaluations of a circuit on its device take, counted on the very PUBs and jobs that would be sent.
-
-    Args:
-        compiled: the circuit on its device, with the observables.
-        rows: of parameters in each evaluation.
-        shots: of each circuit.
-        strategies: mitigation of ours; each evaluation calibrates anew.
-        calls: how many evaluations.
-        resilience_level: of the client's estimator.
-        repetition_delay: seconds; None: the device's default.
-        history: rows of the ledger.
-
-    Raises:
-        InvalidInputError, UnsupportedCircuitError: the ideal device, counts below 1, circuits that the estimator or a
-            strategy does not take; a row that does not fit into a job.
-    """
-    if compiled.device.target is None:
-        raise InvalidInputError("the ideal device is simulated and costs nothing; name a real or a fake device")
-    plan, note = planned(strategies, compiled, rows), ""
-    experiments = [(circuit, len(values)) for circuit, values in [*plan.leaves, *plan.calibrations]]
-    if not experiments:
-        raise InvalidInputError("the observables are constants: nothing is sent, and nothing is paid")
-    if strategies:
-        alone, total = sent_circuits(compiled, rows), sum(sent_circuits(*each) for each in experiments)
-        once = sum(sent_circuits(circuit, len(values)) for circuit, values in plan.calibrations)
-        note = f"{alone:,} circuits a call alone, {total:,} with mitigation, {once:,} of these for calibration"
-    pubs = [planned_pub(circuit, number, shots) for circuit, number in experiments]
-    cost = expected_cost(
-        pubs,
-        compiled.device,
-        calls=calls,
-        resilience_level=resilience_level,
-        repetition_delay=repetition_delay,
-        history=history,
-    )
-    return replace(cost, note="; ".join(text for text in (note, cost.note) if text))
 
 
 def ledger_rows(folder: Path | None) -> Sequence[DoneJob]:

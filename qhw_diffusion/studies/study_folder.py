@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from qhw_diffusion.checkpoints.tensorfile import WEIGHTS
 from qhw_diffusion.errors import (
     InvalidInputError,
     MemoryBudgetError,
@@ -17,7 +18,6 @@ from qhw_diffusion.errors import (
 )
 from qhw_diffusion.runs import RunFolder, check_place
 from qhw_diffusion.runs.folder import CONFIG, MANIFEST
-from qhw_diffusion.runs.modules import WEIGHTS
 
 # What says that the settings cannot work, as opposed to an accident on the way.
 REFUSALS = (InvalidInputError, UnknownNameError, UnsupportedCircuitError, MemoryBudgetError, MissingDataError,

@@ -9,6 +9,7 @@ import pytest
 import torch
 from sklearn.decomposition import PCA
 
+from qhw_diffusion.checkpoints import save_module
 from qhw_diffusion.denoising.autoencoder import (
     AutoencoderConfig,
     LatentAutoencoder,
@@ -19,7 +20,7 @@ from qhw_diffusion.denoising.readout import images_from_counts, probabilities_of
 from qhw_diffusion.denoising.states import as_density, check_pure
 from qhw_diffusion.diffusion import Classifier, accuracy, load_dataset
 from qhw_diffusion.errors import DamagedFileError, InvalidInputError, UnknownNameError
-from qhw_diffusion.runs import RunFolder, save_module
+from qhw_diffusion.runs import RunFolder
 
 SHORT = AutoencoderConfig(width=32, steps=30)
 

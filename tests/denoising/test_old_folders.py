@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from qhw_diffusion.checkpoints import read_tensors
 from qhw_diffusion.denoising import from_pretrained, save_pretrained
 from qhw_diffusion.denoising.config import ReverseConfig
 from qhw_diffusion.denoising.models import QDM
 from qhw_diffusion.denoising.reverse import ReverseProcess
 from qhw_diffusion.denoising.training import TrainConfig
 from qhw_diffusion.errors import InvalidInputError, UnknownNameError
-from qhw_diffusion.runs import read_tensors
 
 FOLDERS = Path(__file__).parent / "format2"  # as version 0.1.0 wrote them before the names changed
 

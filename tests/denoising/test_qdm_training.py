@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from qhw_diffusion.checkpoints import load_checkpoint
 from qhw_diffusion.denoising import training
 from qhw_diffusion.denoising.config import ReverseConfig
 from qhw_diffusion.denoising.ensembles import mean_fidelity, mmd
@@ -304,7 +305,7 @@ def test_ctrl_c_stops_after_the_update_and_saves(tmp_path: Path, stop_at: int) -
     with run_at(tmp_path / "run") as run:
         stopped = train_qdm(model, data, config, run=run, on_update=interrupt)
         assert run.has_checkpoint
-        assert run.load_checkpoint()[1]["updates"] == len(stopped)
+        assert load_checkpoint(run)[1]["updates"] == len(stopped)
         assert stop_at < len(stopped) <= stop_at + 2
         assert train_qdm(model, data, config, run=run, resume=True) == history
     assert equal(state(model), state(whole))
@@ -320,7 +321,7 @@ def test_checkpoints_that_do_not_fit(tmp_path: Path) -> None:
             model = EnsembleQDM(ReverseConfig(**{**ONE, **other}))
             before = state(model)
             settings = TrainConfig(**QUICK, mode="joint") if "weight_sharing" in other else config
-            with pytest.raises(DamagedFileError, match="does not fit this model"):
+            with pytest.raises(DamagedFileError, match="does not fit this training"):
                 train_qdm(model, data, settings, run=run, resume=True)
             assert equal(state(model), before), "a model that could not be restored is left as it was"
         file = run.path / "checkpoint.safetensors"

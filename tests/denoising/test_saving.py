@@ -14,6 +14,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from qhw_diffusion.checkpoints import save_module
 from qhw_diffusion.circuits import load_circuit, save_circuit
 from qhw_diffusion.denoising.autoencoder import AutoencoderConfig, LatentAutoencoder
 from qhw_diffusion.denoising.baselines import with_classical
@@ -26,7 +27,6 @@ from qhw_diffusion.denoising.saving import FORWARD_SNAPSHOT, SNAPSHOT, from_pret
 from qhw_diffusion.devices import Device
 from qhw_diffusion.errors import DamagedFileError, InvalidInputError, UnknownNameError
 from qhw_diffusion.execution import compile_circuit
-from qhw_diffusion.runs import save_module
 
 SMALL: dict[str, Any] = {"n_qubits": 2, "n_steps": 2, "depth": 2, "init_scale": 0.7}
 

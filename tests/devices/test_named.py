@@ -17,7 +17,7 @@ from qiskit.quantum_info import SparsePauliOp
 from qhw_diffusion.devices import Calibration, Device, take_snapshot
 from qhw_diffusion.errors import InvalidInputError, MissingDataError, UnknownNameError
 from qhw_diffusion.execution import QuantumLayer, compile_circuit, load_layer, save_layer
-from qhw_diffusion.execution.hardware_engine import Hardware
+from qhw_diffusion.execution.primitive import Hardware
 from qhw_diffusion.hardware.ledger import Ledger
 from qhw_diffusion.hardware.runner import open_runner
 from qhw_diffusion.studies.hardware_cost import circuits_cost

@@ -24,7 +24,7 @@ from qhw_diffusion.execution import (
     aer_estimator,
     runtime_estimator,
 )
-from qhw_diffusion.execution.pubs import pub_of
+from qhw_diffusion.execution.primitive import pub_of
 from qhw_diffusion.hardware import content_key
 from qhw_diffusion.hardware.ledger import Ledger
 from qhw_diffusion.hardware.runner import open_runner

@@ -18,7 +18,7 @@ from qiskit_aer import AerSimulator
 
 from qhw_diffusion.devices import Device
 from qhw_diffusion.errors import InvalidInputError, MemoryBudgetError, UnknownNameError
-from qhw_diffusion.execution import CompiledCircuit, compile_circuit, evolution
+from qhw_diffusion.execution import CompiledCircuit, compile_circuit, evolution, simulator
 from qhw_diffusion.execution.evolution import Evolution, density_matrices, real_rows
 
 X = tuple(Parameter(f"x{i}") for i in range(2))
@@ -221,7 +221,7 @@ def test_gradients_of_states_weights_and_inputs(device: str, engine: str, kind: 
 
 
 @pytest.mark.parametrize(("device", "engine"), [("ideal", "ideal"), ("fake_manila", "noisy")])
-def test_blocks_and_recomputation_change_nothing(monkeypatch: pytest.MonkeyPatch, device: str, engine: str) -> None:
+def test_chunks_and_recomputation_change_nothing(monkeypatch: pytest.MonkeyPatch, device: str, engine: str) -> None:
     step = Evolution(compiled(3, device), data=(0, 1), measured=(2,), engine=engine)
 
     def run() -> list[torch.Tensor]:
@@ -233,9 +233,9 @@ def test_blocks_and_recomputation_change_nothing(monkeypatch: pytest.MonkeyPatch
         return [value.detach(), found.probabilities.detach(), *torch.autograd.grad(value, (states, weights, inputs))]
 
     reference = run()
-    for settings in ({"BLOCK_BYTES": 1, "BLOCK_COLUMNS": 4}, {"KEEP_BYTES": 0}, {"COPIES_BYTES": 1}):
+    for settings in ({"CHUNK_BYTES": 1, "CHUNK_COLUMNS": 4}, {"KEEP_BYTES": 0}, {"COPIES_BYTES": 1}):
         for name, value in settings.items():  # one on top of the other
-            monkeypatch.setattr(evolution, name, value)
+            monkeypatch.setattr(simulator, name, value)
         for found, wanted in zip(run(), reference, strict=True):
             torch.testing.assert_close(found, wanted, rtol=0, atol=1e-12)
 

@@ -21,7 +21,7 @@ import qhw_diffusion as qhw
 from qhw_diffusion.errors import InvalidInputError
 from qhw_diffusion.execution import aer_estimator
 from qhw_diffusion.execution.evolution import Evolution
-from qhw_diffusion.execution.pubs import pub_of
+from qhw_diffusion.execution.primitive import pub_of
 from qhw_diffusion.hardware.ledger import Ledger
 from qhw_diffusion.hardware.runner import open_runner
 from qhw_diffusion.hardware.service import Pub

@@ -31,8 +31,8 @@ from qhw_diffusion.execution import (
     Surrogate,
     Usage,
 )
+from qhw_diffusion.execution.gradients import unrolled
 from qhw_diffusion.execution.program import angles_of
-from qhw_diffusion.execution.unroll import unrolled
 
 X = [Parameter("x0"), Parameter("x1")]
 W = [Parameter("w0"), Parameter("w1"), Parameter("w2")]

@@ -26,8 +26,8 @@ from qhw_diffusion.circuits import load_circuit, save_circuit
 from qhw_diffusion.errors import DamagedFileError, InvalidInputError, UnknownNameError
 from qhw_diffusion.execution import CompiledCircuit, Engine, Estimate, GradientMethod, compile_circuit, load_layer
 from qhw_diffusion.execution.evolution import Evolution
+from qhw_diffusion.execution.gradients import unrolled
 from qhw_diffusion.execution.saving import SNAPSHOT
-from qhw_diffusion.execution.unroll import unrolled
 from qhw_diffusion.mitigation import ZNE, PauliTwirling, Readout
 
 X, W = ParameterVector("x", 3), [Parameter(name) for name in ("b", "a", "θ", "last")]
@@ -272,7 +272,7 @@ def test_the_folder_can_be_read_by_people_and_by_qiskit(tmp_path: Path, manila: 
 
 
 class _OwnEngine(Engine):
-    name = "own"
+    name, tried = "own", False
 
     def estimate(self, compiled: CompiledCircuit, parameters: Tensor) -> Estimate:
         raise AssertionError
@@ -369,7 +369,7 @@ def test_damage_is_found(tmp_path: Path, manila: CompiledCircuit, name: str, dam
 
 
 def test_folders_that_are_no_layer(tmp_path: Path, manila: CompiledCircuit) -> None:
-    from qhw_diffusion.runs import load_module_state, save_module
+    from qhw_diffusion.checkpoints import load_module_state, save_module
 
     with pytest.raises(DamagedFileError, match="no saved model"):
         load_layer(tmp_path / "nothing")

@@ -18,8 +18,8 @@ import qhw_diffusion as qhw
 from qhw_diffusion.devices import Device
 from qhw_diffusion.errors import InvalidInputError
 from qhw_diffusion.execution import Shots, all_z_strings, outcome_distribution, simulator
-from qhw_diffusion.execution.exact import simulator_of
-from qhw_diffusion.execution.readoff import confuse, outcome_probabilities
+from qhw_diffusion.execution.engines import simulator_of
+from qhw_diffusion.execution.measurement import outcome_probabilities, with_readout_errors
 
 X, W = Parameter("x"), Parameter("w")
 OBSERVABLES = [
@@ -89,7 +89,7 @@ def test_the_distribution_has_asymmetric_readout_errors_and_matches_aers_counts(
     assert all(p10 != p01 for p10, p01 in readout)
     symmetric = [((p10 + p01) / 2,) * 2 for p10, p01 in readout]
     rows = exact.final_rows(row, np.array([0.9]))
-    wrong = confuse(outcome_probabilities(rows, "ZZ", "density"), symmetric)[0]
+    wrong = with_readout_errors(outcome_probabilities(rows, "ZZ", "density"), symmetric)[0]
     assert stats.chisquare(observed, wrong / wrong.sum() * observed.sum()).pvalue < 1e-6, "a mean of the two would show"
 
 
@@ -155,14 +155,14 @@ def test_refused_values_of_strings(values: np.ndarray) -> None:
         all_z_strings(13)
 
 
-def test_rows_are_drawn_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_are_drawn_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Many rows of wide circuits fit into memory block by block; with one group the draws are the same."""
     many = torch.linspace(-2, 2, 40, dtype=torch.float64)[:, None]
     one_group = qhw.compile_circuit(
         circuit(), Device.load("fake_manila"), inputs=[X], weights=[W], observables=[SparsePauliOp("IZ")]
     )
     whole = qhw.QuantumLayer(one_group, Shots(100, seed=1), dtype=torch.float64).estimate(many).values
-    monkeypatch.setattr(simulator, "BLOCK_COLUMNS", 7)
-    monkeypatch.setattr(simulator, "BLOCK_BYTES", 1)
+    monkeypatch.setattr(simulator, "CHUNK_COLUMNS", 7)
+    monkeypatch.setattr(simulator, "CHUNK_BYTES", 1)
     blocks = qhw.QuantumLayer(one_group, Shots(100, seed=1), dtype=torch.float64).estimate(many).values
     assert torch.equal(whole, blocks)

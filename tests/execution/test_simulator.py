@@ -13,7 +13,7 @@ from qhw_diffusion.circuits import denoiser_circuit, policy_circuit
 from qhw_diffusion.devices import Device
 from qhw_diffusion.errors import InvalidInputError, MemoryBudgetError
 from qhw_diffusion.execution import Ideal, Noisy, simulator
-from qhw_diffusion.execution.arrange import REAL_LOCAL, is_monomial
+from qhw_diffusion.execution.fusion import REAL_LOCAL, is_monomial
 
 
 @functools.cache
@@ -38,13 +38,13 @@ def values_and_gradients(made: qhw.CompiledCircuit, engine: str, batch: int = 37
 
 @pytest.mark.parametrize(("name", "engine"), [("ideal", "ideal"), ("fake_manila", "ideal"), ("fake_manila", "noisy")])
 @pytest.mark.parametrize("reuploading", [True, False])
-def test_blocks_and_recomputation_change_nothing(
+def test_chunks_and_recomputation_change_nothing(
     monkeypatch: pytest.MonkeyPatch, name: str, engine: str, reuploading: bool
 ) -> None:
     made = compiled(name, reuploading=reuploading)
     reference = values_and_gradients(made, engine)
-    monkeypatch.setattr(simulator, "BLOCK_COLUMNS", 5)
-    monkeypatch.setattr(simulator, "BLOCK_BYTES", 1)
+    monkeypatch.setattr(simulator, "CHUNK_COLUMNS", 5)
+    monkeypatch.setattr(simulator, "CHUNK_BYTES", 1)
     plan = qhw.QuantumLayer(made, engine).memory_plan(37)
     assert plan.columns == 5
     for found, wanted in zip(values_and_gradients(made, engine), reference, strict=True):

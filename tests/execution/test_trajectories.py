@@ -152,12 +152,12 @@ def test_the_mean_over_drawn_outcomes_is_the_layers_value(engine: str) -> None:
     assert ((drawn.mean(0) - made(ROWS[:1])[0].detach()).abs() < 5 * error).all()
 
 
-def test_blocks_of_samples_are_drawn_alike() -> None:
+def test_chunks_of_samples_are_drawn_alike() -> None:
     """More samples than are worked on at a time, with inputs of their own in every column."""
     made = layer({2: 1})
     x = torch.linspace(-2, 2, 6000, dtype=torch.float64)[:, None]
     drawn = made.sample(x, torch.Generator().manual_seed(2))
-    assert len(made.compiled.simulators[False, torch.float64, False].blocks(6000)) > 1
+    assert len(made.compiled.simulators[False, torch.float64, False].chunks(6000)) > 1
     wanted = made(x).detach()
     error = (drawn.values - wanted).std(0) / math.sqrt(len(x)) + 1e-9
     assert ((drawn.values - wanted).mean(0).abs() < 5 * error).all()

@@ -21,7 +21,7 @@ import qhw_diffusion as qhw
 from qhw_diffusion.devices import Device
 from qhw_diffusion.errors import InvalidInputError
 from qhw_diffusion.execution import SPSA, Noisy, ParameterShift, Primitive
-from qhw_diffusion.execution.unroll import unrolled
+from qhw_diffusion.execution.gradients import unrolled
 
 # Names that sort against the order in which they are given
 INPUTS = [Parameter("z"), Parameter("c")]

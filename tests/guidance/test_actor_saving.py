@@ -17,6 +17,7 @@ from qiskit.quantum_info import SparsePauliOp
 from torch import Tensor, nn
 
 from qhw_diffusion import SPSA, Device, Mitigated, ParameterShift, Primitive, QuantumLayer, Shots, Surrogate
+from qhw_diffusion.checkpoints import load_module_state, save_module
 from qhw_diffusion.circuits import PolicyCircuit, policy_circuit, save_circuit
 from qhw_diffusion.errors import DamagedFileError, InvalidInputError, QhwError, UnknownNameError
 from qhw_diffusion.execution import GradientMethod, Noisy, compile_circuit
@@ -25,7 +26,6 @@ from qhw_diffusion.guidance import Actor, MLPActor, QuantumActor, load_actor, sa
 from qhw_diffusion.guidance.actors import AnnealingActor
 from qhw_diffusion.guidance.quantum_actor import compile_policy
 from qhw_diffusion.mitigation import ZNE, Readout
-from qhw_diffusion.runs import load_module_state, save_module
 
 SETTINGS: dict[str, Any] = {"n_qubits": 3, "depth": 1, "n_features": 3}
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from gymnasium.vector import AutoresetMode, VectorEnv
 
+from qhw_diffusion.checkpoints import load_checkpoint
 from qhw_diffusion.diffusion import Backbone
 from qhw_diffusion.errors import DamagedFileError, InvalidInputError, RunFolderError
 from qhw_diffusion.guidance import (
@@ -196,7 +197,7 @@ def test_ctrl_c_saves_a_checkpoint(
     with RunFolder.create(tmp_path / "run", kind="guidance", config={}) as run:
         history = train_ppo(*make(backbone, reward, config, quantum), PPO, run=run, on_update=interrupt)
         assert len(history) == 1
-        assert run.load_checkpoint()[1]["updates"] == 1
+        assert load_checkpoint(run)[1]["updates"] == 1
 
 
 def test_impossible_resumes(

@@ -37,7 +37,6 @@ from qhw_diffusion.mitigation import (
     Need,
     Readout,
     Strategy,
-    counted,
     folded,
     planned,
     strategies_of,
@@ -119,7 +118,7 @@ def test_from_python_it_is_a_strategy_like_the_others(policy, rows):
     linear = Mitigated("noisy", [Readout(), ZNE((1, 3))])
     torch.testing.assert_close(own.estimate(compiled, values).values, linear.estimate(compiled, values).values)
     assert own.cost(compiled, 4) == linear.cost(compiled, 4) == Cost(8)
-    assert Tripled().cost(compiled, 4) == counted([Tripled()], compiled, 4) == Cost(8)
+    assert Tripled().cost(compiled, 4) == Mitigated("ideal", [Tripled()]).cost(compiled, 4) == Cost(8)
     layer = QuantumLayer(compiled, own, dtype=torch.float64)
     layer(torch.linspace(-1, 1, 12, dtype=torch.float64).reshape(2, 6)).sum().backward()
     assert layer.weight.grad.abs().sum() > 0

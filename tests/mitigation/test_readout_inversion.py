@@ -15,7 +15,7 @@ from qiskit.quantum_info import SparsePauliOp
 from qhw_diffusion.devices import Device
 from qhw_diffusion.errors import InvalidInputError, UnknownNameError
 from qhw_diffusion.execution import Engine, Estimate, Ideal, Noisy, Shots, Usage, all_z_strings, compile_circuit
-from qhw_diffusion.execution.exact import split_rows
+from qhw_diffusion.execution.engines import split_rows
 from qhw_diffusion.mitigation import Cost, Mitigated, Readout
 from qhw_diffusion.mitigation.readout import substrings
 

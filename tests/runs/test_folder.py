@@ -122,48 +122,6 @@ def test_step_is_not_a_metric(run: RunFolder) -> None:
         run.log(0, {"step": 1.0})
 
 
-def test_checkpoint_round_trip_and_replacement(run: RunFolder) -> None:
-    assert not run.has_checkpoint
-    with pytest.raises(RunFolderError, match="no checkpoint"):
-        run.load_checkpoint()
-    run.save_checkpoint({"w": torch.arange(3.0)}, {"update": 1})
-    run.save_checkpoint({"w": torch.arange(4.0), "scalar": torch.tensor(7)}, {"update": 2})
-    tensors, meta = RunFolder.open(run.path, kind="guidance").load_checkpoint()
-    assert meta == {"update": 2}
-    assert torch.equal(tensors["w"], torch.arange(4.0))
-    assert tensors["scalar"].shape == ()
-
-
-def test_a_crash_while_saving_keeps_the_previous_checkpoint(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
-    run.save_checkpoint({"w": torch.zeros(3)}, {"update": 1})
-    before = sorted(run.path.iterdir())
-
-    def crash(source: object, target: object) -> None:
-        raise OSError("the disk is full")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "replace", crash)
-        with pytest.raises(OSError, match="the disk is full"):
-            run.save_checkpoint({"w": torch.ones(3)}, {"update": 2})
-    assert sorted(run.path.iterdir()) == before
-    tensors, meta = run.load_checkpoint()
-    assert meta == {"update": 1}
-    assert torch.equal(tensors["w"], torch.zeros(3))
-
-
-@pytest.mark.parametrize("damage", ["truncated", "flipped", "empty", "text"])
-def test_a_damaged_checkpoint_is_told(run: RunFolder, damage: str) -> None:
-    file = run.save_checkpoint({"w": torch.linspace(0, 1, 1000)}, {"update": 1})
-    data = bytearray(file.read_bytes())
-    if damage == "flipped":
-        data[-100] ^= 0x10
-    file.write_bytes(
-        {"truncated": data[:-1], "flipped": data, "empty": b"", "text": b"not a checkpoint at all"}[damage]
-    )
-    with pytest.raises(DamagedFileError):
-        run.load_checkpoint()
-
-
 def test_first_interrupt_asks_and_second_one_raises(capsys: pytest.CaptureFixture[str]) -> None:
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt), interruptible() as stop:  # noqa: PT012 - two signals are the point
@@ -191,7 +149,7 @@ def tree(folder: Path) -> dict[str, bytes | None]:
 def test_before_work_begins_an_error_takes_the_folder_back(tmp_path: Path, error: BaseException, there: str) -> None:
     path = tmp_path / "runs" / "mine" / "x"
     if there == "an earlier run":
-        make(path).save_checkpoint({"w": torch.zeros(1)}, {})
+        make(path).begin()
     elif there == "an empty folder":
         path.mkdir(parents=True)
     before = tree(tmp_path)
@@ -202,14 +160,12 @@ def test_before_work_begins_an_error_takes_the_folder_back(tmp_path: Path, error
     assert tree(tmp_path) == before
 
 
-@pytest.mark.parametrize("begins", ["checkpoint", "begin", "end"])
+@pytest.mark.parametrize("begins", ["begin", "end"])
 def test_once_work_has_begun_the_folder_stays(tmp_path: Path, run: RunFolder, begins: str) -> None:
     error = None if begins == "end" else InvalidInputError("no")
     with contextlib.suppress(InvalidInputError), make(run.path, overwrite=True) as new:
         assert new.tentative
-        if begins == "checkpoint":
-            new.save_checkpoint({"w": torch.zeros(1)}, {})
-        elif begins == "begin":
+        if begins == "begin":
             new.begin()
         if error:
             raise error
@@ -287,14 +243,3 @@ def test_into_a_folder_that_is_there_files_are_moved_and_others_stay(tmp_path: P
     with atomic_folder(tmp_path) as aside:
         (aside / "weights").write_text("new")
     assert tree(tmp_path) == {"thesis.txt": b"irreplaceable", "weights": b"new"}
-
-
-def test_a_full_disk_says_which_file(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(handle: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    before = tree(run.path)
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match=r"No space left on device: .*checkpoint\.safetensors"):
-        run.save_checkpoint({"w": torch.zeros(2)}, {})
-    assert tree(run.path) == before

@@ -18,6 +18,7 @@ import pytest
 import torch
 
 from qhw_diffusion import cli, guidance
+from qhw_diffusion.checkpoints import load_checkpoint, save_checkpoint
 from qhw_diffusion.errors import BudgetError, InvalidInputError, JobError, RunFolderError
 from qhw_diffusion.execution import Engine, Noisy, Shots
 from qhw_diffusion.guidance import load_controller, rollout
@@ -282,7 +283,9 @@ def _cut(*_: object) -> None:
 
 
 @pytest.mark.slow
-def test_it_goes_on_where_it_was_cut(small_policy: Path, tmp_path: Path, access_config: AccessConfig) -> None:
+def test_it_goes_on_where_it_was_cut(
+    small_policy: Path, tmp_path: Path, access_config: AccessConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Cut after the first step's checkpoint, then between the second step's job and its checkpoint: equal to an
     uninterrupted run, no job twice.
     """
@@ -291,11 +294,9 @@ def test_it_goes_on_where_it_was_cut(small_policy: Path, tmp_path: Path, access_
         before = prepare(asked, out, resume=False)
         with pytest.raises(Cut):
             play(before, access, resume=False, on_step=_cut)
-        save = before.folder.save_checkpoint
-        before.folder.save_checkpoint = _cut  # type: ignore[method-assign,assignment]
-        with pytest.raises(Cut):
+        with monkeypatch.context() as patch, pytest.raises(Cut):  # noqa: PT012
+            patch.setattr("qhw_diffusion.studies.device_rollout.save_checkpoint", _cut)
             play(before, access, resume=True)
-        before.folder.save_checkpoint = save  # type: ignore[method-assign]
         jobs = [row.job_id for row in access.ledger.rows()]
         assert len(jobs) == 2
     with open_access(access_config, "out") as access:
@@ -333,7 +334,7 @@ def test_a_killed_rollout_goes_on_without_a_second_charge(small_policy: Path, tm
                 _kill_in_second_step(
                     _command(small_policy, out, ledger, standin.name, "--max-qpu-seconds", "60"), standin
                 )
-                assert RunFolder.open(out, kind=KIND).load_checkpoint()[0]["measured"].shape == (1, 6, 3)
+                assert load_checkpoint(RunFolder.open(out, kind=KIND))[0]["measured"].shape == (1, 6, 3)
             config = AccessConfig(device=standin.name, shots=200, max_qpu_seconds=60.0, ledger=str(ledger))
             ready = prepare(asked, out, resume=killed)
             with open_access(config, run_name(ready.folder, standin.name)) as access:
@@ -345,7 +346,7 @@ def test_a_killed_rollout_goes_on_without_a_second_charge(small_policy: Path, tm
         assert [(row.state, row.attempt, row.qpu_seconds) for row in rows] == [("done", 1, 2.5)] * STEPS
         assert played is not None
         assert [receipt.qpu_seconds for receipt in played.receipts] == [2.5] * STEPS
-        results.append(RunFolder.open(out, kind=KIND).load_checkpoint()[0])
+        results.append(load_checkpoint(RunFolder.open(out, kind=KIND))[0])
     assert all(torch.equal(results[0][name], value) for name, value in results[1].items())
 
 
@@ -469,8 +470,8 @@ def test_a_charge_stated_later_is_in_the_final_receipts(prepared: Prepared, tmp_
             return Receipt(("job",), 2.5) if purpose.endswith("step 1") else Receipt()
 
     assert with_final_receipts(here, played, Late()).receipts == (Receipt(("job",), 2.5), *played.receipts[1:])
-    tensors, _ = run.load_checkpoint()  # as an earlier version wrote it
-    run.save_checkpoint(tensors, {"receipts": [{"job_ids": ["job"], "qpu_seconds": None}] * STEPS})
+    tensors, _ = load_checkpoint(run)  # as an earlier version wrote it
+    save_checkpoint(run, tensors, {"receipts": [{"job_ids": ["job"], "qpu_seconds": None}] * STEPS})
     again = play(here, Exact(), resume=True)
     assert again is not None
     assert again.receipts == (Receipt(("job",)),) * STEPS

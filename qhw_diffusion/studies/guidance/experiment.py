@@ -27,6 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from qhw_diffusion.checkpoints import write_tensors
 from qhw_diffusion.config import Config, require
 from qhw_diffusion.devices import Device
 from qhw_diffusion.diffusion import real_floor
@@ -51,7 +52,7 @@ from qhw_diffusion.guidance import (
     train_guidance,
 )
 from qhw_diffusion.guidance.schedules import SCHEDULES, schedule
-from qhw_diffusion.runs import RunFolder, write_tensors
+from qhw_diffusion.runs import RunFolder
 from qhw_diffusion.studies.guidance.page import SCHEDULE_LABELS, label_of, page, samples_file
 from qhw_diffusion.studies.measure import EVALUATION_SEED, sample_and_measure, trajectory
 from qhw_diffusion.studies.models import Models, draw_starts, load_models

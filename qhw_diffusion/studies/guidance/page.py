@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from qhw_diffusion.checkpoints import read_tensors
 from qhw_diffusion.experiment import (
     Page,
     PairedTest,
@@ -22,7 +23,6 @@ from qhw_diffusion.experiment import (
     with_holm,
 )
 from qhw_diffusion.guidance import QuantumActor, load_controller
-from qhw_diffusion.runs import read_tensors
 
 if TYPE_CHECKING:
     from qhw_diffusion.studies.guidance.experiment import GuidanceStudyConfig

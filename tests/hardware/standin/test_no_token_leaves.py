@@ -26,8 +26,7 @@ from qhw_diffusion.cli import main
 from qhw_diffusion.devices import Device, live_backend, take_snapshot
 from qhw_diffusion.errors import AccountError, EngineError, InvalidInputError, JobError, LedgerError, QhwError
 from qhw_diffusion.execution import Primitive, compile_circuit
-from qhw_diffusion.execution.hardware_engine import Hardware
-from qhw_diffusion.execution.primitive import runtime_estimator
+from qhw_diffusion.execution.primitive import Hardware, runtime_estimator
 from qhw_diffusion.experiment.page import Page as Report
 from qhw_diffusion.hardware.export import export_rows
 from qhw_diffusion.hardware.ledger import Ledger

@@ -1,11 +1,11 @@
-"""From operations to moments: runs on single qubits, and fixed real matrices on pairs, in the rows of a chain.
+"""Gate fusion: operations become fused blocks on single qubits and fixed real matrices on pairs, in moments.
 
 Rows [D, B]. A *state* of n qubits: D = 2·2^n, row c·2^n + i holds the real (c = 0) or imaginary (c = 1) part of
 amplitude i. A *density* matrix: D = 4^n coefficients in the product of (|0⟩⟨0|, X/√2, |1⟩⟨1|, −Y/√2) for each qubit,
 qubit n−1 most significant: an orthonormal basis of the Hermitian matrices, in which every channel is a real matrix.
 
-Everything that happens to one qubit between two maps on pairs is one *run*, a 4×4 matrix built from its angles. A map
-on a pair is a fixed matrix; where it only permutes rows up to signs (CNOT, CZ, SWAP on states), neighbours can be
+Everything that happens to one qubit between two maps on pairs is one *fused block*, a 4×4 matrix built from its angles.
+A map on a pair is a fixed matrix; where it only permutes rows up to signs (CNOT, CZ, SWAP on states), neighbours are
 done as one permutation of all rows.
 """
 
@@ -36,26 +36,34 @@ def dimension(basis: Basis, n_qubits: int) -> int:
 
 
 @dataclass(frozen=True, eq=False)
-class Run:
-    """A run on one qubit: fixed[0], RZ(rotations[0]), fixed[1], …, fixed[K] in time order."""
+class FusedBlock:
+    """Gates on one qubit fused into one matrix: fixed[0], RZ(rotations[0]), fixed[1], …, fixed[K] in time order.
+
+    Attributes:
+        qubits: the one qubit.
+        rotations: [K] numbers of the rotations (rows of the angles).
+        fixed: K + 1 real matrices [4, 4].
+    """
 
     qubits: tuple[int, ...]
     rotations: tuple[int, ...]
     fixed: tuple[np.ndarray, ...]
 
-    def transposed(self) -> Run:
-        return Run(self.qubits, self.rotations[::-1], tuple(f.T for f in reversed(self.fixed)))
+    def transposed(self) -> FusedBlock:
+        """The transposed matrices in reversed order."""
+        return FusedBlock(self.qubits, self.rotations[::-1], tuple(f.T for f in reversed(self.fixed)))
 
 
 @dataclass(frozen=True, eq=False)
-class Map:
+class FusedMap:
     """A fixed real matrix [d, d] on one or two qubits."""
 
     qubits: tuple[int, ...]
     matrix: np.ndarray
 
-    def transposed(self) -> Map:
-        return Map(self.qubits, self.matrix.T)
+    def transposed(self) -> FusedMap:
+        """With the matrix transposed."""
+        return FusedMap(self.qubits, self.matrix.T)
 
 
 def real_matrix(operation: FixedMap, basis: Basis, noisy: bool) -> np.ndarray:
@@ -76,9 +84,18 @@ def real_matrix(operation: FixedMap, basis: Basis, noisy: bool) -> np.ndarray:
     return real
 
 
-def collect(operations: Sequence[Rotation | FixedMap], basis: Basis, noisy: bool) -> list[Run | Map]:
-    """Gather what happens to single qubits into runs, and multiply neighbouring maps on the same pair."""
-    nodes: list[Run | Map] = []
+def fuse(operations: Sequence[Rotation | FixedMap], basis: Basis, noisy: bool) -> list[FusedBlock | FusedMap]:
+    """Fuse what happens to single qubits into blocks, and multiply neighbouring maps on the same pair.
+
+    Args:
+        operations: rotations and fixed maps in time order.
+        basis: of the rows.
+        noisy: with the device's noise (density only).
+
+    Returns:
+        Blocks and maps in time order.
+    """
+    nodes: list[FusedBlock | FusedMap] = []
     latest: dict[int, int] = {}  # qubit → its last node
     fixed: dict[int, list[np.ndarray]] = {}
     turns: dict[int, list[int]] = {}
@@ -89,10 +106,10 @@ def collect(operations: Sequence[Rotation | FixedMap], basis: Basis, noisy: bool
         matrices, rotations = fixed.pop(q), turns.pop(q)
         if rotations:
             latest[q] = len(nodes)
-            nodes.append(Run((q,), tuple(rotations), tuple(matrices)))
+            nodes.append(FusedBlock((q,), tuple(rotations), tuple(matrices)))
         elif not np.array_equal(matrices[0], np.eye(4)):
             latest[q] = len(nodes)
-            nodes.append(Map((q,), matrices[0]))
+            nodes.append(FusedMap((q,), matrices[0]))
 
     for operation in operations:
         if len(operation.qubits) == 1:
@@ -117,26 +134,26 @@ def collect(operations: Sequence[Rotation | FixedMap], basis: Basis, noisy: bool
             flush(q)
         before = {latest.get(q) for q in pair}
         at = before.pop()
-        if not before and at is not None and nodes[at].qubits == pair and isinstance(nodes[at], Map):
-            nodes[at] = Map(pair, matrix @ nodes[at].matrix)  # type: ignore[union-attr]
+        if not before and at is not None and nodes[at].qubits == pair and isinstance(nodes[at], FusedMap):
+            nodes[at] = FusedMap(pair, matrix @ nodes[at].matrix)  # type: ignore[union-attr]
             continue
         for q in pair:
             latest[q] = len(nodes)
-        nodes.append(Map(pair, matrix))
+        nodes.append(FusedMap(pair, matrix))
     for q in sorted(fixed):
         flush(q)
-    return [_without_dust(node) for node in nodes]
+    return [_without_rounding(node) for node in nodes]
 
 
-def _without_dust(node: Run | Map) -> Run | Map:
+def _without_rounding(node: FusedBlock | FusedMap) -> FusedBlock | FusedMap:
     """Entries of 1e-17 that should be 0 set to 0: products of them become denormal numbers, which take 4× the time."""
 
     def clean(matrix: np.ndarray) -> np.ndarray:
         return np.where(np.abs(matrix) < 1e-14, 0.0, matrix)
 
-    if isinstance(node, Map):
-        return Map(node.qubits, clean(node.matrix))
-    return Run(node.qubits, node.rotations, tuple(clean(f) for f in node.fixed))
+    if isinstance(node, FusedMap):
+        return FusedMap(node.qubits, clean(node.matrix))
+    return FusedBlock(node.qubits, node.rotations, tuple(clean(f) for f in node.fixed))
 
 
 def _widen(matrix: np.ndarray, position: int, basis: Basis) -> np.ndarray:
@@ -148,19 +165,19 @@ def _widen(matrix: np.ndarray, position: int, basis: Basis) -> np.ndarray:
     return wide.reshape(8, 8)
 
 
-def schedule(nodes: Sequence[Run | Map], n_qubits: int) -> list[list[Run | Map]]:
-    """Moments of nodes of one kind (runs; maps that permute; other maps), as few as a greedy pass finds."""
+def in_moments(nodes: Sequence[FusedBlock | FusedMap], n_qubits: int) -> list[list[FusedBlock | FusedMap]]:
+    """Moments of nodes of one kind (blocks; maps that permute; other maps), as few as a greedy pass finds."""
     queues: list[list[int]] = [[] for _ in range(n_qubits)]
     for i, node in enumerate(nodes):
         for q in node.qubits:
             queues[q].append(i)
     heads = [0] * n_qubits
-    kinds = [0 if isinstance(node, Run) else 1 if is_monomial(node.matrix) else 2 for node in nodes]
-    moments: list[list[Run | Map]] = []
+    kinds = [0 if isinstance(node, FusedBlock) else 1 if is_monomial(node.matrix) else 2 for node in nodes]
+    moments: list[list[FusedBlock | FusedMap]] = []
     left = len(nodes)
     while left:
         for kind in (0, 1, 2):
-            moment: list[Run | Map] = []
+            moment: list[FusedBlock | FusedMap] = []
             found = True
             while found:
                 found = False

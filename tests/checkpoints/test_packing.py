@@ -1,28 +1,35 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from qhw_diffusion.errors import DamagedFileError, InvalidInputError
-from qhw_diffusion.runs import (
-    RunFolder,
-    atomic_write_text,
+from qhw_diffusion.checkpoints import (
+    load_checkpoint,
     load_module_state,
     pack_generator,
     pack_optimizer,
-    progress,
-    progress_enabled,
     read_tensors,
+    restore_checkpoint,
+    save_checkpoint,
     save_module,
     unpack_generator,
     unpack_optimizer,
     write_tensors,
 )
+from qhw_diffusion.errors import DamagedFileError, InvalidInputError, RunFolderError
+from qhw_diffusion.runs import RunFolder, atomic_write_text, progress, progress_enabled
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunFolder:
+    return RunFolder.create(tmp_path / "run", kind="guidance", config={"seed": 3})
 
 
 class Trainer:
@@ -51,18 +58,16 @@ class Trainer:
         self.scheduler.step()
 
     def save(self, run: RunFolder) -> None:
-        tensors, meta = pack_optimizer(self.optimizer, "opt.")
-        tensors |= {f"model.{k}": v for k, v in self.model.state_dict().items()}
-        tensors |= {"rng.torch": pack_generator(self.torch_rng), "rng.numpy": pack_generator(self.numpy_rng)}
-        run.save_checkpoint(tensors, {"opt": meta, "scheduler": self.scheduler.state_dict()})
+        save_checkpoint(run, self.parts, {"scheduler": self.scheduler.state_dict()})
+
+    @property
+    def parts(self) -> dict[str, Any]:
+        generators = {"rng.torch": self.torch_rng, "rng.numpy": self.numpy_rng}
+        return {"opt": self.optimizer, "model": self.model, **generators}
 
     def load(self, run: RunFolder) -> None:
-        tensors, meta = run.load_checkpoint()
-        self.model.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("model.")})
-        unpack_optimizer(self.optimizer, tensors, meta["opt"], "opt.")
+        meta, _ = restore_checkpoint(run, self.parts)
         self.scheduler.load_state_dict(meta["scheduler"])
-        unpack_generator(self.torch_rng, tensors["rng.torch"])
-        unpack_generator(self.numpy_rng, tensors["rng.numpy"])
 
 
 def test_a_resumed_training_is_bit_for_bit_the_uninterrupted_one(tmp_path: Path) -> None:
@@ -194,3 +199,115 @@ def test_equal_contents_give_equal_files(tmp_path: Path) -> None:
     read, meta = read_tensors(files[0], kind="model")
     assert meta == {"x": "é", "y": 2}
     assert all(torch.equal(read[name], tensors[name]) for name in tensors)
+
+
+# -- checkpoints of a run ----------------------------------------------------------------------------------------------
+
+
+def test_checkpoint_round_trip_and_replacement(run: RunFolder) -> None:
+    assert not run.has_checkpoint
+    with pytest.raises(RunFolderError, match="no checkpoint"):
+        load_checkpoint(run)
+    save_checkpoint(run, {"w": torch.arange(3.0)}, {"update": 1})
+    save_checkpoint(run, {"w": torch.arange(4.0), "scalar": torch.tensor(7)}, {"update": 2})
+    tensors, meta = load_checkpoint(RunFolder.open(run.path, kind="guidance"))
+    assert meta == {"update": 2}
+    assert torch.equal(tensors["w"], torch.arange(4.0))
+    assert tensors["scalar"].shape == ()
+
+
+def test_a_crash_while_saving_keeps_the_previous_checkpoint(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_checkpoint(run, {"w": torch.zeros(3)}, {"update": 1})
+    before = sorted(run.path.iterdir())
+
+    def crash(source: object, target: object) -> None:
+        raise OSError("the disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", crash)
+        with pytest.raises(OSError, match="the disk is full"):
+            save_checkpoint(run, {"w": torch.ones(3)}, {"update": 2})
+    assert sorted(run.path.iterdir()) == before
+    tensors, meta = load_checkpoint(run)
+    assert meta == {"update": 1}
+    assert torch.equal(tensors["w"], torch.zeros(3))
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "empty", "text"])
+def test_a_damaged_checkpoint_is_told(run: RunFolder, damage: str) -> None:
+    file = save_checkpoint(run, {"w": torch.linspace(0, 1, 1000)}, {"update": 1})
+    data = bytearray(file.read_bytes())
+    if damage == "flipped":
+        data[-100] ^= 0x10
+    file.write_bytes(
+        {"truncated": data[:-1], "flipped": data, "empty": b"", "text": b"not a checkpoint at all"}[damage]
+    )
+    with pytest.raises(DamagedFileError):
+        load_checkpoint(run)
+
+
+def test_a_full_disk_says_which_file(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(handle: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    before = sorted(p.name for p in run.path.iterdir())
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=r"No space left on device: .*checkpoint\.safetensors"):
+        save_checkpoint(run, {"w": torch.zeros(2)}, {})
+    assert sorted(p.name for p in run.path.iterdir()) == before
+
+
+def test_a_checkpoint_begins_the_run(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInputError), RunFolder.create(tmp_path / "run", kind="toy", config={}) as run:  # noqa: PT012
+        assert run.tentative
+        save_checkpoint(run, {"w": torch.zeros(1)}, {})
+        assert not run.tentative
+        raise InvalidInputError("no")
+    assert run.has_checkpoint
+
+
+def test_every_kind_of_part_comes_back_under_its_name(run: RunFolder) -> None:
+    class Own:
+        def __init__(self, x: float) -> None:
+            self.x = torch.tensor([x])
+
+        def state_dict(self) -> dict[str, torch.Tensor]:
+            return {"x": self.x}
+
+        def load_state_dict(self, state: dict[str, torch.Tensor]) -> str:
+            self.x = state["x"]
+            return "answer"
+
+    saved, again = Own(2.0), Own(0.0)
+    numbers, rng = {"a": torch.arange(3.0), "b": torch.ones(2, 2)}, np.random.default_rng(4)
+    save_checkpoint(run, {"own": saved, "map": numbers, "t": torch.tensor(7), "rng": rng}, {"updates": 3})
+    tensors, _ = load_checkpoint(run)
+    assert set(tensors) == {"own.x", "map.a", "map.b", "t", "rng"}
+    targets = {name: torch.zeros_like(value) for name, value in numbers.items()}
+    t, other = torch.tensor(0), np.random.default_rng(0)
+    meta, returned = restore_checkpoint(run, {"own": again, "map": targets, "t": t, "rng": other})
+    assert meta == {"updates": 3}
+    assert returned == {"own": "answer", "map": None, "t": None, "rng": None}
+    assert float(again.x) == 2.0
+    assert int(t) == 7
+    assert all(torch.equal(targets[name], value) for name, value in numbers.items())
+    assert rng.integers(2**32) == other.integers(2**32)
+
+
+def test_parts_that_do_not_fit_are_told(run: RunFolder) -> None:
+    with pytest.raises(InvalidInputError, match="part 'x' of the checkpoint is a int; allowed: modules"):
+        save_checkpoint(run, {"x": 3}, {})
+    with pytest.raises(InvalidInputError, match=r"two parts .* named a\.b"):
+        save_checkpoint(run, {"a": {"b": torch.zeros(1)}, "a.b": torch.zeros(1)}, {})
+    with pytest.raises(InvalidInputError, match="name the optimizer else"):
+        save_checkpoint(run, {"step": torch.optim.SGD(nn.Linear(1, 1).parameters())}, {"step": 1})
+    assert not run.has_checkpoint
+    save_checkpoint(run, {"w": torch.zeros(2), "m": nn.Linear(1, 2)}, {})
+    for parts in (
+        {"w": torch.zeros(3)},
+        {"v": torch.zeros(2)},
+        {"m": nn.Linear(1, 3)},
+        {"m": {"weight": torch.zeros(1)}},
+    ):
+        with pytest.raises(DamagedFileError):
+            restore_checkpoint(run, parts)

@@ -1,31 +1,38 @@
-"""Operations compiled to steps on real rows [D, B] (`arrange`): forwards, and the adjoint backwards."""
+"""A circuit's operations as a sequence of fused steps on real rows [D, B] (`fusion`), forwards and backwards."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
 from qhw_diffusion.execution import kernel
-from qhw_diffusion.execution.arrange import (
+from qhw_diffusion.execution.fusion import (
     RATE,
     SIGN,
     Basis,
-    Map,
+    FusedBlock,
+    FusedMap,
     Precision,
-    Run,
-    collect,
     dimension,
+    fuse,
+    in_moments,
     is_monomial,
-    schedule,
 )
 from qhw_diffusion.execution.program import FixedMap, Program, Rotation
 
 
 @dataclass(frozen=True, eq=False)
 class Moment:
-    """Runs of one moment: the rows `select` of the chain's table of runs, on `places` (qubits)."""
+    """Fused blocks of one moment.
+
+    Attributes:
+        per_column: whether every column has angles of its own.
+        select: entries of the sequence's table of such blocks.
+        places: their qubits.
+    """
 
     per_column: bool
     select: slice
@@ -52,20 +59,20 @@ class Permutation:
     sign_back: np.ndarray
 
 
-class Table:
-    """Runs with the same kind of angles (shared by all columns, or one a column), and their matrices."""
+class BlockTable:
+    """Fused blocks with the same kind of angles (shared by all columns, or one a column), and their matrices."""
 
-    def __init__(self, runs: Sequence[Run], dtype: Precision) -> None:
-        self.first = np.cumsum([0, *(len(run.rotations) for run in runs)]).astype(np.int64)
-        self.rotation = np.array([r for run in runs for r in run.rotations], dtype=np.int64)
-        self.fixed = np.array([f for run in runs for f in run.fixed], dtype=dtype).reshape(-1, 4, 4)
-        self.last = self.first[1:] + np.arange(1, len(runs) + 1) - 1  # where the finished matrix of each run stands
-        self.n_runs = len(runs)
+    def __init__(self, blocks: Sequence[FusedBlock], dtype: Precision) -> None:
+        self.first = np.cumsum([0, *(len(block.rotations) for block in blocks)]).astype(np.int64)
+        self.rotation = np.array([r for block in blocks for r in block.rotations], dtype=np.int64)
+        self.fixed = np.array([f for block in blocks for f in block.fixed], dtype=dtype).reshape(-1, 4, 4)
+        self.last = self.first[1:] + np.arange(1, len(blocks) + 1) - 1  # where the finished matrix of each block stands
+        self.n_blocks = len(blocks)
 
 
 @dataclass(frozen=True, eq=False)
 class _Built:
-    """Matrices [runs, 4, 4(, B)] of a table's runs, and what the derivatives by their angles need."""
+    """Matrices [blocks, 4, 4(, B)] of a table's blocks, and what the derivatives by their angles need."""
 
     matrices: np.ndarray
     cos: np.ndarray
@@ -78,15 +85,16 @@ class Trace:
     """What a forward pass leaves for the backward pass.
 
     Attributes:
-        copies: the rows before each moment of runs; of an orthogonal chain only the result, which is run backwards.
-        built: matrices of the runs whose angles the columns share (False), or have one each (True).
+        copies: the rows before each moment of blocks; of an orthogonal sequence only the result, which is taken
+            backwards.
+        built: matrices of the blocks whose angles the columns share (False), or have one each (True).
     """
 
     copies: list[np.ndarray]
     built: dict[bool, _Built]
 
 
-class Chain:
+class GateSequence:
     """Operations on rows [D, B] that depend on angles [R, B] (or [R, 1] where all columns share them).
 
     Args:
@@ -95,7 +103,7 @@ class Chain:
         basis: of the rows.
         noisy: take the maps with the device's noise (density only).
         dtype: np.float32 or np.float64.
-        transposed: the transposed chain, which moves observables backwards in time.
+        transposed: the transposed sequence, which moves observables backwards in time.
     """
 
     def __init__(
@@ -110,7 +118,8 @@ class Chain:
     ) -> None:
         self.basis, self.dtype, self.n_qubits = basis, dtype, program.n_qubits
         self.n_rows = dimension(basis, program.n_qubits)
-        nodes: list[Run | Map] = collect(operations, basis, noisy)
+        self.row_bytes = self.n_rows * np.dtype(dtype).itemsize  # of one column
+        nodes: list[FusedBlock | FusedMap] = fuse(operations, basis, noisy)
         if transposed:
             nodes = [node.transposed() for node in reversed(nodes)]
         self.rate = RATE[basis]
@@ -121,15 +130,15 @@ class Chain:
         self.offsets = np.stack([offsets for _, offsets in singles])
         depends = np.asarray(program.input_coefficients.any(axis=1))
         self.steps: list[Moment | Permutation | Product] = []
-        tables: dict[bool, list[Run]] = {False: [], True: []}
-        for moment in schedule(nodes, self.n_qubits):
-            runs = [node for node in moment if isinstance(node, Run)]
-            maps = [node for node in moment if isinstance(node, Map)]
+        tables: dict[bool, list[FusedBlock]] = {False: [], True: []}
+        for moment in in_moments(nodes, self.n_qubits):
+            blocks = [node for node in moment if isinstance(node, FusedBlock)]
+            maps = [node for node in moment if isinstance(node, FusedMap)]
             for per_column, table in tables.items():
-                chosen = [run for run in runs if bool(depends[list(run.rotations)].any()) == per_column]
+                chosen = [b for b in blocks if bool(depends[list(b.rotations)].any()) == per_column]
                 if chosen:
                     select = slice(len(table), len(table) + len(chosen))
-                    self.steps.append(Moment(per_column, select, np.array([run.qubits[0] for run in chosen])))
+                    self.steps.append(Moment(per_column, select, np.array([b.qubits[0] for b in chosen])))
                     table.extend(chosen)
             if maps and is_monomial(maps[0].matrix):
                 self.steps.append(self._move(maps))
@@ -137,16 +146,16 @@ class Chain:
                 self.steps += [
                     Product(m.qubits, *self._place(m.qubits), np.ascontiguousarray(m.matrix, dtype)) for m in maps
                 ]
-        self.tables = {kind: Table(runs, dtype) for kind, runs in tables.items()}
+        self.tables = {kind: BlockTable(blocks, dtype) for kind, blocks in tables.items()}
         self.orthogonal = basis == "state" and all(
             np.allclose(m @ m.T, np.eye(len(m)), atol=1e-9)
             for node in nodes
-            for m in (node.fixed if isinstance(node, Run) else (node.matrix,))
+            for m in (node.fixed if isinstance(node, FusedBlock) else (node.matrix,))
         )
 
-    @property
+    @cached_property
     def n_kept(self) -> int:
-        """Copies of the rows that the backward pass needs: one a moment of runs and one a run of the moment in work."""
+        """Copies of the rows that the backward pass needs: one a moment of blocks, one a block of that in work."""
         moments = [len(step.places) for step in self.steps if isinstance(step, Moment)]
         return 1 if self.orthogonal else len(moments) + max(moments, default=0)
 
@@ -202,7 +211,7 @@ class Chain:
             if len(table.rotation):
                 by_turn = np.zeros_like(slope)
                 s = outer[kind] if kind else outer[kind][..., None]
-                kernel.run_slopes(
+                kernel.block_slopes(
                     table.first, table.rotation, table.fixed, b.cos, b.sin, self.sign, b.steps, s, by_turn
                 )
                 slope += self.rate * by_turn
@@ -211,33 +220,33 @@ class Chain:
     def _pull(
         self, step: Moment, adjoint: np.ndarray, x: np.ndarray, g: np.ndarray, back: np.ndarray, outer: np.ndarray
     ) -> None:
-        """Take the runs of a moment back one by one: the derivative by each one's matrix needs the rows just before it.
+        """Take the blocks of a moment back one by one: a derivative by a block's matrix needs the rows just before it.
 
-        x is from after the moment if the chain is orthogonal, and taken back too; else from before, and done again.
+        x is from after the moment if the sequence is orthogonal, and taken back too; else from before, and done again.
         """
         apply = kernel.apply_rows if step.per_column else kernel.apply_shared
-        collect = kernel.outer_rows if step.per_column else kernel.outer_shared
+        outer_product = kernel.outer_rows if step.per_column else kernel.outer_shared
         bases, offsets = self.bases, self.offsets
         g, back, outer = g[step.select], back[step.select], outer[step.select]
-        runs = [(step.places[r : r + 1], slice(r, r + 1)) for r in range(len(step.places))]
+        blocks = [(step.places[r : r + 1], slice(r, r + 1)) for r in range(len(step.places))]
         befores = [x]
         if not self.orthogonal:
-            for place, r in runs[:-1]:
+            for place, r in blocks[:-1]:
                 befores.append(befores[-1].copy())
                 apply(befores[-1], bases, offsets, place, g[r])
-        for place, r in reversed(runs):
+        for place, r in reversed(blocks):
             if self.orthogonal:
                 apply(x, bases, offsets, place, back[r])
             else:
                 x = befores.pop()
-            collect(adjoint, x, bases, offsets, place, outer[r])
+            outer_product(adjoint, x, bases, offsets, place, outer[r])
             apply(adjoint, bases, offsets, place, back[r])
 
-    def _build(self, table: Table, angles: np.ndarray, per_column: bool) -> _Built:
+    def _build(self, table: BlockTable, angles: np.ndarray, per_column: bool) -> _Built:
         turns = self.rate * (angles if per_column else angles[:, :1])
         cos, sin = np.cos(turns), np.sin(turns)
         steps = np.empty((*table.fixed.shape, cos.shape[1]), self.dtype)
-        kernel.build_runs(table.first, table.rotation, table.fixed, cos, sin, self.sign, steps)
+        kernel.build_blocks(table.first, table.rotation, table.fixed, cos, sin, self.sign, steps)
         matrices = steps[table.last]
         return _Built(matrices if per_column else matrices[..., 0], cos, sin, steps)
 
@@ -259,7 +268,7 @@ class Chain:
             self._places[qubits] = (index[free], offsets)
         return self._places[qubits]
 
-    def _move(self, nodes: Sequence[Map]) -> Permutation:
+    def _move(self, nodes: Sequence[FusedMap]) -> Permutation:
         source, sign = np.arange(self.n_rows), np.ones(self.n_rows)
         for node in nodes:
             bases, offsets = self._place(node.qubits)

@@ -1,4 +1,7 @@
-"""Expectation values and outcome distributions from the rows of a chain, and the adjoint of the former."""
+"""What is read out at the end of a circuit: expectation values and their adjoint, outcomes, readout errors, shots.
+
+Everything here is NumPy on the rows of a simulation (`fusion` says what they are), or on probabilities of outcomes.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,16 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from qiskit.quantum_info import SparsePauliOp
 from torch import Tensor
 
-from qhw_diffusion.execution.arrange import REAL_LOCAL, Basis, Precision
+from qhw_diffusion.errors import InvalidInputError
+from qhw_diffusion.execution.fusion import REAL_LOCAL, Basis, Precision
 
+# One observable: (coefficient, Pauli label) of each term, label[q] the factor of qubit q
 Terms = tuple[tuple[float, str], ...]
+# One Pauli string of an observable: (observable, coefficient, Pauli label)
+Member = tuple[int, float, str]
 PAULI = {
     "I": np.eye(2),
     "X": np.array([[0, 1], [1, 0]]),
@@ -55,7 +63,7 @@ class StateObservables:
         return self.n_observables
 
     def values(self, rows: np.ndarray, measured: np.ndarray) -> np.ndarray:
-        """rows [2·2^n, B] → [B, M]; `measured` is not used."""
+        """Rows [2·2^n, B] → [B, M]; `measured` is not used."""
         real, imaginary = rows[: self.n_states], rows[self.n_states :]
         total = np.zeros((self.n_observables, rows.shape[1]), rows.dtype)
         if len(self.diagonal):
@@ -67,7 +75,7 @@ class StateObservables:
         return total.T
 
     def values_in_torch(self, rows: Tensor) -> Tensor:
-        """rows [2·2^n, B] → [B, M], on torch's own tape."""
+        """Rows [2·2^n, B] → [B, M], on torch's own tape."""
         real, imaginary = rows[: self.n_states], rows[self.n_states :]
         total = real.new_zeros(self.n_observables, 1)
         if len(self.diagonal):
@@ -81,7 +89,7 @@ class StateObservables:
         return total.T
 
     def adjoint(self, rows: np.ndarray, cotangent: np.ndarray, measured: np.ndarray) -> np.ndarray:
-        """rows [2·2^n, B] and cotangent [B, M] → derivative by the rows [2·2^n, B]: 2 (Σ_m v_m O_m) ψ."""
+        """Rows [2·2^n, B] and cotangent [B, M] → derivative by the rows [2·2^n, B]: 2 (Σ_m v_m O_m) ψ."""
         real, imaginary = rows[: self.n_states], rows[self.n_states :]
         result = np.zeros_like(rows)
         if len(self.diagonal):
@@ -131,16 +139,16 @@ class DensityObservables:
         return self.rows.shape[1]
 
     def values(self, rows: np.ndarray, measured: np.ndarray) -> np.ndarray:
-        """rows [4^n, B] and observables taken so far back, measured [4^n, M] → [B, M]."""
+        """Rows [4^n, B] and observables taken so far back, measured [4^n, M] → [B, M]."""
         result: np.ndarray = rows.T @ measured
         return result
 
     def values_in_torch(self, rows: Tensor) -> Tensor:
-        """rows [4^n, B] at the end of the circuit → [B, M], on torch's own tape."""
+        """Rows [4^n, B] at the end of the circuit → [B, M], on torch's own tape."""
         return rows.T @ torch.from_numpy(self.rows)
 
     def adjoint(self, rows: np.ndarray, cotangent: np.ndarray, measured: np.ndarray) -> np.ndarray:
-        """cotangent [B, M] → derivative by the rows [4^n, B]."""
+        """Cotangent [B, M] → derivative by the rows [4^n, B]."""
         return np.ascontiguousarray(measured @ cotangent.T)
 
 
@@ -149,7 +157,7 @@ TO_Z = {"X": np.array([[1, 1], [1, -1]]) / np.sqrt(2), "Y": np.array([[1, -1j], 
 
 
 def outcome_probabilities(rows: np.ndarray, pauli: str, basis: Basis) -> np.ndarray:
-    """rows [D, B] → [B, 2^n] float64: probabilities with qubit q measured in the basis pauli[q] (I as Z)."""
+    """Rows [D, B] → [B, 2^n] float64: probabilities with qubit q measured in the basis pauli[q] (I as Z)."""
     n, columns = len(pauli), rows.shape[1]
     if basis == "state":
         psi = rows[: 2**n].astype(np.float64) + 1j * rows[2**n :]
@@ -175,22 +183,27 @@ def _on_qubit(array: np.ndarray, matrix: np.ndarray, q: int, size: int, lower: i
     return result.reshape(-1, array.shape[-1])
 
 
-def confuse(probabilities: np.ndarray, readout: Sequence[tuple[float, float]]) -> np.ndarray:
+def readout_matrix(p10: float, p01: float) -> np.ndarray:
+    """[2, 2] P(outcome read | true outcome) of one qubit, with p10 = P(read 1 | true 0), p01 = P(read 0 | true 1)."""
+    return np.array([[1 - p10, p01], [p10, 1 - p01]])
+
+
+def with_readout_errors(probabilities: np.ndarray, readout: Sequence[tuple[float, float]]) -> np.ndarray:
     """[B, 2^n] of true outcomes → of outcomes read, every qubit with its own (p10, p01)."""
     result = probabilities.T
     for q, (p10, p01) in enumerate(readout):
-        result = _on_qubit(result, np.array([[1 - p10, p01], [p10, 1 - p01]]), q, 2)
+        result = _on_qubit(result, readout_matrix(p10, p01), q, 2)
     return result.T
 
 
-def measurement_groups(observables: tuple[Terms, ...]) -> list[tuple[str, list[tuple[int, float, str]]]]:
+def measurement_groups(observables: tuple[Terms, ...]) -> list[tuple[str, list[Member]]]:
     """Pauli strings that can be measured together, qubit by qubit in one basis.
 
     Returns:
         (basis, members) a group: basis[q] is I, X, Y or Z; members are (observable, coefficient, Pauli label).
         Constant terms are in no group. Greedy, in the order given: strings of Z only always make one group.
     """
-    groups: list[tuple[str, list[tuple[int, float, str]]]] = []
+    groups: list[tuple[str, list[Member]]] = []
     for index, terms in enumerate(observables):
         for coefficient, label in terms:
             if not label.strip("I"):
@@ -203,3 +216,99 @@ def measurement_groups(observables: tuple[Terms, ...]) -> list[tuple[str, list[t
             else:
                 groups.append((label, [(index, coefficient, label)]))
     return groups
+
+
+# -- finite shots ------------------------------------------------------------------------------------------------------
+
+
+def check_shots(shots: int) -> None:
+    """Raise InvalidInputError unless `shots` is a whole number from 1."""
+    if isinstance(shots, bool) or not isinstance(shots, int) or shots < 1:
+        raise InvalidInputError(f"shots is {shots!r}; allowed: whole numbers from 1")
+
+
+def draw_counts(probabilities: np.ndarray, shots: int | np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """Counts of outcomes, int64 [B, d], drawn from multinomial distributions.
+
+    Args:
+        probabilities: [B, d] float64; each row sums to 1.
+        shots: of every row, or int64 [B].
+        generator: of the outcomes.
+    """
+    return generator.multinomial(shots, probabilities)
+
+
+def outcome_values(observables: tuple[Terms, ...], members: Sequence[Member], n: int) -> np.ndarray:
+    """[n outcomes, M]: what each joint outcome adds to each observable.
+
+    Args:
+        observables: M of them.
+        members: the Pauli strings that are measured together.
+        n: 2^qubits.
+    """
+    result = np.zeros((n, len(observables)))
+    for observable, coefficient, label in members:
+        result[:, observable] += coefficient * parity(label)
+    return result
+
+
+def parity(label: str) -> np.ndarray:
+    """[2^n] the value ±1 of a Pauli string for each outcome of its factors; label[q] is qubit q's factor."""
+    index = np.arange(2 ** len(label))
+    sign = np.ones(len(index))
+    for q, factor in enumerate(label):
+        if factor != "I":
+            sign *= 1 - 2 * ((index >> q) & 1)
+    return sign
+
+
+# -- all strings of Z --------------------------------------------------------------------------------------------------
+
+MAX_QUBITS = 12
+
+
+def z_signs(n_qubits: int) -> np.ndarray:
+    """[2^n, 2^n] (−1)^(s·x): ⟨Z^s⟩ (row s) of basis state x (column); qubit q is bit q of both."""
+    result: np.ndarray = np.ones((1, 1))
+    for _ in range(n_qubits):
+        result = np.kron([[1, 1], [1, -1]], result)
+    return result
+
+
+def all_z_strings(n_qubits: int) -> tuple[SparsePauliOp, ...]:
+    """The 2^n observables Z^s, s = 0 … 2^n−1: qubit q carries Z where bit q of s is 1 (s = 0 is the identity).
+
+    They are measured together, in one circuit. `outcome_distribution` turns their values into probabilities.
+
+    Raises:
+        InvalidInputError: n_qubits outside 1–12.
+    """
+    if not isinstance(n_qubits, int) or not 1 <= n_qubits <= MAX_QUBITS:
+        raise InvalidInputError(f"n_qubits is {n_qubits!r}; allowed: 1 to {MAX_QUBITS} (there are 2^n strings)")
+    labels = ["".join("Z" if s >> q & 1 else "I" for q in reversed(range(n_qubits))) for s in range(2**n_qubits)]
+    return tuple(SparsePauliOp(label) for label in labels)
+
+
+def outcome_distribution(values: np.ndarray) -> np.ndarray:
+    """⟨Z^s⟩ [..., 2^n] → probabilities [..., 2^n] of the outcomes: p(x) = 2^−n Σ_s (−1)^(s·x) ⟨Z^s⟩.
+
+    Exact values give exact probabilities. Values with noise of their own may give small negative ones: they are left as
+    they are, so that the estimate stays unbiased.
+
+    Raises:
+        InvalidInputError: the last axis is not a power of two, or the first value (of the identity) is not 1.
+    """
+    values = np.asarray(values, dtype=float)
+    size = values.shape[-1] if values.ndim else 0
+    if size < 2 or size & (size - 1):
+        raise InvalidInputError(f"values have {size} entries along the last axis; 2^n are needed (all_z_strings(n))")
+    if not np.allclose(values[..., 0], 1, atol=1e-3):
+        raise InvalidInputError("the first value belongs to the identity and must be 1: give the values in order")
+    result = values.reshape(-1, size)
+    step = 1
+    while step < size:  # fast Walsh–Hadamard transform, one bit at a time
+        pairs = result.reshape(len(result), -1, 2, step)
+        result = np.concatenate([pairs[:, :, :1] + pairs[:, :, 1:], pairs[:, :, :1] - pairs[:, :, 1:]], axis=2)
+        result = result.reshape(-1, size)
+        step *= 2
+    return (result / size).reshape(values.shape)

@@ -13,8 +13,8 @@ from numba import njit
 from numba.core import config
 from numba.core.caching import IndexDataCacheFile
 
-from qhw_diffusion.execution import kernel_cache
-from qhw_diffusion.execution.kernel_cache import KernelCacheWarning, keep_on_disk
+from qhw_diffusion.execution import kernel
+from qhw_diffusion.execution.kernel import KernelCacheWarning, keep_on_disk
 
 
 def double(x: np.ndarray) -> None:
@@ -25,7 +25,7 @@ def double(x: np.ndarray) -> None:
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(config, "CACHE_DIR", str(tmp_path))
-    monkeypatch.setattr(kernel_cache, "_told", False)
+    monkeypatch.setattr(kernel, "_told", False)
     return tmp_path
 
 

@@ -9,16 +9,9 @@ import pytest
 import torch
 from torch import nn
 
+from qhw_diffusion.checkpoints import check_format, frozen_parameters, load_module_state, put_state, save_module
 from qhw_diffusion.errors import DamagedFileError, DamagedRunError, InvalidInputError, RunFolderError
-from qhw_diffusion.runs import (
-    RunFolder,
-    atomic_folder,
-    check_format,
-    frozen_parameters,
-    load_module_state,
-    put_state,
-    save_module,
-)
+from qhw_diffusion.runs import RunFolder, atomic_folder
 
 
 def fill(folder: Path, text: str, *, fail: bool = False) -> None:
