@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import argparse
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from qhw_diffusion.cli import build_parser, main
+from qhw_diffusion.cli import main, study
 from qhw_diffusion.studies import denoising_commands, denoising_settings
 from qhw_diffusion.studies.denoising_settings import DenoisingStudyConfig
+from qhw_diffusion.studies.flags import given_flags
 
 SMALL = ["--iterations", "4", "--depth", "2", "--n-steps", "2", "--autoencoder-steps", "30", "--batch-size", "4",
          "--targets", "8", "--checkpoint-every", "1"]  # fmt: skip
@@ -18,26 +22,40 @@ STUDY = ["--iterations", "2", "--depth", "1", "--n-steps", "1", "--autoencoder-s
          "--targets", "8"]  # fmt: skip
 
 
+def given(words: list[str]) -> dict[str, Any]:
+    """What the words of `qhw study denoising` give, by field."""
+    parser = argparse.ArgumentParser()
+    study.denoising.flags(parser)
+    return given_flags(parser.parse_args(words), DenoisingStudyConfig)
+
+
 def test_every_setting_of_the_study_is_a_flag() -> None:
-    arguments = ["study", "denoising", "--classes", "0,1", "--kernels", "0.3,0.1", "--probability-weight", "0.5",
-                 "--arms", "postselected,noise", "--seeds", "7"]  # fmt: skip
-    given = vars(build_parser(arguments).parse_args(arguments))
-    assert given["DenoisingStudyConfig.classes"] == (0, 1)
-    assert given["DenoisingStudyConfig.kernels"] == (0.3, 0.1)
-    assert given["DenoisingStudyConfig.arms"] == ("postselected", "noise")
-    assert given["DenoisingStudyConfig.seeds"] == 7
-    assert "DenoisingStudyConfig.depth" not in given
+    found = given(["--classes", "0,1", "--kernels", "0.3,0.1", "--probability-weight", "0.5",
+                   "--arms", "postselected,noise", "--seeds", "7"])  # fmt: skip
+    assert found == {"classes": (0, 1), "kernels": (0.3, 0.1), "probability_weight": 0.5,
+                     "arms": ("postselected", "noise"), "seeds": 7}  # fmt: skip
     for field in DenoisingStudyConfig().to_dict():
-        text = [f"--{field.replace('_', '-')}", "3"]
-        build_parser(["study", "denoising"]).parse_args(["study", "denoising", *text])
+        given([f"--{field.replace('_', '-')}", "3"])
 
 
-def test_the_demo_without_a_name_stays_the_guidance_demo() -> None:
-    parser = build_parser(["demo"])
-    assert parser.parse_args(["demo"]).what == "guidance"
-    assert parser.parse_args(["demo", "denoising"]).what == "denoising"
+def test_the_demo_without_a_name_stays_the_guidance_demo(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def named(what: str) -> Callable[..., str]:
+        return lambda place, workers, quick: f"{what} {place.out} {workers} {quick}"
+
+    monkeypatch.setattr("qhw_diffusion.studies.demo.run_demo", named("guidance"))
+    monkeypatch.setattr(denoising_commands, "run_denoising_demo", named("denoising"))
+    assert main(["demo", "--workers", "3"]) == 0
+    assert capsys.readouterr().out == "guidance runs/demo 3 False\n"
+    assert main(["demo", "denoising", "--quick", "--workers", "1"]) == 0
+    assert capsys.readouterr().out == "denoising runs/demo-denoising 1 True\n"
+    assert main(["demo", "denoising", "--workers", "1", "--out", "x"]) == 0
+    assert capsys.readouterr().out == "denoising x 1 False\n"
     with pytest.raises(SystemExit) as stop:
-        parser.parse_args(["demo", "denoise"])
+        main(["demo", "denoise"])
     assert stop.value.code == 2
 
 
@@ -57,6 +75,7 @@ def test_the_demo_without_a_name_stays_the_guidance_demo() -> None:
         ("train", ["--kind", "unitary"], "ancillas"),
         ("train", ["--engine", "noisy"], "ideal"),
         ("train", ["--iterations", "0"], "iterations"),
+        ("train", ["--kernels", "narrow"], "kernel"),
         ("train", ["--data", "mnist16", "--data-root", "/nowhere"], "/nowhere"),
     ],
 )
@@ -70,10 +89,10 @@ def test_bad_settings_are_one_line_and_leave_no_folder(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("flags", [["--seeds", "many"], ["--kernels", "narrow"], ["--shot", "3"]])
+@pytest.mark.parametrize("flags", [["--seeds", "many"], ["--shot", "3"]])
 def test_what_is_no_value_of_a_flag_is_refused(flags: list[str]) -> None:
     with pytest.raises(SystemExit) as stop:
-        main(["train" if flags[0] == "--kernels" else "study", "denoising", *flags])
+        main(["study", "denoising", *flags])
     assert stop.value.code == 2
 
 
@@ -122,6 +141,22 @@ def test_train_resume_evaluate(tmp_path: Path, capsys: pytest.CaptureFixture[str
 
 
 @pytest.mark.slow
+def test_a_folder_with_the_names_of_an_earlier_version_goes_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train = ["train", "denoising", "--out", str(tmp_path / "run"), *SMALL, "--model", "amplitude"]
+    assert main(train) == 0
+    file = tmp_path / "run" / "config.json"
+    config = json.loads(file.read_text())
+    config["reverse"]["labels_by"] = config["reverse"].pop("conditioning")
+    file.write_text(json.dumps(config))
+    assert main([*train[:4], "--resume"]) == 0
+    capsys.readouterr()
+    assert main([*train[:4], "--resume", "--depth", "3"]) == 2
+    assert "other settings (reverse)" in capsys.readouterr().err
+
+
+@pytest.mark.slow
 def test_a_model_of_pixels_without_labels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "run"
     kind = ["--model", "amplitude", "--conditioning", "none", "--kernels", "fidelity,0.5"]
@@ -159,8 +194,7 @@ def test_study_and_demo_end_in_a_report(
     assert main(["study", "denoising", "--out", str(out), "--resume", "--depth", "5"]) == 2
     assert "other settings (depth)" in capsys.readouterr().err
 
-    given = build_parser(["study", "denoising"]).parse_args(["study", "denoising", *STUDY])
-    config = DenoisingStudyConfig(**denoising_commands.given_flags(given, DenoisingStudyConfig))
+    config = DenoisingStudyConfig(**given(STUDY))
     monkeypatch.setattr(denoising_commands, "demo_config", lambda quick: config)
     demo = ["demo", "denoising", "--out", str(out), "--workers", "1"]
     assert main(demo) == 2

@@ -30,6 +30,22 @@ def test_help_answers_within_a_second(arguments: list[str]) -> None:
     assert seconds < 1.0
 
 
+def test_help_of_no_command_loads_what_only_work_needs() -> None:
+    """Importing these takes seconds each."""
+    code = (
+        "import sys\n"
+        "from qhw_diffusion.cli import COMMANDS, main\n"
+        "for path in COMMANDS:\n"
+        "    if path[0] != 'study':\n"
+        "        try: main([*path, '--help'])\n"
+        "        except SystemExit as stop: assert stop.code == 0, path\n"
+        "slow = ('diffusers', 'torchmetrics', 'torchvision', 'sklearn', 'matplotlib', 'transformers', 'pandas')\n"
+        "print('\\nloaded:', [m for m in slow if m in sys.modules])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "loaded: []"
+
+
 def test_import_loads_nothing_heavy() -> None:
     code = f"import sys, qhw_diffusion as q; print([m for m in {HEAVY!r} if m in sys.modules], 'Device' in dir(q))"
     out, seconds = run("-c", code)

@@ -80,13 +80,13 @@ def test_a_command_goes_on_when_nobody_reads_any_more(monkeypatch: pytest.Monkey
     os.close(reading)
     monkeypatch.setattr(sys, "stdout", os.fdopen(writing, "w", buffering=1))
 
-    def command(arguments: object) -> int:
+    def command() -> int:
         print("first", flush=True)
         (tmp_path / "result").write_text("done")
         print("last")
         return 0
 
-    monkeypatch.setitem(cli.COMMANDS, ("version",), ("text", None, command))
+    monkeypatch.setitem(cli.COMMANDS, ("version",), ("text", command))
     assert main(["version"]) == 0
     assert (tmp_path / "result").exists()
 
@@ -109,9 +109,7 @@ def test_output_that_cannot_be_written_is_an_error(arguments: list[str]) -> None
 def test_a_broken_connection_is_not_a_reader_that_has_left(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setitem(
-        cli.COMMANDS, ("version",), ("text", None, failing(BrokenPipeError(errno.EPIPE, "Broken pipe")))
-    )
+    monkeypatch.setitem(cli.COMMANDS, ("version",), ("text", failing(BrokenPipeError(errno.EPIPE, "Broken pipe"))))
     assert main(["version"]) == 2
     assert "qhw: error: Broken pipe" in capsys.readouterr().err
 
@@ -120,7 +118,7 @@ def test_a_broken_connection_is_not_a_reader_that_has_left(
 
 
 def failing(error: BaseException) -> Callable[[object], int]:
-    def command(arguments: object) -> int:
+    def command() -> int:
         raise error
 
     return command
@@ -150,7 +148,7 @@ def failing(error: BaseException) -> Callable[[object], int]:
 def test_every_error_of_the_operating_system_is_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: OSError, message: str
 ) -> None:
-    monkeypatch.setitem(cli.COMMANDS, ("version",), ("text", None, failing(error)))
+    monkeypatch.setitem(cli.COMMANDS, ("version",), ("text", failing(error)))
     assert main(["version"]) == 2
     err = capsys.readouterr().err
     assert err.startswith(f"qhw: error: {message}")

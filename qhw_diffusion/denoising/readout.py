@@ -20,7 +20,6 @@ from math import prod
 
 import numpy as np
 import torch
-from scipy.stats import nbinom
 from torch import Tensor
 
 from qhw_diffusion.denoising.states import check_states, decode_images
@@ -94,6 +93,8 @@ def shots_needed(probability: float, kept: int, confidence: float = RESOLVED) ->
         raise InvalidInputError(f"kept is {kept} and confidence {confidence}; need kept ≥ 1 and confidence in (0, 1)")
     if kept / probability > _MOST_SHOTS / 16:
         raise InvalidInputError(f"success probability {probability:g} needs more than 10^17 shots to keep {kept}")
+    from scipy.stats import nbinom
+
     return kept + int(nbinom.ppf(confidence, kept, probability))
 
 

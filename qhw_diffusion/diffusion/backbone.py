@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DDIMScheduler, UNet2DModel
-from diffusers.models.attention_processor import Attention, AttnProcessor
 from torch import Tensor, nn
 
 from ..errors import DamagedFileError, InvalidInputError, UnknownNameError
@@ -145,6 +143,9 @@ class Backbone(nn.Module):
         super().__init__()
         self.config = config
         self.image_shape = config.image_shape
+        from diffusers import DDIMScheduler, UNet2DModel  # here, since importing it takes seconds
+        from diffusers.models.attention_processor import Attention, AttnProcessor
+
         self.n_classes = config.n_classes
         self.null_label = config.n_classes
         self.name = config.dataset

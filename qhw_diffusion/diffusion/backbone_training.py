@@ -8,7 +8,6 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import torch
 from torch import nn
 
@@ -134,6 +133,8 @@ class _Training:
 
     def result(self) -> Backbone:
         """The averaged weights, rounded as they are saved, with their provenance."""
+        import diffusers
+
         rounded = {k: v.float() for k, v in half_precision(self.average).items()}
         self.backbone.unet.load_state_dict(rounded)
         self.backbone.provenance = {

@@ -16,7 +16,6 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from torch import Tensor
-from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
 from ..errors import DamagedFileError, InvalidInputError, MissingDataError, MissingDependencyError
 from .checks import check_images
@@ -45,6 +44,9 @@ def paired_similarity(x: Tensor, reference: Tensor, lpips: Lpips | None = None) 
         )
     check_images(x)
     check_images(reference)
+    # here, since importing it takes seconds
+    from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
+
     psnr = peak_signal_noise_ratio(x, reference, data_range=2.0, reduction="none", dim=(1, 2, 3))
     ssim = structural_similarity_index_measure(
         x, reference, data_range=2.0, gaussian_kernel=False, kernel_size=_SSIM_WINDOW, reduction="elementwise_mean"

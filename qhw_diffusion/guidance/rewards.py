@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
-from torchmetrics.functional.image import structural_similarity_index_measure
 
 from qhw_diffusion.diffusion import Lpips, check_every_class, check_fit, check_labels, polynomial_kernel
 from qhw_diffusion.errors import InvalidInputError, MissingDependencyError, UnknownNameError
@@ -362,6 +361,8 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
 
     A uniform window of 7×7 pixels, since the usual Gaussian one does not fit into 8×8 images.
     """
+    from torchmetrics.functional.image import structural_similarity_index_measure  # here: importing it takes seconds
+
     scores = structural_similarity_index_measure(
         a, b, data_range=2.0, gaussian_kernel=False, kernel_size=7, reduction="none"
     )

@@ -12,17 +12,20 @@ from qhw_diffusion.runs.files import (
 )
 from qhw_diffusion.runs.folder import RunFolder, check_place
 from qhw_diffusion.runs.manifest import FORMAT_VERSION, build_manifest, package_versions
+from qhw_diffusion.runs.place import Place, beside
 from qhw_diffusion.runs.progress import StopRequest, interruptible, progress, progress_enabled, stop_file
 from qhw_diffusion.runs.settings import settings_from_dict
 
 __all__ = [
     "FORMAT_VERSION",
+    "Place",
     "RunFolder",
     "StopRequest",
     "atomic_folder",
     "atomic_write_bytes",
     "atomic_write_json",
     "atomic_write_text",
+    "beside",
     "build_manifest",
     "check_place",
     "check_writable",

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from qhw_diffusion.denoising import AutoencoderConfig, LatentAutoencoder, TrainConfig, train_qdm
-from qhw_diffusion.runs import RunFolder, check_writable
+from qhw_diffusion.runs import Place, RunFolder, check_writable
 from qhw_diffusion.studies import denoising_verdict as says
 from qhw_diffusion.studies.denoising_report import render_markdown, render_report
 from qhw_diffusion.studies.denoising_settings import DenoisingStudyConfig
@@ -23,7 +23,7 @@ from qhw_diffusion.studies.denoising_study import (
 )
 from qhw_diffusion.studies.denoising_work import KIND, Context
 from qhw_diffusion.studies.flags import given_flags
-from qhw_diffusion.studies.single import check_out, one_thread
+from qhw_diffusion.studies.single import one_thread
 
 DEMO_TITLE = "A quantum circuit as the denoiser of a diffusion model"
 
@@ -37,15 +37,15 @@ def demo_config(*, quick: bool = False) -> DenoisingStudyConfig:
     return demo
 
 
-def demo_from_arguments(arguments: argparse.Namespace) -> str:
-    """`qhw demo denoising`: do what is left of it; returns the text to print."""
+def run_denoising_demo(place: Place, *, workers: int, quick: bool = False) -> str:
+    """Do what is left of the demo of the quantum denoiser; returns the text to print."""
     one_thread()
-    check_out(arguments, KIND)
-    config = demo_config(quick=arguments.quick)
-    how = {"resume": arguments.resume, "overwrite": arguments.overwrite}
-    run = open_denoising_study(arguments.out, config, command=arguments.command_line, **how)
-    run_denoising_study(run, workers=arguments.workers)
-    return finish(run, title=DEMO_TITLE, command=run.manifest["command"] or arguments.command_line)
+    place.check(KIND)
+    run = open_denoising_study(
+        place.out, demo_config(quick=quick), command=place.command, resume=place.resume, overwrite=place.overwrite
+    )
+    run_denoising_study(run, workers=workers)
+    return finish(run, title=DEMO_TITLE, command=run.manifest["command"] or place.command)
 
 
 def study_from_arguments(arguments: argparse.Namespace) -> str:
@@ -62,7 +62,7 @@ def study_from_arguments(arguments: argparse.Namespace) -> str:
         config = replace(base, **given_flags(arguments, DenoisingStudyConfig))
         if arguments.dry_run:
             return predict(config, arguments.workers)
-        check_out(arguments, KIND)
+        Place(arguments.out, arguments.overwrite, arguments.resume).check(KIND)
         how = {"resume": arguments.resume, "overwrite": arguments.overwrite}
         run = open_denoising_study(arguments.out, config, command=arguments.command_line, **how)
         run_denoising_study(run, workers=arguments.workers)

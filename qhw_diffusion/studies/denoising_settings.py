@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from qhw_diffusion.config import Config
 from qhw_diffusion.denoising import RECONSTRUCTION, ForwardConfig, ReverseConfig, TrainConfig
 from qhw_diffusion.denoising.baselines import ClassicalProcess, LinearProcess
-from qhw_diffusion.errors import InvalidInputError
+from qhw_diffusion.denoising.states import qubits_for
+from qhw_diffusion.diffusion.datasets import image_shape_of
+from qhw_diffusion.errors import InvalidInputError, UnknownNameError
 from qhw_diffusion.runs import settings_from_dict
 
 # What is trained, and what it is called.
@@ -168,6 +171,49 @@ class DenoisingStudyConfig:
     def from_dict(cls, data: dict[str, Any]) -> DenoisingStudyConfig:
         """Raises InvalidInputError on unknown entries."""
         return settings_from_dict(cls, data, "a denoising study")
+
+
+MODELS = ("latent", "amplitude")
+_STUDY = DenoisingStudyConfig()
+
+
+@dataclass(frozen=True)
+class DenoiserTraining(Config):
+    """Everything that decides one training of a quantum denoiser."""
+
+    model: str = "latent"
+    """Model: latent (in the latent space of an autoencoder) or amplitude (pixels as amplitudes)."""
+    data: str = "digits"
+    """Data set: digits, mnist16, mnist28, fashion16 or fashion28."""
+    data_root: str | None = None
+    """Folder that holds MNIST or FashionMNIST (torchvision's layout); digits need none."""
+    autoencoder_steps: int = _STUDY.autoencoder_steps
+    """Updates of the autoencoder."""
+    reverse: ReverseConfig = field(
+        default_factory=lambda: replace(_STUDY.reverse("postselected", 0, _STUDY.latent_qubits), n_labels=10)
+    )
+    """Reverse process; its number of labels is ten, or one without conditioning."""
+    forward: ForwardConfig = field(default_factory=lambda: _STUDY.forward)
+    """Forward process."""
+    train: TrainConfig = field(default_factory=lambda: _STUDY.training("postselected", 0))
+    """Training; its seed is that of the reverse process."""
+
+    def __post_init__(self) -> None:
+        if self.model not in MODELS:
+            raise UnknownNameError.of("model", self.model, MODELS)
+        object.__setattr__(self, "train", replace(self.train, seed=self.reverse.seed))
+
+    @classmethod
+    def amplitude(cls, data: str = "digits") -> DenoiserTraining:
+        """Defaults of the model of pixels: a qubit for every halving of them.
+
+        On pixels, training by magnitudes alone failed: they are compared by fidelity.
+        """
+        base = cls(model="amplitude", data=data)
+        qubits = qubits_for(image_shape_of(data))
+        return base.replace(
+            reverse=replace(base.reverse, n_qubits=qubits), train=replace(base.train, similarity="fidelity")
+        )
 
 
 HOW = {

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import argparse
 import io
 import shutil
-from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +12,8 @@ import torch
 from qhw_diffusion.denoising import (
     AmplitudeQDM,
     AutoencoderConfig,
-    ForwardConfig,
     LatentAutoencoder,
     LatentQDM,
-    ReverseConfig,
-    TrainConfig,
     check_qdm_training,
     from_pretrained,
     haar_states,
@@ -26,40 +21,35 @@ from qhw_diffusion.denoising import (
     train_autoencoder,
     train_qdm,
 )
-from qhw_diffusion.denoising.states import qubits_for
 from qhw_diffusion.diffusion import Classifier, ImageDataset, evaluate_samples, load_dataset, real_floor
-from qhw_diffusion.diffusion.datasets import image_shape_of
-from qhw_diffusion.errors import InvalidInputError, UnknownNameError
+from qhw_diffusion.errors import InvalidInputError
 from qhw_diffusion.experiment.plots import sample_grids
-from qhw_diffusion.runs import RunFolder, atomic_write_bytes, atomic_write_json, check_writable
-from qhw_diffusion.studies.denoising_settings import DenoisingStudyConfig
-from qhw_diffusion.studies.flags import given_flags
-from qhw_diffusion.studies.single import can_go_on, check_out, new_run, one_thread
+from qhw_diffusion.runs import Place, RunFolder, atomic_write_bytes, atomic_write_json, check_writable
+from qhw_diffusion.studies.denoising_settings import DenoiserTraining
+from qhw_diffusion.studies.single import one_thread
 
 KIND = "denoiser"
-MODELS = ("latent", "amplitude")
-STUDY = DenoisingStudyConfig()
-REVERSE, TRAIN = STUDY.reverse("postselected", 0, STUDY.latent_qubits), STUDY.training("postselected", 0)
 
 
-def read_kernels(text: str) -> tuple[str | float, ...]:
-    """`fidelity,0.3` → ("fidelity", 0.3). Raises ArgumentTypeError for other words."""
-    try:
-        return tuple(word if word == "fidelity" else float(word) for word in text.replace(" ", "").split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r}; allowed: fidelity, or widths, with commas between them") from None
+def train_denoiser(training: DenoiserTraining, place: Place) -> str:
+    """Train a quantum denoiser, and before it the autoencoder whose latents it works on.
 
+    Args:
+        training: everything that decides it.
+        place: run folder to write.
 
-def train_from_arguments(arguments: argparse.Namespace) -> str:
-    """`qhw train denoising`; returns the text to print. KeyboardInterrupt after Ctrl-C, with a checkpoint saved."""
+    Returns:
+        The text to print.
+
+    Raises:
+        KeyboardInterrupt: after Ctrl-C, with a checkpoint.
+    """
     one_thread()
-    check_out(arguments, KIND)
-    config = _config(arguments)
-    reverse, forward = ReverseConfig.from_dict(config["reverse"]), ForwardConfig.from_dict(config["forward"])
-    settings = TrainConfig.from_dict(config["train"])
-    data, heldout = (load_dataset(config["data"], split, config["data_root"]) for split in ("train", "heldout"))
-    latent = config["model"] == "latent"
-    shape = AutoencoderConfig(data.image_shape, reverse.n_qubits, steps=config["autoencoder_steps"])
+    place.check(KIND)
+    reverse, forward, settings = training.reverse, training.forward, training.train
+    data, heldout = (load_dataset(training.data, split, training.data_root) for split in ("train", "heldout"))
+    latent = training.model == "latent"
+    shape = AutoencoderConfig(data.image_shape, reverse.n_qubits, steps=training.autoencoder_steps)
     # whatever does not fit is told before there is a folder
     model: AmplitudeQDM = (
         LatentQDM(reverse, forward, autoencoder=LatentAutoencoder(shape))
@@ -68,12 +58,11 @@ def train_from_arguments(arguments: argparse.Namespace) -> str:
     )
     labels = data.labels if reverse.n_labels > 1 else None
     check_qdm_training(model, data.images, settings, labels=labels)
-    with new_run(arguments, kind=KIND, config=config) as run:
+    with place.open(KIND, training.to_dict(), read=_read) as run:
         if latent:
             model = LatentQDM(reverse, forward, autoencoder=_autoencoder(run, shape, data, heldout))
             run.begin()  # the autoencoder is worth going on with
-        resume = arguments.resume and can_go_on(run)
-        history = train_qdm(model, data.images, settings, labels=labels, run=run, resume=resume)
+        history = train_qdm(model, data.images, settings, labels=labels, run=run, resume=place.goes_on(run))
         if len(history) < settings.iterations * (reverse.n_steps if settings.mode == "greedy" else 1):
             raise KeyboardInterrupt
         save_pretrained(model, run.path / "model")
@@ -83,30 +72,9 @@ def train_from_arguments(arguments: argparse.Namespace) -> str:
     )
 
 
-def _config(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Settings from the flags, or with --resume those of the folder changed by flags (a change is refused later)."""
-    names = ("model", "data", "data_root", "autoencoder_steps")
-    config: dict[str, Any] = {"model": "latent", "data": "digits", "data_root": None,
-                              "autoencoder_steps": STUDY.autoencoder_steps,
-                              "reverse": None, "forward": asdict(STUDY.forward), "train": asdict(TRAIN)}  # fmt: skip
-    if arguments.resume:
-        config = dict(RunFolder.open(arguments.out, kind=KIND).config)
-    config |= {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
-    if config["model"] not in MODELS:
-        raise UnknownNameError.of("model", config["model"], MODELS)
-    given = given_flags(arguments, ReverseConfig)
-    if config["reverse"] is None:
-        base = REVERSE
-        if config["model"] == "amplitude":  # all pixels of an image; on them training by magnitudes alone failed
-            base = replace(base, n_qubits=qubits_for(image_shape_of(config["data"])))
-            config["train"]["similarity"] = "fidelity"
-    else:
-        base = ReverseConfig.from_dict(config["reverse"])
-    unlabelled = given.get("conditioning", base.conditioning) == "none"
-    reverse = replace(base, **given, n_labels=1 if unlabelled else 10)
-    forward = replace(ForwardConfig.from_dict(config["forward"]), **given_flags(arguments, ForwardConfig))
-    train = replace(TrainConfig.from_dict(config["train"]), **given_flags(arguments, TrainConfig), seed=reverse.seed)
-    return {**config, "reverse": reverse.to_dict(), "forward": asdict(forward), "train": asdict(train)}
+def _read(saved: dict[str, Any]) -> dict[str, Any]:
+    """Settings of a folder, also of an earlier version, by the names of today."""
+    return DenoiserTraining.from_dict(saved).to_dict()
 
 
 def _autoencoder(

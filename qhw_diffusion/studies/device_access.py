@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 from qhw_diffusion.devices import Device
 from qhw_diffusion.errors import BudgetError, InvalidInputError, QhwError
@@ -15,64 +12,14 @@ from qhw_diffusion.execution import CompiledCircuit, Engine
 from qhw_diffusion.execution.cost import qpu_cost
 from qhw_diffusion.execution.primitive import Hardware
 from qhw_diffusion.hardware.cost import Cost
-from qhw_diffusion.hardware.ledger import Ledger, Row, ledger_folder
+from qhw_diffusion.hardware.ledger import Ledger, Row
 from qhw_diffusion.hardware.ledger_rows import total_charge
-from qhw_diffusion.hardware.modes import check_seconds
 from qhw_diffusion.hardware.runner import Runner, open_runner
-from qhw_diffusion.hardware.service import precision_of
-from qhw_diffusion.mitigation import Mitigated, Strategy, strategies_of
+from qhw_diffusion.mitigation import Mitigated
 from qhw_diffusion.runs import RunFolder
 from qhw_diffusion.studies.device_rollout import Receipt
+from qhw_diffusion.studies.device_settings import AccessConfig
 from qhw_diffusion.studies.study_folder import REFUSALS
-
-
-@dataclass(frozen=True)
-class AccessConfig:
-    """How circuits get to the device.
-
-    shots: of each circuit; mode, max_qpu_seconds, max_session_seconds, retry_failed: see `hardware.runner.Runner`;
-    resilience_level: of the runtime client, None for 0; mitigation: strategies of ours, as text,
-    the one next to the device first; ledger: folder, "" for the default one.
-    """
-
-    device: str
-    shots: int
-    mode: str = "batch"
-    max_qpu_seconds: float | None = None
-    max_session_seconds: int | None = None
-    retry_failed: bool = False
-    resilience_level: int | None = None
-    mitigation: str = ""
-    ledger: str = ""
-
-    def __post_init__(self) -> None:
-        strategies_of(self.mitigation)  # a mistyped strategy is told now, and so is what the runner refuses
-        check_seconds(max_qpu_seconds=self.max_qpu_seconds, max_session_seconds=self.max_session_seconds)
-        precision_of(self.shots)
-
-    @classmethod
-    def from_arguments(cls, arguments: argparse.Namespace) -> AccessConfig:
-        """From the flags of `flags_device`. Raises InvalidInputError without a device, or without shots from 1."""
-        if arguments.device is None or arguments.shots is None:
-            raise InvalidInputError("a run on a device needs its name and the shots: give --device and --shots")
-        if arguments.shots < 1:
-            raise InvalidInputError(f"shots is {arguments.shots}; allowed: whole numbers from 1")
-        return cls(
-            device=arguments.device,
-            shots=arguments.shots,
-            mode=arguments.mode,
-            max_qpu_seconds=arguments.max_qpu_seconds,
-            max_session_seconds=arguments.max_session_seconds,
-            retry_failed=arguments.retry_failed,
-            resilience_level=arguments.resilience_level,
-            mitigation=arguments.mitigation,
-            # absolute, so that a run that goes on from another folder finds its results
-            ledger=os.path.realpath(ledger_folder(arguments.ledger)),
-        )
-
-    def strategies(self) -> list[Strategy]:
-        """The mitigation strategies, made anew. Raises UnknownNameError or InvalidInputError for another text."""
-        return strategies_of(self.mitigation)
 
 
 class DeviceAccess:

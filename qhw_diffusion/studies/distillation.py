@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,12 +28,12 @@ from qhw_diffusion.guidance import (
 from qhw_diffusion.guidance.distill import HIDDEN
 from qhw_diffusion.guidance.lookup import input_degrees, table_rows
 from qhw_diffusion.guidance.training import KIND, with_later_settings
-from qhw_diffusion.runs import RunFolder, atomic_write_json, check_place, progress
+from qhw_diffusion.runs import Place, RunFolder, atomic_write_json, check_place, progress
 from qhw_diffusion.studies.device_access import AccessConfig, at_device, open_access
 from qhw_diffusion.studies.device_rollout import Receipt, run_name
 from qhw_diffusion.studies.measure import EVALUATION_SEED, sample_and_measure
 from qhw_diffusion.studies.models import Models, draw_starts, load_models
-from qhw_diffusion.studies.single import MODELS_FILE, beside, check_out, models_of, one_thread
+from qhw_diffusion.studies.single import MODELS_FILE, models_of, one_thread
 
 FORMS, ORIGINAL = ("lookup", "network"), "original"
 _FIT_SEED, _HELDOUT_SEED = 7_000_000, 8_000_000
@@ -146,34 +145,27 @@ def distill_on_device(
     return _text(asked, trained, record)
 
 
-def distill_from_arguments(arguments: argparse.Namespace) -> str:
-    """`distill_run`, or with --shots `distill_on_device`, with the flags of the command."""
+def distil_policy(asked: Distillation, access_config: AccessConfig | None, place: Place) -> str:
+    """`distill_on_device` where there is access to a device, else `distill_run`.
+
+    Args:
+        asked: what is distilled, and into what; its `out` is the folder of `place`.
+        access_config: how circuits get to the device; None to evaluate them here.
+        place: run folder to write.
+    """
     one_thread()
-    run = Path(arguments.folder)
-    arguments.out = arguments.out or beside(run, f"-{arguments.into}")
-    if os.path.realpath(arguments.out) == os.path.realpath(run):
+    if os.path.realpath(asked.out) == os.path.realpath(asked.run):
         raise InvalidInputError("--out is the folder of the policy itself; choose another one")
-    if arguments.shots is None and arguments.resume:
+    if access_config is None and place.resume:
         raise InvalidInputError(
             "--resume is for a table measured on a device (--shots); a simulated one is quickly made"
         )
-    check_out(arguments, KIND)
-    asked = Distillation(
-        run=run,
-        out=arguments.out,
-        form=arguments.into,
-        device=arguments.device,
-        engine=arguments.engine,
-        judge=arguments.judge,
-        data_root=arguments.data_root,
-        seeds=arguments.seeds,
-        images=arguments.images,
+    place.check(KIND)
+    if access_config is None:
+        return distill_run(asked, command=place.command, overwrite=place.overwrite)
+    return distill_on_device(
+        asked, access_config, command=place.command, resume=place.resume, overwrite=place.overwrite
     )
-    if arguments.shots is not None:
-        config = AccessConfig.from_arguments(arguments)
-        how = {"resume": arguments.resume, "overwrite": arguments.overwrite}
-        return distill_on_device(asked, config, command=arguments.command_line, **how)
-    return distill_run(asked, command=arguments.command_line, overwrite=arguments.overwrite)
 
 
 def _load(asked: Distillation) -> tuple[TrainedController, QuantumActor]:

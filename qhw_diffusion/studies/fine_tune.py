@@ -15,15 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from qhw_diffusion.checkpoints import load_checkpoint, read_tensors
-from qhw_diffusion.config import Config as Settings
 from qhw_diffusion.devices import Device
-from qhw_diffusion.errors import InvalidInputError, UnknownNameError
-from qhw_diffusion.execution import SPSA, CompiledCircuit, GradientMethod, Noisy, ParameterShift, Surrogate
+from qhw_diffusion.errors import InvalidInputError
+from qhw_diffusion.execution import CompiledCircuit, Noisy
 from qhw_diffusion.execution.gradients import unrolled
 from qhw_diffusion.guidance import (
     Critic,
     GuidanceEnv,
-    PPOConfig,
     QuantumActor,
     Reward,
     TrainedController,
@@ -34,87 +32,15 @@ from qhw_diffusion.guidance import (
 )
 from qhw_diffusion.guidance.ppo import History
 from qhw_diffusion.guidance.training import KIND, with_later_settings
-from qhw_diffusion.mitigation import strategies_of
 from qhw_diffusion.runs import RunFolder, atomic_write_json, check_place, read_json
 from qhw_diffusion.runs.folder import CHECKPOINT
 from qhw_diffusion.studies.device_rollout import Access, run_name
+from qhw_diffusion.studies.device_settings import FineTuneConfig
 from qhw_diffusion.studies.filed_engine import FiledEngine
 from qhw_diffusion.studies.models import Models
 from qhw_diffusion.studies.single import MODELS_FILE, models_of
 
-GRADIENTS = ("surrogate", "spsa", "parameter-shift")
 ORIGINAL = "original"
-
-
-@dataclass(frozen=True)
-class FineTuneConfig(Settings):
-    """What decides the numbers of a fine-tuning; it goes on with exactly these."""
-
-    run: str
-    """Run folder of the trained policy."""
-    device: str
-    """Device the circuits run on."""
-    shots: int
-    """Shots of each circuit."""
-    gradient: str = "surrogate"
-    """Where gradients come from: "surrogate" (the simulated noise of the device's snapshot; costs no circuits),
-    "spsa" (two circuits per state and gradient step) or "parameter-shift" (two circuits per rotation gate)."""
-    updates: int = 3
-    """PPO updates."""
-    num_envs: int = 40
-    """Images sampled in an update: rows of every job of its rollout."""
-    epochs: int = 1
-    """Passes over each rollout. From the second gradient step on the states are measured anew."""
-    minibatches: int = 1
-    """Minibatches per pass, of sizes that differ by one at most."""
-    lr_circuit: float = 2e-2
-    """Learning rate of the circuit's weights and input scales."""
-    lr_head: float = 3e-3
-    """Learning rate of the head."""
-    lr_critic: float = 3e-3
-    """Learning rate of the critic."""
-    clip: float = 0.2
-    """Clipping range of the probability ratio."""
-    seed: int = 0
-    """Seed of action noise, starts, minibatches and SPSA's directions."""
-    resilience_level: int | None = None
-    """Resilience level of the runtime client."""
-    mitigation: str = ""
-    """Strategies of `qhw_diffusion.mitigation`."""
-    ledger: str = ""
-    """Folder of the ledger that holds the jobs."""
-
-    def __post_init__(self) -> None:
-        strategies_of(self.mitigation)  # a mistyped strategy is told now
-        if self.gradient not in GRADIENTS:
-            raise UnknownNameError.of("gradient", self.gradient, GRADIENTS)
-        if isinstance(self.shots, bool) or not isinstance(self.shots, int) or self.shots < 1:
-            raise InvalidInputError(f"shots is {self.shots!r}; allowed: whole numbers from 1")
-
-    def ppo(self, trained: PPOConfig) -> PPOConfig:
-        """The trained settings with those of the fine-tuning; rates stay constant. Validated by `PPOConfig`."""
-        return trained.replace(
-            updates=self.updates,
-            num_envs=self.num_envs,
-            epochs=self.epochs,
-            minibatches=self.minibatches,
-            rollout_steps=None,
-            lr_circuit=self.lr_circuit,
-            lr_head=self.lr_head,
-            lr_critic=self.lr_critic,
-            lr_final=1.0,
-            clip=self.clip,
-            seed=self.seed,
-            checkpoint_every=1,
-        )
-
-    def method(self, update: int) -> GradientMethod:
-        """The gradient method of one update. SPSA starts anew in every update, so that one that is repeated repeats
-        its directions.
-        """
-        if self.gradient == "spsa":
-            return SPSA(seed=1_000 * self.seed + update)
-        return ParameterShift() if self.gradient == "parameter-shift" else Surrogate("noisy")
 
 
 @dataclass(frozen=True)

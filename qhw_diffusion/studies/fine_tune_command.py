@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from qhw_diffusion.errors import InvalidInputError
@@ -15,55 +13,51 @@ from qhw_diffusion.experiment.statistics import mean_interval, paired_test
 from qhw_diffusion.guidance import QuantumActor, TrainedController, rollout
 from qhw_diffusion.guidance.ppo import History
 from qhw_diffusion.guidance.training import KIND
-from qhw_diffusion.runs import RunFolder, progress, read_json
-from qhw_diffusion.studies.device_access import AccessConfig, DeviceAccess, at_device, open_access
+from qhw_diffusion.runs import Place, RunFolder, progress, read_json
+from qhw_diffusion.studies.device_access import DeviceAccess, at_device, open_access
 from qhw_diffusion.studies.device_rollout import run_name
+from qhw_diffusion.studies.device_settings import AccessConfig, ComparisonConfig, FineTuneConfig
 from qhw_diffusion.studies.fine_tune import (
-    FineTuneConfig,
     Work,
     fine_tune,
     keep_result,
     prepare_fine_tune,
     work_of,
 )
-from qhw_diffusion.studies.flags import given_flags
 from qhw_diffusion.studies.measure import EVALUATION_SEED, sample_and_measure
 from qhw_diffusion.studies.models import Models, draw_starts, load_models
 from qhw_diffusion.studies.settings import ModelConfig
-from qhw_diffusion.studies.single import MODELS_FILE, beside, check_out, one_thread
+from qhw_diffusion.studies.single import MODELS_FILE, one_thread
 
 METRICS = ("fd", "accuracy", "return")
 
 
-def fine_tune_from_arguments(arguments: argparse.Namespace) -> str:
-    """Run what the flags ask for and return the text for the terminal.
+def fine_tune_run(
+    asked: FineTuneConfig, access_config: AccessConfig, place: Place, comparison: ComparisonConfig
+) -> str:
+    """Train a policy on a device for a few updates, and compare it with itself before.
 
-    Raises KeyboardInterrupt after Ctrl-C, with a checkpoint; what the errors of the runner mean is in errors.py.
+    Args:
+        asked: the policy and what decides the numbers.
+        access_config: how circuits get to the device.
+        place: run folder to write; its name stands for the run in the ledger.
+        comparison: seeds and images of the comparison.
+
+    Returns:
+        The text for the terminal.
+
+    Raises:
+        KeyboardInterrupt: after Ctrl-C, with a checkpoint.
+        QhwError: what the errors of the runner mean is in errors.py.
     """
     one_thread()
-    if arguments.compare_seeds < 1 or arguments.compare_images < 20:
-        raise InvalidInputError(
-            f"at least 1 seed and 20 images are needed, not {arguments.compare_seeds} and {arguments.compare_images}"
-        )
-    access_config = AccessConfig.from_arguments(arguments)
-    run_folder = Path(arguments.folder)
-    out = arguments.out or beside(run_folder, f"-tuned-{Path(access_config.device).name}")
-    arguments.out = out
-    if os.path.realpath(out) == os.path.realpath(run_folder):
+    out = place.out
+    if os.path.realpath(out) == os.path.realpath(asked.run):
         raise InvalidInputError("--out is the folder of the policy itself; choose another one")
-    check_out(arguments, KIND)
-    asked = FineTuneConfig(
-        run=str(run_folder),
-        device=access_config.device,
-        shots=access_config.shots,
-        resilience_level=access_config.resilience_level,
-        mitigation=access_config.mitigation,
-        ledger=access_config.ledger,
-        **given_flags(arguments, FineTuneConfig),
+    place.check(KIND)
+    run, trained, original = prepare_fine_tune(
+        asked, out, command=place.command, resume=place.resume, overwrite=place.overwrite
     )
-    access_config.strategies()  # a mistyped strategy is told now
-    how = {"resume": arguments.resume, "overwrite": arguments.overwrite}
-    run, trained, original = prepare_fine_tune(asked, out, command=arguments.command_line, **how)
     with run, open_access(access_config, run_name(run, asked.device)) as access:
         access.require_cap()
         models = load_models(ModelConfig.from_dict(read_json(out / MODELS_FILE)))
@@ -71,15 +65,15 @@ def fine_tune_from_arguments(arguments: argparse.Namespace) -> str:
         print(_cost_text(access, original.layer.compiled, work), flush=True)
         with at_device(run, access):
             actor, history = fine_tune(
-                asked, run, trained, original, models, access, resume=arguments.resume, on_update=_say
+                asked, run, trained, original, models, access, resume=place.resume, on_update=_say
             )
         access.settle()
         spent = _spent(access)
     if len(history) < asked.updates:
         raise KeyboardInterrupt
-    values = compare(trained, original, actor, models, seeds=arguments.compare_seeds, images=arguments.compare_images)
-    record = {**spent, "work": work.__dict__, "seeds": arguments.compare_seeds, "images": arguments.compare_images,
-              "history": history, "values": values}  # fmt: skip
+    seeds, images = comparison.seeds, comparison.images
+    values = compare(trained, original, actor, models, seeds=seeds, images=images)
+    record = {**spent, "work": work.__dict__, "seeds": seeds, "images": images, "history": history, "values": values}
     keep_result(run, actor, record)
     return _text(asked, run, history, record)
 

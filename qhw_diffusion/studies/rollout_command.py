@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
-from qhw_diffusion.errors import InvalidInputError
-from qhw_diffusion.runs import atomic_write_json
+from qhw_diffusion.runs import Place, atomic_write_json
 from qhw_diffusion.studies.device_access import AccessConfig, at_device, open_access
 from qhw_diffusion.studies.device_rollout import (
     KIND,
@@ -20,45 +18,55 @@ from qhw_diffusion.studies.device_rollout import (
 )
 from qhw_diffusion.studies.rollout_analysis import MIN_FD_IMAGES, Compared, check_steps, compare_controllers, results_of
 from qhw_diffusion.studies.rollout_report import render_rollout
-from qhw_diffusion.studies.single import beside, check_out, one_thread
+from qhw_diffusion.studies.single import one_thread
 
 IMAGES = 32
 
 
-def rollout_from_arguments(arguments: argparse.Namespace) -> str:
-    """Run what the flags ask for and return the text for the terminal.
+def rollout_on_device(
+    run: Path,
+    access_config: AccessConfig,
+    place: Place,
+    *,
+    images: int = IMAGES,
+    seed: int = 0,
+    judge: str | None = None,
+    data_root: str | None = None,
+) -> str:
+    """Steer images by a trained policy on a device, compare, and write the report.
 
-    Raises KeyboardInterrupt after Ctrl-C, with a checkpoint; what the errors of the runner mean is in errors.py.
+    Args:
+        run: run folder of the policy.
+        access_config: how circuits get to the device.
+        place: folder of the rollout; its name stands for the run in the ledger.
+        images: images steered together: rows of every job.
+        seed: seed of labels and starting noise.
+        judge: folder of the evaluation classifier; None for the run's own.
+        data_root: folder of the data set; None for the run's own.
+
+    Returns:
+        The text for the terminal.
+
+    Raises:
+        KeyboardInterrupt: after Ctrl-C, with a checkpoint.
+        QhwError: what the errors of the runner mean is in errors.py.
     """
     one_thread()
-    access_config = AccessConfig.from_arguments(arguments)
-    if arguments.engine is not None:
-        raise InvalidInputError("--engine is for the simulated evaluation; with --shots the device is the engine")
-    if arguments.seeds is not None:
-        raise InvalidInputError("--seeds is for the simulated evaluation; on a device give --images and --seed")
-    run = Path(arguments.folder)
-    out = arguments.out or beside(run, f"-{Path(access_config.device).name}")
-    arguments.out = out
-    check_out(arguments, KIND)
+    place.check(KIND)
     asked = RolloutConfig(
         run=str(run),
         device=access_config.device,
         shots=access_config.shots,
-        images=IMAGES if arguments.images is None else arguments.images,
-        seed=arguments.seed,
+        images=images,
+        seed=seed,
         resilience_level=access_config.resilience_level,
         mitigation=access_config.mitigation,
         ledger=access_config.ledger,
     )
-    changes = {name: v for name in ("judge", "data_root") if (v := getattr(arguments, name)) is not None}
-    access_config.strategies()  # a mistyped strategy is told now
+    changes = {name: v for name, v in (("judge", judge), ("data_root", data_root)) if v is not None}
+    out = place.out
     prepared = prepare(
-        asked,
-        out,
-        resume=arguments.resume,
-        overwrite=arguments.overwrite,
-        command=arguments.command_line,
-        changes=changes,
+        asked, out, resume=place.resume, overwrite=place.overwrite, command=place.command, changes=changes
     )
     steps = prepared.guidance.n_steps
     with prepared.folder, open_access(access_config, run_name(prepared.folder, asked.device)) as access:
@@ -66,7 +74,7 @@ def rollout_from_arguments(arguments: argparse.Namespace) -> str:
         print(access.cost_text(access.cost(prepared.compiled, asked.images, calls=steps)), flush=True)
         with at_device(prepared.folder, access):
             played = play(
-                prepared, access, resume=arguments.resume, on_step=lambda done, so_far: _say(done, so_far, prepared)
+                prepared, access, resume=place.resume, on_step=lambda done, so_far: _say(done, so_far, prepared)
             )
         access.settle()
         if played is not None:
@@ -76,7 +84,7 @@ def rollout_from_arguments(arguments: argparse.Namespace) -> str:
         raise KeyboardInterrupt
     compared = compare_controllers(prepared, played)
     atomic_write_json(out / "results.json", results_of(prepared, played, compared))
-    command = prepared.folder.manifest["command"] or arguments.command_line
+    command = prepared.folder.manifest["command"] or place.command
     report = render_rollout(prepared, played, compared, mode=access_config.mode, paid=paid, command=command)
     return _text(compared, report)
 

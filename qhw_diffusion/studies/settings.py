@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from qhw_diffusion.config import Config, require
+from qhw_diffusion.guidance import ActorConfig, GuidanceConfig, PPOConfig, RewardConfig
 
 
 @dataclass(frozen=True)
@@ -26,3 +27,29 @@ class ModelConfig(Config):
 
     def __post_init__(self) -> None:
         require(self.reference_images >= 10, f"reference_images must be at least 10, got {self.reference_images}")
+
+
+@dataclass(frozen=True)
+class GuidanceTraining(Config):
+    """Everything that decides one training of a guidance policy."""
+
+    models: ModelConfig = field(default_factory=ModelConfig)
+    """Data set, backbone and classifiers."""
+    guidance: GuidanceConfig = field(default_factory=GuidanceConfig)
+    """Sampler and state; its data set is that of `models`."""
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    """Reward terms."""
+    ppo: PPOConfig = field(default_factory=PPOConfig)
+    """Training."""
+    policy: ActorConfig = field(default_factory=ActorConfig)
+    """Policy, device and engine."""
+    sweep_images: int = 512
+    """Images per constant in the sweep that finds g0 and the range; 0 for no sweep, as where g0 is given."""
+
+    def __post_init__(self) -> None:
+        extra = self.policy.kind == "annealing" or self.guidance.extra_state
+        guidance = self.guidance.replace(dataset=self.models.data, extra_state=extra)
+        object.__setattr__(self, "guidance", guidance)
+        require(self.sweep_images >= 0, f"sweep_images must not be negative, got {self.sweep_images}")
+        # told now, not after the sweep
+        self.ppo.check_minibatches(self.ppo.rollout_steps or guidance.n_steps)

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
-import dataclasses
-import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +25,11 @@ from qhw_diffusion.guidance import (
     sweep_constants,
     train_guidance,
 )
-from qhw_diffusion.runs import RunFolder, atomic_write_json, check_place, check_writable, progress, read_json
-from qhw_diffusion.studies.flags import given_flags
+from qhw_diffusion.guidance.training import KIND
+from qhw_diffusion.runs import Place, RunFolder, atomic_write_json, check_writable, progress, read_json
 from qhw_diffusion.studies.measure import EVALUATION_SEED, sample_and_measure
 from qhw_diffusion.studies.models import Models, draw_starts, load_models
-from qhw_diffusion.studies.settings import ModelConfig
+from qhw_diffusion.studies.settings import GuidanceTraining, ModelConfig
 
 MODELS_FILE = "models.json"
 
@@ -43,157 +39,91 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def beside(run: Path, ending: str) -> Path:
-    """The folder next to `run` with its name and this ending, also where `run` is given as ``.`` or ``..``.
+def train_policy(training: GuidanceTraining, place: Place) -> TrainedController:
+    """Train a guidance policy: a sweep where the training asks for one, then PPO; prints what is found.
+
+    Args:
+        training: everything that decides it.
+        place: run folder to write.
 
     Raises:
-        InvalidInputError: it has no name: the root.
+        KeyboardInterrupt: after Ctrl-C, with a checkpoint.
     """
-    named = Path(os.path.realpath(run)) if run.name in ("", "..") else run
-    if not named.name:
-        raise InvalidInputError(f"{named} is no run folder; give the folder that `qhw train guidance` wrote")
-    return named.with_name(f"{named.name}{ending}")
+    one_thread()
+    # a mistyped device, or whatever else does not fit, is told now, not after the sweep
+    device = Device.load(training.policy.device) if training.policy.uses_circuit else None
+    models = load_models(training.models)
+    checked: dict[str, Any] = {
+        "backbone": models.backbone,
+        "classifier": models.reward,
+        "real": models.train,
+        "device": device,
+    }
+    check_training(training.guidance, training.ppo, training.reward, training.policy, **checked)
+    if place.resume:
+        place.goes_on(RunFolder.open(place.out, kind=KIND))
+    guidance = _swept(training, models) if training.sweep_images else training.guidance
+
+    def remember(update: int, metrics: dict[str, float]) -> None:
+        # where the models came from: what --resume and `qhw evaluate` need besides the run's own settings
+        if not (place.out / MODELS_FILE).exists():
+            atomic_write_json(place.out / MODELS_FILE, training.models.to_dict())
+
+    trained = train_guidance(
+        guidance,
+        training.ppo,
+        training.reward,
+        training.policy,
+        path=place.out,
+        command=place.command,
+        resume=place.resume,
+        overwrite=place.overwrite,
+        on_update=remember,
+        **checked,
+    )
+    if len(trained.history) < training.ppo.updates:
+        raise KeyboardInterrupt
+    for finding in trained.findings:
+        print(f"· {finding.sentence}")
+    print(f"saved in {place.out}; evaluate it with: qhw evaluate guidance {place.out}")
+    return trained
 
 
-def check_out(arguments: argparse.Namespace, kind: str) -> None:
-    """Whether a new run of this kind may go to --out, or with --resume go on there; nothing is changed.
-
-    Every command asks this before its work: what --out holds is told at once, and --overwrite deletes nothing until
-    all settings have been checked and work begins (`RunFolder.create`).
-    Raises InvalidInputError for --overwrite with --resume, RunFolderError as `check_place` and `RunFolder.open`.
-    """
-    if getattr(arguments, "resume", False):
-        if arguments.overwrite:
-            raise InvalidInputError("--overwrite and --resume contradict each other: give one of them")
-        RunFolder.open(arguments.out, kind=kind)
-    else:
-        check_place(arguments.out, kind=kind, overwrite=arguments.overwrite)
-
-
-def new_run(arguments: argparse.Namespace, *, kind: str, config: dict[str, Any]) -> RunFolder:
-    """The run folder --out, made anew, or opened when --resume is given."""
-    check_out(arguments, kind)
-    if not getattr(arguments, "resume", False):
-        command, overwrite = arguments.command_line, arguments.overwrite
-        return RunFolder.create(arguments.out, kind=kind, config=config, command=command, overwrite=overwrite)
-    run = RunFolder.open(arguments.out, kind=kind)
-    run.require_settings(config)
-    return run
-
-
-def can_go_on(run: RunFolder) -> bool:
-    """For --resume: whether there is a checkpoint. Without one (killed before the first) it starts from the beginning,
-    which is told on stderr.
-    """
-    if not run.has_checkpoint:
-        print(f"qhw: {run.path} has no checkpoint yet: starting from the beginning", file=sys.stderr)
-        run.truncate_metrics(0)
-    return run.has_checkpoint
-
-
-@dataclasses.dataclass(frozen=True)
-class SingleTraining:
-    """`qhw train guidance`: settings from flags, a sweep where g0 is not given, one training."""
-
-    models: ModelConfig
-    guidance: GuidanceConfig
-    reward: RewardConfig
-    ppo: PPOConfig
-    actor: ActorConfig
-    out: Path
-    resume: bool
-    overwrite: bool
-    sweep_images: int
-    command: str
-
-    def __post_init__(self) -> None:
-        # told now, not after the sweep
-        self.ppo.check_minibatches(self.ppo.rollout_steps or self.guidance.n_steps)
-
-    @classmethod
-    def from_arguments(cls, arguments: argparse.Namespace) -> SingleTraining:
-        """Settings from the flags; with --resume from the folder, changed by flags (a change is refused later)."""
-        check_out(arguments, "guidance")
-        saved: dict[str, Any] = {}
-        models = ModelConfig()
-        if arguments.resume:
-            run = RunFolder.open(arguments.out, kind="guidance")
-            saved = run.config
-            models = models_of(run.path)
-        models = models.replace(**given_flags(arguments, ModelConfig))
-        parts: dict[str, Any] = {}
-        for name, part in (
-            ("guidance", GuidanceConfig),
-            ("reward", RewardConfig),
-            ("ppo", PPOConfig),
-            ("actor", ActorConfig),
-        ):
-            base = part.from_dict(saved[name]) if name in saved else part()
-            parts[name] = base.replace(**given_flags(arguments, part))
-        given = given_flags(arguments, GuidanceConfig)
-        extra = parts["actor"].kind == "annealing" or parts["guidance"].extra_state
-        parts["guidance"] = parts["guidance"].replace(dataset=models.data, extra_state=extra)
-        # a scale given by hand needs no sweep; neither does a run that had its sweep
-        images = 0 if arguments.resume or "g0" in given else arguments.sweep_images
-        return cls(models, **parts, out=arguments.out, resume=arguments.resume, overwrite=arguments.overwrite,
-                   sweep_images=images, command=arguments.command_line)  # fmt: skip
-
-    def run(self) -> int:
-        """Train; returns 0, or 130 when Ctrl-C stopped it with a checkpoint."""
-        one_thread()
-        # a mistyped device, or whatever else does not fit, is told now, not after the sweep
-        device = Device.load(self.actor.device) if self.actor.uses_circuit else None
-        models = load_models(self.models)
-        checked: dict[str, Any] = {
-            "backbone": models.backbone,
-            "classifier": models.reward,
-            "real": models.train,
-            "device": device,
-        }
-        check_training(self.guidance, self.ppo, self.reward, self.actor, **checked)
-        if self.resume:
-            can_go_on(RunFolder.open(self.out, kind="guidance"))
-        guidance = self._swept(models) if self.sweep_images else self.guidance
-
-        def remember(update: int, metrics: dict[str, float]) -> None:
-            # where the models came from: what --resume and `qhw evaluate` need besides the run's own settings
-            if not (self.out / MODELS_FILE).exists():
-                atomic_write_json(self.out / MODELS_FILE, self.models.to_dict())
-
-        trained = train_guidance(
-            guidance,
-            self.ppo,
-            self.reward,
-            self.actor,
-            path=self.out,
-            command=self.command,
-            resume=self.resume,
-            overwrite=self.overwrite,
-            on_update=remember,
-            **checked,
+def _swept(training: GuidanceTraining, models: Models) -> GuidanceConfig:
+    guidance = training.guidance
+    with progress(desc="sweep", unit="constant") as bar:
+        sweep = sweep_constants(
+            models.backbone,
+            models.reward,
+            models.train,
+            n_steps=guidance.n_steps,
+            spacing=guidance.spacing,
+            n_images=training.sweep_images,
+            on_scale=lambda row: bar.update(1),
         )
-        if len(trained.history) < self.ppo.updates:
-            raise KeyboardInterrupt
-        for finding in trained.findings:
-            print(f"· {finding.sentence}")
-        print(f"saved in {self.out}; evaluate it with: qhw evaluate guidance {self.out}")
-        return 0
+    limit = guidance.action_limit
+    low, high = max(0.0, sweep.g0 - limit), sweep.g0 + limit
+    print(f"sweep: best constant g0 = {sweep.g0:g} at {guidance.n_steps} steps, range {low:g} to {high:g}")
+    return guidance.replace(g0=sweep.g0, g_min=low, g_max=high)
 
-    def _swept(self, models: Models) -> GuidanceConfig:
-        with progress(desc="sweep", unit="constant") as bar:
-            sweep = sweep_constants(
-                models.backbone,
-                models.reward,
-                models.train,
-                n_steps=self.guidance.n_steps,
-                spacing=self.guidance.spacing,
-                n_images=self.sweep_images,
-                on_scale=lambda row: bar.update(1),
-            )
-        limit = self.guidance.action_limit
-        low, high = max(0.0, sweep.g0 - limit), sweep.g0 + limit
-        print(f"sweep: best constant g0 = {sweep.g0:g} at {self.guidance.n_steps} steps, range {low:g} to {high:g}")
-        return self.guidance.replace(g0=sweep.g0, g_min=low, g_max=high)
+
+def saved_training(place: Place) -> GuidanceTraining | None:
+    """The training that goes on in a folder; None where a new one begins.
+
+    Raises:
+        RunFolderError: a new one cannot begin there, or none can go on.
+    """
+    saved = place.saved(KIND)
+    if saved is None:
+        return None
+    return GuidanceTraining(
+        models=models_of(place.out),
+        guidance=GuidanceConfig.from_dict(saved["guidance"]),
+        reward=RewardConfig.from_dict(saved["reward"]),
+        ppo=PPOConfig.from_dict(saved["ppo"]),
+        policy=ActorConfig.from_dict(saved["actor"]),
+        sweep_images=0,  # it had its sweep
+    )
 
 
 def evaluate_run(
@@ -252,6 +182,7 @@ def evaluate_run(
 
 
 def models_of(folder: Path) -> ModelConfig:
+    """Data set, backbone and classifiers of a run; the shipped ones of its data set for a run made from Python."""
     try:
         return ModelConfig.from_dict(read_json(folder / MODELS_FILE))
     except FileNotFoundError:

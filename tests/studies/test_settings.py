@@ -14,8 +14,7 @@ from qhw_diffusion.experiment import load_study, open_study
 from qhw_diffusion.guidance import ActorConfig, GuidanceConfig, PPOConfig, RewardConfig
 from qhw_diffusion.studies.guidance.experiment import GuidanceStudyConfig
 from qhw_diffusion.studies.reference_models import ReferenceModelsConfig
-from qhw_diffusion.studies.settings import ModelConfig
-from qhw_diffusion.studies.single import SingleTraining
+from qhw_diffusion.studies.settings import GuidanceTraining, ModelConfig
 
 
 def test_a_sampler_that_cannot_be_is_refused() -> None:
@@ -25,7 +24,7 @@ def test_a_sampler_that_cannot_be_is_refused() -> None:
         ReferenceModelsConfig(n_steps=2.5)  # type: ignore[arg-type]
 
 
-def test_minibatches_without_two_rows_are_refused_by_whoever_knows_the_steps(tmp_path: Path) -> None:
+def test_minibatches_without_two_rows_are_refused_by_whoever_knows_the_steps() -> None:
     ppo = PPOConfig(num_envs=20, minibatches=31)
     assert GuidanceStudyConfig(ppo=ppo).ppo == ppo  # 6 steps × 20 environments are enough for 31
     with pytest.raises(InvalidInputError, match="at most 30"):
@@ -33,8 +32,16 @@ def test_minibatches_without_two_rows_are_refused_by_whoever_knows_the_steps(tmp
     with pytest.raises(InvalidInputError, match="at most 60"):
         ReferenceModelsConfig(num_envs=20, minibatches=61)
     with pytest.raises(InvalidInputError, match="at most 60"):
-        SingleTraining(ModelConfig(), GuidanceConfig(), RewardConfig(), ppo.replace(minibatches=61), ActorConfig(),
-                       out=tmp_path / "run", resume=False, overwrite=False, sweep_images=512, command="")  # fmt: skip
+        GuidanceTraining(ppo=ppo.replace(minibatches=61))
+
+
+def test_a_training_knows_its_data_set_and_the_state_its_policy_reads() -> None:
+    training = GuidanceTraining(models=ModelConfig(data="mnist16"), policy=ActorConfig(kind="annealing"))
+    assert training.guidance == GuidanceConfig(dataset="mnist16", extra_state=True)
+    assert GuidanceTraining().guidance == GuidanceConfig()
+    assert GuidanceTraining.from_dict(json.loads(json.dumps(training.to_dict()))) == training
+    with pytest.raises(InvalidInputError, match="sweep_images"):
+        GuidanceTraining(sweep_images=-1)
 
 
 STUDIES = [load_study(name) for name in ("guidance", "shots", "mitigation")]

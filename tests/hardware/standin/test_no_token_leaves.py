@@ -272,8 +272,8 @@ def test_a_primitive_of_the_client_that_fails(standin: StandIn) -> None:
 def test_an_error_nobody_expected_ends_the_command_with_a_masked_traceback(tmp_path: Path) -> None:
     code = (
         "import sys, qhw_diffusion.cli as cli\n"
-        f"def broken(arguments): raise KeyError('Bearer abcDEF-1234567 ' + {CANARY!r})\n"
-        "cli.COMMANDS[('version',)] = ('t', None, broken)\n"
+        f"def broken(): raise KeyError('Bearer abcDEF-1234567 ' + {CANARY!r})\n"
+        "cli.COMMANDS[('version',)] = ('t', broken)\n"
         "sys.argv = ['qhw', 'version']\n"
         "sys.exit(cli.main())\n"
     )

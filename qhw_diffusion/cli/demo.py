@@ -1,0 +1,50 @@
+"""`qhw demo`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from tyro.conf import Positional
+
+from qhw_diffusion.cli.flags import FromFlags, changed
+from qhw_diffusion.cli.options import StudyOptions
+from qhw_diffusion.runs.place import Place
+
+
+def _place(given: Mapping[str, Any], what: str) -> Place:
+    return changed(Place(Path("runs/demo" if what == "guidance" else "runs/demo-denoising")), given)  # type: ignore[no-any-return]
+
+
+def demo(
+    what: Positional[Literal["guidance", "denoising"]] = "guidance",
+    *,
+    place: Annotated[
+        Place,
+        FromFlags(_place, skip=("command",), help={"out": "Run folder; that of denoising is runs/demo-denoising."}),
+    ] = Place(Path("runs/demo")),  # noqa: B008
+    options: Annotated[
+        StudyOptions, FromFlags(skip=("dry_run", "report_only", "markdown", "figures"))
+    ] = StudyOptions(),  # noqa: B008
+) -> int:
+    """Train under device noise, compare, report: the main job in minutes.
+
+    Args:
+        what: demo: guidance (a quantum policy of classifier-free guidance) or denoising (a quantum denoiser).
+        place: run folder; that of denoising is runs/demo-denoising.
+        options: how it is run.
+    """
+    from qhw_diffusion.experiment import load_study, reopen_study
+    from qhw_diffusion.experiment.command import study_command
+    from qhw_diffusion.studies.single import one_thread
+
+    one_thread()
+    study = load_study(what)
+    config = study.quick if options.quick else import_module(type(study.quick).__module__).DEMO
+    if place.resume:
+        config = study.config.from_dict(reopen_study(study, place.out).config)
+    how = {"resume": place.resume, "overwrite": place.overwrite, "workers": options.workers}
+    print(study_command(study, config, place.out, command=place.command, **how))
+    return 0

@@ -1,0 +1,153 @@
+"""How circuits get to a device, and what a fine-tuning there is: the configurations of runs on devices.
+
+Light: the command line shows them without loading what runs circuits.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from qhw_diffusion.config import Config, require
+from qhw_diffusion.errors import InvalidInputError, UnknownNameError
+
+if TYPE_CHECKING:
+    from qhw_diffusion.execution import GradientMethod
+    from qhw_diffusion.guidance import PPOConfig
+    from qhw_diffusion.mitigation.strategy import Strategy
+
+GRADIENTS = ("surrogate", "spsa", "parameter-shift")
+
+
+@dataclass(frozen=True)
+class AccessConfig(Config):
+    """How circuits get to the device: shots, mode of the jobs, caps, mitigation, ledger."""
+
+    device: str
+    """Device the circuits run on: ibm_… or fake_…."""
+    shots: int
+    """Shots per circuit."""
+    mode: Literal["batch", "job", "session"] = "batch"
+    """Mode in which jobs are sent."""
+    max_qpu_seconds: float | None = None
+    """Cap on this run's QPU seconds, all its jobs together; needed on a paid device."""
+    max_session_seconds: int | None = None
+    """Wall-clock seconds after which a session is closed."""
+    retry_failed: bool = False
+    """Send jobs again that failed in an earlier call (within the cap)."""
+    resilience_level: Literal[0, 1, 2] | None = None
+    """Resilience level of the runtime client (real devices only); without it 0."""
+    mitigation: str = ""
+    """Mitigation strategies of this package, the one next to the device first, such as readout+zne:linear:1,3."""
+    ledger: str = ""
+    """Folder of the ledger, where every job and its result is kept; without it $QHW_LEDGER, else runs/ledger."""
+
+    def __post_init__(self) -> None:
+        from qhw_diffusion.hardware.modes import check_mode, check_seconds
+        from qhw_diffusion.hardware.service import precision_of
+
+        self.strategies()  # a mistyped strategy is told now, and so is what the runner refuses
+        check_mode(self.mode)
+        check_seconds(max_qpu_seconds=self.max_qpu_seconds, max_session_seconds=self.max_session_seconds)
+        precision_of(self.shots)
+
+    def strategies(self) -> list[Strategy]:
+        """The mitigation strategies, made anew.
+
+        Raises:
+            UnknownNameError: no such strategy.
+            InvalidInputError: settings that a strategy does not take.
+        """
+        from qhw_diffusion.mitigation import strategies_of
+
+        return strategies_of(self.mitigation)
+
+
+@dataclass(frozen=True)
+class FineTuneConfig(Config):
+    """What decides the numbers of a fine-tuning; it goes on with exactly these."""
+
+    run: str
+    """Run folder of the trained policy."""
+    device: str
+    """Device the circuits run on."""
+    shots: int
+    """Shots per circuit."""
+    gradient: str = "surrogate"
+    """Source of the gradients: "surrogate" (the simulated noise of the device's snapshot; costs no circuits),
+    "spsa" (two circuits per state and gradient step) or "parameter-shift" (two circuits per rotation gate)."""
+    updates: int = 3
+    """PPO updates."""
+    num_envs: int = 40
+    """Images sampled in an update: rows of every job of its rollout."""
+    epochs: int = 1
+    """Passes over each rollout. From the second gradient step on the states are measured anew."""
+    minibatches: int = 1
+    """Minibatches per pass, of sizes that differ by one at most."""
+    lr_circuit: float = 2e-2
+    """Learning rate of the circuit's weights and input scales."""
+    lr_head: float = 3e-3
+    """Learning rate of the head."""
+    lr_critic: float = 3e-3
+    """Learning rate of the critic."""
+    clip: float = 0.2
+    """Clipping range of the probability ratio."""
+    seed: int = 0
+    """Seed of action noise, starting points, minibatches and SPSA's directions."""
+    resilience_level: int | None = None
+    """Resilience level of the runtime client."""
+    mitigation: str = ""
+    """Strategies of `qhw_diffusion.mitigation`."""
+    ledger: str = ""
+    """Folder of the ledger that holds the jobs."""
+
+    def __post_init__(self) -> None:
+        from qhw_diffusion.mitigation import strategies_of
+
+        strategies_of(self.mitigation)  # a mistyped strategy is told now
+        if self.gradient not in GRADIENTS:
+            raise UnknownNameError.of("gradient", self.gradient, GRADIENTS)
+        whole = isinstance(self.shots, int) and not isinstance(self.shots, bool)
+        require(whole and self.shots >= 1, f"shots is {self.shots!r}; allowed: whole numbers from 1")
+
+    def ppo(self, trained: PPOConfig) -> PPOConfig:
+        """The trained settings with those of the fine-tuning; rates stay constant. Validated by `PPOConfig`."""
+        return trained.replace(
+            updates=self.updates,
+            num_envs=self.num_envs,
+            epochs=self.epochs,
+            minibatches=self.minibatches,
+            rollout_steps=None,
+            lr_circuit=self.lr_circuit,
+            lr_head=self.lr_head,
+            lr_critic=self.lr_critic,
+            lr_final=1.0,
+            clip=self.clip,
+            seed=self.seed,
+            checkpoint_every=1,
+        )
+
+    def method(self, update: int) -> GradientMethod:
+        """The gradient method of one update.
+
+        SPSA starts anew in every update, so that one that is repeated repeats its directions.
+        """
+        from qhw_diffusion.execution import SPSA, ParameterShift, Surrogate
+
+        if self.gradient == "spsa":
+            return SPSA(seed=1_000 * self.seed + update)
+        return ParameterShift() if self.gradient == "parameter-shift" else Surrogate("noisy")
+
+
+@dataclass(frozen=True)
+class ComparisonConfig(Config):
+    """Evaluation before and after a fine-tuning, simulated with the device's noise."""
+
+    seeds: int = 5
+    """Seeds of the comparison."""
+    images: int = 500
+    """Images per seed of the comparison."""
+
+    def __post_init__(self) -> None:
+        if self.seeds < 1 or self.images < 20:
+            raise InvalidInputError(f"at least 1 seed and 20 images are needed, not {self.seeds} and {self.images}")
