@@ -22,7 +22,7 @@ STUDY = ["study", "guidance", "--seeds", "1", "--n-steps", "2", "--spacing", "tr
          "--starts", "24", "--num-envs", "24", "--updates", "1",
          "--minibatches", "1", "--device", "fake_manila", "--actors", "quantum,matched", "--workers", "1"]  # fmt: skip
 DENOISING_STUDY = ["study", "denoising", "--seeds", "1", "--iterations", "2", "--n-steps", "2", "--depth", "2",
-                   "--device", "fake_manila", "--arms", "postselected", "--workers", "1"]  # fmt: skip
+                   "--device", "fake_manila", "--variants", "postselected", "--workers", "1"]  # fmt: skip
 SHOTS = ["study", "shots", "--quick", "--device", "fake_manila"]
 MITIGATION = ["study", "mitigation", "--quick"]
 ROLLOUT = ["evaluate", "guidance", "{run}", "--device", "fake_manila", "--shots", "20", "--images", "4"]
@@ -81,7 +81,7 @@ REFUSED = [
     (MITIGATION, ["--minibatches", "1000"], "minibatches"),
     (MITIGATION, ["--devices", "fake_manila,fake_armonk"], "fake_armonk"),
     (MITIGATION, ["--workers", "0"], "workers"),
-    (["study", "anchors", "quddpm-1"], ["--workers", "0"], "workers"),
+    (["study", "reproductions"], ["--workers", "0"], "workers"),
     (["demo", "--quick"], ["--workers", "0"], "workers"),
     (["demo", "denoising", "--quick"], ["--workers", "0"], "workers"),
     (ROLLOUT, ["--images", "0"], "images"),
@@ -216,7 +216,7 @@ def deny(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     [
         (["calibration", "snapshot", "fake_manila", "--out", "{file}/x.json"], "cannot be written"),
         (["calibration", "show", "fake_manila", "--picture", "{file}/x.png"], "cannot be written"),
-        (["study", "anchors", "quddpm-1", "--out", "{file}"], "a file is where a folder should be"),
+        (["study", "reproductions", "--out", "{file}"], "is a file, not an empty folder"),
         (["ledger", "list", "--ledger", "."], "no ledger"),
         (["ledger", "show", "a", "--ledger", "."], "no ledger"),
         (["ledger", "adopt", "a", "job", "--ledger", "."], "no ledger"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -41,10 +40,11 @@ def demo(
     from qhw_diffusion.studies.single import one_thread
 
     one_thread()
-    study = load_study(what)
-    config = study.quick if options.quick else import_module(type(study.quick).__module__).DEMO
+    study: Any = load_study(what)
+    config = study.quick if options.quick else study.demo
     if place.resume:
         config = study.config.from_dict(reopen_study(study, place.out).config)
-    how = {"resume": place.resume, "overwrite": place.overwrite, "workers": options.workers}
+    place.check(study.kind)
+    how: dict[str, Any] = {"resume": place.resume, "overwrite": place.overwrite, "workers": options.workers}
     print(study_command(study, config, place.out, command=place.command, **how))
     return 0

@@ -10,7 +10,7 @@ from tyro.conf import Positional
 
 from qhw_diffusion.cli.flags import FromFlags, changed
 from qhw_diffusion.runs.place import Place
-from qhw_diffusion.studies.denoising_settings import DenoiserTraining
+from qhw_diffusion.studies.denoising_single import DenoiserTraining
 
 
 def _training(given: Mapping[str, Any], place: Place) -> DenoiserTraining:

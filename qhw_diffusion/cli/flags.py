@@ -56,6 +56,8 @@ class Call:
     run: Callable[[], int]
     place: Place | None = None
     """Run folder the command works in, if it has one."""
+    arguments: dict[str, Any] = field(default_factory=dict)
+    """What the command is called with."""
 
 
 @dataclass(frozen=True)
@@ -153,7 +155,7 @@ def read_call(function: Callable[..., int], words: Sequence[str], *, prog: str, 
             if isinstance(value, Place):
                 place = value = dataclasses.replace(value, command=command_line)
             arguments[parameter.name] = value
-    return Call(lambda: function(**arguments), place)
+    return Call(lambda: function(**arguments), place, arguments)
 
 
 def flags_of(function: Callable[..., int]) -> list[Flag]:

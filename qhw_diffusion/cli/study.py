@@ -80,7 +80,8 @@ class StudyCommand:
             ("place", Annotated[Place, FromFlags(skip=("command",))], place),
             ("options", Annotated[StudyOptions, FromFlags(skip=() if study.quick is not None else ("quick",))],
              StudyOptions()),
-            ("config", Annotated[study.config, FromFlags(make)], study.config()),
+            ("config", Annotated[study.config, FromFlags(make, skip=study.no_flags, prefix=study.flag_prefixes)],
+             study.config()),
             ("backend", str, "loky"),
         ]  # fmt: skip
         kind = inspect.Parameter.KEYWORD_ONLY

@@ -89,8 +89,11 @@ class Study(Generic[C]):
         summary: one line for the list of studies.
         row_parameters: names of entries in rows that are parameters.
         quick: a configuration that shows the whole study in a minute or so.
+        demo: a configuration for some minutes, for `qhw demo`.
         check: raises what a cell would for settings that cannot work; called before there is a folder.
         share_done: (configuration, cell, folder) → share of a running cell that is done, 0 to 1, for the time left.
+        no_flags: settings without a flag on the command line, as dotted names: those the study decides itself.
+        flag_prefixes: nested configuration, as a dotted name → prefix of its flags.
     """
 
     name: str
@@ -102,8 +105,11 @@ class Study(Generic[C]):
     summary: str = ""
     row_parameters: tuple[str, ...] = ()
     quick: C | None = None
+    demo: C | None = None
     check: Callable[[C], None] | None = None
     share_done: Callable[[C, Cell, Path], float] | None = None
+    no_flags: tuple[str, ...] = ()
+    flag_prefixes: Mapping[str, str] = field(default_factory=dict)
     source: str = field(default="", compare=False)
     """Where it was loaded from (``module:name`` or ``file.py:name``), so that other processes find it too."""
 

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import io
 import shutil
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from qhw_diffusion.config import Config
 from qhw_diffusion.denoising import (
     AmplitudeQDM,
     AutoencoderConfig,
+    ForwardConfig,
     LatentAutoencoder,
     LatentQDM,
+    ReverseConfig,
+    TrainConfig,
     check_qdm_training,
     from_pretrained,
     haar_states,
@@ -21,14 +26,54 @@ from qhw_diffusion.denoising import (
     train_autoencoder,
     train_qdm,
 )
+from qhw_diffusion.denoising.states import qubits_for
 from qhw_diffusion.diffusion import Classifier, ImageDataset, evaluate_samples, load_dataset, real_floor
-from qhw_diffusion.errors import InvalidInputError
+from qhw_diffusion.diffusion.datasets import image_shape_of
+from qhw_diffusion.errors import InvalidInputError, UnknownNameError
 from qhw_diffusion.experiment.plots import sample_grids
 from qhw_diffusion.runs import Place, RunFolder, atomic_write_bytes, atomic_write_json, check_writable
-from qhw_diffusion.studies.denoising_settings import DenoiserTraining
+from qhw_diffusion.studies.denoising.experiment import REVERSE, TRAIN
 from qhw_diffusion.studies.single import one_thread
 
 KIND = "denoiser"
+MODELS = ("latent", "amplitude")
+
+
+@dataclass(frozen=True)
+class DenoiserTraining(Config):
+    """Everything that decides one training of a quantum denoiser."""
+
+    model: str = "latent"
+    """Model: latent (in the latent space of an autoencoder) or amplitude (pixels as amplitudes)."""
+    data: str = "digits"
+    """Data set: digits, mnist16, mnist28, fashion16 or fashion28."""
+    data_root: str | None = None
+    """Folder that holds MNIST or FashionMNIST (torchvision's layout); digits need none."""
+    autoencoder_steps: int = AutoencoderConfig().steps
+    """Updates of the autoencoder."""
+    reverse: ReverseConfig = REVERSE
+    """Reverse process; its number of labels is that of the data set, or one without conditioning."""
+    forward: ForwardConfig = field(default_factory=ForwardConfig)
+    """Forward process."""
+    train: TrainConfig = TRAIN
+    """Training; its seed is that of the reverse process."""
+
+    def __post_init__(self) -> None:
+        if self.model not in MODELS:
+            raise UnknownNameError.of("model", self.model, MODELS)
+        object.__setattr__(self, "train", replace(self.train, seed=self.reverse.seed))
+
+    @classmethod
+    def amplitude(cls, data: str = "digits") -> DenoiserTraining:
+        """Defaults of the model of pixels: a qubit for every halving of them.
+
+        On pixels, training by magnitudes alone failed: they are compared by fidelity.
+        """
+        base = cls(model="amplitude", data=data)
+        qubits = qubits_for(image_shape_of(data))
+        return base.replace(
+            reverse=replace(base.reverse, n_qubits=qubits), train=replace(base.train, similarity="fidelity")
+        )
 
 
 def train_denoiser(training: DenoiserTraining, place: Place) -> str:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
@@ -20,7 +20,6 @@ import torch
 
 from qhw_diffusion.config import Config
 from qhw_diffusion.denoising import (
-    AutoencoderConfig,
     LatentAutoencoder,
     LatentQDM,
     from_pretrained,
@@ -51,7 +50,7 @@ from qhw_diffusion.guidance import (
 )
 from qhw_diffusion.guidance.ppo import History
 from qhw_diffusion.runs import atomic_write_json, read_json
-from qhw_diffusion.studies.denoising_settings import DenoisingStudyConfig
+from qhw_diffusion.studies.denoising.experiment import DenoisingConfig
 from qhw_diffusion.studies.measure import Sampled, sample_and_measure
 from qhw_diffusion.studies.models import Models, draw_starts, load_models
 from qhw_diffusion.studies.settings import ModelConfig
@@ -129,12 +128,13 @@ class ReferenceModelsConfig(Config):
         """The policy: 4 qubits, 2 layers, ring."""
         return ActorConfig(kind=kind, device=self.device, engine="ideal")
 
-    def denoiser(self) -> DenoisingStudyConfig:
-        """The denoising study whose post-selected model is trained here."""
-        return DenoisingStudyConfig(
-            latent_qubits=LATENT_QUBITS,
-            iterations=self.denoiser_iterations,
-            autoencoder_steps=self.autoencoder_steps,
+    def denoiser(self, steps: int = 4) -> DenoisingConfig:
+        """The denoising study whose latent space and post-selected model are trained here; steps: T."""
+        base = DenoisingConfig()
+        return base.replace(
+            autoencoder=base.autoencoder.replace(latent_qubits=LATENT_QUBITS, steps=self.autoencoder_steps),
+            reverse=base.reverse.replace(n_steps=steps),
+            train=base.train.replace(iterations=self.denoiser_iterations),
         )
 
 
@@ -163,8 +163,7 @@ def check(config: ReferenceModelsConfig) -> None:
         real=here.train,
         device=device_of(config.device),
     )
-    AutoencoderConfig(latent_qubits=LATENT_QUBITS, steps=config.autoencoder_steps)
-    config.denoiser().training("postselected", 0)
+    config.denoiser()
 
 
 def calibrated(root: Path, config: ReferenceModelsConfig) -> tuple[GuidanceConfig, RewardConfig]:
@@ -261,7 +260,7 @@ def autoencoder(root: Path, config: ReferenceModelsConfig) -> LatentAutoencoder:
     """The latent space, trained if it is not there yet."""
     folder = root / "autoencoder"
     if not folder.is_dir():
-        settings = AutoencoderConfig(latent_qubits=LATENT_QUBITS, steps=config.autoencoder_steps)
+        settings = config.denoiser().autoencoder
         aside = root / ".autoencoder.tmp"
         shutil.rmtree(aside, ignore_errors=True)
         train_autoencoder(settings, models().train, models().heldout).save(aside)
@@ -273,12 +272,9 @@ def denoiser(root: Path, config: ReferenceModelsConfig, seed: int, *, steps: int
     """The trained denoiser of this seed on the ideal engine, trained if it is not there yet; steps: T."""
     folder = root / f"denoiser-seed{seed}"
     if not folder.is_dir():
-        study = replace(config.denoiser(), n_steps=steps)
-        model = LatentQDM(
-            study.reverse("postselected", seed, LATENT_QUBITS), study.forward, autoencoder=autoencoder(root, config)
-        )
-        train = models().train
-        train_qdm(model, train.images, replace(study.training("postselected", seed), seed=seed), labels=train.labels)
+        study, train = config.denoiser(steps), models().train
+        model = LatentQDM(study.reverse_of("postselected", seed), study.forward, autoencoder=autoencoder(root, config))
+        train_qdm(model, train.images, study.training_of("postselected", seed), labels=train.labels)
         aside = folder.with_name(f".{folder.name}.tmp")
         shutil.rmtree(aside, ignore_errors=True)
         save_pretrained(model, aside)

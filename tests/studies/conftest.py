@@ -7,21 +7,19 @@ from pathlib import Path
 import pytest
 
 from qhw_diffusion import guidance
+from qhw_diffusion.denoising import AutoencoderConfig
+from qhw_diffusion.experiment import load_study, open_study, run_study
 from qhw_diffusion.runs import RunFolder
-from qhw_diffusion.studies.denoising_settings import DenoisingStudyConfig
-from qhw_diffusion.studies.denoising_study import open_denoising_study, run_denoising_study
+from qhw_diffusion.studies.denoising.experiment import REVERSE, TRAIN, DenoisingConfig
 
-TINY = DenoisingStudyConfig(
+TINY = DenoisingConfig(
     classes=(1, 0, 7),
-    n_steps=2,
-    depth=2,
-    arms=("postselected", "feedforward", "noise", "contraction", "classical"),
-    device="fake_manila",
-    iterations=5,
+    variants=("postselected", "feedforward", "noise", "contraction", "classical"),
+    autoencoder=AutoencoderConfig(steps=50),
+    reverse=REVERSE.replace(n_steps=2, depth=2),
+    train=TRAIN.replace(iterations=5, batch_size=4, targets=8),
     noise_iterations=2,
-    batch_size=4,
-    targets=8,
-    autoencoder_steps=50,
+    device="fake_manila",
     eval_images=40,
     seeds=2,
 )
@@ -29,8 +27,9 @@ TINY = DenoisingStudyConfig(
 
 @pytest.fixture(scope="session")
 def tiny_denoising(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
-    run = open_denoising_study(tmp_path_factory.mktemp("denoising") / "run", TINY, command="qhw study denoising …")
-    run_denoising_study(run, workers=1)
+    study = load_study("denoising")
+    run = open_study(study, tmp_path_factory.mktemp("denoising") / "run", TINY, command="qhw study denoising --seeds 2")
+    run_study(study, run)
     return run
 
 

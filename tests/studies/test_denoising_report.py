@@ -2,41 +2,43 @@
 
 from __future__ import annotations
 
-import math
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from scipy import stats
 
 from qhw_diffusion.errors import InvalidInputError
-from qhw_diffusion.experiment import plots as denoising_figures
+from qhw_diffusion.experiment import Results, load_study, plots, write_page
+from qhw_diffusion.experiment.command import study_command
+from qhw_diffusion.experiment.study import load_results
 from qhw_diffusion.runs import RunFolder
-from qhw_diffusion.studies import denoising_verdict as says
-from qhw_diffusion.studies.denoising_commands import finish
-from qhw_diffusion.studies.denoising_report import render_markdown
-from qhw_diffusion.studies.denoising_settings import DenoisingStudyConfig, row_label
-from qhw_diffusion.studies.denoising_study import DenoisingResults, load_denoising_results
+from qhw_diffusion.studies.denoising import page as says
+from qhw_diffusion.studies.denoising.experiment import REVERSE, TRAIN, DenoisingConfig
+from qhw_diffusion.studies.denoising.page import row_label
 
 JITTER = np.random.default_rng(7).normal(0, 0.15, (20, 5))
+STUDY = load_study("denoising")
 
 
-def made_up(fd: dict[str, float], accuracy: dict[str, float], seeds: int = 5) -> DenoisingResults:
+def made_up(fd: dict[str, float], accuracy: dict[str, float], seeds: int = 5) -> Results[DenoisingConfig]:
     """Results with these means, FD 20 and accuracy .5 elsewhere; every row jitters on its own."""
-    config = DenoisingStudyConfig(seeds=seeds)
-    rows = {}
+    config = DenoisingConfig(seeds=seeds)
+    cells: dict[str, dict[str, Any]] = {}
     for number, row in enumerate(config.rows()):
         jitter = (JITTER[number] - JITTER[number].mean())[:seeds]
-        rows[row] = [
-            {"fd": fd.get(row, 20.0) + j, "accuracy": accuracy.get(row, 0.5) + j / 100, "diversity": 1.0,
-             "infidelity": 0.1, "visible": 0.1, "success": 0.04 if row.startswith("postselected") else None,
-             "kept_shots": 160.0,
-             "lost_images": 1, "parameters": 10, "seed": seed}
-            for seed, j in enumerate(jitter)
-        ]  # fmt: skip
-    floor = {kind: [{"fd": 2.0, "accuracy": 1.0, "diversity": 1.0}] * seeds for kind in ("real", "encoded")}
-    return DenoisingResults(Path("nowhere"), config, rows, floor, {})
+        for seed, j in enumerate(jitter):
+            cells[f"{row}-{seed}"] = {
+                "parameters": {"row": row, "seed": seed}, "fd": fd.get(row, 20.0) + j, "diversity": 1.0,
+                "accuracy": accuracy.get(row, 0.5) + j / 100, "infidelity": 0.1, "visible": 0.1, "kept_shots": 160.0,
+                "lost_images": 1, "n_parameters": 10, **({"success": 0.04} if row.startswith("postselected") else {}),
+            }  # fmt: skip
+    floor = {"fd": 2.0, "accuracy": 1.0, "diversity": 1.0}
+    rows = [{"kind": kind, "seed": seed, **floor} for seed in range(seeds) for kind in ("real", "encoded")]
+    cells["real"] = {"parameters": {}, "rows": rows}
+    return Results(STUDY, Path("nowhere"), config, {}, cells)
 
 
 CLEAR = (
@@ -46,10 +48,10 @@ CLEAR = (
 
 
 def test_a_clear_success_is_called_one_and_the_ceiling_is_judged_both_ways() -> None:
-    sentences, tone = says.verdict(made_up(*CLEAR))
+    sentences, tone = says.findings(made_up(*CLEAR))
     assert tone == "good"
     assert sentences[0].startswith("The trained circuit does the work")
-    assert "chain is behind the linear map in closed form and is behind the trained one" in sentences[0]
+    assert "model is behind the linear map in closed form and is behind the trained one" in sentences[0]
     assert "with feed-forward beats the linear map in closed form and is behind the trained one" in sentences[0]
     random = next(s for s in sentences if "random one?" in s)
     assert re.search(r"FD -30\.00 \[-30.*better; accuracy \+40\.0 .*better\.$", random)
@@ -59,7 +61,7 @@ def test_a_clear_success_is_called_one_and_the_ceiling_is_judged_both_ways() -> 
 
 
 def test_no_difference_is_called_none() -> None:
-    sentences, tone = says.verdict(made_up({}, {}))
+    sentences, tone = says.findings(made_up({}, {}))
     assert tone == "caution"
     assert "**not** shown" in sentences[0]
     assert "is not told apart from the linear map in closed form" in sentences[0]
@@ -67,22 +69,22 @@ def test_no_difference_is_called_none() -> None:
 
 
 def test_worse_than_the_controls_is_no_success() -> None:
-    sentences, tone = says.verdict(made_up({"frozen": 5.0, "bypass": 5.0}, {"frozen": 0.9, "bypass": 0.9}))
+    sentences, tone = says.findings(made_up({"frozen": 5.0, "bypass": 5.0}, {"frozen": 0.9, "bypass": 0.9}))
     assert tone == "caution"
     assert "worse; accuracy" in next(s for s in sentences if "random one?" in s)
 
 
 def test_at_chance_level_nothing_is_recognised() -> None:
     fd, accuracy = CLEAR
-    at_chance = dict.fromkeys(DenoisingStudyConfig().rows(), 0.1)
-    sentences, tone = says.verdict(made_up(fd, {**accuracy, **at_chance}))
+    at_chance = dict.fromkeys(DenoisingConfig().rows(), 0.1)
+    sentences, tone = says.findings(made_up(fd, {**accuracy, **at_chance}))
     assert tone == "caution"
     assert "no difference beyond chance" in next(s for s in sentences if "than by chance?" in s)
 
 
 def test_one_seed_claims_nothing() -> None:
     results = made_up(*CLEAR, seeds=1)
-    sentences, tone = says.verdict(results)
+    sentences, tone = says.findings(results)
     assert tone == "caution"
     assert "nothing can be said" in sentences[0]
     assert says.tests_table(results, "fd")[1] == []
@@ -91,22 +93,22 @@ def test_one_seed_claims_nothing() -> None:
 def test_questions_are_one_holm_family() -> None:
     results = made_up(*CLEAR)
     tests = says.question_tests(results, "fd")
-    assert len(tests) == len(says.asked(results)) - 1  # chance has no Fréchet distance
-    raw = [stats.ttest_rel(results.values(q.row, "fd"), results.values(q.against, "fd")).pvalue for q in tests]
+    assert len(tests) == len(says.asked(results.config)) - 1  # chance has no Fréchet distance
+    raw = [stats.ttest_rel(results.values("fd", row=q.row), results.values("fd", row=q.against)).pvalue for q in tests]
     order, running = np.argsort(raw), 0.0
     for rank, index in enumerate(order):
         running = max(running, min(1.0, raw[index] * (len(raw) - rank)))
         assert list(tests.values())[index].p_holm == pytest.approx(running)
     chance = next(q for q in says.QUESTIONS if q.against == says.CHANCE)
     test = says.question_tests(results, "accuracy")[chance]
-    assert test.t_p == pytest.approx(stats.ttest_1samp(results.values("postselected", "accuracy"), 0.1).pvalue)
+    assert test.t_p == pytest.approx(stats.ttest_1samp(results.values("accuracy", row="postselected"), 0.1).pvalue)
 
 
 def test_shots_of_the_table_keep_a_thousand() -> None:
     columns, rows = says.success_table(made_up({}, {}))
     row = next(r for r in rows if r[0] == row_label("postselected@shots"))
     sent = int(row[columns.index("shots to keep 1,000")].replace(",", ""))
-    success = made_up({}, {}).values("postselected", "success")[0]
+    success = made_up({}, {}).values("success", row="postselected")[0]
     assert stats.binom.sf(999, sent, success) >= 0.95 > stats.binom.sf(999, sent - 1, success)
     assert row[-1] == "5 of 3,000"
     assert row_label("classical") not in [r[0] for r in rows]
@@ -115,18 +117,18 @@ def test_shots_of_the_table_keep_a_thousand() -> None:
 def test_reverse_paths_put_every_step_in_its_place() -> None:
     path = np.full((3, 2, 1, 4, 4), -1.0)
     path[2, 1] = 1.0  # t = 0 of the second label
-    picture = denoising_figures.reverse_paths({"a": path}, [4, 9]).axes[0].images[0].get_array()
+    picture = plots.reverse_paths({"a": path}, [4, 9]).axes[0].images[0].get_array()
     assert picture.shape == (2 * 5, 3 * 5)
     assert np.all(picture[5:9, 10:14] == 1)
     assert np.all(picture[:4, :14][:, :4] == 0)
     with pytest.raises(InvalidInputError, match="shape"):
-        denoising_figures.reverse_paths({"a": path}, [4])
+        plots.reverse_paths({"a": path}, [4])
     with pytest.raises(InvalidInputError, match="at least one"):
-        denoising_figures.reverse_paths({}, [])
+        plots.reverse_paths({}, [])
 
 
 def test_steps_run_from_noise_to_data() -> None:
-    axis = denoising_figures.by_step({"a": [[0.5, 0.4, 0.1], [0.5, 0.2, 0.1]]}, ylabel="y").axes[0]
+    axis = plots.by_step({"a": [[0.5, 0.4, 0.1], [0.5, 0.2, 0.1]]}, ylabel="y").axes[0]
     mean = axis.lines[-1]
     assert list(mean.get_xdata()) == [2, 1, 0]
     assert np.allclose(mean.get_ydata(), [0.5, 0.3, 0.1])
@@ -135,11 +137,10 @@ def test_steps_run_from_noise_to_data() -> None:
 
 
 @pytest.mark.slow
-def test_the_report_of_a_study_has_every_row_figure_and_section(tiny_denoising: RunFolder, tmp_path: Path) -> None:
-    told = finish(tiny_denoising, title="Tiny", command="qhw study denoising --seeds 2")
-    results = load_denoising_results(tiny_denoising)
-    html = (tiny_denoising.path / "report.html").read_text().replace("&#39;", "'")
-    assert "report.html" in told
+def test_the_page_of_a_study_has_every_row_figure_and_section(tiny_denoising: RunFolder, tmp_path: Path) -> None:
+    results = load_results(STUDY, tiny_denoising)
+    page, file = write_page(results)
+    html = file.read_text().replace("&#39;", "'")
     for heading in ("What came out", "What was trained", "Samples", "Paired tests", "The reverse process, step by step",
                     "Success probability and shots", "Training", "The circuit on the device",
                     "What a device can give", "How to reproduce"):  # fmt: skip
@@ -147,18 +148,36 @@ def test_the_report_of_a_study_has_every_row_figure_and_section(tiny_denoising: 
     images = re.findall(r"<img [^>]*>", html)
     assert len(images) == 7
     assert all(re.search(r'alt="[^"]{30,}"', image) for image in images)
-    for row in results.rows:
+    text = page.save_markdown(tmp_path / "page.md", figures=tmp_path / "figures").read_text()
+    for row in results.config.rows():
         assert row_label(row) in html
-        assert row_label(row) in told
-        interval = results.interval(row, "fd")
-        assert interval is not None
-        assert f"{interval.mean:.2f}" in html
-    sentences, _ = says.verdict(results)
-    assert re.sub(r"\*\*", "", sentences[0])[:60] in re.sub(r"</?strong>", "", html)
+        assert f"| {row_label(row)} | {results.mean('fd', row=row):.2f}" in text
+    assert re.sub(r"\*\*", "", page.findings[0])[:60] in re.sub(r"</?strong>", "", html)
     assert "not</strong> Inception FID" in html
     assert "qhw study denoising --seeds 2" in html
-    assert not math.isnan(results.floor_interval("encoded", "fd").mean)
     assert "fake_manila" in html
-    page = render_markdown(results, title="Tiny", command="qhw …", path=tmp_path / "page.md").read_text()
-    assert page.count("| --- |") >= 5
-    assert all(row_label(row) in page for row in results.rows)
+    assert "24 weights a step" in text
+    assert "| train.iterations | 5 |" in text
+    assert text.count("| --- |") >= 7
+    assert len(list((tmp_path / "figures").glob("*.png"))) == 7
+
+
+@pytest.mark.slow
+def test_one_seed_of_pixels_has_a_page_too(tmp_path: Path) -> None:
+    config = DenoisingConfig(
+        classes=(0, 1),
+        variants=("postselected",),
+        model="amplitude",
+        reverse=REVERSE.replace(n_steps=1, depth=1),
+        train=TRAIN.replace(iterations=2, batch_size=4, targets=8, similarity="fidelity"),
+        device="fake_lagosv2",
+        eval_images=20,
+        seeds=1,
+    )
+    told = study_command(STUDY, config, tmp_path / "run", markdown=tmp_path / "page.md")
+    assert "One seed only" in told
+    text = (tmp_path / "page.md").read_text()
+    assert "images are magnitudes of amplitudes, pixel by pixel" in text
+    assert "in the amplitudes of pixels" in text
+    assert "Paired tests need at least two seeds" in text
+    assert "autoencoder (" not in text

@@ -525,6 +525,9 @@ STUDY = Study(
     run=run_cell,
     page=page,
     quick=QUICK,
+    demo=DEMO,
     check=check,
     share_done=share_done,
+    no_flags=("actor.kind", "actor.engine", "ppo.seed"),
+    flag_prefixes={"reward": "reward"},
 )
