@@ -61,19 +61,6 @@ COMMANDS: dict[tuple[str, ...], tuple[str, str | Callable[..., int]]] = {
         "turn a quantum policy into a table or a small network, and measure what is lost",
         "qhw_diffusion.cli.policies:distill",
     ),
-    ("study", "guidance"): ("compare policies and schedules over seeds", "qhw_diffusion.cli.study:guidance"),
-    ("study", "denoising"): (
-        "train quantum denoisers and compare them with their controls, ideal, noisy and with finite shots",
-        "qhw_diffusion.cli.study:denoising",
-    ),
-    ("study", "anchors"): (
-        "reproduce published results of quantum diffusion models",
-        "qhw_diffusion.cli.study:anchors",
-    ),
-    ("study", "mitigation"): (
-        "compare mitigation strategies on devices and shots: bias, scatter, cost, guidance, images, the denoiser",
-        "qhw_diffusion.cli.study:mitigation",
-    ),
     ("devices",): (
         "list the devices: live ones with queue and errors where there is an account, else the fake ones",
         "qhw_diffusion.cli.devices:devices",

@@ -30,13 +30,15 @@ from qhw_diffusion.denoising.states import qubits_for
 from qhw_diffusion.diffusion import Classifier, ImageDataset, evaluate_samples, load_dataset, real_floor
 from qhw_diffusion.diffusion.datasets import image_shape_of
 from qhw_diffusion.errors import InvalidInputError, UnknownNameError
-from qhw_diffusion.experiment.plots import sample_grids
 from qhw_diffusion.runs import Place, RunFolder, atomic_write_bytes, atomic_write_json, check_writable
-from qhw_diffusion.studies.denoising.experiment import REVERSE, TRAIN
 from qhw_diffusion.studies.single import one_thread
 
 KIND = "denoiser"
 MODELS = ("latent", "amplitude")
+# Defaults of a training, here and in the denoising study.
+REVERSE = ReverseConfig(n_qubits=3, n_steps=4, depth=8, ancillas=1, conditioning="angles", n_labels=10)
+TRAIN = TrainConfig("mmd", "joint", iterations=500, batch_size=12, targets=48, kernels=("fidelity", 0.3, 0.1),
+                    similarity="measured", learning_rate=0.03, probability_weight=0.002)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -151,6 +153,8 @@ def evaluate_denoiser(
 
     Raises InvalidInputError for too few images or shots, and where post-selection leaves too few of them.
     """
+    from qhw_diffusion.experiment.plots import sample_grids  # matplotlib takes half a second
+
     one_thread()
     if images < 20 or (shots is not None and shots < 1):
         raise InvalidInputError(f"at least 20 images and 1 shot are needed, not {images} and {shots}")

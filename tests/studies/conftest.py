@@ -10,7 +10,8 @@ from qhw_diffusion import guidance
 from qhw_diffusion.denoising import AutoencoderConfig
 from qhw_diffusion.experiment import load_study, open_study, run_study
 from qhw_diffusion.runs import RunFolder
-from qhw_diffusion.studies.denoising.experiment import REVERSE, TRAIN, DenoisingConfig
+from qhw_diffusion.studies.denoising.experiment import DenoisingConfig
+from qhw_diffusion.studies.denoising_single import REVERSE, TRAIN
 
 TINY = DenoisingConfig(
     classes=(1, 0, 7),

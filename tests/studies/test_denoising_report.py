@@ -16,8 +16,9 @@ from qhw_diffusion.experiment.command import study_command
 from qhw_diffusion.experiment.study import load_results
 from qhw_diffusion.runs import RunFolder
 from qhw_diffusion.studies.denoising import page as says
-from qhw_diffusion.studies.denoising.experiment import REVERSE, TRAIN, DenoisingConfig
+from qhw_diffusion.studies.denoising.experiment import DenoisingConfig
 from qhw_diffusion.studies.denoising.page import row_label
+from qhw_diffusion.studies.denoising_single import REVERSE, TRAIN
 
 JITTER = np.random.default_rng(7).normal(0, 0.15, (20, 5))
 STUDY = load_study("denoising")

@@ -19,8 +19,9 @@ from qhw_diffusion.experiment import Results, load_study, open_study, reopen_stu
 from qhw_diffusion.experiment.study import cell_file, load_results
 from qhw_diffusion.runs import RunFolder
 from qhw_diffusion.studies.denoising import experiment
-from qhw_diffusion.studies.denoising.experiment import REVERSE, TRAIN, Context, DenoisingConfig, visible_infidelity
+from qhw_diffusion.studies.denoising.experiment import Context, DenoisingConfig, visible_infidelity
 from qhw_diffusion.studies.denoising.page import CONTROLS, read_samples, sample_file
+from qhw_diffusion.studies.denoising_single import REVERSE, TRAIN
 
 STUDY = load_study("denoising")
 

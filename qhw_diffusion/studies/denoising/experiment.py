@@ -62,16 +62,13 @@ from qhw_diffusion.errors import UnknownNameError
 from qhw_diffusion.experiment import Cell, Study
 from qhw_diffusion.runs import RunFolder, atomic_folder
 from qhw_diffusion.studies.denoising.page import CONTROLS, EVALUATION_SEED, TUNING_SEED, VARIANTS, page, sample_file
+from qhw_diffusion.studies.denoising_single import MODELS, REVERSE, TRAIN
 
-MODELS = ("latent", "amplitude")
 # Trained by the same loop with no circuit in them.
 BASELINES = {"contraction": LinearProcess, "classical": ClassicalProcess}
 TRAINING = "denoising"
 KEPT_IMAGES = 40
 RANKS, POWERS = (1, 2, 3, 4, 6, 8, 16, 64), (1.0, 1.5, 2.0)
-REVERSE = ReverseConfig(n_qubits=3, n_steps=4, depth=8, ancillas=1, conditioning="angles", n_labels=10)
-TRAIN = TrainConfig("mmd", "joint", iterations=500, batch_size=12, targets=48, kernels=("fidelity", 0.3, 0.1),
-                    similarity="measured", learning_rate=0.03, probability_weight=0.002)  # fmt: skip
 # Settings of nested configurations that the study itself decides.
 DECIDED = {
     "reverse": ("kind", "feed_forward", "weight_sharing", "conditioning", "hypernetwork_width", "device", "engine",
