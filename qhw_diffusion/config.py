@@ -6,7 +6,7 @@
 
         shots: int = 1024
         '''Shots per circuit.'''
-        policy: ActorConfig = field(default_factory=ActorConfig)
+        policy: PolicyConfig = field(default_factory=PolicyConfig)
         '''Policy to train.'''
 
 The string below a field documents it: the command line, its help and the tables of reports are made from the fields.

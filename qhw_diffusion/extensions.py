@@ -56,6 +56,23 @@ def load_extension(text: str, *, what: str) -> Any:
         raise InvalidInputError(f"{what} {text!r}: {place} has no {name!r}; it has {', '.join(public[:12])}") from None
 
 
+def extension_text(given: Any) -> str | None:
+    """The text by which a function or class is found again: ``module:name``, or ``file.py:name`` of a script.
+
+    The file's path is relative to the current folder.
+
+    Returns:
+        None for what has no such name: an instance, a lambda, a nested function, one typed in a notebook.
+    """
+    name, module = getattr(given, "__qualname__", ""), sys.modules.get(getattr(given, "__module__", None) or "")
+    if module is None or not name.isidentifier() or getattr(module, name, None) is not given:
+        return None
+    specification, file = getattr(module, "__spec__", None), getattr(module, "__file__", None) or ""
+    if module.__name__.startswith("qhw_extension_") or (module.__name__ == "__main__" and not specification):
+        return f"{os.path.relpath(file)}:{name}" if file.endswith(".py") else None
+    return f"{specification.name if specification else module.__name__}:{name}"
+
+
 def _from_name(name: str) -> ModuleType:
     here = os.getcwd()
     if here not in sys.path and "" not in sys.path:

@@ -23,7 +23,7 @@ from qhw_diffusion.errors import InvalidInputError, MissingDataError, QhwError
 from qhw_diffusion.experiment import load_study, open_study
 from qhw_diffusion.runs import Place
 
-SMALL = ["--updates", "3", "--num-envs", "24", "--n-steps", "3", "--spacing", "trailing", "--starts", "32",
+SMALL = ["--num-iterations", "3", "--num-envs", "24", "--n-steps", "3", "--spacing", "trailing", "--noise-pool", "32",
          "--g0", "1.2", "--policy", "matched", "--checkpoint-every", "1"]  # fmt: skip
 
 
@@ -322,7 +322,7 @@ def test_an_error_is_one_line_and_exit_code_two(tmp_path: Path, capsys: pytest.C
         (["--spacing", "trailling"], "did you mean trailing"),
         (["--spacing", "leading"], "timestep 666"),
         (["--n-steps", "1001"], "1 … 1000"),
-        (["--minibatches", "37"], "at most 36"),
+        (["--num-minibatches", "37"], "at most 36"),
     ],
 )
 def test_bad_settings_leave_no_folder(
@@ -345,8 +345,8 @@ def test_train_resume_evaluate_overwrite(tmp_path: Path, capsys: pytest.CaptureF
 
     assert main(train) == 2
     assert "--overwrite" in capsys.readouterr().err
-    assert main(["train", "guidance", "--out", str(out), "--resume", "--updates", "9"]) == 2
-    assert "updates" in capsys.readouterr().err
+    assert main(["train", "guidance", "--out", str(out), "--resume", "--num-iterations", "9"]) == 2
+    assert "num_iterations" in capsys.readouterr().err
     assert main([*train, "--overwrite", "--resume"]) == 2
     assert "contradict" in capsys.readouterr().err
     (tmp_path / "mine").mkdir()
@@ -370,7 +370,7 @@ def test_train_resume_evaluate_overwrite(tmp_path: Path, capsys: pytest.CaptureF
 
 @pytest.mark.slow
 def test_ctrl_c_saves_and_resume_ends_where_an_uninterrupted_run_does(tmp_path: Path) -> None:
-    settings = [*SMALL, "--updates", "12"]
+    settings = [*SMALL, "--num-iterations", "12"]
     command = [sys.executable, "-m", "qhw_diffusion.cli", "train", "guidance"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     out = tmp_path / "stopped"

@@ -20,16 +20,16 @@ from qhw_diffusion.circuits import dynamic_circuit, load_circuit, published_circ
 from qhw_diffusion.cli import main
 from qhw_diffusion.devices import Calibration, Device, rank_layouts
 from qhw_diffusion.guidance import (
-    ActorConfig,
     GuidanceConfig,
+    PolicyConfig,
     PPOConfig,
-    QuantumActor,
+    QuantumPolicy,
     RewardConfig,
-    build_actor,
-    load_actor,
-    save_actor,
+    build_policy,
+    load_policy_model,
+    save_policy_model,
 )
-from qhw_diffusion.guidance.lookup import tabulate
+from qhw_diffusion.guidance.distill import tabulate
 from qhw_diffusion.hardware.estimate import job_estimator
 from qhw_diffusion.hardware.ledger import Ledger
 from qhw_diffusion.hardware.runner import open_runner
@@ -54,12 +54,12 @@ def nobody(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An untrained quantum policy as a run folder, compiled for fake_manila, six sampling steps."""
-    actor = ActorConfig(device="fake_manila")
+    actor = PolicyConfig(device="fake_manila")
     config = {"guidance": GuidanceConfig(n_steps=6).to_dict(), "reward": RewardConfig().to_dict(),
-              "ppo": PPOConfig().to_dict(), "actor": actor.to_dict()}  # fmt: skip
+              "ppo": PPOConfig().to_dict(), "policy": actor.to_dict()}  # fmt: skip
     folder = tmp_path_factory.mktemp("runs") / "policy"
     with RunFolder.create(folder, kind="guidance", config=config) as made:
-        save_actor(build_actor(actor, seed=0, device=Device.load("fake_manila")), made.path / "model")
+        save_policy_model(build_policy(actor, seed=0, device=Device.load("fake_manila")), made.path / "model")
     return folder
 
 
@@ -209,8 +209,8 @@ def test_what_is_announced_is_what_the_ledger_says_was_run(
         told(capsys, "cost", run, "--images", "5", "--shots", "20", "--mitigation", mitigation, "--json")
     )
     config = AccessConfig(device="fake_manila", shots=20, mitigation=mitigation, ledger=str(tmp_path / "ledger"))
-    actor = load_actor(run / "model")
-    assert isinstance(actor, QuantumActor)
+    actor = load_policy_model(run / "model")
+    assert isinstance(actor, QuantumPolicy)
     compiled = actor.layer.compiled
     rows = torch.full((5, compiled.n_inputs + compiled.n_weights), 0.3, dtype=torch.float64)
     rows[:, 0] = torch.linspace(-1, 1, 5)
@@ -308,13 +308,13 @@ def test_dynamic_circuits_are_refused(capsys: pytest.CaptureFixture[str], tmp_pa
 def test_a_classical_policy_has_no_circuit(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, run: Path, kind: str
 ) -> None:
-    quantum = load_actor(run / "model")
-    assert isinstance(quantum, QuantumActor)
-    actor = ActorConfig(kind="mlp") if kind == "mlp" else ActorConfig(device="fake_manila")
+    quantum = load_policy_model(run / "model")
+    assert isinstance(quantum, QuantumPolicy)
+    actor = PolicyConfig(kind="mlp") if kind == "mlp" else PolicyConfig(device="fake_manila")
     config = {"guidance": GuidanceConfig().to_dict(), "reward": RewardConfig().to_dict(),
-              "ppo": PPOConfig().to_dict(), "actor": actor.to_dict()}  # fmt: skip
+              "ppo": PPOConfig().to_dict(), "policy": actor.to_dict()}  # fmt: skip
     with RunFolder.create(tmp_path / "classical", kind="guidance", config=config) as made:
-        save_actor(build_actor(actor, seed=0) if kind == "mlp" else tabulate(quantum), made.path / "model")
+        save_policy_model(build_policy(actor, seed=0) if kind == "mlp" else tabulate(quantum), made.path / "model")
     error = told(capsys, "cost", tmp_path / "classical", code=2)
     assert f"is classical ({kind}): it has no circuit to run, and takes no QPU time" in error
 

@@ -36,11 +36,6 @@ FORBIDDEN: dict[str, set[str]] = {
     "hardware": {"torch", "diffusers"},
     "runs": {"torch", "qiskit", "qiskit_aer", "diffusers"},
 }
-# Circles that stand until the branches that take them out are merged: a circle of these modules alone is let pass
-KNOWN_CIRCLES: list[set[str]] = [
-    {f"{NAME}.guidance.{name}" for name in ("actors", "lookup", "quantum_actor", "saving")},
-]
-
 Graph = dict[str, set[str]]
 
 
@@ -169,7 +164,7 @@ def test_packages_import_lower_layers_only() -> None:
 
 def test_no_modules_import_one_another_in_a_circle() -> None:
     found = circles(graph_of(modules_of(PACKAGE)))
-    assert [group for group in found if not any(set(group) <= known for known in KNOWN_CIRCLES)] == []
+    assert found == []
 
 
 @pytest.mark.parametrize("package", ["hardware", "devices", "circuits", "runs"])

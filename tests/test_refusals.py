@@ -11,16 +11,17 @@ import pytest
 from qhw_diffusion.checkpoints import write_tensors
 from qhw_diffusion.cli import main
 from qhw_diffusion.errors import EngineError, InvalidInputError
-from qhw_diffusion.guidance import ActorConfig, GuidanceConfig, PPOConfig, RewardConfig, train_guidance
+from qhw_diffusion.guidance import GuidanceConfig, PolicyConfig, PPOConfig, RewardConfig, train_guidance
 from qhw_diffusion.studies.guidance import experiment
 
 TRAIN = ["train", "guidance", "--g0", "1.2", "--n-steps", "2", "--spacing", "trailing",
-         "--starts", "24", "--num-envs", "24", "--updates", "1",
-         "--minibatches", "1", "--device", "fake_manila"]  # fmt: skip
+         "--noise-pool", "24", "--num-envs", "24", "--num-iterations", "1",
+         "--num-minibatches", "1", "--device", "fake_manila"]  # fmt: skip
 DENOISE = ["train", "denoising", "--n-steps", "2", "--depth", "2", "--iterations", "2", "--autoencoder-steps", "2"]
 STUDY = ["study", "guidance", "--seeds", "1", "--n-steps", "2", "--spacing", "trailing",
-         "--starts", "24", "--num-envs", "24", "--updates", "1",
-         "--minibatches", "1", "--device", "fake_manila", "--actors", "quantum,matched", "--workers", "1"]  # fmt: skip
+         "--noise-pool", "24", "--num-envs", "24", "--num-iterations", "1",
+         "--num-minibatches", "1", "--device", "fake_manila", "--policies", "quantum,matched",
+         "--workers", "1"]  # fmt: skip
 DENOISING_STUDY = ["study", "denoising", "--seeds", "1", "--iterations", "2", "--n-steps", "2", "--depth", "2",
                    "--device", "fake_manila", "--variants", "postselected", "--workers", "1"]  # fmt: skip
 SHOTS = ["study", "shots", "--quick", "--device", "fake_manila"]
@@ -33,9 +34,9 @@ MEASURED = [*DISTILL, "--device", "fake_manila", "--shots", "20"]
 # command, what is wrong with it, words of the message
 REFUSED = [
     # as many samples as environments and steps make; the distribution term's pairs; the pool of starting points
-    (TRAIN, ["--minibatches", "40"], "minibatches"),
+    (TRAIN, ["--num-minibatches", "40"], "minibatches"),
     (TRAIN, ["--num-envs", "5"], "at least 20"),
-    (TRAIN, ["--starts", "23"], "starting points"),
+    (TRAIN, ["--noise-pool", "23"], "initial-noise pool"),
     (TRAIN, ["--engine", "noisyy"], "noisy"),
     (TRAIN, ["--n-qubits", "6"], "6"),
     (TRAIN, ["--device", "fake_manla"], "fake_manila"),
@@ -58,9 +59,9 @@ REFUSED = [
     (DENOISE, ["--buffer-size", "5", "--mode", "joint"], "buffer_size"),
     (DENOISE, ["--autoencoder-steps", "0"], "positive"),
     (DENOISE, ["--engine", "noisy", "--device", "fake_manla"], "fake_manila"),
-    (STUDY, ["--minibatches", "40"], "minibatches"),
+    (STUDY, ["--num-minibatches", "40"], "minibatches"),
     (STUDY, ["--num-envs", "5"], "at least 20"),
-    (STUDY, ["--starts", "23"], "starting points"),
+    (STUDY, ["--noise-pool", "23"], "initial-noise pool"),
     (STUDY, ["--device", "fake_manla"], "fake_manila"),
     (STUDY, ["--n-qubits", "6"], "6"),
     (STUDY, ["--judge", "/nowhere"], "/nowhere"),
@@ -73,7 +74,7 @@ REFUSED = [
     (DENOISING_STUDY, ["--ancillas", "9"], "qubits"),
     (DENOISING_STUDY, ["--markdown", "{file}/page.md"], "a file is where a folder should be"),
     (SHOTS, ["--minibatches", "1000"], "minibatches"),
-    (SHOTS, ["--starts", "30"], "starting points"),
+    (SHOTS, ["--starts", "30"], "initial-noise pool"),
     (SHOTS, ["--device", "fake_manla"], "fake_manila"),
     (SHOTS, ["--device", "fake_armonk"], "fake_armonk"),
     (SHOTS, ["--workers", "0"], "workers"),
@@ -93,8 +94,8 @@ REFUSED = [
     (ROLLOUT, ["--ledger", "{file}"], "ledger"),
     (TUNE, ["--minibatches", "1000"], "minibatches"),
     (TUNE, ["--num-envs", "5"], "at least 20"),
-    (TUNE, ["--num-envs", "25"], "starting points"),
-    (TUNE, ["--lr-head", "-1"], "lr_head"),
+    (TUNE, ["--num-envs", "25"], "initial-noise pool"),
+    (TUNE, ["--lr-head", "-1"], "learning_rate_head"),
     (TUNE, ["--device", "fake_armonk"], "fake_armonk"),
     (TUNE, ["--mitigation", "redout"], "readout"),
     (TUNE, ["--resilience-level", "1"], "level 0"),
@@ -113,10 +114,10 @@ def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A policy of four qubits for fake_manila, trained for one update from 24 starting points."""
     path = tmp_path_factory.mktemp("policy") / "run"
     train_guidance(
-        GuidanceConfig(n_steps=2, spacing="trailing", starts=24),
-        PPOConfig.short(updates=1, num_envs=24, epochs=1, minibatches=1),
+        GuidanceConfig(n_steps=2, spacing="trailing", noise_pool=24),
+        PPOConfig.short(num_iterations=1, num_envs=24, update_epochs=1, num_minibatches=1),
         RewardConfig(),
-        ActorConfig(device="fake_manila", depth=1),
+        PolicyConfig(device="fake_manila", depth=1),
         path=path,
     )
     return path
@@ -270,7 +271,7 @@ def test_overwrite_deletes_nothing_until_work_begins(
     command = [*TRAIN, "--out", "x"]
     assert main(command) == 0
     before = {path: path.read_bytes() for path in here.rglob("*") if path.is_file()}
-    for mistake, message in ((["--minibatches", "40"], "minibatches"), (["--device", "fake_manla"], "fake_manila")):
+    for mistake, message in ((["--num-minibatches", "40"], "minibatches"), (["--device", "fake_manla"], "fake_manila")):
         refused(capsys, [*command, "--overwrite", *mistake], message)
     for error, code in ((EngineError("broken"), 2), (KeyboardInterrupt(), 130), (OSError(28, "No space left"), 2)):
         with monkeypatch.context() as patch:
@@ -309,7 +310,7 @@ def test_interrupted_before_anything_was_saved_no_resume_is_promised(
 
 
 @pytest.mark.parametrize("whole", [0, 1])
-@pytest.mark.parametrize("command", [[*TRAIN, "--checkpoint-every", "1", "--updates", "3"],
+@pytest.mark.parametrize("command", [[*TRAIN, "--checkpoint-every", "1", "--num-iterations", "3"],
                                      [*DENOISE, "--model", "amplitude", "--checkpoint-every", "1"]])  # fmt: skip
 def test_a_full_disk_is_one_line_and_says_what_is_left(
     here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, command: list[str], whole: int

@@ -6,13 +6,14 @@ from qhw_diffusion.circuits.ansatz import ANSATZES, Ansatz
 from qhw_diffusion.circuits.denoiser import DenoiserCircuit, denoiser_circuit
 from qhw_diffusion.circuits.library import load_circuit, save_circuit
 from qhw_diffusion.circuits.measures import Estimate, entangling_capability, expressibility
-from qhw_diffusion.circuits.policy import ENTANGLEMENTS, PolicyCircuit, policy_circuit
+from qhw_diffusion.circuits.policy import ENTANGLEMENTS, POLICY_ANSATZES, PolicyCircuit, policy_ansatz, policy_circuit
 from qhw_diffusion.circuits.published import PublishedCircuit, published_circuit, published_circuits
 from qhw_diffusion.circuits.reverse import ReverseCircuit, dynamic_circuit, reverse_circuit
 
 __all__ = [
     "ANSATZES",
     "ENTANGLEMENTS",
+    "POLICY_ANSATZES",
     "Ansatz",
     "DenoiserCircuit",
     "Estimate",
@@ -24,6 +25,7 @@ __all__ = [
     "entangling_capability",
     "expressibility",
     "load_circuit",
+    "policy_ansatz",
     "policy_circuit",
     "published_circuit",
     "published_circuits",

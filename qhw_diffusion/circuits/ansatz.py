@@ -22,8 +22,6 @@ Python the function itself can be given. Every number of parameters is counted i
 
 from __future__ import annotations
 
-import os
-import sys
 import uuid
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -32,7 +30,7 @@ from qiskit.circuit import ControlFlowOp, Gate, Measure, Parameter, ParameterVec
 from qiskit.quantum_info import SparsePauliOp
 
 from qhw_diffusion.errors import InvalidInputError, UnknownNameError
-from qhw_diffusion.extensions import is_extension, load_extension
+from qhw_diffusion.extensions import extension_text, is_extension, load_extension
 
 Ansatz = Callable[[int, int], QuantumCircuit]
 if TYPE_CHECKING:
@@ -144,14 +142,8 @@ def ansatz_text(ansatz: AnsatzLike) -> str:
     """
     if isinstance(ansatz, str):
         return ansatz
-    name, module = getattr(ansatz, "__qualname__", ""), sys.modules.get(getattr(ansatz, "__module__", None) or "")
-    if module is not None and name.isidentifier() and getattr(module, name, None) is ansatz:
-        specification, file = getattr(module, "__spec__", None), getattr(module, "__file__", None) or ""
-        is_file = module.__name__.startswith("qhw_extension_") or (module.__name__ == "__main__" and not specification)
-        if is_file and file.endswith(".py"):
-            return f"{os.path.relpath(file)}:{name}"
-        if not is_file:
-            return f"{specification.name if specification else module.__name__}:{name}"
+    if (text := extension_text(ansatz)) is not None:
+        return text
     raise InvalidInputError(
         f"ansatz {ansatz_label(ansatz)} cannot be saved: it has no name by which it is found again. Define it at the "
         "top of a module or a file, and give it as module:name or file.py:name, or as that function"
@@ -175,7 +167,7 @@ def build_layer(ansatz: AnsatzLike, n_qubits: int, layer: int) -> QuantumCircuit
         raise InvalidInputError(f"{called} returns a {type(circuit).__name__}; {wanted}")
     if circuit.num_qubits != n_qubits:
         raise InvalidInputError(f"{called} returns a circuit on {circuit.num_qubits} qubits; {wanted}")
-    if found := _not_unitary(circuit):
+    if found := not_unitary(circuit):
         raise InvalidInputError(
             f"{called} returns a circuit with {found}; {wanted} (the package measures the ancillas after the step)"
         )
@@ -230,7 +222,7 @@ def check_integer(name: str, value: int, low: int, high: int | None, because: st
         raise InvalidInputError(f"{name} is {value!r}; allowed: whole numbers from {allowed}{because}")
 
 
-def _not_unitary(circuit: QuantumCircuit) -> str:
+def not_unitary(circuit: QuantumCircuit) -> str:
     """What of a circuit is not unitary, in words; empty if nothing."""
     if circuit.num_clbits:
         return f"{circuit.num_clbits} classical bits"
@@ -240,6 +232,6 @@ def _not_unitary(circuit: QuantumCircuit) -> str:
             return f"the operation {operation.name!r}"
         # a Gate is unitary by its kind; a circuit wrapped as an Instruction may hold anything
         inner = None if isinstance(operation, Gate) else getattr(operation, "definition", None)
-        if inner is not None and (found := _not_unitary(inner)):
+        if inner is not None and (found := not_unitary(inner)):
             return f"{found} in {operation.name!r}"
     return ""

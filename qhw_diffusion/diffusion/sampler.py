@@ -179,9 +179,19 @@ def _late_start(backbone: Backbone, spacing: str, n_steps: int, timestep: int) -
 
 
 def guided(eps_cond: Tensor, eps_null: Tensor, g: float | Tensor) -> Tensor:
-    """ε̂ = ε_∅ + g (ε_c − ε_∅) (Ho & Salimans 2022, arXiv 2207.12598, with g = 1 + w); g a number or [B]."""
-    if isinstance(g, Tensor):
-        if g.shape != eps_cond.shape[:1]:
-            raise InvalidInputError(f"guidance scale of shape {tuple(g.shape)}: need [{eps_cond.shape[0]}]")
-        g = g.view(-1, *([1] * (eps_cond.ndim - 1)))
-    return torch.lerp(eps_null, eps_cond, g)
+    """ε̂ = ε_∅ + g (ε_c − ε_∅) (Ho & Salimans 2022, arXiv 2207.12598, with g = 1 + w).
+
+    Args:
+        eps_cond: ε_c, the prediction with the labels, [B, C, H, W].
+        eps_null: ε_∅, the prediction without a label, [B, C, H, W].
+        g: guidance scale, a number or [B].
+
+    Raises:
+        InvalidInputError: a guidance scale of another shape.
+    """
+    difference = eps_cond - eps_null
+    if not isinstance(g, Tensor):
+        return eps_null + g * difference
+    if g.shape != eps_cond.shape[:1]:
+        raise InvalidInputError(f"guidance scale of shape {tuple(g.shape)}: need [{eps_cond.shape[0]}]")
+    return torch.addcmul(eps_null, g.view(-1, *([1] * (eps_cond.ndim - 1))), difference)

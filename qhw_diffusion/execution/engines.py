@@ -317,5 +317,5 @@ def spec_of(engine: Engine) -> str:
         pass
     raise InvalidInputError(
         f"engine {engine.label!r} ({type(engine).__name__}) cannot be saved: no text makes it again. Move to one that "
-        "can first, with layer.with_engine('noisy') or actor.on(engine='noisy'), and give this one again after loading"
+        "can first, with layer.with_engine('noisy') or policy.on(engine='noisy'), and give this one again after loading"
     )

@@ -107,7 +107,7 @@ def _write_device(device: Device, path: Path) -> None:
     if why:
         raise InvalidInputError(
             f"device {device.name!r} was made by hand and cannot be saved: {why}. Move to one of Device.load first, "
-            "with layer.with_compiled(compiled.compile_for(device)) or actor.on(device)"
+            "with layer.with_compiled(compiled.compile_for(device)) or policy.on(device)"
         )
 
 

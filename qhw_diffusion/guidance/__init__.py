@@ -1,68 +1,86 @@
-"""The guidance room: a controller of classifier-free guidance, its environment, its training and its rivals."""
+"""Policies of the classifier-free guidance scale: state, rewards, environment, PPO, schedules, evaluation."""
 
 from __future__ import annotations
 
 from qhw_diffusion.guidance import rewards, schedules
-from qhw_diffusion.guidance.actors import Actor, AnnealingActor, Critic, MLPActor, matched_mlp
 from qhw_diffusion.guidance.config import (
-    ACTOR_KINDS,
+    POLICY_KINDS,
     QUANTUM_KINDS,
-    ActorConfig,
     GuidanceConfig,
+    PolicyConfig,
     PPOConfig,
     RewardConfig,
 )
 from qhw_diffusion.guidance.diagnostics import Finding, diagnose
-from qhw_diffusion.guidance.distill import ActionError, action_error, explored_states, fit_network, visited_states
+from qhw_diffusion.guidance.distill import (
+    ActionError,
+    LookupPolicy,
+    action_error,
+    explored_states,
+    fit_network,
+    tabulate,
+    visited_states,
+)
 from qhw_diffusion.guidance.environment import GuidanceEnv, SingleGuidanceEnv
-from qhw_diffusion.guidance.episode import GuidedEpisode, calibrate_state, draw_episode
-from qhw_diffusion.guidance.lookup import LookupActor, tabulate
+from qhw_diffusion.guidance.episode import STATE_NAMES, GuidedEpisode, calibrate_state, draw_episode
+from qhw_diffusion.guidance.policies import (
+    AnnealingPolicy,
+    Critic,
+    MLPPolicy,
+    Policy,
+    QuantumPolicy,
+    compile_policy,
+    matched_mlp,
+)
 from qhw_diffusion.guidance.ppo import generalised_advantages, train_ppo
-from qhw_diffusion.guidance.quantum_actor import QuantumActor, compile_policy
-from qhw_diffusion.guidance.rewards import Reward
-from qhw_diffusion.guidance.rollout import Controller, Rollout, rollout
-from qhw_diffusion.guidance.saving import load_actor, save_actor
-from qhw_diffusion.guidance.state import STATE_NAMES
+from qhw_diffusion.guidance.rewards import REWARD_TERMS, Reward, RewardTerm, StepView
+from qhw_diffusion.guidance.rollout import PolicyOrSchedule, Rollout, mean_return, rollout
+from qhw_diffusion.guidance.saving import load_policy_model, save_policy_model
+from qhw_diffusion.guidance.scorers import Scorer, scorer_of
 from qhw_diffusion.guidance.sweep import Sweep, SweepRow, sweep_constants
 from qhw_diffusion.guidance.tensor_env import TensorStep
 from qhw_diffusion.guidance.training import (
-    TrainedController,
-    build_actor,
+    TrainedPolicy,
+    build_policy,
     calibrate,
     check_training,
-    load_controller,
+    load_policy,
     quantum_parameters,
     train_guidance,
 )
 
 __all__ = [
-    "ACTOR_KINDS",
+    "POLICY_KINDS",
     "QUANTUM_KINDS",
+    "REWARD_TERMS",
     "STATE_NAMES",
     "ActionError",
-    "Actor",
-    "ActorConfig",
-    "AnnealingActor",
-    "Controller",
+    "AnnealingPolicy",
     "Critic",
     "Finding",
     "GuidanceConfig",
     "GuidanceEnv",
     "GuidedEpisode",
-    "LookupActor",
-    "MLPActor",
+    "LookupPolicy",
+    "MLPPolicy",
     "PPOConfig",
-    "QuantumActor",
+    "Policy",
+    "PolicyConfig",
+    "PolicyOrSchedule",
+    "QuantumPolicy",
     "Reward",
     "RewardConfig",
+    "RewardTerm",
     "Rollout",
+    "Scorer",
     "SingleGuidanceEnv",
+    "StepView",
     "Sweep",
     "SweepRow",
     "TensorStep",
-    "TrainedController",
+    "TrainedPolicy",
     "action_error",
-    "build_actor",
+    "build_policy",
     "calibrate",
     "calibrate_state",
     "check_training",
@@ -72,14 +90,16 @@ __all__ = [
     "explored_states",
     "fit_network",
     "generalised_advantages",
-    "load_actor",
-    "load_controller",
+    "load_policy",
+    "load_policy_model",
     "matched_mlp",
+    "mean_return",
     "quantum_parameters",
     "rewards",
     "rollout",
-    "save_actor",
+    "save_policy_model",
     "schedules",
+    "scorer_of",
     "sweep_constants",
     "tabulate",
     "train_guidance",

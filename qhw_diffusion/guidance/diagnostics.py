@@ -1,4 +1,4 @@
-"""What can be wrong with a trained controller, looked for in its log and rollouts, said in plain sentences."""
+"""Diagnostics of a trained policy from its log and rollouts, in sentences and numbers."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import torch
 
 from qhw_diffusion.diffusion import check_labels
 from qhw_diffusion.errors import InvalidInputError
+from qhw_diffusion.guidance.episode import SATURATION, STATE_NAMES
 from qhw_diffusion.guidance.ppo import action_reversals
 from qhw_diffusion.guidance.rollout import Rollout
-from qhw_diffusion.guidance.state import SATURATION, STATE_NAMES
 
 if TYPE_CHECKING:
     from qhw_diffusion.diffusion import Classifier
@@ -25,12 +25,20 @@ OSCILLATION = 0.5
 VANISHING = 1e-6
 """A circuit gradient below this is zero for all practical purposes."""
 OVERCONFIDENCE = 0.05
-"""How much more often the reward classifier may approve than the judge before it looks like reward hacking."""
+"""How much more often the reward classifier may approve than the evaluation classifier before it counts as reward
+hacking."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """name: what was looked for; severity: "ok", "note" or "warning"; sentence: for people; numbers: for machines."""
+    """Outcome of one check.
+
+    Attributes:
+        name: what was looked for.
+        severity: "ok", "note" or "warning".
+        sentence: the outcome in words.
+        numbers: what it was concluded from.
+    """
 
     name: str
     severity: str
@@ -47,18 +55,28 @@ def diagnose(
     rollouts: Sequence[Rollout] = (),
     *,
     trains_circuit: bool = False,
-    judge: Classifier | None = None,
-    proxy: Classifier | None = None,
+    evaluation_classifier: Classifier | None = None,
+    reward_classifier: Classifier | None = None,
     baseline: Sequence[Rollout] = (),
 ) -> list[Finding]:
     """All checks that the given evidence allows.
 
-    history: from `train_ppo`; rollouts: of the trained actor; trains_circuit: whether there are circuit weights that
-    should have had a gradient; judge and proxy: the held-out and the reward classifier, for reward hacking; baseline:
-    rollouts at the base scale, whose gap between the two classifiers is nobody's fault and is taken off.
+    Args:
+        history: log of `train_ppo`.
+        rollouts: rollouts of the trained policy.
+        trains_circuit: whether there are circuit weights that should have had a gradient.
+        evaluation_classifier: classifier that no training sees, for reward hacking.
+        reward_classifier: classifier the reward looked through, for reward hacking.
+        baseline: rollouts at the base scale, whose gap between the two classifiers is taken off.
+
+    Returns:
+        One finding for each thing looked for.
+
+    Raises:
+        InvalidInputError: another classifier in the place of the evaluation classifier.
     """
-    if judge is not None and judge.role != "judge":
-        raise InvalidInputError(f"the judge must be the held-out classifier, got role {judge.role!r}")
+    if evaluation_classifier is not None and evaluation_classifier.role == "reward":
+        raise InvalidInputError("the evaluation classifier must be one that no training sees, got role 'reward'")
     found: list[Finding] = []
     if history:
         found.append(_learning(history))
@@ -73,8 +91,8 @@ def diagnose(
         found += [_collapse(actions), _oscillation(action_reversals(actions[..., None], nothing_done))]
         if not history and any(r.states.numel() for r in rollouts):
             found += _saturation(torch.cat([r.states.flatten(0, 1) for r in rollouts]))
-        if judge is not None and proxy is not None:
-            found.append(_reward_hacking(rollouts, baseline, judge, proxy))
+        if evaluation_classifier is not None and reward_classifier is not None:
+            found.append(_reward_hacking(rollouts, baseline, evaluation_classifier, reward_classifier))
     return found
 
 
@@ -110,16 +128,16 @@ def _collapse(actions: torch.Tensor) -> Finding:
     size, spread = float(actions.abs().mean()), float(actions.std(correction=0))
     numbers = {"mean_abs": size, "spread": spread}
     if size < COLLAPSE:
-        sentence = f"The controller collapsed: |ΔCFG| is {size:.3f} on average, so it samples at the base scale."
+        sentence = f"The policy collapsed: |ΔCFG| is {size:.3f} on average, so it samples at the base scale."
         return Finding("collapse", "warning", sentence, numbers)
     if spread < COLLAPSE:
-        sentence = f"The controller acts as a constant: ΔCFG {float(actions.mean()):+.2f}, spread {spread:.3f}."
+        sentence = f"The policy acts as a constant: ΔCFG {float(actions.mean()):+.2f}, spread {spread:.3f}."
         return Finding("collapse", "warning", sentence, numbers)
     over_samples = float(actions.std(dim=1, correction=0).mean())
     numbers["spread_between_samples"] = over_samples
     if over_samples < COLLAPSE:
         sentence = (
-            f"The controller acts as an open-loop schedule: at a given step ΔCFG differs by only {over_samples:.3f} "
+            f"The policy acts as an open-loop schedule: at a given step ΔCFG differs by only {over_samples:.3f} "
             f"between samples, though it moves over the steps ({spread:.2f})."
         )
         return Finding("collapse", "note", sentence, numbers)
@@ -139,10 +157,10 @@ def _collapse_in_log(row: Mapping[str, float]) -> Finding:
     size, spread = row["charts/delta_g_abs"], row["charts/mean_action_spread"]
     numbers = {"mean_abs": size, "spread": spread}
     if size < COLLAPSE:
-        sentence = f"The controller collapsed: |ΔCFG| is {size:.3f} on average, so it samples at the base scale."
+        sentence = f"The policy collapsed: |ΔCFG| is {size:.3f} on average, so it samples at the base scale."
         return Finding("collapse", "warning", sentence, numbers)
     if spread < COLLAPSE:
-        sentence = f"The controller acts as a constant: |ΔCFG| is {size:.2f} with a spread of {spread:.3f}."
+        sentence = f"The policy acts as a constant: |ΔCFG| is {size:.2f} with a spread of {spread:.3f}."
         return Finding("collapse", "warning", sentence, numbers)
     return Finding("collapse", "ok", f"|ΔCFG| is {size:.2f} on average, with a spread of {spread:.2f}.", numbers)
 
@@ -182,21 +200,21 @@ def _approval(rollouts: Sequence[Rollout], classifier: Classifier) -> tuple[floa
 
 
 def _reward_hacking(
-    rollouts: Sequence[Rollout], baseline: Sequence[Rollout], judge: Classifier, proxy: Classifier
+    rollouts: Sequence[Rollout], baseline: Sequence[Rollout], evaluation: Classifier, reward: Classifier
 ) -> Finding:
-    by_proxy, by_judge = _approval(rollouts, proxy), _approval(rollouts, judge)
-    numbers = dict(zip(("proxy_confidence", "proxy_accuracy"), by_proxy, strict=True))
-    numbers |= dict(zip(("judge_confidence", "judge_accuracy"), by_judge, strict=True))
-    gap = [p - j for p, j in zip(by_proxy, by_judge, strict=True)]
+    by_reward, by_evaluation = _approval(rollouts, reward), _approval(rollouts, evaluation)
+    numbers = dict(zip(("reward_confidence", "reward_accuracy"), by_reward, strict=True))
+    numbers |= dict(zip(("evaluation_confidence", "evaluation_accuracy"), by_evaluation, strict=True))
+    gap = [r - e for r, e in zip(by_reward, by_evaluation, strict=True)]
     facts = (
-        f"the reward's classifier accepts {by_proxy[1]:.1%} of the images (confidence {by_proxy[0]:.3f}), "
-        f"the held-out judge {by_judge[1]:.1%} ({by_judge[0]:.3f})"
+        f"the reward classifier accepts {by_reward[1]:.1%} of the images (confidence {by_reward[0]:.3f}), "
+        f"the evaluation classifier {by_evaluation[1]:.1%} ({by_evaluation[0]:.3f})"
     )
     if baseline:
-        before = [p - j for p, j in zip(_approval(baseline, proxy), _approval(baseline, judge), strict=True)]
+        before = [r - e for r, e in zip(_approval(baseline, reward), _approval(baseline, evaluation), strict=True)]
         gap = [now - then for now, then in zip(gap, before, strict=True)]
         facts += f"; at the base scale the two differ by {before[1]:+.1%}"
     numbers["excess"] = max(gap)
     if max(gap) > OVERCONFIDENCE:
-        return Finding("reward hacking", "warning", f"The controller may fool its reward: {facts}.", numbers)
+        return Finding("reward hacking", "warning", f"The policy may fool its reward: {facts}.", numbers)
     return Finding("reward hacking", "ok", f"No sign of reward hacking: {facts}.", numbers)

@@ -15,10 +15,9 @@ from torch import Tensor
 from qhw_diffusion.checkpoints import pack_generator, unpack_generator
 from qhw_diffusion.errors import DamagedFileError, InvalidInputError
 from qhw_diffusion.guidance.config import GuidanceConfig
-from qhw_diffusion.guidance.episode import GuidedEpisode, calibrate_state, draw_episode
+from qhw_diffusion.guidance.episode import GuidedEpisode, calibrate_state, draw_episode, state_metrics
 from qhw_diffusion.guidance.rewards import Reward, StepView
 from qhw_diffusion.guidance.rollout import rollout
-from qhw_diffusion.guidance.state import state_metrics
 from qhw_diffusion.guidance.tensor_env import TensorStep
 
 if TYPE_CHECKING:
@@ -29,23 +28,35 @@ OBSERVATION_BOUND = 100.0
 
 
 class GuidanceEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
-    """B guided sampling runs side by side. Observation: normalised state [B, 6 or 7]; action: ΔCFG [B, 1].
+    """Guided sampling of B images side by side. Observation: normalised state [B, 6 or 7]; action: ΔCFG [B, 1].
 
     An episode is one image: `config.n_steps` DDIM steps from fresh noise with a fresh label, all B in lockstep, then
     `terminated` is True for all (the horizon is part of the task and time is in the state, so it is no truncation).
     Autoreset mode is SAME_STEP: the step that ends an episode already returns the next one's first observation, and
     the last one is in `info["final_obs"]`, so no step is wasted. Labels and noise come from the environment's own
-    generator: fresh for every episode, or (`config.starts`) from a pool drawn at construction, without replacement
-    within a batch, for which the images of the base scale are known. The torch path (`reset_tensor`, `step_tensor`) is
-    the implementation; `reset` and `step` convert.
+    generator: fresh for every episode, or (`config.noise_pool`) from the initial-noise pool, without replacement within
+    a batch, for which the images of the base scale are known; the pool is drawn and sampled at the first reset. The
+    torch path (`reset_tensor`, `step_tensor`) is the implementation; `reset` and `step` convert.
     """
 
     def __init__(
         self, backbone: Backbone, reward: Reward, config: GuidanceConfig, *, num_envs: int, seed: int = 0
     ) -> None:
-        """A configuration without state normalisation is calibrated here; the result is `self.config`."""
+        """Make the environment.
+
+        Args:
+            backbone: makes the predictions.
+            reward: the reward, with the scorer of the state.
+            config: sampler, guidance range and state; one without state normalisation is calibrated here, the result
+                is `self.config`.
+            num_envs: B.
+            seed: seed of labels and noise.
+
+        Raises:
+            InvalidInputError: too few environments for the reward, or more than the pool holds.
+        """
         check_num_envs(num_envs, reward, config, backbone.n_classes)
-        self.config = calibrate_state(config, backbone, reward.classifier, seed=0)
+        self.config = calibrate_state(config, backbone, reward.scorer, seed=0)
         self.num_envs, self.reward_function = num_envs, reward
         self.metadata = {"render_modes": [], "autoreset_mode": AutoresetMode.SAME_STEP}
         bound, limit = OBSERVATION_BOUND, config.action_limit
@@ -53,26 +64,29 @@ class GuidanceEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         self.single_action_space = Box(-limit, limit, (1,), np.float32)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
-        self.episode = GuidedEpisode(backbone, self.config, reward.classifier)
+        self.episode = GuidedEpisode(backbone, self.config, reward.scorer)
         self.n_steps = self.config.n_steps
         self.last_images: Tensor | None = None
         """Images [B, C, H, W] of the last finished episodes, None before the first end."""
         self.last_labels: Tensor | None = None
         """Their labels, int64 [B]."""
         self._backbone = backbone
-        self._device = next(backbone.parameters()).device
+        self._device = backbone.alphas_cumprod.device
         self._generator = torch.Generator().manual_seed(seed)
         self._started = False
-        self._pool: tuple[Tensor, Tensor, Tensor] | None = None
+        self._pool: tuple[Tensor, Tensor, Tensor] | None = None  # labels, noise, images of the base scale
         self._rows = torch.zeros(num_envs, dtype=torch.int64)
-        if config.starts:
-            labels, noise = draw_episode(backbone, config.starts, self._generator, self._device)
-            self._pool = labels, noise, rollout(backbone, self.config, labels, noise, config.g0).images
 
     # -- torch -----------------------------------------------------------------------------------------------------
 
+    def _fill_pool(self) -> None:
+        if self.config.noise_pool and self._pool is None:
+            labels, noise = draw_episode(self._backbone, self.config.noise_pool, self._generator, self._device)
+            self._pool = labels, noise, rollout(self._backbone, self.config, labels, noise, self.config.g0).images
+
     def reset_tensor(self, seed: int | None = None) -> Tensor:
         """Start new episodes everywhere; `seed` restarts the generator. Returns observations [B, n_state]."""
+        self._fill_pool()
         if seed is not None:
             self._generator.manual_seed(seed)
         if self._pool is None:
@@ -94,16 +108,16 @@ class GuidanceEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
             )
         episode = self.episode
         clipped, g = episode.guidance(action.detach().to(self._device)[:, 0])
-        x0_previous, logits_previous = episode.x0, episode.logits
+        x0_previous, score_previous = episode.x0, episode.score
         episode.advance(g, clipped)
         view = StepView(
             last=episode.done,
             x0=episode.x0,
             x0_previous=x0_previous,
-            logits=episode.logits,
-            logits_previous=logits_previous,
             labels=episode.labels,
             action=clipped,
+            scorer=self.reward_function.scorer,
+            known_scores=(score_previous, episode.score),
             reference=self._pool[2][self._rows] if self._pool is not None and episode.done else None,
         )
         reward, terms = self.reward_function(view)
@@ -154,6 +168,7 @@ class GuidanceEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
                 f"the saved environment does not hold {self.num_envs} running episodes of {expected[1:]} images; "
                 f"the checkpoint is damaged or belongs to another configuration"
             )
+        self._fill_pool()  # from the generator's own seed, before it goes on where the run stopped
         unpack_generator(self._generator, tensors["generator"])
         self._rows = tensors["rows"].clone()
         self.episode.load_state_dict({k: v.to(self._device) for k, v in episode.items()})
@@ -164,14 +179,14 @@ class GuidanceEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
 class SingleGuidanceEnv(gymnasium.Env[np.ndarray, np.ndarray]):
     """One guided sampling run as a plain `gymnasium.Env`: a view of a `GuidanceEnv` with one environment.
 
-    Fresh starting points in every episode (`config.starts` is set to 0). The reward must not hold the distribution
+    Fresh labels and noise in every episode (`config.noise_pool` is set to 0). The reward must not hold the distribution
     term: one image is no distribution.
     """
 
     metadata = {"render_modes": []}  # noqa: RUF012 (gymnasium's own declaration)
 
     def __init__(self, backbone: Backbone, reward: Reward, config: GuidanceConfig, *, seed: int = 0) -> None:
-        self.vector = GuidanceEnv(backbone, reward, config.replace(starts=0), num_envs=1, seed=seed)
+        self.vector = GuidanceEnv(backbone, reward, config.replace(noise_pool=0), num_envs=1, seed=seed)
         self.observation_space = self.vector.single_observation_space
         self.action_space = self.vector.single_action_space
         self.render_mode = None
@@ -194,17 +209,21 @@ class SingleGuidanceEnv(gymnasium.Env[np.ndarray, np.ndarray]):
 
 
 def check_num_envs(num_envs: int, reward: Reward, config: GuidanceConfig, n_classes: int) -> None:
-    """Whether so many environments fit the reward and the pool of starting points. Raises InvalidInputError."""
+    """Check that so many environments fit the reward and the initial-noise pool.
+
+    Raises:
+        InvalidInputError: too few for the terms of the reward, or more than the pool holds.
+    """
     smallest = reward.smallest_batch(n_classes)
     if num_envs < smallest:
         raise InvalidInputError(
-            f"num_envs is {num_envs}, at least {smallest} are needed (the distribution term compares the images of "
-            f"a batch with each other)"
+            f"num_envs is {num_envs}, at least {smallest} are needed (a term of the reward compares the images of a "
+            f"batch with each other)"
         )
-    if 0 < config.starts < num_envs:
+    if 0 < config.noise_pool < num_envs:
         raise InvalidInputError(
-            f"{num_envs} environments need as many different starting points, config.starts is {config.starts}; "
-            f"raise it, or set it to 0 for fresh ones in every episode"
+            f"{num_envs} environments need an initial-noise pool of as many pairs of label and noise, noise_pool is "
+            f"{config.noise_pool}; raise it, or set it to 0 for fresh ones in every episode"
         )
 
 

@@ -2,6 +2,22 @@
 
 The two predictions at x_t are made before the guidance scale is chosen, and do not depend on it: one U-Net call per
 step (conditional and unconditional in one batch), whoever steers.
+
+The policy sees six or seven entries of the sampler at each step (arXiv 2509.14163):
+
+| entry | meaning | range |
+|---|---|---|
+| 0 | t/T: share of the steps still to do | (0, 1] |
+| 1 | ‖x_t‖/√d | ≥ 0, near 1 |
+| 2 | ‖ε̂‖/√d of the last step | ≥ 0, near 1, grows with g |
+| 3 | cos(x_t, ε̂) with the last step's ε̂ | [−1, 1] |
+| 4 | a_{t−1}/limit | [−1, 1] |
+| 5 | confidence p(y | x̂₀) of the last step by the scorer, softened | (0, 1) |
+| 6 | ‖ε_c − ε_∅‖/√d at x_t (optional) | ≥ 0 |
+
+Before the first step the prediction at the base scale stands in for "the last step"; it costs no further evaluation.
+The raw entries live on very different scales (the norms move by a few per cent), so the policy sees
+(entry − centre) / width with fixed numbers measured once per backbone; nothing is clipped.
 """
 
 from __future__ import annotations
@@ -11,45 +27,137 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from qhw_diffusion.diffusion import GuidedDDIM, check_fit, check_labels
+from qhw_diffusion.diffusion import GuidedDDIM, check_labels
+from qhw_diffusion.diffusion.sampler import guided
 from qhw_diffusion.errors import InvalidInputError
 from qhw_diffusion.guidance.config import GuidanceConfig
-from qhw_diffusion.guidance.state import measured_normalisation, raw_state, softened_confidence
+from qhw_diffusion.guidance.scorers import Score, Scorer, check_scorer_fit, score
 
 if TYPE_CHECKING:
-    from qhw_diffusion.diffusion import Backbone, Classifier
+    from qhw_diffusion.diffusion import Backbone
+
+
+STATE_NAMES = ("time", "x_norm", "eps_norm", "cosine", "last_action", "confidence", "guidance_norm")
+SATURATION = 2.0
+"""A normalised entry beyond ± this (four standard deviations of the calibration) counts as saturated."""
+
+
+def rms(x: Tensor) -> Tensor:
+    """‖x‖/√d per sample: [B, …] → [B]."""
+    return x.flatten(1).pow(2).mean(1).sqrt()
+
+
+def raw_state(
+    *,
+    remaining: float,
+    x: Tensor,
+    eps_last: Tensor,
+    action_last: Tensor,
+    confidence: Tensor,
+    eps_difference: Tensor | None = None,
+) -> Tensor:
+    """The state entries before normalisation.
+
+    Args:
+        remaining: t/T, the share of the steps still to do.
+        x: x_t, [B, C, H, W].
+        eps_last: guided prediction of the last step, [B, C, H, W].
+        action_last: last action in units of the action limit, [B].
+        confidence: softened probability of the label, [B].
+        eps_difference: ε_c − ε_∅ at x, [B, C, H, W]; adds the seventh entry.
+
+    Returns:
+        [B, 6] or [B, 7].
+    """
+    if x.shape != eps_last.shape:
+        raise InvalidInputError(f"x has shape {tuple(x.shape)} and the last prediction {tuple(eps_last.shape)}")
+    flat_x, flat_eps = x.flatten(1), eps_last.flatten(1)
+    entries = [
+        torch.full_like(confidence, remaining),
+        rms(x),
+        rms(eps_last),
+        torch.nn.functional.cosine_similarity(flat_x, flat_eps, dim=1),
+        action_last,
+        confidence,
+    ]
+    if eps_difference is not None:
+        entries.append(rms(eps_difference))
+    return torch.stack(entries, dim=1)
+
+
+def measured_normalisation(raw: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Centre (mean) and width (two standard deviations) of each entry of raw states [N, n_state].
+
+    Raises:
+        InvalidInputError: an entry is constant: a policy cannot learn from it, and scaling would only blow up rounding
+            noise.
+    """
+    values = raw.detach().to(torch.float64).reshape(-1, raw.shape[-1])
+    centre, deviation = values.mean(0), values.std(0)
+    for name, spread in zip(STATE_NAMES, deviation.tolist(), strict=False):
+        if not spread > 1e-6:
+            raise InvalidInputError(
+                f"state entry {name!r} is constant (standard deviation {spread:.1e}) over the calibration rollouts; "
+                f"use more steps or environments, or a wider guidance range"
+            )
+    return tuple(centre.tolist()), tuple((2.0 * deviation).tolist())
+
+
+def state_metrics(states: Tensor) -> dict[str, float]:
+    """Spread and saturation of each entry of normalised states [..., n_state], for the log and the diagnostics."""
+    flat = states.reshape(-1, states.shape[-1])
+    out: dict[str, float] = {}
+    for j in range(flat.shape[1]):
+        out[f"state/{STATE_NAMES[j]}_std"] = float(flat[:, j].std(correction=0))
+        out[f"state/{STATE_NAMES[j]}_saturated"] = float((flat[:, j].abs() > SATURATION).float().mean())
+    return out
 
 
 class GuidedEpisode:
-    """Holds x_t, the predictions at x_t, and what the last step left behind.
+    """One batch of images being sampled: x_t, the predictions at x_t, and what the last step left behind.
 
-    proxy: the *reward* classifier whose confidence is a state entry; None when no state is wanted (open-loop
-    schedules), which saves its evaluations.
-    Raises InvalidInputError for a proxy of other images or classes than the backbone, and for steps it cannot start.
+    Attributes:
+        x: x_t, [B, C, H, W]; after the last step the images.
+        x0: the last step's estimate x̂₀ of the images, [B, C, H, W].
+        score: what the scorer says of `x0` (None without a scorer).
+        labels: int64 [B].
+        step_index: steps taken.
     """
 
-    def __init__(self, backbone: Backbone, config: GuidanceConfig, proxy: Classifier | None) -> None:
-        if proxy is not None:
-            check_fit(backbone=backbone, reward_classifier=proxy)
-        self.backbone, self.config, self.proxy = backbone, config, proxy
+    def __init__(self, backbone: Backbone, config: GuidanceConfig, scorer: Scorer | None) -> None:
+        """Prepare the sampler.
+
+        Args:
+            backbone: makes the predictions.
+            config: sampler and guidance range.
+            scorer: whose confidence is a state entry; None where no state is wanted (open-loop schedules), which saves
+                its evaluations.
+
+        Raises:
+            InvalidInputError: a scorer of other images or classes than the backbone, or steps that do not start in
+                noise.
+        """
+        if scorer is not None:
+            check_scorer_fit(backbone=backbone, reward_classifier=scorer)
+        self.backbone, self.config, self.scorer = backbone, config, scorer
         self.sampler = GuidedDDIM(backbone, n_steps=config.n_steps, spacing=config.spacing)
         self.step_index = 0
         self.labels = torch.empty(0, dtype=torch.int64)
+        self.score: Score | None = None
 
     @torch.no_grad()
     def begin(self, labels: Tensor, noise: Tensor) -> None:
         """Start at x_T. labels: int64 [B]; noise: standard normal [B, C, H, W]."""
-        check_starts(self.backbone, labels, noise)
+        check_initial_noise(self.backbone, labels, noise)
         if not bool(torch.isfinite(noise).all()):
             raise InvalidInputError("noise holds NaN or infinity")
         self.step_index, self.labels = 0, labels
         self.x = noise * self.sampler.init_noise_sigma
         self.action_last = torch.zeros(labels.shape[0], device=noise.device, dtype=noise.dtype)
         self._predict()
-        self.eps_last = self.eps_null + self.config.g0 * (self.eps_cond - self.eps_null)
-        if self.proxy is not None:
-            self.x0 = self.sampler.step(self.x, 0, self.eps_last)[1]
-            self.logits = self.proxy.logits(self.x0)
+        self.eps_last = guided(self.eps_cond, self.eps_null, self.config.g0)
+        self.x0 = self.sampler.step(self.x, 0, self.eps_last)[1]
+        self._score()
 
     @property
     def done(self) -> bool:
@@ -61,18 +169,20 @@ class GuidedEpisode:
         """One DDIM step at guidance scale g [B]; `action` [B] (ΔCFG) is remembered for the next state."""
         if self.done:
             raise InvalidInputError("the episode is over: call begin(labels, noise) first")
-        difference = self.eps_cond - self.eps_null
-        self.eps_last = torch.addcmul(self.eps_null, g.view(-1, 1, 1, 1), difference)
+        self.eps_last = guided(self.eps_cond, self.eps_null, g)
         self.x, self.x0 = self.sampler.step(self.x, self.step_index, self.eps_last)
         self.step_index += 1
         if action is not None:
             self.action_last = action
         if self.done:
-            self.x0 = self.x  # the image itself is what rewards and judges look at
+            self.x0 = self.x  # the image itself is what rewards and evaluations look at
         else:
             self._predict()
-        if self.proxy is not None:
-            self.logits = self.proxy.logits(self.x0)
+        self._score()
+
+    def _score(self) -> None:
+        if self.scorer is not None:
+            self.score = score(self.scorer, self.x0, self.labels, self.config.confidence_temperature)
 
     def _predict(self) -> None:
         timestep = self.sampler.timesteps[self.step_index]
@@ -80,36 +190,34 @@ class GuidedEpisode:
 
     @torch.no_grad()
     def raw_state(self) -> Tensor:
-        """State entries before normalisation, [B, n_state]. Needs a proxy classifier.
+        """State entries before normalisation, [B, n_state]. Needs a scorer.
 
         After the last step there is no further prediction; the seventh entry is then that of the last one made.
         """
-        if self.proxy is None:
-            raise InvalidInputError("the state needs the reward classifier: build the episode with a proxy")
+        if self.score is None:
+            raise InvalidInputError("the state needs a scorer: GuidedEpisode(backbone, config, scorer)")
         config = self.config
         return raw_state(
             remaining=(config.n_steps - self.step_index) / config.n_steps,
             x=self.x,
             eps_last=self.eps_last,
             action_last=self.action_last / config.action_limit,
-            confidence=softened_confidence(self.logits, self.labels, config.confidence_temperature),
+            confidence=self.score.confidence,
             eps_difference=self.eps_cond - self.eps_null if config.extra_state else None,
         )
 
     def state(self) -> Tensor:
-        """Normalised state [B, n_state], what actors see. Needs a calibrated configuration."""
+        """Normalised state [B, n_state], what policies see. Needs a calibrated configuration."""
         if not self.config.calibrated:
             raise InvalidInputError("the state's centre and width are unknown: pass the config through calibrate_state")
         raw = self.raw_state()
         return (raw - raw.new_tensor(self.config.state_centre)) / raw.new_tensor(self.config.state_width)
 
     def guidance(self, action: Tensor) -> tuple[Tensor, Tensor]:
-        """ΔCFG [B] → (clipped action, g = clip(g0 + a, g_min, g_max))."""
-        limit = self.config.action_limit
-        clipped = action.clamp(-limit, limit)
-        return clipped, (self.config.g0 + clipped).clamp(self.config.g_min, self.config.g_max)
+        """Applied ΔCFG and guidance scale g, [B] each, of actions [B] (`GuidanceConfig.applied`, `scale`)."""
+        return self.config.applied(action), self.config.scale(action)
 
-    _STATE = ("x", "eps_cond", "eps_null", "eps_last", "action_last", "x0", "logits", "labels")
+    _STATE = ("x", "eps_cond", "eps_null", "eps_last", "action_last", "x0", "labels")
 
     def state_dict(self) -> dict[str, Tensor]:
         """Everything needed to go on mid-episode, bit for bit."""
@@ -122,23 +230,40 @@ class GuidedEpisode:
             if name in tensors:
                 setattr(self, name, tensors[name].clone())
         self.step_index = int(tensors["step_index"])
+        self._score()
 
 
-def check_starts(backbone: Backbone, labels: Tensor, noise: Tensor) -> None:
-    """Raises InvalidInputError unless there is one label of the backbone's (the null label is none) for each image of
-    starting noise [B, C, H, W], B ≥ 1.
+def check_initial_noise(backbone: Backbone, labels: Tensor, noise: Tensor) -> None:
+    """Check that there is one label (the null label is none) for each image of initial noise.
+
+    Args:
+        backbone: whose labels and image shape are wanted.
+        labels: int64 [B], B ≥ 1.
+        noise: [B, C, H, W].
+
+    Raises:
+        InvalidInputError: it is not so; the message says what was given.
     """
     if not isinstance(noise, Tensor) or tuple(noise.shape[1:]) != tuple(backbone.image_shape):
         given = list(noise.shape) if isinstance(noise, Tensor) else type(noise).__name__
         raise InvalidInputError(f"noise is {given}, need a tensor [B, {', '.join(map(str, backbone.image_shape))}]")
-    check_labels(labels, backbone.n_classes, len(noise), null_label=backbone.null_label)
+    check_labels(labels, backbone.n_classes, len(noise), null_label=getattr(backbone, "null_label", None))
 
 
 def draw_episode(
     backbone: Backbone, batch: int, generator: torch.Generator, device: torch.device | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Labels (int64 [batch], every class as often as the others, to within one, in random order) and standard normal
-    noise [batch, C, H, W] from a CPU generator.
+    """Labels and initial noise of a batch of episodes.
+
+    Args:
+        backbone: whose labels and image shape are drawn.
+        batch: number of images.
+        generator: CPU generator.
+        device: where the tensors are put.
+
+    Returns:
+        Labels, int64 [batch], every class as often as the others, to within one, in random order; standard normal
+        noise, [batch, C, H, W].
     """
     labels = torch.randperm(batch, generator=generator) % backbone.n_classes
     noise = torch.randn((batch, *backbone.image_shape), generator=generator)
@@ -147,19 +272,31 @@ def draw_episode(
 
 @torch.no_grad()
 def calibrate_state(
-    config: GuidanceConfig, backbone: Backbone, proxy: Classifier, *, seed: int = 0, batch: int = 128
+    config: GuidanceConfig, backbone: Backbone, scorer: Scorer, *, seed: int = 0, batch: int = 128
 ) -> GuidanceConfig:
     """The configuration with centre and width of the state entries measured on one batch with random actions.
 
-    Actions are uniform on [−limit, limit], one draw per step and sample, so the widths cover what a controller can
-    reach. A configuration that is already calibrated is returned as it is.
+    Actions are uniform on [−limit, limit], one draw per step and sample, so the widths cover what a policy can reach.
+
+    Args:
+        config: one that is already calibrated is returned as it is.
+        backbone: makes the predictions.
+        scorer: whose confidence is a state entry.
+        seed: seed of labels, noise and actions.
+        batch: images sampled.
+
+    Returns:
+        The calibrated configuration.
+
+    Raises:
+        InvalidInputError: a state entry is constant over these rollouts.
     """
     if config.calibrated:
         return config
     generator = torch.Generator().manual_seed(seed)
-    device = next(backbone.parameters()).device
+    device = backbone.alphas_cumprod.device
     labels, noise = draw_episode(backbone, batch, generator, device)
-    episode = GuidedEpisode(backbone, config, proxy)
+    episode = GuidedEpisode(backbone, config, scorer)
     episode.begin(labels, noise)
     states = []
     while not episode.done:

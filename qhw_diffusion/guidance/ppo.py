@@ -1,4 +1,4 @@
-"""Proximal policy optimisation (arXiv 1707.06347) in one linear file, in CleanRL's style and metric names.
+"""Proximal policy optimisation (arXiv 1707.06347) in one linear file, with CleanRL's names of settings and metrics.
 
 Works with any `gymnasium.vector.VectorEnv` with flat Box observations and Box actions. `GuidanceEnv` speaks torch and
 has episodes of one length, so a rollout [T, B] is exactly one episode per environment and no step is wasted.
@@ -16,12 +16,13 @@ from torch import Tensor, nn
 
 from qhw_diffusion.checkpoints import restore_checkpoint, save_checkpoint
 from qhw_diffusion.errors import InvalidInputError, RunFolderError
-from qhw_diffusion.guidance.actors import Actor
 from qhw_diffusion.guidance.config import PPOConfig
+from qhw_diffusion.guidance.policies import Policy
 from qhw_diffusion.guidance.tensor_env import TensorEnv, as_tensor_env
 from qhw_diffusion.runs import RunFolder, StopRequest, interruptible, progress
 
 History = list[dict[str, float]]
+POLICY = "actor"  # its name in checkpoints, which those of earlier versions have
 
 
 def generalised_advantages(
@@ -29,8 +30,18 @@ def generalised_advantages(
 ) -> tuple[Tensor, Tensor]:
     """Advantages and returns (arXiv 1506.02438), each [T, B].
 
-    rewards, values: [T, B]; dones: [T, B], 1 where the episode ended *in* that step; last_value: [B], the value of the
-    state after the rollout. δ_t = r_t + γ V_{t+1}(1 − done_t) − V_t; A_t = δ_t + γλ(1 − done_t) A_{t+1}.
+    δ_t = r_t + γ V_{t+1}(1 − done_t) − V_t; A_t = δ_t + γλ(1 − done_t) A_{t+1}.
+
+    Args:
+        rewards: r_t, [T, B].
+        values: V_t, [T, B].
+        dones: 1 where the episode ended *in* that step, [T, B].
+        last_value: value of the state after the rollout, [B].
+        gamma: γ.
+        gae_lambda: λ.
+
+    Returns:
+        Advantages A_t and returns A_t + V_t.
     """
     advantages = torch.zeros_like(rewards)
     running = torch.zeros_like(last_value)
@@ -64,7 +75,7 @@ def explained_variance(values: Tensor, returns: Tensor) -> float:
 
 def train_ppo(
     env: Any,
-    actor: Actor,
+    policy: Policy,
     critic: nn.Module,
     config: PPOConfig,
     *,
@@ -72,34 +83,44 @@ def train_ppo(
     resume: bool = False,
     on_update: Callable[[int, dict[str, float]], None] | None = None,
 ) -> History:
-    """Train actor and critic in place; returns one dict of metrics per update.
+    """Train policy and critic in place; returns one dict of metrics per iteration.
 
-    env: vector environment with same-step autoreset; run: where metrics and checkpoints go (none: nowhere);
-    resume: continue from the run's checkpoint, bit for bit (the environment must offer `state_dict`);
-    on_update(update, metrics) is called after each update. Ctrl-C ends after the present update, with a checkpoint.
+    Ctrl-C ends after the present iteration, with a checkpoint. A pass over the rollout takes `config.num_minibatches`
+    minibatches whose sizes differ by one at most.
 
-    A pass over the rollout takes `config.minibatches` minibatches whose sizes differ by one at most.
+    Metrics: charts/ (episodic_return, action_mean, action_std, delta_g_abs, action_reversals, g_mean, learning_rate_*,
+    SPS), losses/ (policy_loss, value_loss, entropy, approx_kl, clipfrac, means over the rows of all minibatches;
+    explained_variance, NaN where all returns are equal), gradients/ (norms of circuit, head and critic before clipping,
+    means over the minibatches), reward/ (each term's share per episode), and what the environment's `rollout_metrics`
+    tells: state/ (spread and saturation of each entry).
 
-    Metrics: charts/ (episodic_return, action_mean, action_std, delta_g_abs, action_reversals, g_mean,
-    learning_rate_*, SPS), losses/
-    (policy_loss, value_loss, entropy, approx_kl, clipfrac, means over the rows of all minibatches; explained_variance,
-    NaN where all returns are equal), gradients/ (norms of circuit, head and
-    critic before clipping, means over the minibatches), reward/ (each term's share per episode), and
-    what the environment's `rollout_metrics` tells: state/ (spread and saturation of each entry).
+    Args:
+        env: vector environment with same-step autoreset.
+        policy: trained in place.
+        critic: states [B, F] → values [B], trained in place.
+        config: settings.
+        run: where metrics and checkpoints go; None: nowhere.
+        resume: continue from the run's checkpoint, bit for bit (the environment must offer `state_dict`).
+        on_update: called with (iteration, metrics) after each iteration.
 
-    Raises InvalidInputError for settings that do not fit the environment, RunFolderError for an impossible resume.
+    Returns:
+        The metrics of every iteration.
+
+    Raises:
+        InvalidInputError: settings that do not fit the environment.
+        RunFolderError: an impossible resume.
     """
     tensor_env = as_tensor_env(env)
-    steps = config.rollout_steps or getattr(env, "n_steps", None)
+    steps = config.num_steps or getattr(env, "n_steps", None)
     if steps is None:
-        raise InvalidInputError(f"{type(env).__name__} has no n_steps: give PPOConfig(rollout_steps=…)")
+        raise InvalidInputError(f"{type(env).__name__} has no n_steps: give PPOConfig(num_steps=…)")
     if config.num_envs != tensor_env.num_envs:
         raise InvalidInputError(f"PPOConfig.num_envs is {config.num_envs}, the environment has {tensor_env.num_envs}")
     config.check_minibatches(steps)
     batch_size = steps * config.num_envs
 
-    groups = {**actor.parameter_groups(), "critic": list(critic.parameters())}
-    rates = {"circuit": config.lr_circuit, "head": config.lr_head, "critic": config.lr_critic}
+    groups = {**policy.parameter_groups(), "critic": list(critic.parameters())}
+    rates = {name: getattr(config, f"learning_rate_{name}") for name in groups}
     optimizer = torch.optim.AdamW(
         [{"params": parameters, "lr": rates[name], "name": name} for name, parameters in groups.items() if parameters],
         eps=config.adam_eps,
@@ -111,7 +132,7 @@ def train_ppo(
     history: History = []
     first = 0
     if resume:
-        first, obs = _restore(run, env, actor, critic, optimizer, generator, running_return)
+        first, obs = _restore(run, env, policy, critic, optimizer, generator, running_return)
         assert run is not None
         run.truncate_metrics(first)
         history = [{k: v for k, v in row.items() if k != "step"} for row in run.metrics()]
@@ -119,11 +140,11 @@ def train_ppo(
         obs = tensor_env.reset_tensor(seed=config.seed)
 
     started, stop_context = time.perf_counter(), interruptible() if run is not None else nullcontext(StopRequest())
-    bar = progress(total=config.updates, initial=first, desc="PPO", unit="update")
+    bar = progress(total=config.num_iterations, initial=first, desc="PPO", unit="update")
     with bar, stop_context as stop:
-        for update in range(first, config.updates):
+        for update in range(first, config.num_iterations):
             for group in optimizer.param_groups:
-                group["lr"] = rates[group["name"]] * config.lr_factor(update)
+                group["lr"] = rates[group["name"]] * config.learning_rate_factor(update)
 
             # -- rollout: [T, B] ---------------------------------------------------------------------------------
             stored: dict[str, list[Tensor]] = {name: [] for name in ("obs", "action", "log_prob", "reward", "done")}
@@ -131,7 +152,7 @@ def train_ppo(
             terms: dict[str, Tensor] = {}
             with torch.no_grad():
                 for _ in range(steps):
-                    action, log_prob, mean = actor.sample(obs, generator)
+                    action, log_prob, mean = policy.sample(obs, generator)
                     step = tensor_env.step_tensor(action)
                     reward = step.reward
                     running_return += reward.cpu()
@@ -160,18 +181,18 @@ def train_ppo(
             flat = {name: rollout[name].flatten(0, 1) for name in ("obs", "action", "log_prob")}
             flat_advantages, flat_returns, flat_values = advantages.flatten(), returns.flatten(), values.flatten()
             sums: dict[str, float] = {}
-            for _ in range(config.epochs):
+            for _ in range(config.update_epochs):
                 order = torch.randperm(batch_size, generator=generator).to(flat_advantages.device)
-                for rows in order.tensor_split(config.minibatches):
-                    new_log_prob, entropy = actor.evaluate(flat["obs"][rows], flat["action"][rows])
+                for rows in order.tensor_split(config.num_minibatches):
+                    new_log_prob, entropy = policy.evaluate(flat["obs"][rows], flat["action"][rows])
                     log_ratio = new_log_prob - flat["log_prob"][rows]
                     ratio = log_ratio.exp()
                     advantage = normalised_advantages(flat_advantages[rows])
-                    clipped_ratio = ratio.clamp(1.0 - config.clip, 1.0 + config.clip)
+                    clipped_ratio = ratio.clamp(1.0 - config.clip_coef, 1.0 + config.clip_coef)
                     policy_loss = -torch.minimum(advantage * ratio, advantage * clipped_ratio).mean()
                     value_loss = 0.5 * (critic(flat["obs"][rows]) - flat_returns[rows]).square().mean()
                     entropy_loss = entropy.mean()
-                    loss = policy_loss - config.entropy * entropy_loss + config.value * value_loss
+                    loss = policy_loss - config.ent_coef * entropy_loss + config.vf_coef * value_loss
 
                     optimizer.zero_grad()
                     loss.backward()
@@ -186,12 +207,12 @@ def train_ppo(
                             "losses/entropy": float(entropy_loss),
                             "losses/old_approx_kl": float(-log_ratio.mean()),
                             "losses/approx_kl": float((ratio - 1.0 - log_ratio).mean()),
-                            "losses/clipfrac": float(((ratio - 1.0).abs() > config.clip).float().mean()),
+                            "losses/clipfrac": float(((ratio - 1.0).abs() > config.clip_coef).float().mean()),
                         }
                     for name, number in measured.items():  # means over rows: a larger minibatch counts for more
-                        sums[name] = sums.get(name, 0.0) + number / (config.epochs * batch_size / len(rows))
+                        sums[name] = sums.get(name, 0.0) + number / (config.update_epochs * batch_size / len(rows))
                     for name, number in norms.items():
-                        sums[name] = sums.get(name, 0.0) + number / (config.epochs * config.minibatches)
+                        sums[name] = sums.get(name, 0.0) + number / (config.update_epochs * config.num_minibatches)
 
             # -- log ---------------------------------------------------------------------------------------------
             finished = torch.cat(seen["return"])
@@ -228,9 +249,9 @@ def train_ppo(
             if on_update is not None:
                 on_update(update, metrics)
             stopping = stop.requested  # read once: what stops the loop has been saved
-            due = stopping or update + 1 == config.updates or (update + 1) % config.checkpoint_every == 0
+            due = stopping or update + 1 == config.num_iterations or (update + 1) % config.checkpoint_every == 0
             if run is not None and due:
-                _save(run, update + 1, env, actor, critic, optimizer, generator, running_return)
+                _save(run, update + 1, env, policy, critic, optimizer, generator, running_return)
             if stopping:
                 break
     return history
@@ -258,13 +279,13 @@ def _save(
     run: RunFolder,
     done_updates: int,
     env: TensorEnv | Any,
-    actor: Actor,
+    policy: Policy,
     critic: nn.Module,
     optimizer: torch.optim.Optimizer,
     generator: torch.Generator,
     running_return: Tensor,
 ) -> None:
-    parts = {"actor": actor, "critic": critic, "optimizer": optimizer, "generator": generator}
+    parts = {POLICY: policy, "critic": critic, "optimizer": optimizer, "generator": generator}
     parts["running_return"] = running_return
     if hasattr(env, "state_dict"):
         parts["env"] = env
@@ -274,7 +295,7 @@ def _save(
 def _restore(
     run: RunFolder | None,
     env: Any,
-    actor: Actor,
+    policy: Policy,
     critic: nn.Module,
     optimizer: torch.optim.Optimizer,
     generator: torch.Generator,
@@ -285,6 +306,6 @@ def _restore(
         raise RunFolderError("resuming needs the run folder that holds the checkpoint")
     if not hasattr(env, "load_state_dict"):
         raise RunFolderError(f"{type(env).__name__} cannot be resumed: it offers no state_dict / load_state_dict")
-    parts = {"actor": actor, "critic": critic, "optimizer": optimizer, "generator": generator}
+    parts = {POLICY: policy, "critic": critic, "optimizer": optimizer, "generator": generator}
     meta, returned = restore_checkpoint(run, {**parts, "running_return": running_return, "env": env})
     return int(meta["updates"]), returned["env"]

@@ -1,75 +1,116 @@
-"""Reward terms, each a function of one step returning one number per sample, to be *maximised*; summed with weights.
+"""Reward terms and the reward, their weighted sum.
 
-All terms look through the **reward** classifier only. The judge never enters here: a classifier that is optimised
-against can be fooled, so evaluation uses another one.
+A term looks at one step of B samples (`StepView`) and gives one number per sample, larger is better. The built-in terms
+are in `REWARD_TERMS`. A user's own is an object with `name`, `per_step` and a call, a class of such objects, or a
+function, passed in Python (`train_guidance(..., terms=[(0.5, term)])`, `Reward([(0.5, term)], scorer)`) or named in
+`RewardConfig.extra` as ``0.5*module:name``.
+
+All terms look through the scorer (the reward classifier unless told otherwise). The evaluation classifier never enters
+here: a classifier that is optimised against can be fooled, so evaluation uses another one.
 """
 
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
 
-from qhw_diffusion.diffusion import Lpips, check_every_class, check_fit, check_labels, polynomial_kernel
-from qhw_diffusion.errors import InvalidInputError, MissingDependencyError, UnknownNameError
-from qhw_diffusion.guidance.config import KERNELS, STEPWISE_KINDS, RewardConfig
+from qhw_diffusion.diffusion import Lpips, check_every_class, check_labels, polynomial_kernel
+from qhw_diffusion.errors import InvalidInputError, MissingDependencyError, QhwError, UnknownNameError
+from qhw_diffusion.extensions import load_extension
+from qhw_diffusion.guidance.config import KERNELS, OBJECT, STEPWISE_KINDS, RewardConfig
+from qhw_diffusion.guidance.scorers import Score, Scorer, check_scorer_fit, device_of, features, score
 
 if TYPE_CHECKING:
-    from qhw_diffusion.diffusion import Classifier, ImageDataset
+    from qhw_diffusion.diffusion import ImageDataset
 
 
 @dataclass(frozen=True)
 class StepView:
     """What a reward term sees of one step of B samples.
 
-    last: whether the episode ends here; x0, x0_previous: x̂₀ after and before the step, [B, C, H, W] (after the last
-    step x0 is the image); logits, logits_previous: the reward classifier's on them, [B, K]; labels: int64 [B];
-    action: ΔCFG as applied (clipped), [B]; reference: images of the base scale from the same starting points,
-    [B, C, H, W], where they are known.
+    Attributes:
+        last: whether the episode ends here.
+        x0: estimate x̂₀ of the images after the step, [B, C, H, W] in [−1, 1]; after the last step the images.
+        x0_previous: the estimate before the step, [B, C, H, W].
+        labels: what the images are to show, int64 [B].
+        action: ΔCFG as applied (clipped), [B].
+        scorer: the scorer, for terms that ask it for more than `score` tells (features, say).
+        reference: images of the base scale from the same labels and noise, [B, C, H, W], where they are known.
+        known_scores: scores of `x0_previous` and `x0` where the caller has them already.
     """
 
     last: bool
     x0: Tensor
     x0_previous: Tensor
-    logits: Tensor
-    logits_previous: Tensor
     labels: Tensor
     action: Tensor
+    scorer: Scorer
     reference: Tensor | None = None
+    known_scores: tuple[Score | None, Score | None] = (None, None)
+
+    @cached_property
+    def score(self) -> Score:
+        """Probability of the labels after the step, by the scorer."""
+        return self.known_scores[1] or score(self.scorer, self.x0, self.labels)
+
+    @cached_property
+    def score_previous(self) -> Score:
+        """Probability of the labels before the step, by the scorer."""
+        return self.known_scores[0] or score(self.scorer, self.x0_previous, self.labels)
 
 
 class RewardTerm(Protocol):
-    """A named term; calling it gives [B], larger is better."""
+    """A named term of the reward.
+
+    Attributes:
+        name: how the log, the reports and messages call it.
+        per_step: True: called after every step, the values of an episode add up. False: called at the last step
+            only, when `x0` holds the final images.
+
+    A term that compares the images of a batch with each other also has ``smallest_batch(n_classes)``, the fewest
+    environments it can work with.
+    """
 
     name: str
+    per_step: bool
 
-    def __call__(self, step: StepView) -> Tensor: ...
+    def __call__(self, step: StepView) -> Tensor:
+        """The term of each sample, floats [B], larger is better."""
+        ...
 
 
 class Confidence:
-    """R_cls = log p(y | x̂₀) of the reward classifier at the last step, 0 before (arXiv 2509.14163)."""
+    """R_cls = log p(y | image) by the scorer, of the final images (arXiv 2509.14163)."""
 
     name = "confidence"
+    per_step = False
 
     def __call__(self, step: StepView) -> Tensor:
-        if not step.last:
-            return torch.zeros_like(step.action)
-        return step.logits.log_softmax(1).gather(1, step.labels[:, None]).squeeze(1)
+        """Log probability of the label, [B]."""
+        return step.score.log_probability
 
 
 class StepwiseImprovement:
     """R_step: what x̂₀ gained in this step (arXiv 2509.14163); the terms of an episode add up to last minus first.
 
-    kind "confidence": Δp(y | x̂₀). "ssim" and "lpips" need something to be similar to, and a generated image has no
-    partner; here it is the class's mean training image, so they read "more like the class", nothing finer.
-    distance: the LPIPS network (images [N, C, H, W] in [−1, 1] twice → [N]); needed for "lpips", with real weights.
+    "ssim" and "lpips" need something to be similar to, and a generated image has no partner; here it is the class's
+    mean training image, so they read "more like the class", nothing finer.
+
+    Args:
+        kind: "confidence" (Δp(y | x̂₀) by the scorer), "ssim" or "lpips".
+        references: one image per class, [K, C, H, W]; needed for "ssim" and "lpips".
+        distance: LPIPS network with trained weights, images [N, C, H, W] in [−1, 1] twice → [N]; needed for "lpips".
     """
 
     name = "stepwise"
+    per_step = True
 
     def __init__(
         self,
@@ -91,10 +132,9 @@ class StepwiseImprovement:
         self.kind, self.references, self.distance = kind, references, distance
 
     def __call__(self, step: StepView) -> Tensor:
+        """The gain of this step, [B]."""
         if self.kind == "confidence":
-            rows = step.labels[:, None]
-            gain = step.logits.softmax(1).gather(1, rows) - step.logits_previous.softmax(1).gather(1, rows)
-            return gain.squeeze(1)
+            return step.score.probability - step.score_previous.probability
         assert self.references is not None
         reference = self.references.to(step.x0)[step.labels]
         if self.kind == "ssim":
@@ -108,8 +148,10 @@ class ActionPenalty:
     """−‖a_t‖² of the applied ΔCFG."""
 
     name = "action_penalty"
+    per_step = True
 
     def __call__(self, step: StepView) -> Tensor:
+        """−a², [B]."""
         return -step.action.square()
 
 
@@ -117,17 +159,19 @@ class TotalVariation:
     """−TV(x̂₀): mean absolute difference of neighbouring pixels (vertical plus horizontal)."""
 
     name = "total_variation"
+    per_step = True
 
     def __call__(self, step: StepView) -> Tensor:
+        """−TV, [B]."""
         vertical = step.x0.diff(dim=-2).abs().flatten(1).mean(1)
         horizontal = step.x0.diff(dim=-1).abs().flatten(1).mean(1)
         return -(vertical + horizontal)
 
 
 class Distribution:
-    """The kernel-MMD witness of each final image between the real and the generated batch, 0 before the last step.
+    """The kernel-MMD witness of each final image between the real and the generated batch.
 
-    w(x) = mean_j k(x, real_j) − mean_{j≠x} k(x, generated_j) in the reward classifier's features (Gretton et al. 2012):
+    w(x) = mean_j k(x, real_j) − mean_{j≠x} k(x, generated_j) in the scorer's features (Gretton et al. 2012):
     raising its mean lowers the unbiased kernel distance MMD² to the real images, and an image earns nothing by looking
     like the others.
 
@@ -140,7 +184,7 @@ class Distribution:
     their length above all and ranks constants quite unlike the Fréchet distance does.
 
     The term of a sample is (w − base)/scale plus one number for the whole batch. The base is the witness, among the
-    same other images, of the image that the base scale g0 makes of the same starting point, where that is known (else
+    same other images, of the image that the base scale g0 makes of the same label and noise, where that is known (else
     0). Which image a sampler makes is mostly decided by the noise; the base takes that part out and, as it does not
     depend on the sample's own actions, leaves the expected policy gradient as it is. The batch's number makes the mean
     what it should say: `gain`, by how much the batch is nearer to the real images than that of g0. (The mean of
@@ -149,47 +193,67 @@ class Distribution:
     """
 
     name = "distribution"
+    per_step = False
 
     def __init__(
         self,
-        classifier: Classifier,
+        scorer: Scorer,
         real: ImageDataset,
         *,
         by_class: bool = True,
         kernel: str = "distance",
         offset: float = 0.0,
         scale: float = 1.0,
+        device: torch.device | None = None,
     ) -> None:
-        """real: the training split; offset: MMD² of the base scale, for steps without a reference; scale: unit."""
+        """Embed the real images.
+
+        Args:
+            scorer: whose features are compared.
+            real: the training split.
+            by_class: whether images of the same label only are compared.
+            kernel: "distance" or "polynomial".
+            offset: MMD² of the base scale, for steps without a reference.
+            scale: unit of the term.
+            device: where the images to come lie; None: where the scorer's parameters do.
+
+        Raises:
+            UnknownNameError: another kernel.
+            InvalidInputError: a scorer without features or for other images, fewer than two real images (of a class).
+        """
         if kernel not in KERNELS:
             raise UnknownNameError.of("distribution kernel", kernel, KERNELS)
         if not scale > 0:
             raise InvalidInputError(f"scale must be positive, got {scale}")
-        check_fit(reward_classifier=classifier, data_set=real)
+        check_scorer_fit(reward_classifier=scorer, data_set=real)
         self._n_classes = real.n_classes
-        device = next(classifier.parameters()).device
+        device = device or device_of(scorer)
         images, self._real_labels = real.images.to(device), real.labels.to(device)
         sizes = self._real_labels.bincount(minlength=real.n_classes) if by_class else torch.tensor([len(images)])
         few = (sizes < 2).nonzero().flatten().tolist()
         if few:
             which = f" of every class; data set {real.name!r} has fewer of class {', '.join(map(str, few))}"
             raise InvalidInputError(f"the distribution term needs two real images{which if by_class else ''}")
-        self.classifier, self.by_class, self.kernel = classifier, by_class, kernel
+        self.scorer, self.by_class, self.kernel = scorer, by_class, kernel
         self.offset, self.scale = offset, scale
         self._shift, self._width = torch.zeros((), device=device), torch.ones((), device=device)
         if kernel == "distance":
             with torch.no_grad():
-                features = classifier.features(images)
-            deviation = features.std(0)
+                embedded = features(scorer, images)
+            deviation = embedded.std(0)
             # a feature that is (nearly) dead on real images must not outweigh all others where it fires
-            self._shift, self._width = features.mean(0), deviation.clamp_min(0.1 * float(deviation.mean()))
+            self._shift, self._width = embedded.mean(0), deviation.clamp_min(0.1 * float(deviation.mean()))
         self._real = self.embed(images)
         self._real_rows: Tensor | None = None
 
     @torch.no_grad()
     def embed(self, images: Tensor) -> Tensor:
         """The features the kernel works on, [B, F]."""
-        return (self.classifier.features(images) - self._shift) / self._width
+        return (features(self.scorer, images) - self._shift) / self._width
+
+    def smallest_batch(self, n_classes: int) -> int:
+        """Fewest images that can be compared with each other: two, of every class with `by_class`."""
+        return 2 * n_classes if self.by_class else 2
 
     def _k(self, x: Tensor, y: Tensor) -> Tensor:
         return -torch.cdist(x, y) if self.kernel == "distance" else polynomial_kernel(x, y)
@@ -210,22 +274,29 @@ class Distribution:
         return pairs
 
     def witness_at(self, points: Tensor, generated: Tensor, labels: Tensor) -> Tensor:
-        """w of embedded points [B, F], each put in the place of the generated one of its row, [B]."""
+        """Witness of embedded points [B, F], each put in the place of the generated one of its row, [B]."""
         check_labels(labels, self._n_classes, len(points))
         real_pairs, pairs = self._pairs(labels, self._real_labels), self._generated_pairs(labels)
         to_real = (self._k(points, self._real) * real_pairs).sum(1) / real_pairs.sum(1)
         return to_real - (self._k(points, generated) * pairs).sum(1) / pairs.sum(1)
 
     def witness(self, images: Tensor, labels: Tensor) -> Tensor:
-        """w of each image, [B]. Raises InvalidInputError for an image without another one to compare it with, and for
-        labels that are none of the data set's.
+        """Witness w of each image, [B].
+
+        Raises:
+            InvalidInputError: an image without another one to compare it with, or labels that are none of the data
+                set's.
         """
         own = self.embed(images)
         return self.witness_at(own, own, labels)
 
     def distance(self, images: Tensor, labels: Tensor) -> float:
-        """Unbiased MMD² between images and real images (can be slightly negative); by class, the mean over the labels
-        given. Raises InvalidInputError as `witness`.
+        """Unbiased MMD² between images and real images; by class, the mean over the labels given.
+
+        It can be slightly negative.
+
+        Raises:
+            InvalidInputError: as `witness`.
         """
         check_labels(labels, self._n_classes, len(images))
         own, pairs, real_pairs = (
@@ -239,7 +310,7 @@ class Distribution:
         return float((generated + among_real - 2.0 * cross).mean())
 
     def gain(self, images: Tensor, reference: Tensor, labels: Tensor) -> float:
-        """How much nearer to the real images `images` are than `reference` (of the base scale, same starting points).
+        """How much nearer to the real images `images` are than `reference` (of the base scale).
 
         In the units of the term: (MMD²(reference) − MMD²(images)) / (2 · scale). The mean of the term, and the
         objective whose slope its differences between samples are.
@@ -254,8 +325,15 @@ class Distribution:
         return self._real_rows
 
     def calibrated(self, base: Tensor, random: Tensor, labels: Tensor) -> Distribution:
-        """The same term with offset and scale measured: images [B, C, H, W] of the base scale and of random actions,
-        from the same starting points. The scale is the standard deviation of w − base under random actions.
+        """The same term with offset and scale measured.
+
+        Args:
+            base: images of the base scale, [B, C, H, W].
+            random: images of random actions from the same labels and noise, [B, C, H, W].
+            labels: int64 [B].
+
+        Returns:
+            The term whose scale is the standard deviation of w − base under random actions.
         """
         other = copy.copy(self)
         own = self.embed(random)
@@ -264,8 +342,7 @@ class Distribution:
         return other
 
     def __call__(self, step: StepView) -> Tensor:
-        if not step.last:
-            return torch.zeros_like(step.action)
+        """Values (w − base)/scale plus the batch's number, [B]."""
         own = self.embed(step.x0)
         shares = self.witness_at(own, own, step.labels)
         at_base = self.offset
@@ -276,68 +353,142 @@ class Distribution:
         return (shares - shares.mean() + gain) / self.scale
 
 
+class FunctionTerm:
+    """A plain function ``f(step) -> [B]`` as a reward term; with an attribute ``per_step = True`` one of every step."""
+
+    def __init__(self, function: Callable[[StepView], Tensor]) -> None:
+        self.function = function
+        self.name: str = getattr(function, "__name__", type(function).__name__)
+        self.per_step = bool(getattr(function, "per_step", False))
+
+    def __call__(self, step: StepView) -> Tensor:
+        """What the function returns."""
+        return self.function(step)
+
+
+def as_term(given: Any) -> RewardTerm:
+    """A reward term from an object with a `name`, a class of such objects, or a function.
+
+    Raises:
+        InvalidInputError: something else, or the name of a built-in term.
+    """
+    if isinstance(given, _BUILT_IN):
+        return given
+    if inspect.isclass(given):
+        given = given()
+    if not callable(given):
+        raise InvalidInputError(
+            f"a {type(given).__name__} is no reward term; needed is an object with name, per_step and a call, or a "
+            "function: (step: StepView) -> floats [B]"
+        )
+    term: RewardTerm = given if isinstance(getattr(given, "name", None), str) else FunctionTerm(given)
+    if term.name in REWARD_TERMS:
+        raise InvalidInputError(f"reward term {term.name!r} has the name of a built-in one; give it another name")
+    if not isinstance(getattr(term, "per_step", None), bool):
+        raise InvalidInputError(
+            f"reward term {term.name!r} does not say when it acts: per_step = True (after every step) or False (on "
+            "the final images)"
+        )
+    return term
+
+
 class Reward:
     """Weighted sum of terms; each term's weighted share is logged on its own, and the shares add up to the reward."""
 
-    def __init__(self, terms: Sequence[tuple[float, RewardTerm]], classifier: Classifier) -> None:
-        """classifier: the reward classifier, which is also the proxy of the state's confidence entry."""
-        for _, term in terms:
+    def __init__(self, terms: Sequence[tuple[float, Any]], scorer: Scorer) -> None:
+        """Take the terms.
+
+        Args:
+            terms: pairs of a weight and a term (see `as_term`).
+            scorer: what the terms, and the confidence entry of the state, look through.
+
+        Raises:
+            InvalidInputError: no terms, two of one name, something that is no term, or a distribution term of another
+                scorer's images.
+        """
+        self.terms: tuple[tuple[float, RewardTerm], ...] = tuple((weight, as_term(term)) for weight, term in terms)
+        self.scorer = scorer
+        for _, term in self.terms:
             if isinstance(term, Distribution):
-                check_fit(reward_classifier=classifier, classifier_of_the_distribution_term=term.classifier)
-        names = [term.name for _, term in terms]
-        if not terms or len(set(names)) != len(names):
+                check_scorer_fit(reward_classifier=scorer, classifier_of_the_distribution_term=term.scorer)
+        names = [term.name for _, term in self.terms]
+        if not names or len(set(names)) != len(names):
             raise InvalidInputError(f"a reward needs terms with different names, got {names}")
-        self.terms, self.classifier = tuple(terms), classifier
 
     @classmethod
     def from_config(
         cls,
         config: RewardConfig,
-        classifier: Classifier,
+        scorer: Scorer,
         real: ImageDataset,
         *,
+        objects: Sequence[Any] = (),
         distance: Callable[[Tensor, Tensor], Tensor] | None = None,
+        device: torch.device | None = None,
     ) -> Reward:
-        """Terms with a positive weight.
+        """The reward that a configuration describes: its terms with a positive weight.
 
-        real: the *training* split; distance: LPIPS network, for kind "lpips", in place of the one that
-        `config.lpips_weights` names.
-        Raises InvalidInputError when `real` is of other images or classes than the classifier, or lacks a class;
-        MissingDependencyError for kind "lpips" without either, or without the package lpips; MissingDataError or
-        DamagedFileError for a file of weights that is not there or not such a file.
+        Args:
+            config: weights and settings of the built-in terms, names of others (`RewardConfig.extra`).
+            scorer: what the terms look through.
+            real: the *training* split.
+            objects: terms that were passed as objects in Python, which `config.extra` has as ``object:name``.
+            distance: LPIPS network for the stepwise term of kind "lpips", in place of `config.lpips_weights`.
+            device: where the images to come lie; None: where the scorer's parameters do.
+
+        Raises:
+            InvalidInputError: `real` is of other images or classes than the scorer, or lacks a class; no term but the
+                action penalty; an own term that cannot be loaded.
+            MissingDependencyError: stepwise kind "lpips" without a network, or without the package lpips.
+            MissingDataError, DamagedFileError: a file of weights that is not there or not such a file.
         """
-        check_fit(reward_classifier=classifier, data_set=real)
-        terms: list[tuple[float, RewardTerm]] = []
-        if config.confidence:
-            terms.append((config.confidence, Confidence()))
-        if config.stepwise:
-            kind = config.stepwise_kind
-            means = class_means(real) if kind != "confidence" else None
-            if distance is None and config.lpips_weights is not None:
-                distance = Lpips(config.lpips_weights)
-            terms.append((config.stepwise, StepwiseImprovement(kind, references=means, distance=distance)))
-        if config.action_penalty:
-            terms.append((config.action_penalty, ActionPenalty()))
-        if config.total_variation:
-            terms.append((config.total_variation, TotalVariation()))
-        if config.distribution:
-            term = Distribution(
-                classifier,
-                real,
-                by_class=config.distribution_by_class,
-                kernel=config.distribution_kernel,
-                offset=config.distribution_offset or 0.0,
-                scale=config.distribution_scale or 1.0,
+        check_scorer_fit(reward_classifier=scorer, data_set=real)
+        parts = _Parts(config, scorer, real, distance, device)
+        terms: list[tuple[float, Any]] = [
+            (weight, make(parts)) for name, make in REWARD_TERMS.items() if (weight := getattr(config, name))
+        ]
+        own = {term.name: term for term in map(as_term, objects)}
+        for weight, text in config.extra_terms():
+            terms.append((weight, _named_term(text, own)))
+        if own:
+            raise InvalidInputError(f"the reward's configuration does not name the term {', '.join(own)}")
+        if all(term.name == ActionPenalty.name for _, term in terms):
+            raise InvalidInputError(
+                "a reward needs at least one term besides the action penalty with a positive weight: "
+                f"{', '.join(name for name in REWARD_TERMS if name != ActionPenalty.name)}, or one of your own"
             )
-            terms.append((config.distribution, term))
-        return cls(terms, classifier)
+        return cls(terms, scorer)
 
     @torch.no_grad()
     def __call__(self, step: StepView) -> tuple[Tensor, dict[str, Tensor]]:
         """Reward [B] and each term's weighted share [B]."""
-        shares = {term.name: weight * term(step) for weight, term in self.terms}
+        shares = {term.name: weight * term_values(term, step) for weight, term in self.terms}
         total = torch.stack(list(shares.values())).sum(0)
         return total, shares
+
+    @torch.no_grad()
+    def check(self, image_shape: tuple[int, int, int], n_classes: int, *, device: torch.device | None = None) -> None:
+        """Call every term that is not built in on a few random images, at the last step and before it.
+
+        Args:
+            image_shape: (C, H, W).
+            n_classes: number of labels.
+            device: where the images lie.
+
+        Raises:
+            InvalidInputError: a term raises or returns something else than finite floats [B]; the message names it.
+        """
+        batch = max(4, self.smallest_batch(n_classes))
+        generator = torch.Generator().manual_seed(0)
+        before, after, base = (
+            (2.0 * torch.rand((batch, *image_shape), generator=generator) - 1.0).to(device) for _ in range(3)
+        )
+        labels, action = (torch.arange(batch) % n_classes).to(device), torch.linspace(-1.0, 1.0, batch).to(device)
+        for _, term in self.terms:
+            if not isinstance(term, _BUILT_IN):
+                for last in (False, True):
+                    reference = base if last else None
+                    term_values(term, StepView(last, after, before, labels, action, self.scorer, reference))
 
     @property
     def distribution(self) -> Distribution | None:
@@ -345,13 +496,96 @@ class Reward:
         return next((term for _, term in self.terms if isinstance(term, Distribution)), None)
 
     def smallest_batch(self, n_classes: int) -> int:
-        """Fewest environments the terms can work with: the distribution term compares images with each other."""
-        term = self.distribution
-        return 1 if term is None else 2 * n_classes if term.by_class else 2
+        """Fewest environments the terms can work with."""
+        return max([1, *(term.smallest_batch(n_classes) for _, term in self.terms if hasattr(term, "smallest_batch"))])
+
+
+def term_values(term: RewardTerm, step: StepView) -> Tensor:
+    """What a term gives for one step, [B]; zeros before the last step for a term of the final images.
+
+    Raises:
+        InvalidInputError: an own term raises or returns something else than finite floats [B]; the message names it.
+    """
+    if not (term.per_step or step.last):
+        return torch.zeros_like(step.action)
+    if isinstance(term, _BUILT_IN):
+        return term(step)
+    wanted = f"a tensor of finite floats [{len(step.labels)}], one per sample"
+    try:
+        values = term(step)
+    except QhwError:
+        raise
+    except Exception as error:
+        raise InvalidInputError(
+            f"reward term {term.name!r} raises {type(error).__name__}: {error}; wanted: {wanted}"
+        ) from error
+    if not isinstance(values, Tensor) or values.shape != step.action.shape or not values.is_floating_point():
+        given = f"{values.dtype} {list(values.shape)}" if isinstance(values, Tensor) else type(values).__name__
+        raise InvalidInputError(f"reward term {term.name!r} returned {given}; wanted: {wanted}")
+    if not bool(values.isfinite().all()):
+        raise InvalidInputError(f"reward term {term.name!r} returned NaN or infinite numbers; wanted: {wanted}")
+    return values.to(step.action)
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """What the built-in terms are made from."""
+
+    config: RewardConfig
+    scorer: Scorer
+    real: ImageDataset
+    distance: Callable[[Tensor, Tensor], Tensor] | None
+    device: torch.device | None
+
+    def stepwise(self) -> StepwiseImprovement:
+        kind, distance = self.config.stepwise_kind, self.distance
+        means = class_means(self.real) if kind != "confidence" else None
+        if distance is None and self.config.lpips_weights is not None:
+            distance = Lpips(self.config.lpips_weights)
+        return StepwiseImprovement(kind, references=means, distance=distance)
+
+    def distribution(self) -> Distribution:
+        return Distribution(
+            self.scorer,
+            self.real,
+            by_class=self.config.distribution_by_class,
+            kernel=self.config.distribution_kernel,
+            offset=self.config.distribution_offset or 0.0,
+            scale=self.config.distribution_scale or 1.0,
+            device=self.device,
+        )
+
+
+REWARD_TERMS: dict[str, Callable[[_Parts], RewardTerm]] = {
+    Confidence.name: lambda parts: Confidence(),
+    StepwiseImprovement.name: _Parts.stepwise,
+    ActionPenalty.name: lambda parts: ActionPenalty(),
+    TotalVariation.name: lambda parts: TotalVariation(),
+    Distribution.name: _Parts.distribution,
+}
+"""The built-in terms by name, which is also the name of their weight in `RewardConfig`."""
+_BUILT_IN = (Confidence, StepwiseImprovement, ActionPenalty, TotalVariation, Distribution)
+
+
+def _named_term(text: str, objects: dict[str, RewardTerm]) -> RewardTerm:
+    """The term that an entry of `RewardConfig.extra` names; takes it out of `objects` if it is one of them."""
+    if not text.startswith(OBJECT):
+        return as_term(load_extension(text, what="reward term"))
+    name = text.removeprefix(OBJECT)
+    if name not in objects:
+        raise InvalidInputError(
+            f"the reward term {name!r} was passed as an object in Python; pass it again: terms=[(weight, term)] where "
+            "the policy is trained, Reward.from_config(..., objects=[term]) where it is evaluated"
+        )
+    return objects.pop(name)
 
 
 def class_means(data: ImageDataset) -> Tensor:
-    """Mean image of each class, [K, C, H, W]. Raises InvalidInputError for a class without images."""
+    """Mean image of each class, [K, C, H, W].
+
+    Raises:
+        InvalidInputError: a class without images.
+    """
     check_every_class(data.labels, data.n_classes, data.name, "a mean image of each class")
     return torch.stack([data.images[data.labels == k].mean(0) for k in range(data.n_classes)])
 

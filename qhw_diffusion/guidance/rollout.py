@@ -1,4 +1,4 @@
-"""Evaluation rollouts: any controller — an actor or an open-loop schedule — on given labels and starting noise."""
+"""Evaluation rollouts: a policy or an open-loop schedule on given labels and initial noise, and their mean return."""
 
 from __future__ import annotations
 
@@ -9,24 +9,32 @@ import torch
 from torch import Tensor
 
 from qhw_diffusion.errors import InvalidInputError
-from qhw_diffusion.guidance.actors import Actor
 from qhw_diffusion.guidance.config import GuidanceConfig
-from qhw_diffusion.guidance.episode import GuidedEpisode, check_starts
+from qhw_diffusion.guidance.episode import GuidedEpisode, check_initial_noise
+from qhw_diffusion.guidance.policies import Policy
+from qhw_diffusion.guidance.rewards import Reward, StepView, term_values
+from qhw_diffusion.guidance.scorers import Score, Scorer
 
 if TYPE_CHECKING:
-    from qhw_diffusion.diffusion import Backbone, Classifier
+    from qhw_diffusion.diffusion import Backbone
 
-Controller = Actor | Tensor | float
+PolicyOrSchedule = Policy | Tensor | float
 
 
 @dataclass(frozen=True)
 class Rollout:
     """What came out of sampling B images in T steps.
 
-    images: [B, C, H, W] in [−1, 1]; labels: int64 [B]; g: [T, B], the scales used; actions: [T, B], ΔCFG as applied
-    (g − g0 for a schedule); states: [T, B, n_state], normalised (empty [T, 0, n_state] for an open-loop schedule);
-    confidence: [B], p(y | image) of the reward classifier, or None for a schedule; circuits: circuits a device would
-    have run (0 for everything classical).
+    Attributes:
+        images: [B, C, H, W] in [−1, 1].
+        labels: int64 [B].
+        g: guidance scales used, [T, B].
+        actions: ΔCFG as applied, [T, B] (g − g0 for a schedule).
+        states: normalised states, [T, B, n_state] (empty, [T, 0, n_state], for an open-loop schedule).
+        confidence: p(y | image) by the scorer, [B]; None for a schedule.
+        circuits: circuits a device would have run (0 for everything classical).
+        x0_previous: the estimate x̂₀ before the last step, [B, C, H, W]; only with a reward.
+        step_values: value of every term that acts per step, by its name, [T, B] each, unweighted; only with a reward.
     """
 
     images: Tensor
@@ -36,6 +44,8 @@ class Rollout:
     states: Tensor
     confidence: Tensor | None
     circuits: int
+    x0_previous: Tensor | None = None
+    step_values: dict[str, Tensor] | None = None
 
 
 @torch.no_grad()
@@ -44,60 +54,83 @@ def rollout(
     config: GuidanceConfig,
     labels: Tensor,
     noise: Tensor,
-    controller: Controller,
+    policy: PolicyOrSchedule,
     *,
-    proxy: Classifier | None = None,
+    scorer: Scorer | None = None,
+    reward: Reward | None = None,
     generator: torch.Generator | None = None,
     batch: int = 512,
 ) -> Rollout:
-    """Sample one image per label with the controller at the wheel.
+    """Sample one image per label, steered by a policy or schedule.
 
-    labels: int64 [B]; noise: [B, C, H, W]; controller: an actor (its mean action; with a `generator`, sampled
-    actions), a schedule [T] or [T, B], or one number; proxy: the reward classifier, needed by actors for the state;
-    batch: images sampled at a time. The same labels and noise give every controller the same starting point.
+    The same labels and noise give every policy and schedule the same start.
+
+    Args:
+        backbone: makes the predictions.
+        config: sampler, guidance range and state.
+        labels: int64 [B].
+        noise: [B, C, H, W], standard normal.
+        policy: a policy (its mean action), an open-loop schedule of g, [T] or [T, B], or one number.
+        scorer: what a policy's state looks through; not needed by schedules.
+        reward: whose terms are recorded, for `mean_return`.
+        generator: draws a policy's actions instead of taking their mean.
+        batch: images sampled at a time.
+
+    Returns:
+        Images, scales, states and, with a reward, what its return is made of.
+
+    Raises:
+        InvalidInputError: labels, noise, schedule or configuration that do not fit, a policy without a scorer.
     """
     if batch < 1:
         raise InvalidInputError(f"batch must be at least 1, got {batch}")
-    check_starts(backbone, labels, noise)
+    check_initial_noise(backbone, labels, noise)
     schedule: Tensor | None = None
-    if isinstance(controller, Actor):
-        if proxy is None:
-            raise InvalidInputError("an actor sees the reward classifier's confidence: pass proxy=")
+    if isinstance(policy, Policy):
+        if scorer is None:
+            raise InvalidInputError("a policy's state has the scorer's confidence: pass scorer=")
         if not config.calibrated:
-            raise InvalidInputError("the configuration is not calibrated: use the one the actor was trained with")
+            raise InvalidInputError("the configuration is not calibrated: use the one the policy was trained with")
     else:
-        schedule = _schedule(controller, config.n_steps, labels.shape[0])
-        proxy = None
-    episode = GuidedEpisode(backbone, config, proxy)
+        schedule = _schedule(policy, config.n_steps, labels.shape[0])
+        scorer = None
+    episode = GuidedEpisode(backbone, config, scorer)
     parts: list[dict[str, Tensor]] = []
     for start in range(0, labels.shape[0], batch):
         rows = slice(start, start + batch)
         episode.begin(labels[rows], noise[rows])
         kept: dict[str, list[Tensor]] = {"g": [], "actions": [], "states": []}
+        part: dict[str, Tensor] = {}
         while not episode.done:
+            before = episode.x0, episode.score
             if schedule is not None:
                 g = schedule[episode.step_index, rows].to(noise)
                 action = g - config.g0
                 episode.advance(g)
             else:
-                assert isinstance(controller, Actor)
+                assert isinstance(policy, Policy)
                 state = episode.state()
-                wanted = controller(state)[0] if generator is None else controller.sample(state, generator)[0]
+                wanted = policy(state)[0] if generator is None else policy.sample(state, generator)[0]
                 action, g = episode.guidance(wanted[:, 0])
                 episode.advance(g, action)
                 kept["states"].append(state)
             kept["g"].append(g)
             kept["actions"].append(action)
-        part = {name: torch.stack(values) for name, values in kept.items() if values}
+            if reward is not None:
+                part["x0_previous"] = before[0]
+                for name, values in _step_values(reward, episode, before, action).items():
+                    kept.setdefault(f"term.{name}", []).append(values)
+        part |= {name: torch.stack(values) for name, values in kept.items() if values}
         part["images"] = episode.x
-        if proxy is not None:
-            part["confidence"] = episode.logits.softmax(1).gather(1, labels[rows, None]).squeeze(1)
+        if episode.score is not None:
+            part["confidence"] = episode.score.probability
         parts.append(part)
 
     def joined(name: str, dim: int) -> Tensor:
         return torch.cat([part[name] for part in parts], dim=dim)
 
-    is_actor = isinstance(controller, Actor)
+    is_actor = isinstance(policy, Policy)
+    step_terms = [name for name in parts[0] if name.startswith("term.")]
     return Rollout(
         images=joined("images", 0),
         labels=labels,
@@ -105,12 +138,63 @@ def rollout(
         actions=joined("actions", 1),
         states=joined("states", 1) if is_actor else torch.zeros(config.n_steps, 0, config.n_state),
         confidence=joined("confidence", 0) if is_actor else None,
-        circuits=controller.circuits_per_state * config.n_steps * labels.shape[0] if is_actor else 0,  # type: ignore[union-attr]
+        circuits=policy.circuits_per_state * config.n_steps * labels.shape[0] if is_actor else 0,  # type: ignore[union-attr]
+        x0_previous=None if reward is None else joined("x0_previous", 0),
+        step_values=None if reward is None else {name.removeprefix("term."): joined(name, 1) for name in step_terms},
     )
 
 
-def _schedule(controller: Tensor | float, n_steps: int, batch: int) -> Tensor:
-    values = torch.as_tensor(controller, dtype=torch.float32)
+def _step_values(
+    reward: Reward, episode: GuidedEpisode, before: tuple[Tensor, Score | None], action: Tensor
+) -> dict[str, Tensor]:
+    known = (before[1], episode.score) if episode.scorer is reward.scorer else (None, None)
+    view = StepView(episode.done, episode.x0, before[0], episode.labels, action, reward.scorer, known_scores=known)
+    return {term.name: term_values(term, view) for _, term in reward.terms if term.per_step}
+
+
+@torch.no_grad()
+def mean_return(
+    reward: Reward, played: Rollout, reference: Tensor | None = None, *, images: int = 2000
+) -> dict[str, float]:
+    """Mean episode return of a rollout, term by term: what reports and evaluations state.
+
+    Args:
+        reward: the reward that `played` was recorded with.
+        played: rollout(..., reward=reward).
+        reference: images of the base scale from the same labels and noise, [B, C, H, W], for the distribution term.
+        images: how many of the images (the first ones) the terms of the final images look at, together.
+
+    Returns:
+        The weighted mean of every term, by its name; their sum is the mean return.
+
+    Raises:
+        InvalidInputError: `played` was not recorded with this reward.
+    """
+    if played.step_values is None or played.x0_previous is None:
+        raise InvalidInputError("the rollout recorded no reward: rollout(..., reward=reward)")
+    rows = slice(0, images)
+    view = StepView(
+        last=True,
+        x0=played.images[rows],
+        x0_previous=played.x0_previous[rows],
+        labels=played.labels[rows],
+        action=played.actions[-1, rows],
+        scorer=reward.scorer,
+        reference=None if reference is None else reference[rows],
+    )
+    found: dict[str, float] = {}
+    for weight, term in reward.terms:
+        if term.per_step:
+            if term.name not in played.step_values:
+                raise InvalidInputError(f"the rollout was recorded with another reward, without {term.name!r}")
+            found[term.name] = weight * float(played.step_values[term.name].sum(0).mean())
+        else:
+            found[term.name] = weight * float(term_values(term, view).mean())
+    return found
+
+
+def _schedule(policy: Tensor | float, n_steps: int, batch: int) -> Tensor:
+    values = torch.as_tensor(policy, dtype=torch.float32)
     if values.ndim == 0:
         values = values.expand(n_steps)
     if values.ndim == 1 and values.shape[0] == n_steps:
@@ -118,6 +202,6 @@ def _schedule(controller: Tensor | float, n_steps: int, batch: int) -> Tensor:
     if tuple(values.shape) != (n_steps, batch) or not bool(torch.isfinite(values).all()):
         raise InvalidInputError(
             f"a schedule is a number, [n_steps] or [n_steps, B] of finite scales, n_steps = {n_steps}, B = {batch}; "
-            f"got {tuple(torch.as_tensor(controller).shape)}"
+            f"got {tuple(torch.as_tensor(policy).shape)}"
         )
     return values

@@ -1,4 +1,4 @@
-"""Actors on disk, diffusers style: model.safetensors + config.json, and a quantum one's layer (circuit, device, …)."""
+"""Policies on disk: model.safetensors and config.json, and of a quantum one its layer (circuit, device, engine)."""
 
 from __future__ import annotations
 
@@ -12,88 +12,103 @@ from qhw_diffusion.errors import DamagedFileError, InvalidInputError, QhwError, 
 from qhw_diffusion.execution import Engine, QuantumLayer, engine_of
 from qhw_diffusion.execution.layer import read_layer, write_layer
 from qhw_diffusion.execution.saving import SNAPSHOT
-from qhw_diffusion.guidance.actors import Actor, AnnealingActor, MLPActor
-from qhw_diffusion.guidance.lookup import LookupActor
-from qhw_diffusion.guidance.quantum_actor import QuantumActor, compile_policy
+from qhw_diffusion.guidance.distill import LookupPolicy
+from qhw_diffusion.guidance.policies import AnnealingPolicy, MLPPolicy, Policy, QuantumPolicy, compile_policy
 from qhw_diffusion.runs import atomic_folder
 
-CLASSICAL: dict[str, type[MLPActor] | type[AnnealingActor] | type[LookupActor]] = {
-    "mlp": MLPActor,
-    "annealing": AnnealingActor,
-    "lookup": LookupActor,
+CLASSICAL: dict[str, type[MLPPolicy] | type[AnnealingPolicy] | type[LookupPolicy]] = {
+    "mlp": MLPPolicy,
+    "annealing": AnnealingPolicy,
+    "lookup": LookupPolicy,
 }
 # Format 1 held five settings of the circuit instead of the circuit, and no gradient method.
 FORMAT = 2
 
 
-def save_actor(actor: Actor, folder: str | Path) -> Path:
-    """Write an actor: weights and configuration, for a quantum one also its layer: the circuit (circuit.qpy,
-    circuit.qasm), the ISA circuit (isa.qpy, isa.qasm), observables, engine, gradient method, device.json (layout, cost,
-    provenance) and the snapshot it was compiled with. See `execution.save_layer`.
+def save_policy_model(policy: Policy, folder: str | Path) -> Path:
+    """Write a policy into a folder that `load_policy_model` reads.
+
+    Weights and configuration; of a quantum policy also its layer: the circuit (circuit.qpy, circuit.qasm), the ISA
+    circuit (isa.qpy, isa.qasm), observables, engine, gradient method, device.json (layout, cost, provenance) and the
+    snapshot it was compiled with. See `execution.save_layer`.
+
+    Args:
+        policy: one of the package's policies.
+        folder: replaced as a whole if it exists.
+
+    Returns:
+        The folder.
 
     Raises:
-        InvalidInputError: what `load_actor` could not make again: an actor or network of somebody's own, or an engine,
-            gradient method or device that files cannot hold. Nothing is written then.
+        InvalidInputError: what `load_policy_model` could not make again: a policy or network of somebody's own, or an
+            engine, gradient method or device that files cannot hold. Nothing is written then.
     """
-    if type(actor) not in (QuantumActor, *CLASSICAL.values()):
+    if type(policy) not in (QuantumPolicy, *CLASSICAL.values()):
         raise InvalidInputError(
-            f"a {type(actor).__name__} is none of the package's actors, which load_actor makes again; use "
-            "qhw_diffusion.runs.save_module(folder, actor, {}) for its weights"
+            f"a {type(policy).__name__} is none of the package's policies, which load_policy_model makes again; use "
+            "qhw_diffusion.runs.save_module(folder, policy, {}) for its weights"
         )
     with atomic_folder(folder) as aside:
-        config = {"format": FORMAT, **actor.config(), "frozen": frozen_parameters(actor)}
-        if isinstance(actor, QuantumActor):
-            config |= {"layer": write_layer(actor.layer, aside), "circuit": _circuit_settings(actor.circuit)}
-        save_module(aside, actor, config)
-        _check_whole(actor, aside)
+        config = {"format": FORMAT, **policy.config(), "frozen": frozen_parameters(policy)}
+        if isinstance(policy, QuantumPolicy):
+            config |= {"layer": write_layer(policy.layer, aside), "circuit": _circuit_settings(policy.circuit)}
+        save_module(aside, policy, config)
+        _check_whole(policy, aside)
     return Path(folder)
 
 
-def load_actor(
+def load_policy_model(
     folder: str | Path, *, device: str | Path | Device | None = None, engine: str | Engine | None = None
-) -> Actor:
-    """Read an actor; a quantum one may be put, weights unchanged, on another device (compiled anew) or engine.
+) -> Policy:
+    """Read a policy; a quantum one may be put, weights unchanged, on another device (compiled anew) or engine.
 
-    device: name, path of a snapshot or Device; None: the saved snapshot. engine: an Engine, or a text such as "ideal",
-    "noisy+readout" or "shots:4096" (`execution.engine_of`); None: as saved. The gradient method stays, as with
-    `QuantumActor.on`.
-    Raises DamagedFileError when the folder does not hold a whole actor, InvalidInputError for a device or engine with a
-    classical actor.
+    Args:
+        folder: what `save_policy_model` wrote (``model/`` in a run folder).
+        device: name, path of a snapshot or Device; None: the saved snapshot.
+        engine: an Engine, or a text such as "ideal", "noisy+readout" or "shots:4096" (`execution.engine_of`); None: as
+            saved. The gradient method stays, as with `QuantumPolicy.on`.
+
+    Returns:
+        The policy, in evaluation mode.
+
+    Raises:
+        DamagedFileError: the folder does not hold a whole policy.
+        InvalidInputError: a device or engine with a classical policy.
     """
     folder = Path(folder)
     state, config = load_module_state(folder)
     try:
         frozen = config.pop("frozen", None)
-        actor = _build(folder, config, device, engine)
-        put_state(actor, state, frozen)
+        policy = _build(folder, config, device, engine)
+        put_state(policy, state, frozen)
     except QhwError:
         raise
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        raise DamagedFileError(f"{folder} does not hold a whole actor ({error!r})") from error
-    actor.eval()
-    return actor
+        raise DamagedFileError(f"{folder} does not hold a whole policy ({error!r})") from error
+    policy.eval()
+    return policy
 
 
 def _build(
     folder: Path, config: dict[str, Any], device: str | Path | Device | None, engine: str | Engine | None
-) -> Actor:
+) -> Policy:
     kind, version = config.pop("kind"), config.pop("format", 1)
     check_format(folder, version, 1, FORMAT)
     if kind in CLASSICAL:
         if device is not None or engine is not None:
-            raise InvalidInputError(f"{folder} holds a classical actor ({kind}): it runs on no device and no engine")
+            raise InvalidInputError(f"{folder} holds a classical policy ({kind}): it runs on no device and no engine")
         return CLASSICAL[kind](**config)
-    if kind != QuantumActor.kind:
-        raise DamagedFileError(f"{folder} holds an actor of unknown kind {kind!r}")
+    if kind != QuantumPolicy.kind:
+        raise DamagedFileError(f"{folder} holds a policy of unknown kind {kind!r}")
     trained_on = config.pop("engine")
     config.pop("n_features")
     if version == 1:
         layer, circuit = _first_format(folder, config, device, trained_on if engine is None else engine)
-        return QuantumActor(layer, circuit, **config)
+        return QuantumPolicy(layer, circuit, **config)
     layer = read_layer(folder, config.pop("layer"), device=device, engine=engine)
     c = layer.compiled
     circuit = PolicyCircuit(c.logical, c.inputs, c.weights, c.logical_observables, **config.pop("circuit"))
-    return QuantumActor(layer, circuit, **config)
+    return QuantumPolicy(layer, circuit, **config)
 
 
 def _first_format(
@@ -119,19 +134,19 @@ def _first_format(
     return QuantumLayer(compiled, engine), circuit
 
 
-def _check_whole(actor: Actor, folder: Path) -> None:
+def _check_whole(policy: Policy, folder: Path) -> None:
     """Raise InvalidInputError unless what was written makes the same modules again."""
     try:
-        again: Actor | None = load_actor(folder)
+        again: Policy | None = load_policy_model(folder)
     except DamagedFileError:  # weights that do not fit
         again = None
-    if again is None or repr(again) != repr(actor):
+    if again is None or repr(again) != repr(policy):
         raise InvalidInputError(
-            f"this {type(actor).__name__} has parts that its settings do not describe (another network as its head?) "
-            "and would come back different; use qhw_diffusion.runs.save_module(folder, actor, {}) for its weights"
+            f"this {type(policy).__name__} has parts that its settings do not describe (another network as its head?) "
+            "and would come back different; use qhw_diffusion.runs.save_module(folder, policy, {}) for its weights"
         )
 
 
 def _circuit_settings(circuit: PolicyCircuit) -> dict[str, Any]:
-    names = ("n_qubits", "depth", "n_features", "entanglement", "reuploading")
+    names = ("n_qubits", "depth", "n_features", "entanglement", "reuploading", "ansatz")
     return {name: getattr(circuit, name) for name in names}

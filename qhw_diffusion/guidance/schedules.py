@@ -1,6 +1,6 @@
-"""Open-loop schedules of the guidance scale: the rivals. Each returns g [n_steps], first entry at the noisiest step.
+"""Open-loop schedules of the guidance scale: the baselines. Each returns g [n_steps], the noisiest step first.
 
-Every schedule is given by its **mean** over the steps, so that rivals can be compared at the same average guidance;
+Every schedule is given by its **mean** over the steps, so that baselines can be compared at the same average guidance;
 the shape parameter says how the mean is spread over the steps. Time runs from u = 0 (noise) to u = 1 (image).
 """
 
@@ -16,7 +16,7 @@ from qhw_diffusion.errors import InvalidInputError, UnknownNameError
 
 
 def constant(g: float, n_steps: int) -> Tensor:
-    """g at every step (classifier-free guidance as published, arXiv 2207.12598)."""
+    """The same g at every step (classifier-free guidance as published, arXiv 2207.12598)."""
     _check(g, n_steps)
     return torch.full((n_steps,), float(g))
 
@@ -88,7 +88,20 @@ SCHEDULES: dict[str, Callable[..., Tensor]] = {
 
 
 def schedule(name: str, mean: float, n_steps: int, **shape: float) -> Tensor:
-    """A schedule by name (see `SCHEDULES`) at a mean guidance scale. Raises UnknownNameError."""
+    """A schedule by name at a mean guidance scale.
+
+    Args:
+        name: one of `SCHEDULES`.
+        mean: mean of g over the steps.
+        n_steps: number of steps.
+        shape: the schedule's own parameters.
+
+    Returns:
+        The scales g, [n_steps].
+
+    Raises:
+        UnknownNameError: no such schedule.
+    """
     if name not in SCHEDULES:
         raise UnknownNameError.of("schedule", name, SCHEDULES)
     return SCHEDULES[name](mean, n_steps, **shape)

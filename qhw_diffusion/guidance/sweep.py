@@ -1,7 +1,7 @@
 """The sweep of constants: which base scale g0 and which range, before anything is trained.
 
-It looks at the **reward side only** (reward classifier, training images). Judge and held-out images stay unseen, so
-a comparison with the best constant found here is fair to both sides.
+It looks at the **reward side only** (reward classifier, training images). The evaluation classifier and the held-out
+images stay unseen, so a comparison with the best constant found here is fair to both sides.
 """
 
 from __future__ import annotations
@@ -26,8 +26,13 @@ DEFAULT_SCALES = (0.0, 0.5, 0.8, 1.0, 1.1, 1.2, 1.3, 1.5, 1.75, 2.0, 2.5, 3.0, 4
 
 @dataclass(frozen=True)
 class SweepRow:
-    """One constant, against the training images in the reward classifier's features: distance (MMD² with the reward's
-    kernel), fd (Fréchet distance), accuracy.
+    """One constant, measured against the training images in the reward classifier's features.
+
+    Attributes:
+        g: guidance scale.
+        distance: MMD² with the reward's kernel.
+        fd: Fréchet distance.
+        accuracy: share of images the reward classifier takes for their label.
     """
 
     g: float
@@ -38,11 +43,19 @@ class SweepRow:
 
 @dataclass(frozen=True)
 class Sweep:
-    """rows: one per scale, ascending; g0: the scale with the lowest distance; g_min, g_max: the range to allow;
-    n_steps, spacing: of the sampler it holds for.
+    """What a sweep of constants found.
 
     The range is g0 − 2 (not below 0) to g0 + 2, the reach of ΔCFG: a single step may well use a scale that would be
     ruinous as a constant.
+
+    Attributes:
+        rows: one per scale, ascending.
+        g0: scale with the lowest distance.
+        g_min: lowest scale to allow.
+        g_max: highest scale to allow.
+        n_steps: steps of the sampler it holds for.
+        n_images: images per constant.
+        spacing: spacing of the sampler's timesteps.
     """
 
     rows: tuple[SweepRow, ...]
@@ -56,7 +69,7 @@ class Sweep:
     def sensible(self, factor: float = 3.0) -> tuple[float, float]:
         """Lowest and highest constant of the sweep, connected to the best one, within `factor` times its distance.
 
-        A controller may also start from the middle of this range, not knowing the best constant: then there is
+        A policy may also start from the middle of this range, not knowing the best constant: then there is
         something to learn before the best constant is even reached.
         """
         best = next(i for i, row in enumerate(self.rows) if row.g == self.g0)
@@ -92,14 +105,30 @@ def sweep_constants(
 ) -> Sweep:
     """Sample `n_images` per constant from the same labels and noise and measure them with the reward classifier.
 
-    n_steps, spacing: of the sampler; real: the training split; labels are drawn in its proportions; by_class, kernel:
-    of the distance that decides (`rewards.Distribution`); on_scale(row) is called after each constant.
-    Raises InvalidInputError when the judge is given instead of the reward classifier, and for parts of other images or
-    classes than each other.
+    Args:
+        backbone: makes the images.
+        classifier: reward classifier.
+        real: training split; labels are drawn in its proportions.
+        n_steps: steps of the sampler.
+        spacing: spacing of the sampler's timesteps.
+        scales: constants to try.
+        n_images: images per constant.
+        by_class: whether the distance that decides compares images of the same label only (`rewards.Distribution`).
+        kernel: kernel of that distance.
+        seed: seed of labels and noise.
+        on_scale: called with the row of each constant.
+
+    Returns:
+        All rows, the best constant and the range around it.
+
+    Raises:
+        InvalidInputError: another classifier than the reward one, another split, or parts of other images or classes
+            than each other.
     """
     if classifier.role != "reward":
         raise InvalidInputError(
-            f"the sweep selects with the reward classifier, got role {classifier.role!r}; the judge must stay unseen"
+            f"the sweep selects with the reward classifier, got role {classifier.role!r}; the "
+            "evaluation classifier must stay unseen"
         )
     if real.split != "train":
         raise InvalidInputError(f"the sweep compares with the training split, got {real.split!r}")
@@ -107,7 +136,7 @@ def sweep_constants(
     if not scales or n_images < 4:
         raise InvalidInputError("the sweep needs at least one scale and four images")
     generator = torch.Generator().manual_seed(seed)
-    device = next(backbone.parameters()).device
+    device = backbone.alphas_cumprod.device
     labels = real.labels[torch.randint(len(real.labels), (n_images,), generator=generator)].to(device)
     noise = torch.randn((n_images, *backbone.image_shape), generator=generator).to(device)
     config = GuidanceConfig(
@@ -124,5 +153,5 @@ def sweep_constants(
         if on_scale is not None:
             on_scale(rows[-1])
     best = min(rows, key=lambda row: row.distance)
-    limit = config.action_limit
-    return Sweep(tuple(rows), best.g, max(0.0, best.g - limit), best.g + limit, n_steps, n_images, spacing)
+    around = GuidanceConfig.around(best.g, config.action_limit)
+    return Sweep(tuple(rows), **around, n_steps=n_steps, n_images=n_images, spacing=spacing)

@@ -1,4 +1,4 @@
-"""One way to step any vectorised Gymnasium environment with torch tensors, so the PPO loop has one code path."""
+"""Vectorised Gymnasium environments stepped with torch tensors, for the PPO loop."""
 
 from __future__ import annotations
 
@@ -18,9 +18,14 @@ from qhw_diffusion.errors import InvalidInputError
 class TensorStep:
     """Outcome of one step of B environments that reset themselves in the same step (AutoresetMode.SAME_STEP).
 
-    obs: [B, F], of the *next* episode where one ended; reward: [B]; terminated, truncated: bool [B]; final_obs:
-    [B, F] or None: the ended episodes' last observation (rows of unfinished ones are meaningless); terms: [B] each,
-    the reward's weighted parts where the environment tells them; g: guidance scale [B] where there is one.
+    Attributes:
+        obs: [B, F], of the *next* episode where one ended.
+        reward: [B].
+        terminated: bool [B].
+        truncated: bool [B].
+        final_obs: last observation of the ended episodes, [B, F] (rows of unfinished ones are meaningless), or None.
+        terms: the reward's weighted terms, [B] each, where the environment tells them.
+        g: guidance scale, [B], where there is one.
     """
 
     obs: Tensor
@@ -59,10 +64,12 @@ class NumpyBridge:
         self.single_action_space = env.single_action_space
 
     def reset_tensor(self, seed: int | None = None) -> Tensor:
+        """First observations, [B, F]."""
         obs, _ = self.env.reset(seed=seed)
         return _float(obs)
 
     def step_tensor(self, action: Tensor) -> TensorStep:
+        """One step with actions [B, A], clipped to the action space."""
         space = self.single_action_space
         assert isinstance(space, gymnasium.spaces.Box)
         clipped = np.clip(action.numpy().reshape(self.num_envs, *space.shape), space.low, space.high)
@@ -79,7 +86,8 @@ class NumpyBridge:
 def as_tensor_env(env: Any) -> TensorEnv:
     """The environment itself if it speaks torch, else a bridge.
 
-    Raises InvalidInputError unless it is a VectorEnv with flat Box observations, Box actions and same-step autoreset.
+    Raises:
+        InvalidInputError: no VectorEnv with flat Box observations, Box actions and same-step autoreset.
     """
     if not isinstance(env, VectorEnv):
         raise InvalidInputError(f"PPO trains on a gymnasium.vector.VectorEnv, got {type(env).__name__}")

@@ -1,71 +1,145 @@
-"""From settings to a trained controller: device → circuit → layer → actor → environment → PPO, in a run folder."""
+"""From settings to a trained policy: device → circuit → layer → policy → environment → PPO, in a run folder."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from qhw_diffusion.circuits import policy_circuit, save_circuit
+from qhw_diffusion.circuits import PolicyCircuit, policy_ansatz, save_circuit
 from qhw_diffusion.devices import Device
-from qhw_diffusion.diffusion import Backbone, Classifier, ImageDataset, check_fit, load_dataset
+from qhw_diffusion.diffusion import Backbone, ImageDataset, load_dataset
 from qhw_diffusion.errors import DamagedFileError, InvalidInputError
 from qhw_diffusion.execution import Engine, QuantumLayer
-from qhw_diffusion.guidance.actors import Actor, AnnealingActor, Critic, MLPActor, matched_mlp, mlp_parameters
-from qhw_diffusion.guidance.config import ActorConfig, GuidanceConfig, PPOConfig, RewardConfig
+from qhw_diffusion.extensions import extension_text
+from qhw_diffusion.guidance.config import (
+    BUILT_IN_SCORER,
+    OBJECT,
+    GuidanceConfig,
+    PolicyConfig,
+    PPOConfig,
+    RewardConfig,
+    today,
+)
 from qhw_diffusion.guidance.diagnostics import Finding, diagnose
 from qhw_diffusion.guidance.environment import GuidanceEnv, check_num_envs
 from qhw_diffusion.guidance.episode import GuidedEpisode, calibrate_state, draw_episode
+from qhw_diffusion.guidance.policies import (
+    AnnealingPolicy,
+    Critic,
+    MLPPolicy,
+    Policy,
+    QuantumPolicy,
+    compile_policy,
+    matched_mlp,
+    mlp_parameters,
+)
 from qhw_diffusion.guidance.ppo import History, train_ppo
-from qhw_diffusion.guidance.quantum_actor import QuantumActor, compile_policy
-from qhw_diffusion.guidance.rewards import Distribution, Reward
+from qhw_diffusion.guidance.rewards import Distribution, Reward, as_term
 from qhw_diffusion.guidance.rollout import rollout
-from qhw_diffusion.guidance.saving import load_actor, save_actor
+from qhw_diffusion.guidance.saving import load_policy_model, save_policy_model
+from qhw_diffusion.guidance.scorers import (
+    Scorer,
+    as_scorer,
+    check_scorer,
+    check_scorer_fit,
+    scorer_name,
+    scorer_of,
+    scorer_text,
+)
 from qhw_diffusion.runs import RunFolder, atomic_write_bytes, atomic_write_json
 
 KIND = "guidance"
+_PARTS: dict[str, Any] = {"guidance": GuidanceConfig, "reward": RewardConfig, "ppo": PPOConfig, "policy": PolicyConfig}
 _CALIBRATION_SEED, _CALIBRATION_IMAGES = 20_240_901, 200
 
 
 @dataclass(frozen=True)
-class TrainedController:
-    """A trained actor with everything needed to use it: the configuration its states and actions refer to."""
+class TrainedPolicy:
+    """A trained policy with everything needed to use it.
 
-    actor: Actor
+    Attributes:
+        policy: the policy.
+        config: calibrated configuration that its states and actions refer to.
+        reward: calibrated reward.
+        ppo: settings of the training.
+        policy_config: which policy it is.
+        history: metrics of every iteration.
+        findings: the diagnostics.
+    """
+
+    policy: Policy
     config: GuidanceConfig
     reward: RewardConfig
     ppo: PPOConfig
-    actor_config: ActorConfig
+    policy_config: PolicyConfig
     history: History
     findings: tuple[Finding, ...]
 
 
-def quantum_parameters(config: ActorConfig, n_features: int) -> int:
-    """Trainable parameters of the quantum actor these settings describe (weights, input scales, head)."""
-    weights = 3 * config.n_qubits * config.depth + n_features + (config.n_qubits if config.output_scaling else 0)
-    return weights + mlp_parameters([config.n_qubits, 64, 32, 2])
+def policy_circuit_of(config: PolicyConfig, n_features: int, ansatz: Callable[..., Any] | None = None) -> PolicyCircuit:
+    """The circuit that these settings describe.
 
+    Args:
+        config: ansatz, qubits, layers, entanglement, re-uploading.
+        n_features: entries of the state.
+        ansatz: a function that takes the place of the one `config.ansatz` names.
 
-def build_actor(config: ActorConfig, *, n_features: int = 6, seed: int = 0, device: Device | None = None) -> Actor:
-    """The untrained actor. seed: of every initial weight; device: instead of `config.device`, when already loaded."""
-    common: dict[str, Any] = {"initial_std": config.initial_std, "gain": config.gain, "seed": seed}
-    if config.kind == "mlp":
-        return MLPActor(n_features=n_features, **common)
-    if config.kind == "annealing":
-        return AnnealingActor(n_features=n_features, **common)
-    if config.kind == "matched":
-        return matched_mlp(quantum_parameters(config, n_features), n_features=n_features, **common)
-    circuit = policy_circuit(
+    Raises:
+        InvalidInputError, UnknownNameError: see `circuits.policy_ansatz`.
+    """
+    if ansatz is None and config.ansatz.startswith(OBJECT):
+        raise InvalidInputError(
+            f"the ansatz {config.ansatz.removeprefix(OBJECT)!r} was passed as an object in Python; pass it again: "
+            "ansatz=…"
+        )
+    return policy_ansatz(
+        config.ansatz if ansatz is None else ansatz,
+        n_features=n_features,
         n_qubits=config.n_qubits,
         depth=config.depth,
-        n_features=n_features,
         entanglement="none" if config.kind == "unentangled" else config.entanglement,
         reuploading=config.reuploading,
     )
+
+
+def quantum_parameters(config: PolicyConfig, n_features: int, ansatz: Callable[..., Any] | None = None) -> int:
+    """Trainable parameters of the quantum policy these settings describe, read off its circuit."""
+    circuit = policy_circuit_of(config, n_features, ansatz)
+    outputs = len(circuit.observables)
+    quantum = len(circuit.weights) + len(circuit.inputs) + (outputs if config.output_scaling else 0)
+    return quantum + mlp_parameters([outputs, *QuantumPolicy.HIDDEN, 2])
+
+
+def build_policy(
+    config: PolicyConfig,
+    *,
+    n_features: int = 6,
+    seed: int = 0,
+    device: Device | None = None,
+    ansatz: Callable[..., Any] | None = None,
+) -> Policy:
+    """The untrained policy.
+
+    Args:
+        config: which policy, and for a quantum one circuit, device and engine.
+        n_features: entries of the state.
+        seed: seed of every initial weight.
+        device: device in place of `config.device`, when already loaded.
+        ansatz: a function that takes the place of the one `config.ansatz` names.
+    """
+    common: dict[str, Any] = {"initial_std": config.initial_std, "gain": config.gain, "seed": seed}
+    if config.kind == "mlp":
+        return MLPPolicy(n_features=n_features, **common)
+    if config.kind == "annealing":
+        return AnnealingPolicy(n_features=n_features, **common)
+    if config.kind == "matched":
+        return matched_mlp(quantum_parameters(config, n_features, ansatz), n_features=n_features, **common)
+    circuit = policy_circuit_of(config, n_features, ansatz)
     compiled = compile_policy(
         circuit,
         device if device is not None else Device.load(config.device),
@@ -73,7 +147,7 @@ def build_actor(config: ActorConfig, *, n_features: int = 6, seed: int = 0, devi
         scheduled=config.scheduled,
         optimization_level=config.optimization_level,
     )
-    return QuantumActor(
+    return QuantumPolicy(
         QuantumLayer(compiled, config.engine, seed=seed),
         circuit,
         output_scaling=config.output_scaling,
@@ -83,21 +157,33 @@ def build_actor(config: ActorConfig, *, n_features: int = 6, seed: int = 0, devi
 
 
 def calibrate(
-    guidance: GuidanceConfig, reward: RewardConfig, backbone: Backbone, classifier: Classifier, real: ImageDataset
+    guidance: GuidanceConfig, reward: RewardConfig, backbone: Backbone, scorer: Scorer, real: ImageDataset
 ) -> tuple[GuidanceConfig, RewardConfig]:
-    """Both configurations with their measured numbers filled in (state centre and width, witness offset and scale)."""
-    guidance = calibrate_state(guidance, backbone, classifier)
+    """Both configurations with their measured numbers filled in.
+
+    Args:
+        guidance: configuration whose state centre and width are measured where they are not known.
+        reward: configuration whose witness offset and scale are measured where they are not known and needed.
+        backbone: makes the images.
+        scorer: what state and reward look through.
+        real: the training split.
+
+    Returns:
+        The two configurations, calibrated.
+    """
+    guidance = calibrate_state(guidance, backbone, scorer)
     if reward.distribution and reward.distribution_scale is None:
         generator = torch.Generator().manual_seed(_CALIBRATION_SEED)
-        device = next(backbone.parameters()).device
+        device = backbone.alphas_cumprod.device
         labels, noise = draw_episode(backbone, _CALIBRATION_IMAGES, generator, device)
         draws = torch.rand((guidance.n_steps, _CALIBRATION_IMAGES), generator=generator).to(device)
-        actions = guidance.action_limit * (2.0 * draws - 1.0)
-        random = (guidance.g0 + actions).clamp(guidance.g_min, guidance.g_max)
+        random = guidance.scale(guidance.action_limit * (2.0 * draws - 1.0))
         base_images, random_images = (
-            rollout(backbone, guidance, labels, noise, controller).images for controller in (guidance.g0, random)
+            rollout(backbone, guidance, labels, noise, policy).images for policy in (guidance.g0, random)
         )
-        term = Distribution(classifier, real, by_class=reward.distribution_by_class, kernel=reward.distribution_kernel)
+        term = Distribution(
+            scorer, real, by_class=reward.distribution_by_class, kernel=reward.distribution_kernel, device=device
+        )
         term = term.calibrated(base_images, random_images, labels)
         reward = reward.replace(distribution_offset=term.offset, distribution_scale=term.scale)
     return guidance, reward
@@ -107,90 +193,169 @@ def check_training(
     guidance: GuidanceConfig,
     ppo: PPOConfig,
     reward: RewardConfig,
-    actor: ActorConfig,
+    policy: PolicyConfig,
     *,
     backbone: Backbone,
-    classifier: Classifier,
+    scorer: Any = None,
     real: ImageDataset,
+    terms: Sequence[tuple[float, Any]] = (),
+    ansatz: Callable[..., Any] | None = None,
     device: Device | None = None,
     distance: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
 ) -> None:
-    """Raises what `train_guidance` would for settings that do not fit, before anything is sampled, trained or written.
+    """Raise what `train_guidance` would for settings that do not fit, before anything is sampled, trained or written.
 
-    The arguments are those of `train_guidance`. Circuit, reward and environment are built.
+    The arguments are those of `train_guidance`. Circuit, reward and environment are built; scorer and reward terms of
+    a user's own are called on a few random images.
     """
-    _check_parts(guidance, ppo, actor, backbone, classifier, real)
-    build_actor(actor, n_features=guidance.n_state, seed=ppo.seed, device=device)
-    reward_function = Reward.from_config(reward, classifier, real, distance=distance)
+    guidance, scorer = _scorer(guidance, scorer)
+    own, reward = _with_objects(reward, terms)
+    _check_parts(guidance, ppo, policy, backbone, scorer, real)
+    build_policy(policy, n_features=guidance.n_state, seed=ppo.seed, device=device, ansatz=ansatz)
+    reward_function = _checked_reward(reward, backbone, scorer, real, own, distance)
     check_num_envs(ppo.num_envs, reward_function, guidance, backbone.n_classes)
     n = guidance.n_state
-    bare = guidance.replace(starts=0, state_centre=(0.0,) * n, state_width=(1.0,) * n)  # nothing to be sampled
+    bare = guidance.replace(noise_pool=0, state_centre=(0.0,) * n, state_width=(1.0,) * n)  # nothing to be sampled
     GuidanceEnv(backbone, reward_function, bare, num_envs=ppo.num_envs)
+
+
+def _scorer(guidance: GuidanceConfig, given: Any) -> tuple[GuidanceConfig, Scorer]:
+    """The scorer, passed as an object or named by the configuration, and the configuration that records it."""
+    if given is None:
+        return guidance, scorer_of(guidance.scorer, guidance.dataset)
+    scorer = as_scorer(given)
+    text = extension_text(given) or scorer_text(scorer)
+    if guidance.scorer not in (BUILT_IN_SCORER, text):
+        raise InvalidInputError(
+            f"the configuration names the scorer {guidance.scorer!r} and {scorer_name(scorer)!r} is passed as an "
+            "object; give one of them"
+        )
+    return guidance.replace(scorer=text), scorer
+
+
+def _with_objects(reward: RewardConfig, terms: Sequence[tuple[float, Any]]) -> tuple[list[Any], RewardConfig]:
+    """The terms without a name by which they are found again, and the configuration that names all terms."""
+    nameless, named = [], []
+    for weight, given in terms:
+        term, text = as_term(given), extension_text(given)
+        if text is None:
+            nameless.append(term)
+        named.append(f"{float(weight)!r}*{text or OBJECT + term.name}")
+    return nameless, reward.replace(extra=(*reward.extra, *named)) if named else reward
+
+
+def _checked_reward(
+    reward: RewardConfig,
+    backbone: Backbone,
+    scorer: Scorer,
+    real: ImageDataset,
+    objects: Sequence[Any],
+    distance: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None,
+) -> Reward:
+    """The reward, after a call of the scorer and of the terms that are not built in."""
+    device = backbone.alphas_cumprod.device
+    check_scorer(
+        scorer, backbone.image_shape, backbone.n_classes, device=device, needs_features=reward.distribution > 0
+    )
+    made = Reward.from_config(reward, scorer, real, objects=objects, distance=distance, device=device)
+    made.check(backbone.image_shape, backbone.n_classes, device=device)
+    return made
 
 
 def _check_parts(
     guidance: GuidanceConfig,
     ppo: PPOConfig,
-    actor: ActorConfig,
+    policy: PolicyConfig,
     backbone: Backbone,
-    classifier: Classifier,
+    scorer: Scorer,
     real: ImageDataset,
 ) -> None:
-    if classifier.role != "reward":
-        raise InvalidInputError(f"training looks through the reward classifier, got role {classifier.role!r}")
-    if actor.kind == "annealing" and not guidance.extra_state:
-        raise InvalidInputError("the annealing actor needs the seventh state entry: GuidanceConfig(extra_state=True)")
-    check_fit(backbone=backbone, reward_classifier=classifier, data_set=real)
-    ppo.check_minibatches(ppo.rollout_steps or guidance.n_steps)
-    GuidedEpisode(backbone, guidance, classifier)  # refuses a sampler that does not start in noise
+    if policy.kind == "annealing" and not guidance.extra_state:
+        raise InvalidInputError("the annealing policy needs the seventh state entry: GuidanceConfig(extra_state=True)")
+    check_scorer_fit(backbone=backbone, reward_classifier=scorer, data_set=real)
+    ppo.check_minibatches(ppo.num_steps or guidance.n_steps)
+    GuidedEpisode(backbone, guidance, scorer)  # refuses a sampler that does not start in noise
 
 
 def train_guidance(
     guidance: GuidanceConfig,
     ppo: PPOConfig,
     reward: RewardConfig,
-    actor: ActorConfig,
+    policy: PolicyConfig,
     *,
     path: str | Path | None = None,
     command: str | None = None,
     resume: bool = False,
     overwrite: bool = False,
     backbone: Backbone | None = None,
-    classifier: Classifier | None = None,
+    scorer: Any = None,
+    terms: Sequence[tuple[float, Any]] = (),
+    ansatz: Callable[..., Any] | None = None,
     real: ImageDataset | None = None,
     device: Device | None = None,
     distance: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
     on_update: Callable[[int, dict[str, float]], None] | None = None,
-) -> TrainedController:
-    """Train one controller; with `path`, in a run folder that holds all that is needed to say what was run.
+) -> TrainedPolicy:
+    """Train one policy; with `path`, in a run folder that holds all that is needed to say what was run.
 
-    backbone, classifier (the reward one), real (the training split), device: loaded by name from the configurations
-    unless given; distance: an LPIPS network for that reward term, in place of `reward.lpips_weights`; resume: continue
-    the run in `path` bit for bit (from the beginning where it has no checkpoint yet), with the settings stored there
-    (those given must agree); overwrite: an earlier run in `path` gives way once the first checkpoint is written.
-    `ppo.seed` seeds everything. A run that is refused or cut short before its first checkpoint leaves no folder.
+    Folder: config.json, manifest.json, metrics.jsonl, TensorBoard events, checkpoint.safetensors, model/ (the policy),
+    findings.json (the diagnostics, also while it runs) and, for a quantum policy, circuit.qpy, circuit.qasm and
+    device.json. Ctrl-C stops after the present update with a checkpoint; the model written is then the one reached. A
+    run that is refused or cut short before its first checkpoint leaves no folder.
 
-    Folder: config.json, manifest.json, metrics.jsonl, TensorBoard events, checkpoint.safetensors, model/ (the actor),
-    findings.json (the diagnostics, also while it runs) and, for a quantum actor, circuit.qpy, circuit.qasm and
-    device.json. Ctrl-C stops after the present update with a checkpoint; the model written is then the one reached.
+    Args:
+        guidance: sampler, guidance range, state, and the scorer's name.
+        ppo: training; `ppo.seed` seeds everything.
+        reward: weights of the reward terms, and the names of own ones.
+        policy: policy, circuit, device and engine.
+        path: run folder; None: nothing is written.
+        command: what was typed, for the manifest.
+        resume: continue the run in `path` bit for bit (from the beginning where it has no checkpoint yet), with the
+            settings stored there (those given must agree).
+        overwrite: an earlier run in `path` gives way once the first checkpoint is written.
+        backbone: model that samples; None: loaded by `guidance.dataset`.
+        scorer: a scorer as an object (`scorers.as_scorer`), in place of the one that `guidance.scorer` names.
+        terms: reward terms as objects with their weights (`rewards.as_term`), besides those that `reward` names; they
+            are to be given again where the run is resumed, unless they are functions or classes that are found by
+            name.
+        ansatz: a function that builds the policy circuit (`circuits.policy_ansatz`), in place of the one that
+            `policy.ansatz` names.
+        real: training split; None: loaded by `guidance.dataset`.
+        device: device the circuit is compiled for, in place of `policy.device`.
+        distance: LPIPS network for that reward term, in place of `reward.lpips_weights`.
+        on_update: called with (update, metrics) after each update.
+
+    Returns:
+        The trained policy with the configurations its states and actions refer to.
+
+    Raises:
+        InvalidInputError: settings, scorer or reward terms that do not fit, before anything is trained or written.
+        RunFolderError: an impossible resume, or a folder that is in use.
     """
     backbone = backbone if backbone is not None else Backbone.load(guidance.dataset)
-    classifier = classifier if classifier is not None else Classifier.load(guidance.dataset, role="reward")
+    guidance, scorer = _scorer(guidance, scorer)
     real = real if real is not None else load_dataset(guidance.dataset, split="train")
-    _check_parts(guidance, ppo, actor, backbone, classifier, real)
+    own, reward = _with_objects(reward, terms)
+    if ansatz is not None:
+        name = getattr(ansatz, "__name__", type(ansatz).__name__)
+        policy = policy.replace(ansatz=extension_text(ansatz) or f"{OBJECT}{name}")
+    _check_parts(guidance, ppo, policy, backbone, scorer, real)
     if resume and path is None:
         raise InvalidInputError("resuming needs the path of the run folder")
-    reward_function = Reward.from_config(reward, classifier, real, distance=distance)
-    check_num_envs(ppo.num_envs, reward_function, guidance, backbone.n_classes)
-    guidance, reward = calibrate(guidance, reward, backbone, classifier, real)
+    check_num_envs(
+        ppo.num_envs, _checked_reward(reward, backbone, scorer, real, own, distance), guidance, backbone.n_classes
+    )
+    model = build_policy(policy, n_features=guidance.n_state, seed=ppo.seed, device=device, ansatz=ansatz)
+    guidance, reward = calibrate(guidance, reward, backbone, scorer, real)
     settings = {
         "guidance": guidance.to_dict(),
         "reward": reward.to_dict(),
         "ppo": ppo.to_dict(),
-        "actor": actor.to_dict(),
+        "policy": policy.to_dict(),
     }
-    policy = build_actor(actor, n_features=guidance.n_state, seed=ppo.seed, device=device)
-    reward_function = Reward.from_config(reward, classifier, real, distance=distance)
+    reward_function = Reward.from_config(
+        reward, scorer, real, objects=own, distance=distance, device=backbone.alphas_cumprod.device
+    )
     env = GuidanceEnv(backbone, reward_function, guidance, num_envs=ppo.num_envs, seed=ppo.seed)
     critic = Critic(guidance.n_state, seed=ppo.seed)
     run = None
@@ -202,9 +367,9 @@ def train_guidance(
     elif path is not None:
         run = RunFolder.create(path, kind=KIND, config=settings, command=command, overwrite=overwrite)
     with run or contextlib.nullcontext():
-        if run is not None and isinstance(policy, QuantumActor):
-            save_circuit(policy.circuit.circuit, run.path, "circuit")
-        trains_circuit = bool(policy.parameter_groups()["circuit"])
+        if run is not None and isinstance(model, QuantumPolicy):
+            save_circuit(model.circuit.circuit, run.path, "circuit")
+        trains_circuit = bool(model.parameter_groups()["circuit"])
 
         def watch(update: int, metrics: dict[str, float]) -> None:
             if run is not None and (update + 1) % ppo.checkpoint_every == 0:
@@ -213,45 +378,49 @@ def train_guidance(
                 on_update(update, metrics)
 
         going_on = run is not None and run.has_checkpoint
-        history = train_ppo(env, policy, critic, ppo, run=run, resume=going_on, on_update=watch)
+        history = train_ppo(env, model, critic, ppo, run=run, resume=going_on, on_update=watch)
         findings = tuple(diagnose(history, trains_circuit=trains_circuit))
         if run is not None:
-            save_actor(policy, run.path / "model")
-            if isinstance(policy, QuantumActor):
+            save_policy_model(model, run.path / "model")
+            if isinstance(model, QuantumPolicy):
                 atomic_write_bytes(run.path / "device.json", (run.path / "model" / "device.json").read_bytes())
             _write_findings(run, findings)
-    return TrainedController(policy, guidance, reward, ppo, actor, history, findings)
+    return TrainedPolicy(model, guidance, reward, ppo, policy, history, findings)
 
 
-def load_controller(
+def load_policy(
     path: str | Path, *, device: str | Path | Device | None = None, engine: str | Engine | None = None
-) -> TrainedController:
-    """A trained controller from its run folder, a quantum one on another device or engine if asked (`load_actor`).
+) -> TrainedPolicy:
+    """A trained policy from its run folder, a quantum one on another device or engine if asked.
 
-    Raises RunFolderError or DamagedFileError (DamagedRunError is both) for a folder that is missing, damaged or of
-    another kind.
+    Args:
+        path: run folder.
+        device: see `load_policy_model`.
+        engine: see `load_policy_model`.
+
+    Raises:
+        RunFolderError: the folder is missing or of another kind.
+        DamagedFileError: it is damaged (DamagedRunError is both).
     """
     run = RunFolder.open(path, kind=KIND)
     try:
-        parts = (
-            GuidanceConfig.from_dict(run.config["guidance"]),
-            RewardConfig.from_dict(run.config["reward"]),
-            PPOConfig.from_dict(run.config["ppo"]),
-            ActorConfig.from_dict(run.config["actor"]),
-        )
+        saved = today(run.config, "run")
+        guidance, reward, ppo, policy = (part.from_dict(saved[name]) for name, part in _PARTS.items())
     except (KeyError, TypeError, InvalidInputError) as error:
         raise DamagedFileError(f"{run.path / 'config.json'} does not describe a guidance run ({error})") from error
     with run.whole():
-        actor = load_actor(run.path / "model", device=device, engine=engine)
+        model = load_policy_model(run.path / "model", device=device, engine=engine)
     history = _plain(run.metrics())
-    findings = tuple(diagnose(history, trains_circuit=bool(actor.parameter_groups()["circuit"])))
-    return TrainedController(actor, *parts, history, findings)
+    findings = tuple(diagnose(history, trains_circuit=bool(model.parameter_groups()["circuit"])))
+    return TrainedPolicy(model, guidance, reward, ppo, policy, history, findings)
 
 
 def with_later_settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of a guidance run as saved, with the defaults of those that came after its folder was made."""
-    parts: dict[str, Any] = {"guidance": GuidanceConfig, "reward": RewardConfig, "ppo": PPOConfig, "actor": ActorConfig}
-    return {name: parts[name].from_dict(value).to_dict() if name in parts else value for name, value in config.items()}
+    """The settings of a saved run under today's names, with defaults for those that came after it was made."""
+    return {
+        name: _PARTS[name].from_dict(value).to_dict() if name in _PARTS else value
+        for name, value in today(config, "run").items()
+    }
 
 
 def _plain(rows: list[dict[str, Any]]) -> History:

@@ -27,12 +27,12 @@ from qhw_diffusion.execution.engine import rows_of
 from qhw_diffusion.guidance import (
     GuidanceConfig,
     GuidedEpisode,
-    QuantumActor,
+    QuantumPolicy,
     RewardConfig,
-    TrainedController,
-    load_actor,
-    load_controller,
-    save_actor,
+    TrainedPolicy,
+    load_policy,
+    load_policy_model,
+    save_policy_model,
 )
 from qhw_diffusion.mitigation import check_strategies, strategies_of
 from qhw_diffusion.runs import RunFolder, atomic_write_json, check_place, read_json
@@ -148,7 +148,7 @@ class Prepared:
 
     folder: RunFolder
     asked: RolloutConfig
-    policy: QuantumActor
+    policy: QuantumPolicy
     guidance: GuidanceConfig
     reward: RewardConfig
     models: Models
@@ -181,10 +181,10 @@ def prepare(
         folder = RunFolder.open(out, kind=KIND)
         folder.require_settings({"rollout": asked.to_dict()})
         if not (out / DEVICE_FILE).exists():  # it was left before anything was sent
-            _fill(asked, out, _policy_of(asked, load_controller(asked.run), device), given)
+            _fill(asked, out, _policy_of(asked, load_policy(asked.run), device), given)
         return _opened(asked, folder, given)
     check_place(out, kind=KIND, overwrite=overwrite)
-    trained = load_controller(asked.run)
+    trained = load_policy(asked.run)
     policy = _policy_of(asked, trained, device)
     check_strategies(strategies_of(asked.mitigation), policy.layer.compiled)  # told before anything is made
     load_models(models_of(Path(asked.run)).replace(**given))
@@ -208,28 +208,28 @@ def _opened(asked: RolloutConfig, folder: RunFolder, changes: dict[str, Any]) ->
         reward = RewardConfig.from_dict(folder.config["reward"])
     except (KeyError, TypeError) as error:
         raise DamagedFileError(f"{folder.path / 'config.json'} does not describe a rollout ({error!r})") from error
-    policy = load_actor(folder.path / "model", engine="noisy")
-    assert isinstance(policy, QuantumActor)
+    policy = load_policy_model(folder.path / "model", engine="noisy")
+    assert isinstance(policy, QuantumPolicy)
     used = ModelConfig.from_dict(read_json(folder.path / MODELS_FILE))
     if used != used.replace(**changes):
         raise RunFolderError(f"{folder.path} was started with other models ({', '.join(changes)}); resume it without")
     return Prepared(folder, asked, policy, guidance, reward, load_models(used))
 
 
-def _policy_of(asked: RolloutConfig, trained: TrainedController, device: Device | None) -> QuantumActor:
+def _policy_of(asked: RolloutConfig, trained: TrainedPolicy, device: Device | None) -> QuantumPolicy:
     """The policy on its device's noisy simulation."""
-    if not isinstance(trained.actor, QuantumActor):
+    if not isinstance(trained.policy, QuantumPolicy):
         raise InvalidInputError(
-            f"the policy in {asked.run} is classical ({trained.actor.kind}) and needs no device; without --shots it is "
-            "evaluated here"
+            f"the policy in {asked.run} is classical ({trained.policy.kind}) and needs no device; without --shots it "
+            "is evaluated here"
         )
-    return trained.actor.on(device if device is not None else Device.load(asked.device), Noisy())
+    return trained.policy.on(device if device is not None else Device.load(asked.device), Noisy())
 
 
-def _fill(asked: RolloutConfig, out: Path, policy: QuantumActor, changes: dict[str, Any]) -> None:
+def _fill(asked: RolloutConfig, out: Path, policy: QuantumPolicy, changes: dict[str, Any]) -> None:
     """Copies of the policy and of the device's snapshot; device.json comes last and says that all is there."""
     atomic_write_json(out / MODELS_FILE, models_of(Path(asked.run)).replace(**changes).to_dict())
-    save_actor(policy, out / "model")
+    save_policy_model(policy, out / "model")
     atomic_write_json(out / DEVICE_FILE, read_json(out / "model" / DEVICE_FILE))
 
 
@@ -317,7 +317,7 @@ def _measure(prepared: Prepared, state: Tensor, engine: Engine) -> dict[str, Ten
     }
 
 
-def _action(policy: QuantumActor, values: Tensor) -> Tensor:
+def _action(policy: QuantumPolicy, values: Tensor) -> Tensor:
     """Mean ΔCFG [B] for expectation values [B, M]."""
     if policy.output_scale is not None:
         values = values * policy.output_scale

@@ -113,16 +113,16 @@ class FineTuneConfig(Config):
     def ppo(self, trained: PPOConfig) -> PPOConfig:
         """The trained settings with those of the fine-tuning; rates stay constant. Validated by `PPOConfig`."""
         return trained.replace(
-            updates=self.updates,
+            num_iterations=self.updates,
             num_envs=self.num_envs,
-            epochs=self.epochs,
-            minibatches=self.minibatches,
-            rollout_steps=None,
-            lr_circuit=self.lr_circuit,
-            lr_head=self.lr_head,
-            lr_critic=self.lr_critic,
-            lr_final=1.0,
-            clip=self.clip,
+            update_epochs=self.epochs,
+            num_minibatches=self.minibatches,
+            num_steps=None,
+            learning_rate_circuit=self.lr_circuit,
+            learning_rate_head=self.lr_head,
+            learning_rate_critic=self.lr_critic,
+            learning_rate_final=1.0,
+            clip_coef=self.clip,
             seed=self.seed,
             checkpoint_every=1,
         )

@@ -12,21 +12,20 @@ from qhw_diffusion.errors import InvalidInputError, UnknownNameError
 from qhw_diffusion.execution import Engine, Noisy, engine_of
 from qhw_diffusion.experiment.statistics import mean_interval, paired_test
 from qhw_diffusion.guidance import (
-    Actor,
-    LookupActor,
-    QuantumActor,
-    TrainedController,
+    LookupPolicy,
+    Policy,
+    QuantumPolicy,
+    TrainedPolicy,
     action_error,
     explored_states,
     fit_network,
-    load_actor,
-    load_controller,
-    save_actor,
+    load_policy,
+    load_policy_model,
+    save_policy_model,
     tabulate,
     visited_states,
 )
-from qhw_diffusion.guidance.distill import HIDDEN
-from qhw_diffusion.guidance.lookup import input_degrees, table_rows
+from qhw_diffusion.guidance.distill import HIDDEN, input_degrees, table_rows
 from qhw_diffusion.guidance.training import KIND, with_later_settings
 from qhw_diffusion.runs import Place, RunFolder, atomic_write_json, check_place, progress
 from qhw_diffusion.studies.device_access import AccessConfig, at_device, open_access
@@ -74,7 +73,7 @@ class Distillation:
 def distill_run(asked: Distillation, *, command: str | None = None, overwrite: bool = False) -> str:
     """Distil, compare with the original, and write the run folder `asked.out`; returns a text.
 
-    The folder is of the kind `qhw train guidance` writes, so `load_controller` and `qhw evaluate guidance` take it;
+    The folder is of the kind `qhw train guidance` writes, so `load_policy` and `qhw evaluate guidance` take it;
     distillation.json has the numbers. overwrite: as in `RunFolder.create`.
     Raises InvalidInputError for a classical policy and for a circuit that no table of reasonable size holds.
     """
@@ -130,9 +129,9 @@ def distill_on_device(
     with run, open_access(access_config, run_name(run, access_config.device)) as access:
         access.require_cap()
         if moved is not None:
-            save_actor(moved, out / ORIGINAL)
-        original = load_actor(out / ORIGINAL, engine="noisy")
-        assert isinstance(original, QuantumActor)
+            save_policy_model(moved, out / ORIGINAL)
+        original = load_policy_model(out / ORIGINAL, engine="noisy")
+        assert isinstance(original, QuantumPolicy)
         rows = table_rows(input_degrees(original.layer.compiled))
         print(access.cost_text(access.cost(original.layer.compiled, rows)), flush=True)
         purpose = f"{access.run} table"
@@ -168,13 +167,13 @@ def distil_policy(asked: Distillation, access_config: AccessConfig | None, place
     )
 
 
-def _load(asked: Distillation) -> tuple[TrainedController, QuantumActor]:
-    trained = load_controller(asked.run)
-    if not isinstance(trained.actor, QuantumActor):
+def _load(asked: Distillation) -> tuple[TrainedPolicy, QuantumPolicy]:
+    trained = load_policy(asked.run)
+    if not isinstance(trained.policy, QuantumPolicy):
         raise InvalidInputError(
-            f"the policy in {asked.run} is classical ({trained.actor.kind}) already; distil a quantum one"
+            f"the policy in {asked.run} is classical ({trained.policy.kind}) already; distil a quantum one"
         )
-    return trained, trained.actor
+    return trained, trained.policy
 
 
 def _models(asked: Distillation) -> Models:
@@ -183,18 +182,18 @@ def _models(asked: Distillation) -> Models:
 
 
 def _compare(
-    asked: Distillation, trained: TrainedController, original: QuantumActor, stand_in: Actor, models: Models
+    asked: Distillation, trained: TrainedPolicy, original: QuantumPolicy, stand_in: Policy, models: Models
 ) -> dict[str, Any]:
     """What distillation.json holds."""
     config, layer = trained.config, original.layer
-    states = visited_states(original, config, models.backbone, models.reward, starts=_STARTS, seed=_HELDOUT_SEED)
+    states = visited_states(original, config, models.backbone, models.reward, images=_STARTS, seed=_HELDOUT_SEED)
     return {
         "from": str(asked.run),
         "form": asked.form,
         "device": layer.compiled.device.name,
         "engine": layer.engine.label,
         "numbers": sum(t.numel() for t in stand_in.state_dict().values()),
-        "circuits": len(stand_in.table) if isinstance(stand_in, LookupActor) else 0,
+        "circuits": len(stand_in.table) if isinstance(stand_in, LookupPolicy) else 0,
         "action_error": action_error(original, stand_in, states, config).to_dict(),
         "judged": _compare_images(asked, trained, original, stand_in, models),
         "seeds": asked.seeds,
@@ -202,16 +201,16 @@ def _compare(
     }
 
 
-def _distil(asked: Distillation, trained: TrainedController, original: QuantumActor, models: Models) -> Actor:
+def _distil(asked: Distillation, trained: TrainedPolicy, original: QuantumPolicy, models: Models) -> Policy:
     if asked.form == "lookup":
         return tabulate(original)
     backbone, proxy = models.backbone, models.reward
-    states = explored_states(original, trained.config, backbone, proxy, starts=_STARTS, seed=_FIT_SEED + asked.seed)
+    states = explored_states(original, trained.config, backbone, proxy, images=_STARTS, seed=_FIT_SEED + asked.seed)
     return fit_network(original, states, hidden=asked.hidden, iterations=asked.iterations, seed=asked.seed)
 
 
 def _compare_images(
-    asked: Distillation, trained: TrainedController, original: Actor, stand_in: Actor, models: Models
+    asked: Distillation, trained: TrainedPolicy, original: Policy, stand_in: Policy, models: Models
 ) -> dict[str, dict[str, list[float]]]:
     """Judge's numbers of both policies, a value per seed, on the same starts; and how far apart their images are."""
     out: dict[str, dict[str, list[float]]] = {"original": {}, "distilled": {}, "between": {"pixel_rms": []}}
@@ -230,26 +229,26 @@ def _compare_images(
     return out
 
 
-def _config(asked: Distillation, trained: TrainedController, original: QuantumActor) -> dict[str, Any]:
+def _config(asked: Distillation, trained: TrainedPolicy, original: QuantumPolicy) -> dict[str, Any]:
     layer = original.layer
     return {
         "guidance": trained.config.to_dict(),
         "reward": trained.reward.to_dict(),
         "ppo": trained.ppo.to_dict(),
-        "actor": trained.actor_config.to_dict(),
+        "policy": trained.policy_config.to_dict(),
         "distilled": {"from": str(asked.run), "form": asked.form, "device": layer.compiled.device.name,
                       "engine": layer.engine.label},
     }  # fmt: skip
 
 
-def _save(run: RunFolder, stand_in: Actor, record: dict[str, Any], models: dict[str, Any]) -> None:
+def _save(run: RunFolder, stand_in: Policy, record: dict[str, Any], models: dict[str, Any]) -> None:
     atomic_write_json(run.path / MODELS_FILE, models)
-    save_actor(stand_in, run.path / "model")
+    save_policy_model(stand_in, run.path / "model")
     atomic_write_json(run.path / "distillation.json", record)
     run.close()
 
 
-def _text(asked: Distillation, trained: TrainedController, record: dict[str, Any]) -> str:
+def _text(asked: Distillation, trained: TrainedPolicy, record: dict[str, Any]) -> str:
     error, judged = record["action_error"], record["judged"]
     made = (
         f"{record['circuits']:,} circuits evaluated once{_where(record)}, {record['numbers']:,} numbers kept"

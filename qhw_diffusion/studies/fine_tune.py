@@ -22,12 +22,12 @@ from qhw_diffusion.execution.gradients import unrolled
 from qhw_diffusion.guidance import (
     Critic,
     GuidanceEnv,
-    QuantumActor,
+    QuantumPolicy,
     Reward,
-    TrainedController,
-    load_actor,
-    load_controller,
-    save_actor,
+    TrainedPolicy,
+    load_policy,
+    load_policy_model,
+    save_policy_model,
     train_ppo,
 )
 from qhw_diffusion.guidance.ppo import History
@@ -77,7 +77,7 @@ def prepare_fine_tune(
     overwrite: bool = False,
     command: str | None = None,
     device: Device | None = None,
-) -> tuple[RunFolder, TrainedController, QuantumActor]:
+) -> tuple[RunFolder, TrainedPolicy, QuantumPolicy]:
     """Make the run folder with a copy of the policy and of the device's snapshot, or open it to go on.
 
     Returns the folder, the controller as it was trained, and its policy on the device's noisy simulation.
@@ -87,17 +87,17 @@ def prepare_fine_tune(
     """
     if not resume:
         check_place(out, kind=KIND, overwrite=overwrite)
-    trained = load_controller(asked.run)
-    if not isinstance(trained.actor, QuantumActor):
-        raise InvalidInputError(f"the policy in {asked.run} is classical ({trained.actor.kind}); no device tunes it")
+    trained = load_policy(asked.run)
+    if not isinstance(trained.policy, QuantumPolicy):
+        raise InvalidInputError(f"the policy in {asked.run} is classical ({trained.policy.kind}); no device tunes it")
     ppo = asked.ppo(trained.ppo)
     ppo.check_minibatches(trained.config.n_steps)  # before anything is made, let alone paid for
-    actor_config = trained.actor_config.replace(device=asked.device, engine="noisy")
+    policy_config = trained.policy_config.replace(device=asked.device, engine="noisy")
     settings = {
         "guidance": trained.config.to_dict(),
         "reward": trained.reward.to_dict(),
         "ppo": ppo.to_dict(),
-        "actor": actor_config.to_dict(),
+        "policy": policy_config.to_dict(),
         "fine_tune": asked.to_dict(),
     }
     if resume:
@@ -106,15 +106,15 @@ def prepare_fine_tune(
     ready = resume and (out / MODELS_FILE).exists()  # else a new folder, or one left before anything was sent
     policy = None
     if not ready:
-        policy = trained.actor.on(device if device is not None else Device.load(asked.device), Noisy())
+        policy = trained.policy.on(device if device is not None else Device.load(asked.device), Noisy())
     if not resume:
         run = RunFolder.create(out, kind=KIND, config=settings, command=command, overwrite=overwrite)
     try:
         if policy is not None:
-            save_actor(policy, out / ORIGINAL)
+            save_policy_model(policy, out / ORIGINAL)
             atomic_write_json(out / MODELS_FILE, models_of(Path(asked.run)).to_dict())
-        original = load_actor(out / ORIGINAL)
-        assert isinstance(original, QuantumActor)
+        original = load_policy_model(out / ORIGINAL)
+        assert isinstance(original, QuantumPolicy)
     except BaseException:
         run.discard()
         raise
@@ -124,14 +124,14 @@ def prepare_fine_tune(
 def fine_tune(
     asked: FineTuneConfig,
     run: RunFolder,
-    trained: TrainedController,
-    original: QuantumActor,
+    trained: TrainedPolicy,
+    original: QuantumPolicy,
     models: Models,
     access: Access,
     *,
     resume: bool,
     on_update: Any = None,
-) -> tuple[QuantumActor, History]:
+) -> tuple[QuantumPolicy, History]:
     """The updates; returns the policy (on the device's noisy simulation) and the log. `on_update` as in `train_ppo`.
 
     After Ctrl-C fewer updates are in the log than asked for; the checkpoint has them.
@@ -161,7 +161,7 @@ def fine_tune(
     return tuned, history
 
 
-def critic_of(folder: Path, trained: TrainedController) -> Critic:
+def critic_of(folder: Path, trained: TrainedPolicy) -> Critic:
     """The critic the policy was trained with; a new one where the run kept no checkpoint."""
     critic = Critic(trained.config.n_state, seed=trained.ppo.seed)
     if (folder / CHECKPOINT).is_file():
@@ -170,8 +170,8 @@ def critic_of(folder: Path, trained: TrainedController) -> Critic:
     return critic
 
 
-def keep_result(run: RunFolder, actor: QuantumActor, record: dict[str, Any]) -> None:
+def keep_result(run: RunFolder, actor: QuantumPolicy, record: dict[str, Any]) -> None:
     """Write the tuned policy and fine_tuning.json into the run folder."""
-    save_actor(actor, run.path / "model")
+    save_policy_model(actor, run.path / "model")
     atomic_write_json(run.path / "device.json", read_json(run.path / "model" / "device.json"))
     atomic_write_json(run.path / "fine_tuning.json", record)

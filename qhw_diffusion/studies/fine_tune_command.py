@@ -10,7 +10,7 @@ from qhw_diffusion.errors import InvalidInputError
 from qhw_diffusion.execution import CompiledCircuit
 from qhw_diffusion.experiment import p_text
 from qhw_diffusion.experiment.statistics import mean_interval, paired_test
-from qhw_diffusion.guidance import QuantumActor, TrainedController, rollout
+from qhw_diffusion.guidance import QuantumPolicy, TrainedPolicy, rollout
 from qhw_diffusion.guidance.ppo import History
 from qhw_diffusion.guidance.training import KIND
 from qhw_diffusion.runs import Place, RunFolder, progress, read_json
@@ -79,7 +79,7 @@ def fine_tune_run(
 
 
 def compare(
-    trained: TrainedController, before: QuantumActor, after: QuantumActor, models: Models, *, seeds: int, images: int
+    trained: TrainedPolicy, before: QuantumPolicy, after: QuantumPolicy, models: Models, *, seeds: int, images: int
 ) -> dict[str, dict[str, list[float]]]:
     """Judge's FD and accuracy and the reward side's return of both policies, a value per seed, on the same starts.
 

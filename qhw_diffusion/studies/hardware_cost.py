@@ -171,15 +171,15 @@ def _check_folder(folder: Path) -> None:
 
 
 def _guidance(folder: Path, device: Device | None, images: int) -> Workload:
-    from qhw_diffusion.guidance import QuantumActor, load_controller
+    from qhw_diffusion.guidance import QuantumPolicy, load_policy
 
-    trained = load_controller(folder)
-    if not isinstance(trained.actor, QuantumActor):
+    trained = load_policy(folder)
+    if not isinstance(trained.policy, QuantumPolicy):
         raise InvalidInputError(
-            f"the policy in {folder} is classical ({trained.actor.kind}): it has no circuit to run, and takes no QPU "
+            f"the policy in {folder} is classical ({trained.policy.kind}): it has no circuit to run, and takes no QPU "
             "time"
         )
-    compiled = trained.actor.layer.compiled
+    compiled = trained.policy.layer.compiled
     compiled = compiled if device is None else compiled.compile_for(device)
     steps = trained.config.n_steps
     name = f"{compiled.logical.name} of {folder}, {steps} sampling steps, {images:,} images"

@@ -16,8 +16,10 @@ from qhw_diffusion.diffusion import (
     image_features,
     kernel_distance,
 )
-from qhw_diffusion.guidance import Controller, GuidanceConfig, Reward, RewardConfig, Rollout, rollout
-from qhw_diffusion.guidance.rewards import Distribution, StepView
+from qhw_diffusion.guidance import GuidanceConfig, PolicyOrSchedule, Reward, RewardConfig, Rollout, mean_return, rollout
+from qhw_diffusion.guidance.config import BUILT_IN_SCORER
+from qhw_diffusion.guidance.rewards import Distribution
+from qhw_diffusion.guidance.scorers import Scorer, scorer_of
 from qhw_diffusion.studies.models import Models
 
 _WITNESS_IMAGES = 2000
@@ -37,7 +39,7 @@ class Sampled:
 def sample_and_measure(
     models: Models,
     config: GuidanceConfig,
-    controller: Controller,
+    controller: PolicyOrSchedule,
     labels: Tensor,
     noise: Tensor,
     *,
@@ -50,12 +52,15 @@ def sample_and_measure(
 
     Reward side, all by the reward classifier against the training images: "distance", the unbiased kernel distance
     that the reward's distribution term lowers (schedules are chosen by it: everybody is tuned on one objective), "fd",
-    "kd", "accuracy"; with a calibrated `reward` also "return", the mean episode reward from its terminal terms and the
-    action penalty (stepwise terms and total variation, which need every intermediate image, are left out).
+    "kd", "accuracy"; with a calibrated `reward` also "return", the mean episode reward, and "return/NAME", the share
+    of every term in it (`guidance.mean_return`).
     reference: images of the base scale from the same starts; with them the distribution term is the gain over those
     images instead of over a stored mean. Judged: see `images.evaluate_samples`.
     """
-    played = rollout(models.backbone, config, labels, noise, controller, proxy=models.reward, batch=batch)
+    scorer = _scorer(models, config.scorer)
+    calibrated = not reward.distribution or reward.distribution_scale is not None
+    function = _reward_function(models, reward, config.scorer) if calibrated else None
+    played = rollout(models.backbone, config, labels, noise, controller, scorer=scorer, reward=function, batch=batch)
     features = image_features(models.reward, played.images)
     side = {
         "distance": _distribution(models, reward).distance(played.images[:_WITNESS_IMAGES], labels[:_WITNESS_IMAGES]),
@@ -63,8 +68,9 @@ def sample_and_measure(
         "kd": kernel_distance(features[:_WITNESS_IMAGES], models.train_features[:_WITNESS_IMAGES]),
         "accuracy": accuracy(models.reward, played.images, labels),
     }
-    if not reward.distribution or reward.distribution_scale is not None:
-        side["return"] = terminal_return(models, reward, played, reference)
+    if function is not None:
+        shares = mean_return(function, played, reference, images=_WITNESS_IMAGES)
+        side |= {"return": sum(shares.values()), **{f"return/{name}": share for name, share in shares.items()}}
     judgement = None
     if judged:
         judgement = evaluate_samples(
@@ -73,20 +79,9 @@ def sample_and_measure(
     return Sampled(played, side, judgement)
 
 
-@torch.no_grad()
-def terminal_return(models: Models, reward: RewardConfig, played: Rollout, reference: Tensor | None = None) -> float:
-    """Mean episode reward of a rollout from the terms that can be computed at its end (see `sample_and_measure`)."""
-    images = played.images[:_WITNESS_IMAGES]
-    logits = models.reward.logits(images)
-    labels = played.labels[: len(images)]
-    nothing = torch.zeros(len(images))
-    base = None if reference is None else reference[: len(images)]
-    end = StepView(True, images, images, logits, logits, labels, nothing, base)
-    total = -reward.action_penalty * float(played.actions.square().sum(0).mean())
-    for weight, term in _reward_function(models, reward).terms:
-        if term.name in ("distribution", "confidence"):
-            total += weight * float(term(end).mean())
-    return total
+@lru_cache(maxsize=2)
+def _scorer(models: Models, text: str) -> Scorer:
+    return models.reward if text == BUILT_IN_SCORER else scorer_of(text, models.reward.name)
 
 
 @lru_cache(maxsize=2)
@@ -96,9 +91,9 @@ def _distribution(models: Models, reward: RewardConfig) -> Distribution:
 
 
 @lru_cache(maxsize=2)
-def _reward_function(models: Models, reward: RewardConfig) -> Reward:
+def _reward_function(models: Models, reward: RewardConfig, scorer: str) -> Reward:
     # making it embeds thousands of training images
-    return Reward.from_config(reward, models.reward, models.train)
+    return Reward.from_config(reward, _scorer(models, scorer), models.train)
 
 
 def trajectory(played: Rollout) -> dict[str, Any]:

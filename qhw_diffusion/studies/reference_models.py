@@ -31,21 +31,21 @@ from qhw_diffusion.devices import Device
 from qhw_diffusion.errors import InvalidInputError
 from qhw_diffusion.execution import Engine, GradientMethod
 from qhw_diffusion.guidance import (
-    ActorConfig,
     Critic,
     GuidanceConfig,
     GuidanceEnv,
+    PolicyConfig,
     PPOConfig,
-    QuantumActor,
+    QuantumPolicy,
     Reward,
     RewardConfig,
     Rollout,
-    build_actor,
+    build_policy,
     calibrate,
     check_training,
-    load_actor,
+    load_policy_model,
     rollout,
-    save_actor,
+    save_policy_model,
     train_ppo,
 )
 from qhw_diffusion.guidance.ppo import History
@@ -108,25 +108,23 @@ class ReferenceModelsConfig(Config):
         return GuidanceConfig(
             n_steps=self.n_steps,
             spacing=self.spacing,
-            g0=self.g0,
-            g_min=max(0.0, self.g0 - limit),
-            g_max=self.g0 + limit,
-            starts=self.starts,
+            **GuidanceConfig.around(self.g0, limit),
+            noise_pool=self.starts,
         )
 
     def ppo(self, seed: int) -> PPOConfig:
         """Settings of one training."""
         return PPOConfig.short(
-            updates=self.updates,
+            num_iterations=self.updates,
             num_envs=self.num_envs,
-            epochs=self.epochs,
-            minibatches=self.minibatches,
+            update_epochs=self.epochs,
+            num_minibatches=self.minibatches,
             seed=seed,
         )
 
-    def actor(self, kind: str = "quantum") -> ActorConfig:
+    def actor(self, kind: str = "quantum") -> PolicyConfig:
         """The policy: 4 qubits, 2 layers, ring."""
-        return ActorConfig(kind=kind, device=self.device, engine="ideal")
+        return PolicyConfig(kind=kind, device=self.device, engine="ideal")
 
     def denoiser(self, steps: int = 4) -> DenoisingConfig:
         """The denoising study whose latent space and post-selected model are trained here; steps: T."""
@@ -159,7 +157,7 @@ def check(config: ReferenceModelsConfig) -> None:
         RewardConfig(),
         config.actor(),
         backbone=here.backbone,
-        classifier=here.reward,
+        scorer=here.reward,
         real=here.train,
         device=device_of(config.device),
     )
@@ -186,7 +184,7 @@ def train_policy(
     head: bool = True,
     engine: str | Engine = "ideal",
     gradient: GradientMethod | None = None,
-) -> tuple[QuantumActor, QuantumActor, History]:
+) -> tuple[QuantumPolicy, QuantumPolicy, History]:
     """One PPO training; returns the untrained policy (on the ideal engine), the trained one, and the log.
 
     kind: "quantum", or "frozen" (the circuit stays random); head: False leaves the head random, so that all that is
@@ -195,8 +193,8 @@ def train_policy(
     here = models()
     guidance, reward = calibrated(root, config)
     ppo, settings = config.ppo(seed), config.actor(kind)
-    actor = build_actor(settings, n_features=guidance.n_state, seed=seed, device=device_of(config.device))
-    assert isinstance(actor, QuantumActor)
+    actor = build_policy(settings, n_features=guidance.n_state, seed=seed, device=device_of(config.device))
+    assert isinstance(actor, QuantumPolicy)
     untrained = actor.on(engine="ideal")
     actor.head.requires_grad_(head)
     actor.layer = actor.layer.with_engine(engine, gradient=gradient)
@@ -212,29 +210,29 @@ def _reward(reward: RewardConfig) -> Reward:
 
 def policy(
     root: Path, config: ReferenceModelsConfig, seed: int, *, device: str = "", engine: str | Engine = ""
-) -> QuantumActor:
+) -> QuantumPolicy:
     """The trained policy of this seed, trained if it is not there yet; on another device or engine if asked."""
     folder = root / f"policy-seed{seed}"
     if not folder.is_dir():
         _, actor, _ = train_policy(root, config, seed)
         keep_policy(actor, folder)
-    loaded = load_actor(folder, device=device_of(device or config.device), engine=engine or "ideal")
-    assert isinstance(loaded, QuantumActor)
+    loaded = load_policy_model(folder, device=device_of(device or config.device), engine=engine or "ideal")
+    assert isinstance(loaded, QuantumPolicy)
     return loaded
 
 
-def keep_policy(actor: QuantumActor, folder: Path) -> None:
+def keep_policy(actor: QuantumPolicy, folder: Path) -> None:
     """Save a policy in one step: the folder is either whole or not there."""
     aside = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(aside, ignore_errors=True)
-    save_actor(actor, aside)
+    save_policy_model(actor, aside)
     os.replace(aside, folder)
 
 
 def play(
     root: Path,
     config: ReferenceModelsConfig,
-    controller: QuantumActor,
+    controller: QuantumPolicy,
     seed: int,
     *,
     images: int | None = None,

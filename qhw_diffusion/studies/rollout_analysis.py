@@ -11,7 +11,7 @@ from scipy.stats import chi2
 from torch import Tensor
 
 from qhw_diffusion.diffusion import accuracy, evaluate_samples
-from qhw_diffusion.guidance import Controller, rollout
+from qhw_diffusion.guidance import PolicyOrSchedule, rollout
 from qhw_diffusion.studies.device_rollout import Played, Prepared, starts_of
 
 MIN_FD_IMAGES = 100
@@ -97,14 +97,14 @@ def compare_controllers(prepared: Prepared, played: Played) -> list[Compared]:
     models, guidance = prepared.models, prepared.guidance
     labels, noise = starts_of(prepared)
     device = prepared.compiled.device.name
-    players: dict[str, Controller] = {
+    players: dict[str, PolicyOrSchedule] = {
         f"simulated, noise of {device}": prepared.policy,
         "simulated, no noise": prepared.policy.on(engine="ideal"),
         f"constant g = {guidance.g0:g}": guidance.g0,
     }
     compared = [Compared(f"on {device}", played.images, played.g, _judge(prepared, played.images, labels))]
     for name, player in players.items():
-        other = rollout(models.backbone, guidance, labels, noise, player, proxy=models.reward)
+        other = rollout(models.backbone, guidance, labels, noise, player, scorer=models.reward)
         rms = float((other.images - played.images).square().mean().sqrt())
         judged = {**_judge(prepared, other.images, labels), "pixel_rms": rms}
         compared.append(Compared(name, other.images, other.g, judged))

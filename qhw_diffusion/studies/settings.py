@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from qhw_diffusion.config import Config, require
-from qhw_diffusion.guidance import ActorConfig, GuidanceConfig, PPOConfig, RewardConfig
+from qhw_diffusion.guidance import GuidanceConfig, PolicyConfig, PPOConfig, RewardConfig
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class GuidanceTraining(Config):
     """Reward terms."""
     ppo: PPOConfig = field(default_factory=PPOConfig)
     """Training."""
-    policy: ActorConfig = field(default_factory=ActorConfig)
+    policy: PolicyConfig = field(default_factory=PolicyConfig)
     """Policy, device and engine."""
     sweep_images: int = 512
     """Images per constant in the sweep that finds g0 and the range; 0 for no sweep, as where g0 is given."""
@@ -52,4 +52,4 @@ class GuidanceTraining(Config):
         object.__setattr__(self, "guidance", guidance)
         require(self.sweep_images >= 0, f"sweep_images must not be negative, got {self.sweep_images}")
         # told now, not after the sweep
-        self.ppo.check_minibatches(self.ppo.rollout_steps or guidance.n_steps)
+        self.ppo.check_minibatches(self.ppo.num_steps or guidance.n_steps)

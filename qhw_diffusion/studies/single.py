@@ -13,18 +13,19 @@ from qhw_diffusion.execution import check_engine_text
 from qhw_diffusion.experiment import p_text
 from qhw_diffusion.experiment.statistics import mean_interval, paired_test
 from qhw_diffusion.guidance import (
-    ActorConfig,
     GuidanceConfig,
+    PolicyConfig,
     PPOConfig,
-    QuantumActor,
+    QuantumPolicy,
     RewardConfig,
-    TrainedController,
+    TrainedPolicy,
     check_training,
-    load_controller,
+    load_policy,
     rollout,
     sweep_constants,
     train_guidance,
 )
+from qhw_diffusion.guidance.config import BUILT_IN_SCORER, today
 from qhw_diffusion.guidance.training import KIND
 from qhw_diffusion.runs import Place, RunFolder, atomic_write_json, check_writable, progress, read_json
 from qhw_diffusion.studies.measure import EVALUATION_SEED, sample_and_measure
@@ -39,7 +40,7 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def train_policy(training: GuidanceTraining, place: Place) -> TrainedController:
+def train_policy(training: GuidanceTraining, place: Place) -> TrainedPolicy:
     """Train a guidance policy: a sweep where the training asks for one, then PPO; prints what is found.
 
     Args:
@@ -55,7 +56,7 @@ def train_policy(training: GuidanceTraining, place: Place) -> TrainedController:
     models = load_models(training.models)
     checked: dict[str, Any] = {
         "backbone": models.backbone,
-        "classifier": models.reward,
+        "scorer": models.reward if training.guidance.scorer == BUILT_IN_SCORER else None,
         "real": models.train,
         "device": device,
     }
@@ -81,7 +82,7 @@ def train_policy(training: GuidanceTraining, place: Place) -> TrainedController:
         on_update=remember,
         **checked,
     )
-    if len(trained.history) < training.ppo.updates:
+    if len(trained.history) < training.ppo.num_iterations:
         raise KeyboardInterrupt
     for finding in trained.findings:
         print(f"· {finding.sentence}")
@@ -101,10 +102,12 @@ def _swept(training: GuidanceTraining, models: Models) -> GuidanceConfig:
             n_images=training.sweep_images,
             on_scale=lambda row: bar.update(1),
         )
-    limit = guidance.action_limit
-    low, high = max(0.0, sweep.g0 - limit), sweep.g0 + limit
-    print(f"sweep: best constant g0 = {sweep.g0:g} at {guidance.n_steps} steps, range {low:g} to {high:g}")
-    return guidance.replace(g0=sweep.g0, g_min=low, g_max=high)
+    around = GuidanceConfig.around(sweep.g0, guidance.action_limit)
+    print(
+        f"sweep: best constant g0 = {sweep.g0:g} at {guidance.n_steps} steps, "
+        f"range {around['g_min']:g} to {around['g_max']:g}"
+    )
+    return guidance.replace(**around)
 
 
 def saved_training(place: Place) -> GuidanceTraining | None:
@@ -116,12 +119,13 @@ def saved_training(place: Place) -> GuidanceTraining | None:
     saved = place.saved(KIND)
     if saved is None:
         return None
+    saved = today(saved, "run")
     return GuidanceTraining(
         models=models_of(place.out),
         guidance=GuidanceConfig.from_dict(saved["guidance"]),
         reward=RewardConfig.from_dict(saved["reward"]),
         ppo=PPOConfig.from_dict(saved["ppo"]),
-        policy=ActorConfig.from_dict(saved["actor"]),
+        policy=PolicyConfig.from_dict(saved["policy"]),
         sweep_images=0,  # it had its sweep
     )
 
@@ -146,20 +150,20 @@ def evaluate_run(
         raise InvalidInputError(f"at least 1 seed and 20 images are needed, not {seeds} and {images}")
     if engine is not None:
         check_engine_text(engine)  # a mistyped engine is told before anything is loaded
-    trained = load_controller(folder)
+    trained = load_policy(folder)
     elsewhere = device is not None or engine is not None
-    if elsewhere and not isinstance(trained.actor, QuantumActor):
+    if elsewhere and not isinstance(trained.policy, QuantumPolicy):
         raise InvalidInputError(
-            f"the policy in {folder} is classical ({trained.actor.kind}); it runs on no device or engine"
+            f"the policy in {folder} is classical ({trained.policy.kind}); it runs on no device or engine"
         )
     changes = {name: value for name, value in (("judge", judge), ("data_root", data_root)) if value is not None}
     models = load_models(models_of(Path(folder)).replace(**changes))
     home = f"as trained{_where(trained)}"
-    players: dict[str, Any] = {f"constant g = {trained.config.g0:g}": trained.config.g0, home: trained.actor}
+    players: dict[str, Any] = {f"constant g = {trained.config.g0:g}": trained.config.g0, home: trained.policy}
     if elsewhere:
-        assert isinstance(trained.actor, QuantumActor)
+        assert isinstance(trained.policy, QuantumPolicy)
         where = Device.load(device) if device is not None else None
-        moved = trained.actor.on(where, engine)
+        moved = trained.policy.on(where, engine)
         players[f"on {moved.layer.compiled.device.name}, {moved.layer.engine.label}"] = moved
     file = Path(folder) / "evaluations" / f"{device or 'home'}-{engine or 'home'}.json".replace("/", "_")
     check_writable(file)
@@ -173,7 +177,8 @@ def evaluate_run(
                     models, trained.config, player, labels, noise, reward=trained.reward, reference=base
                 )
                 assert sampled.judged is not None
-                for key, value in {**sampled.judged, "return": sampled.reward_side["return"]}.items():
+                returns = {name: value for name, value in sampled.reward_side.items() if name.startswith("return")}
+                for key, value in {**sampled.judged, **returns}.items():
                     values[name].setdefault(key, []).append(value)
                 bar.update(1)
     sampler = {"n_steps": trained.config.n_steps, "spacing": trained.config.spacing}
@@ -191,11 +196,11 @@ def models_of(folder: Path) -> ModelConfig:
         return ModelConfig(data=run.config["guidance"]["dataset"])
 
 
-def _where(trained: TrainedController) -> str:
-    if not isinstance(trained.actor, QuantumActor):
-        kind, asked = trained.actor.kind, trained.actor_config
+def _where(trained: TrainedPolicy) -> str:
+    if not isinstance(trained.policy, QuantumPolicy):
+        kind, asked = trained.policy.kind, trained.policy_config
         return f" ({kind}, distilled from {asked.kind})" if asked.uses_circuit else f" ({asked.kind})"
-    layer = trained.actor.layer
+    layer = trained.policy.layer
     return f" ({layer.compiled.device.name}, {layer.engine.label})"
 
 

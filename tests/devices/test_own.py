@@ -35,7 +35,7 @@ from qhw_diffusion.denoising.device_noise import DeviceNoise
 from qhw_diffusion.devices import Calibration, Device, calibration_text, rank_layouts
 from qhw_diffusion.errors import InvalidInputError
 from qhw_diffusion.execution import aer_estimator
-from qhw_diffusion.guidance import QuantumActor, compile_policy, load_actor
+from qhw_diffusion.guidance import QuantumPolicy, compile_policy, load_policy_model, save_policy_model
 from qhw_diffusion.hardware.ledger import Ledger
 from qhw_diffusion.hardware.runner import open_runner
 
@@ -200,13 +200,13 @@ def test_one_with_a_noise_model_is_not_saved(tmp_path: Path) -> None:
     policy = policy_circuit(entanglement="chain")
     for chosen in (device, Device.of(generic())):
         layer = qhw.QuantumLayer(compile_policy(policy, chosen, optimization_level=1), "noisy")
-        actor = QuantumActor(layer, policy)
+        actor = QuantumPolicy(layer, policy)
         if chosen is device:
             with pytest.raises(InvalidInputError, match="noise model of your own"):
-                actor.save_pretrained(tmp_path / "actor")
+                save_policy_model(actor, tmp_path / "actor")
         else:
-            again = load_actor(actor.save_pretrained(tmp_path / "other"))
-            assert isinstance(again, QuantumActor)
+            again = load_policy_model(save_policy_model(actor, tmp_path / "other"))
+            assert isinstance(again, QuantumPolicy)
             assert again.layer.compiled.device == chosen
 
 

@@ -1,4 +1,4 @@
-"""The real rooms on digits, loaded once; small batches and few steps keep the tests quick."""
+"""The real parts on digits, loaded once; small batches and few steps keep the tests quick."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ def backbone() -> diffusion.Backbone:
 
 
 @pytest.fixture(scope="session")
-def proxy() -> diffusion.Classifier:
+def reward_classifier() -> diffusion.Classifier:
     return diffusion.Classifier.load("digits", role="reward")
 
 
 @pytest.fixture(scope="session")
-def judge() -> diffusion.Classifier:
+def evaluation_classifier() -> diffusion.Classifier:
     return diffusion.Classifier.load("digits", role="judge")
 
 
@@ -31,22 +31,22 @@ def real() -> diffusion.ImageDataset:
 
 
 @pytest.fixture(scope="session")
-def config(backbone: diffusion.Backbone, proxy: diffusion.Classifier) -> guidance.GuidanceConfig:
+def config(backbone: diffusion.Backbone, reward_classifier: diffusion.Classifier) -> guidance.GuidanceConfig:
     """Four steps, calibrated."""
-    raw = guidance.GuidanceConfig(n_steps=4, g0=1.5, g_min=0.0, g_max=3.5, starts=32)
-    return guidance.calibrate_state(raw, backbone, proxy, batch=64)
+    raw = guidance.GuidanceConfig(n_steps=4, g0=1.5, g_min=0.0, g_max=3.5, noise_pool=32)
+    return guidance.calibrate_state(raw, backbone, reward_classifier, batch=64)
 
 
 @pytest.fixture(scope="session")
-def reward(proxy: diffusion.Classifier, real: diffusion.ImageDataset) -> Reward:
+def reward(reward_classifier: diffusion.Classifier, real: diffusion.ImageDataset) -> Reward:
     """Every kind of term that needs no outside weights."""
     terms = [
         (1.0, Confidence()),
         (0.2, StepwiseImprovement()),
         (0.005, ActionPenalty()),
-        (1.0, Distribution(proxy, real.subset(torch.arange(300)))),
+        (1.0, Distribution(reward_classifier, real.subset(torch.arange(300)))),
     ]
-    return Reward(terms, proxy)
+    return Reward(terms, reward_classifier)
 
 
 @pytest.fixture(scope="session")
@@ -56,8 +56,8 @@ def manila() -> Device:
 
 
 @pytest.fixture
-def quantum(manila: Device) -> guidance.QuantumActor:
-    """An untrained quantum actor under noise."""
-    actor = guidance.build_actor(guidance.ActorConfig(gain=1.0), seed=3, device=manila)
-    assert isinstance(actor, guidance.QuantumActor)
-    return actor
+def quantum(manila: Device) -> guidance.QuantumPolicy:
+    """An untrained quantum policy under noise."""
+    policy = guidance.build_policy(guidance.PolicyConfig(gain=1.0), seed=3, device=manila)
+    assert isinstance(policy, guidance.QuantumPolicy)
+    return policy

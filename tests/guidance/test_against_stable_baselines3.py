@@ -10,8 +10,8 @@ import pytest
 import torch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
-from qhw_diffusion.guidance import Actor, Critic, PPOConfig, train_ppo
-from qhw_diffusion.guidance.actors import mlp
+from qhw_diffusion.guidance import Critic, Policy, PPOConfig, train_ppo
+from qhw_diffusion.guidance.policies import mlp
 
 ENVS, STEPS, UPDATES, SEEDS, LIMIT = 8, 32, 20, (0, 1), 200
 
@@ -27,7 +27,7 @@ class ContinuousCartPole(gymnasium.ActionWrapper[Any, Any, Any]):
         return int(action[0] > 0)
 
 
-class PlainActor(Actor):
+class PlainActor(Policy):
     """Stable-Baselines3's policy: an MLP for the mean, one free number for log σ, the same starting values."""
 
     kind = "plain"
@@ -54,14 +54,15 @@ def mean_return(act: Any, episodes: int = 8) -> float:
 
 def ours(seed: int) -> float:
     env = SyncVectorEnv([ContinuousCartPole] * ENVS, autoreset_mode=AutoresetMode.SAME_STEP)
-    actor = PlainActor(seed)
+    policy = PlainActor(seed)
     config = PPOConfig(
-        updates=UPDATES, num_envs=ENVS, rollout_steps=STEPS, gamma=0.98, gae_lambda=0.9, clip=0.2, entropy=0.0,
-        epochs=8, minibatches=4, lr_head=1e-3, lr_critic=1e-3, lr_final=1.0, seed=seed,
+        num_iterations=UPDATES, num_envs=ENVS, num_steps=STEPS, gamma=0.98, gae_lambda=0.9, clip_coef=0.2, ent_coef=0.0,
+        update_epochs=8, num_minibatches=4, learning_rate_head=1e-3, learning_rate_critic=1e-3, learning_rate_final=1.0,
+        seed=seed,
     )  # fmt: skip
-    train_ppo(env, actor, Critic(4, seed=seed), config)
+    train_ppo(env, policy, Critic(4, seed=seed), config)
     with torch.no_grad():
-        return mean_return(lambda obs: actor(torch.from_numpy(obs)[None])[0][0].numpy())
+        return mean_return(lambda obs: policy(torch.from_numpy(obs)[None])[0][0].numpy())
 
 
 def theirs(seed: int) -> float:

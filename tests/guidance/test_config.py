@@ -7,7 +7,7 @@ import pytest
 
 from qhw_diffusion.errors import InvalidInputError, UnknownNameError
 from qhw_diffusion.execution import Shots
-from qhw_diffusion.guidance import ActorConfig, GuidanceConfig, PPOConfig, RewardConfig
+from qhw_diffusion.guidance import GuidanceConfig, PolicyConfig, PPOConfig, RewardConfig
 
 CHANGED = [
     GuidanceConfig(
@@ -19,8 +19,8 @@ CHANGED = [
         state_width=(0.1, 1, 1, 1, 1, 1, 2.0),
     ),
     RewardConfig(confidence=0.3, stepwise_kind="ssim", distribution_offset=0.1, distribution_scale=2.0),
-    PPOConfig(updates=3, rollout_steps=5, lr_circuit=0.02),
-    ActorConfig(kind="frozen", n_qubits=6, reuploading=True),
+    PPOConfig(num_iterations=3, num_steps=5, learning_rate_circuit=0.02),
+    PolicyConfig(kind="frozen", n_qubits=6, reuploading=True),
 ]
 
 
@@ -41,12 +41,14 @@ def test_json_round_trip(config: GuidanceConfig) -> None:
         lambda: GuidanceConfig(state_centre=(0.0,) * 7, state_width=(1.0,) * 7),
         lambda: GuidanceConfig(state_centre=(0.0,) * 6, state_width=(1.0,) * 5 + (0.0,)),
         lambda: RewardConfig(confidence=-1.0),
-        lambda: RewardConfig(distribution=0.0),
+        lambda: RewardConfig(extra=("brightness",)),
+        lambda: RewardConfig(extra=("-1*module:brightness",)),
+        lambda: RewardConfig(extra=("much*module:brightness",)),
         lambda: RewardConfig(distribution_scale=1.0),
         lambda: PPOConfig(gamma=1.5),
-        lambda: PPOConfig(updates=0),
-        lambda: PPOConfig(clip=0.0),
-        lambda: ActorConfig(initial_std=0.0),
+        lambda: PPOConfig(num_iterations=0),
+        lambda: PPOConfig(clip_coef=0.0),
+        lambda: PolicyConfig(initial_std=0.0),
     ],
 )
 def test_impossible_settings_are_refused(build: object) -> None:
@@ -59,11 +61,22 @@ def test_settings_of_an_older_run_have_the_spacing_it_was_made_with() -> None:
     assert GuidanceConfig.from_dict(older).spacing == "leading"
 
 
+def test_settings_of_earlier_versions_are_read_under_todays_names() -> None:
+    older = {"updates": 3, "rollout_steps": 5, "clip": 0.3, "entropy": 0.1, "value": 0.4, "epochs": 2, "minibatches": 6,
+             "lr_circuit": 0.2, "lr_head": 0.1, "lr_critic": 0.05, "lr_final": 0.5, "gamma": 0.9}  # fmt: skip
+    assert PPOConfig.from_dict(older) == PPOConfig(
+        num_iterations=3, num_steps=5, clip_coef=0.3, ent_coef=0.1, vf_coef=0.4, update_epochs=2, num_minibatches=6,
+        learning_rate_circuit=0.2, learning_rate_head=0.1, learning_rate_critic=0.05, learning_rate_final=0.5,
+        gamma=0.9,
+    )  # fmt: skip
+    assert GuidanceConfig.from_dict({"starts": 12}).noise_pool == 12
+
+
 def test_unknown_names_list_near_matches() -> None:
     with pytest.raises(UnknownNameError, match="quantum"):
-        ActorConfig(kind="quantom")
-    with pytest.raises(UnknownNameError, match="lr_circuit"):
-        PPOConfig.from_dict({"lr_circit": 1.0})
+        PolicyConfig(kind="quantom")
+    with pytest.raises(UnknownNameError, match="did you mean learning_rate_circuit"):
+        PPOConfig.from_dict({"learning_rate_circit": 1.0})
     with pytest.raises(UnknownNameError, match="leading"):
         GuidanceConfig(spacing="leeding")
     with pytest.raises(UnknownNameError, match="distance"):
@@ -74,8 +87,8 @@ def test_unknown_names_list_near_matches() -> None:
     "text", ["noisy", "shots:64:seed=3:ideal", "noisy+readout", "shots:4096+readout+zne:linear:1,3"]
 )
 def test_engines_are_text_of_the_one_grammar(text: str) -> None:
-    config = ActorConfig(engine=text)
-    assert ActorConfig.from_dict(json.loads(json.dumps(config.to_dict()))).engine == text
+    config = PolicyConfig(engine=text)
+    assert PolicyConfig.from_dict(json.loads(json.dumps(config.to_dict()))).engine == text
 
 
 @pytest.mark.parametrize(
@@ -90,21 +103,21 @@ def test_engines_are_text_of_the_one_grammar(text: str) -> None:
 )
 def test_an_engine_that_is_none_is_refused_when_settings_are_made(engine: Any, message: str) -> None:
     with pytest.raises((UnknownNameError, InvalidInputError), match=message):
-        ActorConfig(engine=engine)
+        PolicyConfig(engine=engine)
     with pytest.raises((UnknownNameError, InvalidInputError), match=message):
-        ActorConfig().replace(engine=engine)
+        PolicyConfig().replace(engine=engine)
 
 
 def test_defaults_are_the_published_ones() -> None:
     ppo, published = PPOConfig(), RewardConfig.published()
-    assert (ppo.gamma, ppo.gae_lambda, ppo.clip, ppo.entropy, ppo.value, ppo.max_grad_norm, ppo.epochs) == (
-        0.995, 0.95, 0.1, 0.01, 0.5, 0.5, 4,
-    )  # fmt: skip
+    coefficients = (ppo.gamma, ppo.gae_lambda, ppo.clip_coef, ppo.ent_coef, ppo.vf_coef, ppo.max_grad_norm)
+    assert coefficients == (0.995, 0.95, 0.1, 0.01, 0.5, 0.5)
+    assert ppo.update_epochs == 4
     assert (published.confidence, published.stepwise, published.action_penalty) == (1.0, 0.2, 0.005)
 
 
 def test_cosine_decay_ends_where_it_should() -> None:
-    ppo = PPOConfig(updates=11, lr_final=0.1)
-    assert ppo.lr_factor(0) == 1.0
-    assert ppo.lr_factor(5) == pytest.approx(0.55)
-    assert ppo.lr_factor(10) == pytest.approx(0.1)
+    ppo = PPOConfig(num_iterations=11, learning_rate_final=0.1)
+    assert ppo.learning_rate_factor(0) == 1.0
+    assert ppo.learning_rate_factor(5) == pytest.approx(0.55)
+    assert ppo.learning_rate_factor(10) == pytest.approx(0.1)

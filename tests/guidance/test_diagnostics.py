@@ -9,7 +9,7 @@ import torch
 from qhw_diffusion import guidance
 from qhw_diffusion.diffusion import Backbone, Classifier, ImageDataset
 from qhw_diffusion.errors import InvalidInputError
-from qhw_diffusion.guidance import Finding, GuidanceConfig, MLPActor, Rollout, diagnose, rollout
+from qhw_diffusion.guidance import Finding, GuidanceConfig, MLPPolicy, Rollout, diagnose, rollout
 from qhw_diffusion.guidance.ppo import action_reversals
 
 
@@ -95,27 +95,50 @@ def test_oscillation() -> None:
     assert finding(diagnose(rollouts=[made(jitter)]), "oscillation").severity == "ok"
 
 
-def test_reward_hacking(judge: Classifier, proxy: Classifier, real: ImageDataset) -> None:
+def test_reward_hacking(evaluation_classifier: Classifier, reward_classifier: Classifier, real: ImageDataset) -> None:
     """Images made adversarially for the reward's classifier are caught; real ones are not."""
     images, labels = real.images[:60].clone(), real.labels[:60]
     honest = made(torch.zeros(4, 60), images=images, labels=labels)
-    assert finding(diagnose(rollouts=[honest], judge=judge, proxy=proxy), "reward hacking").severity == "ok"
-    wrong = (labels + 1) % 10  # asked for another digit: small changes convince the proxy, not the judge
+    assert (
+        finding(
+            diagnose(
+                rollouts=[honest], evaluation_classifier=evaluation_classifier, reward_classifier=reward_classifier
+            ),
+            "reward hacking",
+        ).severity
+        == "ok"
+    )
+    wrong = (labels + 1) % 10  # asked for another digit: small changes convince the reward classifier alone
     x = images.clone().requires_grad_()
     for _ in range(40):
-        loss = torch.nn.functional.cross_entropy(proxy.logits(x), wrong)
+        loss = torch.nn.functional.cross_entropy(reward_classifier.logits(x), wrong)
         (gradient,) = torch.autograd.grad(loss, x)
         x = (x - 0.05 * gradient.sign()).clamp(-1, 1).detach().requires_grad_()
     fooled = replace(honest, images=x.detach(), labels=wrong)
-    found = finding(diagnose(rollouts=[fooled], baseline=[honest], judge=judge, proxy=proxy), "reward hacking")
+    found = finding(
+        diagnose(
+            rollouts=[fooled],
+            baseline=[honest],
+            evaluation_classifier=evaluation_classifier,
+            reward_classifier=reward_classifier,
+        ),
+        "reward hacking",
+    )
     assert found.severity == "warning"
-    assert found.numbers["proxy_accuracy"] > found.numbers["judge_accuracy"] + 0.1
-    with pytest.raises(InvalidInputError, match="held-out"):
-        diagnose(rollouts=[honest], judge=proxy, proxy=proxy)
+    assert found.numbers["reward_accuracy"] > found.numbers["evaluation_accuracy"] + 0.1
+    with pytest.raises(InvalidInputError, match="no training sees"):
+        diagnose(rollouts=[honest], evaluation_classifier=reward_classifier, reward_classifier=reward_classifier)
 
 
-def test_on_a_real_rollout(backbone: Backbone, proxy: Classifier, judge: Classifier, config: GuidanceConfig) -> None:
+def test_on_a_real_rollout(
+    backbone: Backbone, reward_classifier: Classifier, evaluation_classifier: Classifier, config: GuidanceConfig
+) -> None:
     labels, noise = guidance.draw_episode(backbone, 20, torch.Generator().manual_seed(0))
-    out = rollout(backbone, config, labels, noise, MLPActor(gain=1.5), proxy=proxy)
-    names = [f.name for f in diagnose(rollouts=[out], judge=judge, proxy=proxy)]
+    out = rollout(backbone, config, labels, noise, MLPPolicy(gain=1.5), scorer=reward_classifier)
+    names = [
+        f.name
+        for f in diagnose(
+            rollouts=[out], evaluation_classifier=evaluation_classifier, reward_classifier=reward_classifier
+        )
+    ]
     assert names == ["collapse", "oscillation", "state", "reward hacking"]

@@ -1,4 +1,4 @@
-"""The lookup is the circuit exactly; the network is near it; both are saved and loaded like any actor."""
+"""The lookup is the circuit exactly; the network is near it; both are saved and loaded like any policy."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from qhw_diffusion import diffusion, guidance
 from qhw_diffusion.devices import Device
 from qhw_diffusion.errors import InvalidInputError
 from qhw_diffusion.execution import QuantumLayer, Shots, compile_circuit
-from qhw_diffusion.guidance.lookup import grid_angles, input_degrees
+from qhw_diffusion.guidance.distill import grid_angles, input_degrees
 
 
 def _states(n: int = 300, features: int = 6, seed: int = 0) -> torch.Tensor:
@@ -21,11 +21,11 @@ def _states(n: int = 300, features: int = 6, seed: int = 0) -> torch.Tensor:
 
 
 @torch.no_grad()
-def _error(a: guidance.Actor, b: guidance.Actor, states: torch.Tensor) -> float:
+def _error(a: guidance.Policy, b: guidance.Policy, states: torch.Tensor) -> float:
     return float(max((x - y).abs().max() for x, y in zip(a(states), b(states), strict=True)))
 
 
-def test_the_lookup_is_the_policy_under_noise(quantum: guidance.QuantumActor) -> None:
+def test_the_lookup_is_the_policy_under_noise(quantum: guidance.QuantumPolicy) -> None:
     """Also far outside the range of ± 2 the policy was calibrated for: a polynomial is known everywhere."""
     lookup = guidance.tabulate(quantum)
     assert lookup.table.shape == (3**6, 4)
@@ -36,19 +36,19 @@ def test_the_lookup_is_the_policy_under_noise(quantum: guidance.QuantumActor) ->
 @pytest.mark.parametrize("reuploading", [False, True])
 def test_the_lookup_of_other_circuits(manila: Device, reuploading: bool) -> None:
     """A policy without noise, with output scaling; re-uploading encodes every feature twice: degree 2."""
-    settings = guidance.ActorConfig(n_qubits=3, gain=1.0, engine="ideal", output_scaling=True, reuploading=reuploading)
-    actor = guidance.build_actor(settings, n_features=4, seed=1, device=manila)
-    assert isinstance(actor, guidance.QuantumActor)
-    assert actor.output_scale is not None
+    settings = guidance.PolicyConfig(n_qubits=3, gain=1.0, engine="ideal", output_scaling=True, reuploading=reuploading)
+    policy = guidance.build_policy(settings, n_features=4, seed=1, device=manila)
+    assert isinstance(policy, guidance.QuantumPolicy)
+    assert policy.output_scale is not None
     with torch.no_grad():
-        actor.output_scale.copy_(torch.tensor([0.5, 1.5, 2.0]))
-        actor.input_scale.copy_(torch.tensor([1.3, 0.2, 2.0, 0.9]))
-    lookup = guidance.tabulate(actor)
+        policy.output_scale.copy_(torch.tensor([0.5, 1.5, 2.0]))
+        policy.input_scale.copy_(torch.tensor([1.3, 0.2, 2.0, 0.9]))
+    lookup = guidance.tabulate(policy)
     assert lookup.degrees == ((2,) * 4 if reuploading else (1,) * 4)
-    assert _error(actor, lookup, _states(features=4)) < 2e-5
+    assert _error(policy, lookup, _states(features=4)) < 2e-5
 
 
-def test_a_sampled_table_is_as_good_as_one_evaluation(quantum: guidance.QuantumActor) -> None:
+def test_a_sampled_table_is_as_good_as_one_evaluation(quantum: guidance.QuantumPolicy) -> None:
     """The claimed property of the interpolation: mean squared error at any point = that of one estimate."""
     exact = quantum.expectations(_states(2000)).detach()
     moved = quantum.on(engine=Shots(100, seed=5))
@@ -72,26 +72,29 @@ def test_what_no_table_holds_is_refused(manila: Device) -> None:
     compiled = compile_circuit(circuit, manila, inputs=[x], weights=[w], observables=[SparsePauliOp("Z")])
     with pytest.raises(InvalidInputError, match="whole number"):
         input_degrees(compiled)
-    deep = guidance.ActorConfig(n_qubits=4, depth=3, reuploading=True, engine="ideal")
-    actor = guidance.build_actor(deep, device=Device.load("ideal"))
-    assert isinstance(actor, guidance.QuantumActor)
+    deep = guidance.PolicyConfig(n_qubits=4, depth=3, reuploading=True, engine="ideal")
+    policy = guidance.build_policy(deep, device=Device.load("ideal"))
+    assert isinstance(policy, guidance.QuantumPolicy)
     with pytest.raises(InvalidInputError, match=r"117,649 rows .* network"):
-        guidance.tabulate(actor)
+        guidance.tabulate(policy)
     with pytest.raises(InvalidInputError, match="only a quantum policy"):
-        guidance.tabulate(guidance.MLPActor())  # type: ignore[arg-type]
+        guidance.tabulate(guidance.MLPPolicy())  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
 def visited(
-    backbone: diffusion.Backbone, proxy: diffusion.Classifier, config: guidance.GuidanceConfig, manila: Device
-) -> tuple[guidance.QuantumActor, torch.Tensor, torch.Tensor]:
-    actor = guidance.build_actor(guidance.ActorConfig(gain=1.0), seed=3, device=manila)
-    assert isinstance(actor, guidance.QuantumActor)
-    fit = guidance.explored_states(actor, config, backbone, proxy, starts=48, seed=1)
-    return actor, fit, guidance.visited_states(actor, config, backbone, proxy, starts=48, seed=2)
+    backbone: diffusion.Backbone,
+    reward_classifier: diffusion.Classifier,
+    config: guidance.GuidanceConfig,
+    manila: Device,
+) -> tuple[guidance.QuantumPolicy, torch.Tensor, torch.Tensor]:
+    policy = guidance.build_policy(guidance.PolicyConfig(gain=1.0), seed=3, device=manila)
+    assert isinstance(policy, guidance.QuantumPolicy)
+    fit = guidance.explored_states(policy, config, backbone, reward_classifier, images=48, seed=1)
+    return policy, fit, guidance.visited_states(policy, config, backbone, reward_classifier, images=48, seed=2)
 
 
-def test_states_to_fit_on(visited: tuple[guidance.QuantumActor, torch.Tensor, torch.Tensor]) -> None:
+def test_states_to_fit_on(visited: tuple[guidance.QuantumPolicy, torch.Tensor, torch.Tensor]) -> None:
     _, fit, heldout = visited
     assert fit.shape == (4 * 48 * 4, 6)
     assert heldout.shape == (48 * 4, 6)
@@ -100,23 +103,23 @@ def test_states_to_fit_on(visited: tuple[guidance.QuantumActor, torch.Tensor, to
 
 
 def test_the_network_learns_the_policy(
-    visited: tuple[guidance.QuantumActor, torch.Tensor, torch.Tensor], config: guidance.GuidanceConfig
+    visited: tuple[guidance.QuantumPolicy, torch.Tensor, torch.Tensor], config: guidance.GuidanceConfig
 ) -> None:
-    actor, fit, heldout = visited
-    network = guidance.fit_network(actor, fit, hidden=(32, 32), iterations=600)
-    error = guidance.action_error(actor, network, heldout, config)
-    untrained = guidance.action_error(actor, guidance.MLPActor((32, 32), gain=1.0), heldout, config)
+    policy, fit, heldout = visited
+    network = guidance.fit_network(policy, fit, hidden=(32, 32), iterations=600)
+    error = guidance.action_error(policy, network, heldout, config)
+    untrained = guidance.action_error(policy, guidance.MLPPolicy((32, 32), gain=1.0), heldout, config)
     assert error.states == len(heldout)
     assert error.action_mean < 0.25 * error.action_spread
     assert error.action_mean < 0.2 * untrained.action_mean
-    again = guidance.fit_network(actor, fit, hidden=(32, 32), iterations=600)
+    again = guidance.fit_network(policy, fit, hidden=(32, 32), iterations=600)
     assert _error(network, again, heldout) == 0.0
 
 
 def test_errors_are_those_of_the_applied_action(config: guidance.GuidanceConfig) -> None:
     """A difference beyond the limit of the action, or of the scale, is no difference."""
 
-    class Constant(guidance.Actor):
+    class Constant(guidance.Policy):
         n_features, action_dim = 6, 1
 
         def __init__(self, action: float) -> None:
@@ -135,20 +138,20 @@ def test_errors_are_those_of_the_applied_action(config: guidance.GuidanceConfig)
 
 
 @pytest.mark.parametrize("form", ["lookup", "network"])
-def test_saved_and_loaded(quantum: guidance.QuantumActor, tmp_path: Path, form: str) -> None:
+def test_saved_and_loaded(quantum: guidance.QuantumPolicy, tmp_path: Path, form: str) -> None:
     if form == "lookup":
-        stand_in: guidance.Actor = guidance.tabulate(quantum)
+        stand_in: guidance.Policy = guidance.tabulate(quantum)
     else:
         stand_in = guidance.fit_network(quantum, _states(64), hidden=(8,), iterations=5)
-    guidance.save_actor(stand_in, tmp_path)
-    loaded = guidance.load_actor(tmp_path)
+    guidance.save_policy_model(stand_in, tmp_path)
+    loaded = guidance.load_policy_model(tmp_path)
     assert type(loaded) is type(stand_in)
     assert _error(stand_in, loaded, _states()) == 0.0
     with pytest.raises(InvalidInputError, match="classical"):
-        guidance.load_actor(tmp_path, engine="ideal")
+        guidance.load_policy_model(tmp_path, engine="ideal")
 
 
-def test_a_lookup_needs_no_layer(quantum: guidance.QuantumActor, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lookup_needs_no_layer(quantum: guidance.QuantumPolicy, monkeypatch: pytest.MonkeyPatch) -> None:
     lookup = guidance.tabulate(quantum)
     monkeypatch.setattr(QuantumLayer, "forward", lambda *_: pytest.fail("a circuit was evaluated"))
     monkeypatch.setattr(QuantumLayer, "estimate", lambda *_: pytest.fail("a circuit was evaluated"))

@@ -22,8 +22,8 @@ def env(backbone: Backbone, reward: Reward, config: GuidanceConfig) -> GuidanceE
 
 
 @pytest.fixture
-def single_reward(proxy: Classifier) -> Reward:
-    return Reward([(1.0, Confidence()), (0.2, StepwiseImprovement()), (0.005, ActionPenalty())], proxy)
+def single_reward(reward_classifier: Classifier) -> Reward:
+    return Reward([(1.0, Confidence()), (0.2, StepwiseImprovement()), (0.005, ActionPenalty())], reward_classifier)
 
 
 def actions(env: GuidanceEnv, n: int) -> np.ndarray:
@@ -86,6 +86,7 @@ def test_guidance_scale_is_base_plus_action_clipped(env: GuidanceEnv, config: Gu
 
 
 def test_one_network_call_per_step(env: GuidanceEnv, config: GuidanceConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    env.reset(seed=0)  # the first one samples the initial-noise pool
     calls = []
     original = Backbone.predict
 
@@ -115,7 +116,7 @@ def test_rewards_are_the_sum_of_their_logged_parts(env: GuidanceEnv, config: Gui
 
 
 def test_zero_actions_give_the_base_images_and_no_distribution_reward(env: GuidanceEnv, config: GuidanceConfig) -> None:
-    """From a pool of starting points, the distribution term is read against the image of the base scale."""
+    """From the initial-noise pool, the distribution term is read against the image of the base scale."""
     env.reset(seed=0)
     for _ in range(config.n_steps):
         _, _, _, _, info = env.step(np.zeros((20, 1), np.float32))
@@ -125,7 +126,7 @@ def test_zero_actions_give_the_base_images_and_no_distribution_reward(env: Guida
 def test_single_view_is_the_vector_environment(
     backbone: Backbone, single_reward: Reward, config: GuidanceConfig
 ) -> None:
-    vector = GuidanceEnv(backbone, single_reward, config.replace(starts=0), num_envs=1, seed=3)
+    vector = GuidanceEnv(backbone, single_reward, config.replace(noise_pool=0), num_envs=1, seed=3)
     single = SingleGuidanceEnv(backbone, single_reward, config, seed=3)
     a, b = vector.reset(seed=8)[0][0], single.reset(seed=8)[0]
     np.testing.assert_array_equal(a, b)
@@ -163,7 +164,7 @@ def test_bad_input(backbone: Backbone, reward: Reward, config: GuidanceConfig, e
         env.step(np.full((20, 1), np.nan, np.float32))
     with pytest.raises(InvalidInputError, match="at least 20"):
         GuidanceEnv(backbone, reward, config, num_envs=19)
-    with pytest.raises(InvalidInputError, match="starts"):
+    with pytest.raises(InvalidInputError, match="noise_pool is 32"):
         GuidanceEnv(backbone, reward, config, num_envs=33)
     with pytest.raises(DamagedFileError):
         env.load_state_dict({"generator": torch.zeros(3, dtype=torch.uint8)})

@@ -12,10 +12,10 @@ from torch import Tensor
 from qhw_diffusion.diffusion import Backbone, BackboneConfig, Classifier, ClassifierConfig, ImageDataset
 from qhw_diffusion.errors import InvalidInputError
 from qhw_diffusion.guidance import (
-    ActorConfig,
     GuidanceConfig,
     GuidanceEnv,
     GuidedEpisode,
+    PolicyConfig,
     PPOConfig,
     Reward,
     RewardConfig,
@@ -54,8 +54,8 @@ def test_labels_of_a_rollout(backbone: Backbone, config: GuidanceConfig, wrong: 
 
 
 @pytest.mark.parametrize("wrong", [w for w in WRONG if w != "the null label"])
-def test_labels_of_the_distribution_term(proxy: Classifier, real: ImageDataset, wrong: str) -> None:
-    term, labels = Distribution(proxy, real), torch.arange(20) % 10
+def test_labels_of_the_distribution_term(reward_classifier: Classifier, real: ImageDataset, wrong: str) -> None:
+    term, labels = Distribution(reward_classifier, real), torch.arange(20) % 10
     make, message = WRONG[wrong]
     for measure in (term.witness, term.distance):
         with pytest.raises(InvalidInputError, match=message):
@@ -75,37 +75,41 @@ def of_three() -> Classifier:
 
 
 def test_three_classes_and_ten_do_not_meet(
-    backbone: Backbone, proxy: Classifier, real: ImageDataset, three: ImageDataset, of_three: Classifier
+    backbone: Backbone, reward_classifier: Classifier, real: ImageDataset, three: ImageDataset, of_three: Classifier
 ) -> None:
-    raw = GuidanceConfig(n_steps=4, starts=0)
-    ppo, actor = PPOConfig(updates=1, num_envs=20), ActorConfig(kind="matched")
+    raw = GuidanceConfig(n_steps=4, noise_pool=0)
+    ppo, policy = PPOConfig(num_iterations=1, num_envs=20), PolicyConfig(kind="matched")
     reward = Reward([(1.0, Confidence())], of_three)
     labels, noise = draw_episode(backbone, 20, torch.Generator().manual_seed(0))
 
     def train(**parts: Any) -> Any:
-        return train_guidance(raw, ppo, RewardConfig(), actor, **{"backbone": backbone, "classifier": proxy, **parts})
+        return train_guidance(
+            raw, ppo, RewardConfig(), policy, **{"backbone": backbone, "scorer": reward_classifier, **parts}
+        )
 
     for way in (
-        lambda: Distribution(proxy, three),
-        lambda: Reward.from_config(RewardConfig(), proxy, three),
-        lambda: Reward.from_config(RewardConfig(distribution=0.0, stepwise=1.0, stepwise_kind="ssim"), proxy, three),
-        lambda: Reward([(1.0, Distribution(of_three, three))], proxy),
+        lambda: Distribution(reward_classifier, three),
+        lambda: Reward.from_config(RewardConfig(), reward_classifier, three),
+        lambda: Reward.from_config(
+            RewardConfig(distribution=0.0, stepwise=1.0, stepwise_kind="ssim"), reward_classifier, three
+        ),
+        lambda: Reward([(1.0, Distribution(of_three, three))], reward_classifier),
         lambda: GuidanceEnv(backbone, reward, raw, num_envs=20),
         lambda: SingleGuidanceEnv(backbone, reward, raw),
         lambda: calibrate_state(raw, backbone, of_three),
         lambda: GuidedEpisode(backbone, raw, of_three),
-        lambda: sweep_constants(backbone, proxy, three, n_steps=4),
+        lambda: sweep_constants(backbone, reward_classifier, three, n_steps=4),
         lambda: sweep_constants(backbone, of_three, real, n_steps=4),
         lambda: train(real=three),
-        lambda: train(real=real, classifier=of_three),
+        lambda: train(real=real, scorer=of_three),
         lambda: train(real=real, backbone=Backbone(BackboneConfig(channels=(8,), n_classes=3))),
     ):
         with pytest.raises(InvalidInputError, match=r"10 classes\).*3 classes\)|3 classes\).*10 classes\)"):
             way()
     played = rollout(backbone, raw, labels, noise, 1.0)
-    judge = Classifier(ClassifierConfig(role="judge", n_classes=3, width=4)).eval()
+    evaluation_classifier = Classifier(ClassifierConfig(role="judge", n_classes=3, width=4)).eval()
     with pytest.raises(InvalidInputError, match="allowed: 0 to 2"):
-        diagnose((), [played], judge=judge, proxy=proxy)
+        diagnose((), [played], evaluation_classifier=evaluation_classifier, reward_classifier=reward_classifier)
 
 
 def test_other_images_do_not_meet(backbone: Backbone) -> None:
@@ -114,13 +118,13 @@ def test_other_images_do_not_meet(backbone: Backbone) -> None:
         GuidanceEnv(backbone, Reward([(1.0, ActionPenalty())], larger), GuidanceConfig(), num_envs=4)
 
 
-def test_a_mean_over_a_class_needs_the_class(proxy: Classifier, real: ImageDataset) -> None:
+def test_a_mean_over_a_class_needs_the_class(reward_classifier: Classifier, real: ImageDataset) -> None:
     missing = real.subset(torch.nonzero(real.labels != 7)[:, 0])
     with pytest.raises(InvalidInputError, match=r"'digits' has 10 classes and no image of class 7; a mean image"):
         class_means(missing)
     with pytest.raises(InvalidInputError, match=r"two real images of every class; .*fewer of class 7"):
-        Distribution(proxy, missing)
-    assert Distribution(proxy, missing, by_class=False).distance(real.images[:20], real.labels[:20]) > -1
+        Distribution(reward_classifier, missing)
+    assert Distribution(reward_classifier, missing, by_class=False).distance(real.images[:20], real.labels[:20]) > -1
     term = StepwiseImprovement("ssim", references=class_means(real))
     assert term.references is not None
     assert bool(term.references.isfinite().all())

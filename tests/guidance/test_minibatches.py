@@ -13,7 +13,7 @@ import torch
 from gymnasium.vector import AutoresetMode, VectorEnv
 
 from qhw_diffusion.errors import InvalidInputError
-from qhw_diffusion.guidance import ActorConfig, Critic, GuidanceConfig, MLPActor, PPOConfig, RewardConfig, train_ppo
+from qhw_diffusion.guidance import Critic, GuidanceConfig, MLPPolicy, PolicyConfig, PPOConfig, RewardConfig, train_ppo
 from qhw_diffusion.guidance import training as guidance_training
 from qhw_diffusion.guidance.ppo import explained_variance, normalised_advantages
 from qhw_diffusion.guidance.tensor_env import TensorStep
@@ -49,7 +49,7 @@ class Steady(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         return TensorStep(self._observe(), reward, over, torch.zeros_like(over), terms={"whole": reward})
 
 
-class Watched(MLPActor):
+class Watched(MLPPolicy):
     """Keeps the entropies of every minibatch it is evaluated on."""
 
     def __init__(self) -> None:
@@ -63,7 +63,13 @@ class Watched(MLPActor):
 
 
 def settings(num_envs: int, minibatches: int, **changes: Any) -> PPOConfig:
-    given = {"updates": 1, "num_envs": num_envs, "minibatches": minibatches, "epochs": EPOCHS, **changes}
+    given = {
+        "num_iterations": 1,
+        "num_envs": num_envs,
+        "num_minibatches": minibatches,
+        "update_epochs": EPOCHS,
+        **changes,
+    }
     return PPOConfig(**given)
 
 
@@ -73,15 +79,15 @@ def settings(num_envs: int, minibatches: int, **changes: Any) -> PPOConfig:
     [(27, 3, 20), (27, 3, 16), (27, 1, 13), (5, 4, 3), (5, 4, 10), (3, 3, 4), (20, 4, 4), (7, 2, 1)],
 )
 def test_as_many_minibatches_as_asked_for_and_means_over_all_rows(num_envs: int, steps: int, minibatches: int) -> None:
-    actor = Watched()
+    policy = Watched()
     config = settings(num_envs, minibatches)
-    (metrics,) = train_ppo(Steady(num_envs, steps), actor, Critic(2), config)
-    sizes = [len(entropy) for entropy in actor.seen]
+    (metrics,) = train_ppo(Steady(num_envs, steps), policy, Critic(2), config)
+    sizes = [len(entropy) for entropy in policy.seen]
     assert len(sizes) == minibatches * EPOCHS
     assert sum(sizes) == num_envs * steps * EPOCHS
     assert max(sizes) - min(sizes) <= 1
     assert min(sizes) >= 2
-    assert metrics["losses/entropy"] == pytest.approx(float(torch.cat(actor.seen).mean()), rel=1e-5)
+    assert metrics["losses/entropy"] == pytest.approx(float(torch.cat(policy.seen).mean()), rel=1e-5)
     assert all(math.isfinite(value) for name, value in metrics.items() if name.startswith(("losses", "gradients")))
 
 
@@ -92,10 +98,12 @@ def test_even_minibatches_are_the_ones_of_old() -> None:
         assert all(torch.equal(a, b) for a, b in zip(old, new, strict=True))
 
 
-@pytest.mark.parametrize("rollout_steps", [1, 3, 4, 6, 8])
-def test_reward_shares_are_per_episode_however_long_a_rollout_is(rollout_steps: int) -> None:
+@pytest.mark.parametrize("num_steps", [1, 3, 4, 6, 8])
+def test_reward_shares_are_per_episode_however_long_a_rollout_is(num_steps: int) -> None:
     """The same 24 steps, six episodes of four, cut into rollouts of any length."""
-    config = settings(10, 2, rollout_steps=rollout_steps, updates=24 // rollout_steps, lr_head=0.0, lr_critic=0.0)
+    config = settings(
+        10, 2, num_steps=num_steps, num_iterations=24 // num_steps, learning_rate_head=0.0, learning_rate_critic=0.0
+    )
     history = train_ppo(Steady(10, 4), Watched(), Critic(2), config)
     shares = [row["reward/whole"] for row in history]
     assert sum(shares) / len(shares) == pytest.approx(1 + 2 + 3 + 4, rel=1e-5)
@@ -139,13 +147,13 @@ class Untouchable(Steady):
 
 def test_too_many_minibatches_are_refused_before_a_step() -> None:
     with pytest.raises(InvalidInputError, match=r"9 minibatches .* 17 rows.* at most 8"):
-        train_ppo(Untouchable(17, 1), MLPActor(n_features=2), Critic(2), settings(17, 9))
+        train_ppo(Untouchable(17, 1), MLPPolicy(n_features=2), Critic(2), settings(17, 9))
 
 
 def test_too_many_minibatches_are_refused_where_rows_are_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InvalidInputError, match="at most 30"):
-        PPOConfig(num_envs=20, rollout_steps=3, minibatches=31)
-    assert PPOConfig(num_envs=20, rollout_steps=3, minibatches=30).minibatches == 30
+        PPOConfig(num_envs=20, num_steps=3, num_minibatches=31)
+    assert PPOConfig(num_envs=20, num_steps=3, num_minibatches=30).num_minibatches == 30
 
     def never(*_: Any, **__: Any) -> None:
         raise AssertionError("something was sampled")
@@ -153,11 +161,13 @@ def test_too_many_minibatches_are_refused_where_rows_are_known(tmp_path: Path, m
     monkeypatch.setattr(guidance_training, "calibrate", never)
     train = guidance_training.train_guidance
     with pytest.raises(InvalidInputError, match="at most 60"):
-        train(GuidanceConfig(), settings(20, 61), RewardConfig(), ActorConfig(kind="matched"), path=tmp_path / "run")
+        train(GuidanceConfig(), settings(20, 61), RewardConfig(), PolicyConfig(kind="matched"), path=tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("name", ["updates", "num_envs", "epochs", "minibatches", "checkpoint_every", "rollout_steps"])
+@pytest.mark.parametrize(
+    "name", ["num_iterations", "num_envs", "update_epochs", "num_minibatches", "checkpoint_every", "num_steps"]
+)
 @pytest.mark.parametrize("value", [2.5, True, "4", 0])
 def test_counts_are_whole_numbers(name: str, value: Any) -> None:
     with pytest.raises(InvalidInputError, match=name):

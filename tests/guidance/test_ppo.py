@@ -18,9 +18,9 @@ from qhw_diffusion.guidance import (
     Critic,
     GuidanceConfig,
     GuidanceEnv,
-    MLPActor,
+    MLPPolicy,
     PPOConfig,
-    QuantumActor,
+    QuantumPolicy,
     Reward,
     generalised_advantages,
     train_ppo,
@@ -82,16 +82,17 @@ class Target(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
 
 
 def quick(**changes: Any) -> PPOConfig:
-    settings = {"updates": 30, "num_envs": 64, "lr_head": 1e-2, "lr_critic": 1e-2, "clip": 0.2, "entropy": 0.0}
+    settings = {"num_iterations": 30, "num_envs": 64, "learning_rate_head": 1e-2, "learning_rate_critic": 1e-2,
+                "clip_coef": 0.2, "ent_coef": 0.0}  # fmt: skip
     return PPOConfig(**{**settings, **changes})
 
 
 def test_it_finds_a_known_optimum() -> None:
-    actor, critic = MLPActor((32, 32), n_features=1), Critic(1)
-    history = train_ppo(Target(), actor, critic, quick(updates=30, minibatches=2, lr_head=2e-2))
+    policy, critic = MLPPolicy((32, 32), n_features=1), Critic(1)
+    history = train_ppo(Target(), policy, critic, quick(num_iterations=30, num_minibatches=2, learning_rate_head=2e-2))
     s = torch.linspace(-0.9, 0.9, 7)[:, None]
     with torch.no_grad():
-        torch.testing.assert_close(actor(s)[0], s, atol=0.15, rtol=0)
+        torch.testing.assert_close(policy(s)[0], s, atol=0.15, rtol=0)
     assert history[0]["charts/episodic_return"] < -0.8
     assert history[-1]["charts/episodic_return"] > -0.15
     assert history[-1]["charts/action_std"] < 0.6 * history[0]["charts/action_std"]
@@ -100,9 +101,16 @@ def test_it_finds_a_known_optimum() -> None:
 def test_cut_off_episodes_are_worth_what_would_have_followed() -> None:
     """With γ = .9 and 2/3 a step for ever the value is 6.7; without the bootstrap it would be at most 1.3."""
     critic = Critic(1, (16,))
-    config = quick(updates=40, gamma=0.9, minibatches=1, lr_critic=5e-2, max_grad_norm=10.0, lr_head=0.0)
-    actor = MLPActor((4, 4), n_features=1, initial_std=1e-3)
-    train_ppo(Target(cut=True, bonus=1.0), actor, critic, config)
+    config = quick(
+        num_iterations=40,
+        gamma=0.9,
+        num_minibatches=1,
+        learning_rate_critic=5e-2,
+        max_grad_norm=10.0,
+        learning_rate_head=0.0,
+    )
+    policy = MLPPolicy((4, 4), n_features=1, initial_std=1e-3)
+    train_ppo(Target(cut=True, bonus=1.0), policy, critic, config)
     with torch.no_grad():
         values = critic(torch.linspace(-1, 1, 101)[:, None])
     # the action stays at 0, so a step earns 1 − s², on average 2/3: 6.7 in all
@@ -110,12 +118,12 @@ def test_cut_off_episodes_are_worth_what_would_have_followed() -> None:
 
 
 def test_metrics_are_complete(
-    backbone: Backbone, reward: Reward, config: GuidanceConfig, quantum: QuantumActor
+    backbone: Backbone, reward: Reward, config: GuidanceConfig, quantum: QuantumPolicy
 ) -> None:
     env = GuidanceEnv(backbone, reward, config, num_envs=20)
     seen: list[int] = []
     history = train_ppo(
-        env, quantum, Critic(), PPOConfig(updates=2, num_envs=20), on_update=lambda u, _: seen.append(u)
+        env, quantum, Critic(), PPOConfig(num_iterations=2, num_envs=20), on_update=lambda u, _: seen.append(u)
     )
     assert seen == [0, 1]
     wanted = {
@@ -139,27 +147,42 @@ def test_metrics_are_complete(
 
 
 def test_separate_learning_rates(
-    backbone: Backbone, reward: Reward, config: GuidanceConfig, quantum: QuantumActor
+    backbone: Backbone, reward: Reward, config: GuidanceConfig, quantum: QuantumPolicy
 ) -> None:
     """A rate of zero leaves exactly that part where it was."""
     env = GuidanceEnv(backbone, reward, config, num_envs=20)
     critic = Critic()
-    both = torch.nn.ModuleDict({"actor": quantum, "critic": critic})
+    both = torch.nn.ModuleDict({"policy": quantum, "critic": critic})
     before = {k: v.clone() for k, v in both.state_dict().items()}
-    train_ppo(env, quantum, critic, PPOConfig(updates=1, num_envs=20, lr_circuit=0.01, lr_head=0.0, lr_critic=0.0))
+    train_ppo(
+        env,
+        quantum,
+        critic,
+        PPOConfig(
+            num_iterations=1, num_envs=20, learning_rate_circuit=0.01, learning_rate_head=0.0, learning_rate_critic=0.0
+        ),
+    )
     moved = {k for k, v in both.state_dict().items() if not torch.equal(before[k], v)}
-    assert moved == {"actor.layer.weight", "actor.input_scale"}
+    assert moved == {"policy.layer.weight", "policy.input_scale"}
 
 
-def make(backbone: Backbone, reward: Reward, config: GuidanceConfig, quantum: QuantumActor) -> tuple[Any, Any, Any]:
+def make(backbone: Backbone, reward: Reward, config: GuidanceConfig, quantum: QuantumPolicy) -> tuple[Any, Any, Any]:
     return GuidanceEnv(backbone, reward, config, num_envs=20, seed=2), quantum.on(), Critic(seed=2)
 
 
-PPO = PPOConfig(updates=4, num_envs=20, epochs=2, minibatches=2, lr_circuit=0.02, checkpoint_every=2, seed=2)
+PPO = PPOConfig(
+    num_iterations=4,
+    num_envs=20,
+    update_epochs=2,
+    num_minibatches=2,
+    learning_rate_circuit=0.02,
+    checkpoint_every=2,
+    seed=2,
+)
 
 
 def test_resumed_training_is_the_same_bit_for_bit(
-    backbone: Backbone, reward: Reward, config: GuidanceConfig, quantum: QuantumActor, tmp_path: Path
+    backbone: Backbone, reward: Reward, config: GuidanceConfig, quantum: QuantumPolicy, tmp_path: Path
 ) -> None:
     with RunFolder.create(tmp_path / "whole", kind="guidance", config={}) as whole:
         parts = make(backbone, reward, config, quantum)
@@ -188,7 +211,7 @@ def test_resumed_training_is_the_same_bit_for_bit(
 
 
 def test_ctrl_c_saves_a_checkpoint(
-    backbone: Backbone, reward: Reward, config: GuidanceConfig, quantum: QuantumActor, tmp_path: Path
+    backbone: Backbone, reward: Reward, config: GuidanceConfig, quantum: QuantumPolicy, tmp_path: Path
 ) -> None:
     def interrupt(update: int, _: dict[str, float]) -> None:
         if update == 0:
@@ -201,32 +224,32 @@ def test_ctrl_c_saves_a_checkpoint(
 
 
 def test_impossible_resumes(
-    backbone: Backbone, reward: Reward, config: GuidanceConfig, quantum: QuantumActor, tmp_path: Path
+    backbone: Backbone, reward: Reward, config: GuidanceConfig, quantum: QuantumPolicy, tmp_path: Path
 ) -> None:
-    env, actor, critic = make(backbone, reward, config, quantum)
+    env, policy, critic = make(backbone, reward, config, quantum)
     with pytest.raises(RunFolderError, match="run folder"):
-        train_ppo(env, actor, critic, PPO, resume=True)
+        train_ppo(env, policy, critic, PPO, resume=True)
     with RunFolder.create(tmp_path / "run", kind="guidance", config={}) as run:
         with pytest.raises(RunFolderError, match="no checkpoint"):
-            train_ppo(env, actor, critic, PPO, run=run, resume=True)
-        train_ppo(env, actor, critic, PPO.replace(updates=1), run=run)
+            train_ppo(env, policy, critic, PPO, run=run, resume=True)
+        train_ppo(env, policy, critic, PPO.replace(num_iterations=1), run=run)
         with pytest.raises(DamagedFileError, match="does not fit"):
-            train_ppo(env, MLPActor(), critic, PPO, run=run, resume=True)
+            train_ppo(env, MLPPolicy(), critic, PPO, run=run, resume=True)
         with pytest.raises(RunFolderError, match="state_dict"):
-            train_ppo(Target(20), MLPActor(n_features=1), Critic(1), quick(num_envs=20), run=run, resume=True)
+            train_ppo(Target(20), MLPPolicy(n_features=1), Critic(1), quick(num_envs=20), run=run, resume=True)
 
 
 def test_unfit_environments_are_refused() -> None:
-    actor, critic = MLPActor(n_features=1), Critic(1)
+    policy, critic = MLPPolicy(n_features=1), Critic(1)
     env = Target()
     with pytest.raises(InvalidInputError, match="VectorEnv"):
-        train_ppo(gymnasium.make("Pendulum-v1"), actor, critic, quick())
+        train_ppo(gymnasium.make("Pendulum-v1"), policy, critic, quick())
     with pytest.raises(InvalidInputError, match="num_envs"):
-        train_ppo(env, actor, critic, quick(num_envs=8))
+        train_ppo(env, policy, critic, quick(num_envs=8))
     with pytest.raises(InvalidInputError, match="minibatches"):
-        train_ppo(env, actor, critic, quick(minibatches=100))
+        train_ppo(env, policy, critic, quick(num_minibatches=100))
     env.metadata = {"autoreset_mode": AutoresetMode.NEXT_STEP}
     with pytest.raises(InvalidInputError, match="SAME_STEP"):
-        train_ppo(env, actor, critic, quick())
+        train_ppo(env, policy, critic, quick())
     with pytest.raises(InvalidInputError, match="Box"):
-        train_ppo(gymnasium.make_vec("CartPole-v1", num_envs=2), actor, critic, quick(num_envs=2))
+        train_ppo(gymnasium.make_vec("CartPole-v1", num_envs=2), policy, critic, quick(num_envs=2))

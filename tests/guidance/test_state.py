@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -7,8 +9,9 @@ import torch
 from qhw_diffusion import guidance
 from qhw_diffusion.diffusion import Backbone, Classifier
 from qhw_diffusion.errors import InvalidInputError
-from qhw_diffusion.guidance import STATE_NAMES, GuidanceConfig, QuantumActor
-from qhw_diffusion.guidance.state import SATURATION, measured_normalisation, raw_state, softened_confidence
+from qhw_diffusion.guidance import STATE_NAMES, GuidanceConfig, QuantumPolicy
+from qhw_diffusion.guidance.episode import SATURATION, measured_normalisation, raw_state
+from qhw_diffusion.guidance.scorers import score
 
 
 def test_entries_against_numpy() -> None:
@@ -16,7 +19,7 @@ def test_entries_against_numpy() -> None:
     x, eps, difference = (torch.randn(5, 1, 8, 8, generator=g) for _ in range(3))
     action, logits = torch.rand(5, generator=g), torch.randn(5, 10, generator=g)
     labels = torch.arange(5)
-    confidence = softened_confidence(logits, labels, 4.0)
+    confidence = score(SimpleNamespace(logits=lambda images: logits), x, labels, 4.0).confidence
     state = raw_state(
         remaining=0.5, x=x, eps_last=eps, action_last=action, confidence=confidence, eps_difference=difference
     )
@@ -36,15 +39,17 @@ def test_entries_against_numpy() -> None:
 
 
 @pytest.mark.parametrize("extra", [False, True])
-def test_on_real_rollouts_no_entry_is_constant_or_saturated(backbone: Backbone, proxy: Classifier, extra: bool) -> None:
+def test_on_real_rollouts_no_entry_is_constant_or_saturated(
+    backbone: Backbone, reward_classifier: Classifier, extra: bool
+) -> None:
     """Fresh noise, labels and random actions; the calibration saw other ones."""
     config = guidance.calibrate_state(
-        GuidanceConfig(n_steps=6, g0=1.5, g_max=3.5, extra_state=extra), backbone, proxy, seed=0, batch=64
+        GuidanceConfig(n_steps=6, g0=1.5, g_max=3.5, extra_state=extra), backbone, reward_classifier, seed=0, batch=64
     )
     labels, noise = guidance.draw_episode(backbone, 64, torch.Generator().manual_seed(99))
-    actor = guidance.MLPActor(n_features=config.n_state, initial_std=0.5)
+    policy = guidance.MLPPolicy(n_features=config.n_state, initial_std=0.5)
     out = guidance.rollout(
-        backbone, config, labels, noise, actor, proxy=proxy, generator=torch.Generator().manual_seed(1)
+        backbone, config, labels, noise, policy, scorer=reward_classifier, generator=torch.Generator().manual_seed(1)
     )
     states = out.states.flatten(0, 1)
     assert states.shape == (6 * 64, 7 if extra else 6)
@@ -60,7 +65,7 @@ def test_on_real_rollouts_no_entry_is_constant_or_saturated(backbone: Backbone, 
         assert (out.states[t, :, 1:].std(0) > 0.02).all()
 
 
-def test_every_entry_reaches_the_circuit(quantum: QuantumActor) -> None:
+def test_every_entry_reaches_the_circuit(quantum: QuantumPolicy) -> None:
     """The circuit's output, and the action, depend on each of the six entries."""
     obs = (0.3 * torch.randn(8, 6, generator=torch.Generator().manual_seed(0))).requires_grad_()
     z = quantum.expectations(obs)
@@ -79,7 +84,11 @@ def test_a_constant_entry_is_refused() -> None:
         measured_normalisation(raw)
 
 
-def test_calibration_is_reproducible_and_kept(backbone: Backbone, proxy: Classifier, config: GuidanceConfig) -> None:
-    again = guidance.calibrate_state(config.replace(state_centre=(), state_width=()), backbone, proxy, batch=64)
+def test_calibration_is_reproducible_and_kept(
+    backbone: Backbone, reward_classifier: Classifier, config: GuidanceConfig
+) -> None:
+    again = guidance.calibrate_state(
+        config.replace(state_centre=(), state_width=()), backbone, reward_classifier, batch=64
+    )
     assert again == config
-    assert guidance.calibrate_state(config, backbone, proxy, seed=5) is config
+    assert guidance.calibrate_state(config, backbone, reward_classifier, seed=5) is config

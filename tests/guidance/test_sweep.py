@@ -8,12 +8,12 @@ from qhw_diffusion.guidance import GuidanceConfig, Sweep, SweepRow, sweep_consta
 
 
 def test_the_sweep_finds_the_base_and_the_range(
-    backbone: Backbone, proxy: Classifier, real: ImageDataset, config: GuidanceConfig
+    backbone: Backbone, reward_classifier: Classifier, real: ImageDataset, config: GuidanceConfig
 ) -> None:
     seen: list[float] = []
     sweep = sweep_constants(
         backbone,
-        proxy,
+        reward_classifier,
         real,
         n_steps=4,
         scales=(5.0, 0.5, 1.3),
@@ -31,10 +31,12 @@ def test_the_sweep_finds_the_base_and_the_range(
 
 
 def test_the_sweep_is_of_the_spacing_it_was_asked_for(
-    backbone: Backbone, proxy: Classifier, real: ImageDataset, config: GuidanceConfig
+    backbone: Backbone, reward_classifier: Classifier, real: ImageDataset, config: GuidanceConfig
 ) -> None:
     few = {"n_steps": 4, "scales": (1.3,), "n_images": 120}
-    leading, trailing = (sweep_constants(backbone, proxy, real, spacing=s, **few) for s in ("leading", "trailing"))
+    leading, trailing = (
+        sweep_constants(backbone, reward_classifier, real, spacing=s, **few) for s in ("leading", "trailing")
+    )
     assert leading.rows[0].distance != trailing.rows[0].distance
     assert trailing.configure(config).spacing == "trailing"
 
@@ -48,8 +50,10 @@ def test_the_sensible_range_is_connected_to_the_best() -> None:
     assert sweep.sensible(1.0) == (1.4, 1.4)
 
 
-def test_the_judge_stays_unseen(backbone: Backbone, judge: Classifier, proxy: Classifier, real: ImageDataset) -> None:
-    with pytest.raises(InvalidInputError, match="judge"):
-        sweep_constants(backbone, judge, real, n_steps=2)
+def test_the_evaluation_classifier_stays_unseen(
+    backbone: Backbone, evaluation_classifier: Classifier, reward_classifier: Classifier, real: ImageDataset
+) -> None:
+    with pytest.raises(InvalidInputError, match="evaluation classifier"):
+        sweep_constants(backbone, evaluation_classifier, real, n_steps=2)
     with pytest.raises(InvalidInputError, match="training split"):
-        sweep_constants(backbone, proxy, load_dataset("digits", split="heldout"), n_steps=2)
+        sweep_constants(backbone, reward_classifier, load_dataset("digits", split="heldout"), n_steps=2)

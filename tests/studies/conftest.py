@@ -39,10 +39,10 @@ def small_policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Run folder of a policy of three qubits for fake_manila, trained for one update: three steps an image."""
     path = tmp_path_factory.mktemp("policy") / "run"
     guidance.train_guidance(
-        guidance.GuidanceConfig(n_steps=3, spacing="trailing", g0=2.0, g_max=4.0, starts=24),
-        guidance.PPOConfig.short(updates=1, num_envs=24, epochs=1, minibatches=1),
+        guidance.GuidanceConfig(n_steps=3, spacing="trailing", g0=2.0, g_max=4.0, noise_pool=24),
+        guidance.PPOConfig.short(num_iterations=1, num_envs=24, update_epochs=1, num_minibatches=1),
         guidance.RewardConfig(),
-        guidance.ActorConfig(device="fake_manila", n_qubits=3, depth=1, gain=1.0),
+        guidance.PolicyConfig(device="fake_manila", n_qubits=3, depth=1, gain=1.0),
         path=path,
     )
     return path

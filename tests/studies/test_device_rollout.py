@@ -21,7 +21,7 @@ from qhw_diffusion import cli, guidance
 from qhw_diffusion.checkpoints import load_checkpoint, save_checkpoint
 from qhw_diffusion.errors import BudgetError, InvalidInputError, JobError, RunFolderError
 from qhw_diffusion.execution import Engine, Noisy, Shots
-from qhw_diffusion.guidance import load_controller, rollout
+from qhw_diffusion.guidance import load_policy, rollout
 from qhw_diffusion.hardware.ledger import Ledger
 from qhw_diffusion.hardware.runner import Runner
 from qhw_diffusion.hardware.standin import FailJob, StandIn
@@ -87,7 +87,7 @@ def test_with_exact_values_it_is_the_simulated_rollout(prepared: Prepared) -> No
     assert played.receipts[1] == Receipt(("job of out step 2",), 1.5)
     labels, noise = starts_of(prepared)
     models = prepared.models
-    expected = rollout(models.backbone, prepared.guidance, labels, noise, prepared.policy, proxy=models.reward)
+    expected = rollout(models.backbone, prepared.guidance, labels, noise, prepared.policy, scorer=models.reward)
     assert torch.equal(played.images, expected.images)
     assert torch.equal(played.g, expected.g)
     assert torch.equal(played.states, expected.states)
@@ -99,7 +99,7 @@ def test_the_folder_keeps_policy_and_device(prepared: Prepared, small_policy: Pa
     device = json.loads((prepared.folder.path / "device.json").read_text())
     assert device["name"] == "fake_manila"
     assert device["physical_qubits"] == list(prepared.compiled.physical_qubits)
-    weights = load_controller(small_policy).actor.state_dict()
+    weights = load_policy(small_policy).policy.state_dict()
     assert all(torch.equal(value, weights[name]) for name, value in prepared.policy.state_dict().items())
 
 
@@ -180,10 +180,10 @@ def test_other_settings_do_not_go_on(prepared: Prepared, small_policy: Path, tmp
 
 def test_a_classical_policy_needs_no_device(tmp_path: Path) -> None:
     guidance.train_guidance(
-        guidance.GuidanceConfig(n_steps=2, spacing="trailing", starts=20),
-        guidance.PPOConfig.short(updates=1, num_envs=20, epochs=1, minibatches=1),
+        guidance.GuidanceConfig(n_steps=2, spacing="trailing", noise_pool=20),
+        guidance.PPOConfig.short(num_iterations=1, num_envs=20, update_epochs=1, num_minibatches=1),
         guidance.RewardConfig(),
-        guidance.ActorConfig(kind="matched"),
+        guidance.PolicyConfig(kind="matched"),
         path=tmp_path / "mlp",
     )
     with pytest.raises(InvalidInputError, match="and needs no device; without --shots"):
@@ -367,7 +367,9 @@ def _kill_in_second_step(words: list[str], standin: StandIn) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("known", [True, False])
-def test_a_renamed_folder_goes_on_with_its_jobs(small_policy: Path, tmp_path: Path, known: bool) -> None:
+def test_a_renamed_folder_goes_on_with_its_jobs(
+    small_policy: Path, tmp_path: Path, known: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Cut between the second step's job and its checkpoint, renamed: the job is taken from the ledger, under its cap.
 
     A folder of an earlier version has no id: it goes on as long as it keeps its name.
@@ -384,9 +386,10 @@ def test_a_renamed_folder_goes_on_with_its_jobs(small_policy: Path, tmp_path: Pa
         with open_access(config, run_name(ready.folder, asked.device)) as access:
             with pytest.raises(Cut):
                 play(ready, access, resume=False, on_step=_cut)
-            ready.folder.save_checkpoint = _cut  # type: ignore[method-assign,assignment]
-            with pytest.raises(Cut):
-                play(ready, access, resume=True)
+            with monkeypatch.context() as patch:
+                patch.setattr("qhw_diffusion.studies.device_rollout.save_checkpoint", _cut)
+                with pytest.raises(Cut):
+                    play(ready, access, resume=True)
         if known:
             out = out.rename(tmp_path / "elsewhere")
         ready = prepare(asked, out, resume=True)

@@ -9,7 +9,7 @@ import torch
 
 from qhw_diffusion import cli
 from qhw_diffusion.errors import RunFolderError
-from qhw_diffusion.guidance import LookupActor, QuantumActor, load_controller, tabulate
+from qhw_diffusion.guidance import LookupPolicy, QuantumPolicy, load_policy, tabulate
 from qhw_diffusion.hardware.ledger import Ledger
 from qhw_diffusion.runs import read_json
 from qhw_diffusion.studies.device_access import AccessConfig
@@ -29,9 +29,9 @@ def test_a_table_measured_on_a_device(small_policy: Path, tmp_path: Path) -> Non
         rows = opened.rows()
     assert [(row.purpose, row.circuits, row.state) for row in rows] == [("out table", 729, "done")]
     assert read_json(out / "distillation.json")["job_ids"] == [rows[0].job_id]
-    measured, policy = load_controller(out).actor, load_controller(small_policy).actor
-    assert isinstance(measured, LookupActor)
-    assert isinstance(policy, QuantumActor)
+    measured, policy = load_policy(out).policy, load_policy(small_policy).policy
+    assert isinstance(measured, LookupPolicy)
+    assert isinstance(policy, QuantumPolicy)
     exact = tabulate(policy).table
     # binomial: the variance of a mean of ±1
     expected = ((1 - exact.square()) / SHOTS).mean().sqrt()
@@ -41,8 +41,8 @@ def test_a_table_measured_on_a_device(small_policy: Path, tmp_path: Path) -> Non
     distill_on_device(asked, access, resume=True)
     with Ledger.open(ledger) as opened:
         assert [row.job_id for row in opened.rows()] == [rows[0].job_id]
-    again = load_controller(out).actor
-    assert isinstance(again, LookupActor)
+    again = load_policy(out).policy
+    assert isinstance(again, LookupPolicy)
     assert torch.equal(again.table, measured.table)
     with pytest.raises(RunFolderError, match="other settings"):
         distill_on_device(asked, AccessConfig(device="fake_manila", shots=SHOTS + 1, ledger=str(ledger)), resume=True)

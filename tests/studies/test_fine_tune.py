@@ -15,7 +15,7 @@ import torch
 from qhw_diffusion import cli, guidance
 from qhw_diffusion.errors import InvalidInputError, RunFolderError, UnknownNameError
 from qhw_diffusion.execution import CompiledCircuit, Engine, Estimate, Noisy, Usage
-from qhw_diffusion.guidance import GuidanceEnv, QuantumActor, Reward, load_controller, train_ppo
+from qhw_diffusion.guidance import GuidanceEnv, QuantumPolicy, Reward, load_policy, train_ppo
 from qhw_diffusion.hardware.ledger import Ledger
 from qhw_diffusion.runs import read_json
 from qhw_diffusion.studies.device_access import AccessConfig, open_access
@@ -72,8 +72,8 @@ def _weights(actor: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 
 def test_a_row_is_measured_once_and_calls_are_numbered(small_policy: Path) -> None:
-    actor = load_controller(small_policy).actor
-    assert isinstance(actor, QuantumActor)
+    actor = load_policy(small_policy).policy
+    assert isinstance(actor, QuantumPolicy)
     compiled, access = actor.layer.compiled, Exact()
     engine = FiledEngine(access, "run update 1")
     rows = torch.randn(4, compiled.n_inputs + compiled.n_weights, generator=torch.Generator().manual_seed(0))
@@ -185,7 +185,7 @@ def test_it_goes_on_within_an_update(small_policy: Path, models: Models, tmp_pat
     def cut(*_: Any) -> None:
         raise Cut
 
-    def tune(folder: Path, access: Any, *, resume: bool, on_update: Any = None) -> QuantumActor:
+    def tune(folder: Path, access: Any, *, resume: bool, on_update: Any = None) -> QuantumPolicy:
         run, trained, original = prepare_fine_tune(asked, folder, resume=resume)
         with run:
             return fine_tune(asked, run, trained, original, models, access, resume=resume, on_update=on_update)[0]
@@ -242,11 +242,11 @@ def test_the_command_tunes_and_distil_takes_the_result(
     assert "after minus before, FD" in text
     record = read_json(out / "fine_tuning.json")
     assert (record["jobs"], record["circuits"], record["qpu_seconds"]) == (3, 60, 0.0)
-    tuned = load_controller(out)
-    assert isinstance(tuned.actor, QuantumActor)
-    assert tuned.actor.layer.compiled.device.name == "fake_manila"
-    assert tuned.actor.layer.engine.spec == "noisy"
-    assert tuned.ppo.updates == 1
+    tuned = load_policy(out)
+    assert isinstance(tuned.policy, QuantumPolicy)
+    assert tuned.policy.layer.compiled.device.name == "fake_manila"
+    assert tuned.policy.layer.engine.spec == "noisy"
+    assert tuned.ppo.num_iterations == 1
     with Ledger.open(ledger) as opened:
         assert len(opened.rows(run="out", state="done")) == 3
 
@@ -256,7 +256,7 @@ def test_the_command_tunes_and_distil_takes_the_result(
     distilled = json.loads((lookup / "distillation.json").read_text())
     assert distilled["action_error"]["action_max"] < 1e-4
     assert distilled["judged"]["distilled"]["fd"] == pytest.approx(distilled["judged"]["original"]["fd"], abs=1e-3)
-    assert isinstance(load_controller(lookup).actor, guidance.LookupActor)
+    assert isinstance(load_policy(lookup).policy, guidance.LookupPolicy)
     assert cli.main(["evaluate", "guidance", str(lookup), "--seeds", "2", "--images", "20"]) == 0
     assert "lookup, distilled from quantum" in capsys.readouterr().out
     assert cli.main(["fine-tune", str(lookup), "--device", "fake_manila", "--shots", "100"]) == 2

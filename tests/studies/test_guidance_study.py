@@ -16,7 +16,7 @@ from qhw_diffusion.experiment.study import cell_file, load_results
 from qhw_diffusion.guidance import PPOConfig
 from qhw_diffusion.runs import RunFolder, atomic_write_json
 from qhw_diffusion.studies.guidance import experiment
-from qhw_diffusion.studies.guidance.experiment import ACTORS, DEMO, SHAPES, GuidanceStudyConfig, base_scale
+from qhw_diffusion.studies.guidance.experiment import DEMO, POLICIES, SHAPES, GuidanceStudyConfig, base_scale
 from qhw_diffusion.studies.guidance.page import (
     POLICY_LABELS,
     SCHEDULE_LABELS,
@@ -39,9 +39,9 @@ CONFIG = GuidanceStudyConfig(
     tune_images=24,
     tune_means=(1.0,),
     eval_images=40,
-    starts=32,
-    actors=("quantum", "annealing"),
-    ppo=PPOConfig(updates=2, num_envs=24, checkpoint_every=1),
+    noise_pool=32,
+    policies=("quantum", "annealing"),
+    ppo=PPOConfig(num_iterations=2, num_envs=24, checkpoint_every=1),
 )
 
 
@@ -208,24 +208,24 @@ def test_a_study_survives_json(config: GuidanceStudyConfig) -> None:
 def test_unknown_and_impossible_settings_are_refused() -> None:
     with pytest.raises(UnknownNameError, match="seeds"):
         GuidanceStudyConfig.from_dict({"seedz": 3})
-    for bad in ({"actors": ("quantm",)}, {"base": "midle"}, {"spacing": "trail"}):
+    for bad in ({"policies": ("quantm",)}, {"base": "midle"}, {"spacing": "trail"}):
         with pytest.raises(UnknownNameError, match=r"quantum|middle|trailing"):
             GuidanceStudyConfig(**bad)  # type: ignore[arg-type]
     for bad in ({"seeds": 0}, {"n_steps": 0}, {"n_steps": 2.5},
                 {"constants": (1.0,)}, {"constants": (1.0, float("nan"))}, {"eval_images": 3},
-                {"tune_means": ()}, {"actors": ("mlp", "mlp")},
-                {"ppo": PPOConfig(num_envs=10, minibatches=31)}):  # fmt: skip
+                {"tune_means": ()}, {"policies": ("mlp", "mlp")},
+                {"ppo": PPOConfig(num_envs=10, num_minibatches=31)}):  # fmt: skip
         with pytest.raises(InvalidInputError):
             GuidanceStudyConfig(**bad)  # type: ignore[arg-type]
 
 
 def test_every_policy_of_the_line_up_and_every_schedule_has_a_label() -> None:
-    config = GuidanceStudyConfig(actors=tuple(ACTORS))
-    assert config.actor_config("frozen").kind == "frozen"
-    assert config.actor_config("quantum_ideal").engine == "ideal"
+    config = GuidanceStudyConfig(policies=tuple(POLICIES))
+    assert config.policy_config("frozen").kind == "frozen"
+    assert config.policy_config("quantum_ideal").engine == "ideal"
     labels = [label_of(name) for name in config.evaluated()]
     assert len(set(labels)) == len(labels)
-    assert set(ACTORS) == set(POLICY_LABELS)
+    assert set(POLICIES) == set(POLICY_LABELS)
     assert {"constant", *SHAPES} == set(SCHEDULE_LABELS)
 
 

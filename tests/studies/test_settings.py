@@ -11,7 +11,7 @@ from qhw_diffusion.config import field_docs
 from qhw_diffusion.diffusion import BackboneConfig, ClassifierConfig
 from qhw_diffusion.errors import InvalidInputError, RunFolderError, UnknownNameError
 from qhw_diffusion.experiment import load_study, open_study
-from qhw_diffusion.guidance import ActorConfig, GuidanceConfig, PPOConfig, RewardConfig
+from qhw_diffusion.guidance import GuidanceConfig, PolicyConfig, PPOConfig, RewardConfig
 from qhw_diffusion.studies.guidance.experiment import GuidanceStudyConfig
 from qhw_diffusion.studies.reference_models import ReferenceModelsConfig
 from qhw_diffusion.studies.settings import GuidanceTraining, ModelConfig
@@ -25,18 +25,18 @@ def test_a_sampler_that_cannot_be_is_refused() -> None:
 
 
 def test_minibatches_without_two_rows_are_refused_by_whoever_knows_the_steps() -> None:
-    ppo = PPOConfig(num_envs=20, minibatches=31)
+    ppo = PPOConfig(num_envs=20, num_minibatches=31)
     assert GuidanceStudyConfig(ppo=ppo).ppo == ppo  # 6 steps × 20 environments are enough for 31
     with pytest.raises(InvalidInputError, match="at most 30"):
-        GuidanceStudyConfig(ppo=PPOConfig(num_envs=10, minibatches=31))
+        GuidanceStudyConfig(ppo=PPOConfig(num_envs=10, num_minibatches=31))
     with pytest.raises(InvalidInputError, match="at most 60"):
         ReferenceModelsConfig(num_envs=20, minibatches=61)
     with pytest.raises(InvalidInputError, match="at most 60"):
-        GuidanceTraining(ppo=ppo.replace(minibatches=61))
+        GuidanceTraining(ppo=ppo.replace(num_minibatches=61))
 
 
 def test_a_training_knows_its_data_set_and_the_state_its_policy_reads() -> None:
-    training = GuidanceTraining(models=ModelConfig(data="mnist16"), policy=ActorConfig(kind="annealing"))
+    training = GuidanceTraining(models=ModelConfig(data="mnist16"), policy=PolicyConfig(kind="annealing"))
     assert training.guidance == GuidanceConfig(dataset="mnist16", extra_state=True)
     assert GuidanceTraining().guidance == GuidanceConfig()
     assert GuidanceTraining.from_dict(json.loads(json.dumps(training.to_dict()))) == training
@@ -80,7 +80,7 @@ def test_a_study_made_before_spacing_was_a_setting_goes_on(tmp_path: Path, open_
     [
         ModelConfig,
         GuidanceStudyConfig,
-        ActorConfig,
+        PolicyConfig,
         GuidanceConfig,
         RewardConfig,
         PPOConfig,

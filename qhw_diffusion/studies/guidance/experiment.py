@@ -34,20 +34,20 @@ from qhw_diffusion.diffusion import real_floor
 from qhw_diffusion.errors import InvalidInputError, UnknownNameError
 from qhw_diffusion.experiment import Cell, Study, cell_result
 from qhw_diffusion.guidance import (
-    Actor,
-    ActorConfig,
-    Controller,
     GuidanceConfig,
+    Policy,
+    PolicyConfig,
+    PolicyOrSchedule,
     PPOConfig,
     RewardConfig,
     Rollout,
     Sweep,
     SweepRow,
-    build_actor,
+    build_policy,
     calibrate,
     check_training,
     diagnose,
-    load_controller,
+    load_policy,
     rollout,
     train_guidance,
 )
@@ -65,7 +65,7 @@ EVALUATIONS_A_SECOND = 2500  # U-Net evaluations (an image through the network o
 BASES = ("best", "middle")
 
 # The standard line-up: name → what differs from the study's policy; their labels are in page.py.
-ACTORS: dict[str, dict[str, Any]] = {
+POLICIES: dict[str, dict[str, Any]] = {
     "quantum": {"kind": "quantum", "engine": "noisy"},
     "quantum_ideal": {"kind": "quantum", "engine": "ideal"},
     "chain": {"kind": "quantum", "engine": "noisy", "entanglement": "chain"},
@@ -84,20 +84,20 @@ class GuidanceStudyConfig(Config):
 
     models: ModelConfig = field(default_factory=ModelConfig)
     """Data set, backbone and classifiers."""
-    actor: ActorConfig = field(default_factory=ActorConfig)
+    policy: PolicyConfig = field(default_factory=PolicyConfig)
     """Circuit of the quantum policies."""
     reward: RewardConfig = field(default_factory=RewardConfig)
     """Reward."""
     ppo: PPOConfig = field(default_factory=PPOConfig.short)
     """Training."""
-    actors: tuple[str, ...] = ("quantum", "matched", "frozen")
-    """Actors to train."""
+    policies: tuple[str, ...] = ("quantum", "matched", "frozen")
+    """Policies to train, from the line-up."""
     n_steps: int = 6
     """DDIM steps; report them with every claim."""
     spacing: str = "leading"
     """How the timesteps are spread: "leading", "trailing" or "linspace"; see GuidanceConfig."""
     seeds: int = 5
-    """Seeds: seed k is one training of every actor and one evaluation of every controller."""
+    """Seeds: seed k is one training of every policy and one evaluation of all."""
     constants: tuple[float, ...] = (0.8, 1.0, 1.1, 1.2, 1.35, 1.5, 1.75, 2.0, 3.0, 5.0)
     """Constant guidance scales to sweep."""
     sweep_images: int = 600
@@ -109,24 +109,24 @@ class GuidanceStudyConfig(Config):
     eval_images: int = 597
     """Images per evaluation."""
     base: str = "best"
-    """Base scale g0 of the actors: "best" is the best constant of the sweep; "middle" is the middle of the constants
+    """Base scale g0 of the policies: "best" is the best constant of the sweep; "middle" is the middle of the constants
     whose distance is within three times the best one's, so that there is something to learn before the best constant
-    is even reached. The rivals are tuned in either case."""
+    is even reached. The schedules are tuned in either case."""
     action_limit: float = 2.0
     """Largest |ΔCFG|; the guidance range is the base scale ± this, not below 0."""
-    starts: int = 1000
-    """Starting points (label and noise) a training draws its episodes from; see GuidanceConfig."""
+    noise_pool: int = 1000
+    """Initial noise and labels a training draws its episodes from; see GuidanceConfig."""
     batch: int = 256
     """Images sampled at a time in sweep and evaluation (a matter of speed only)."""
 
     def __post_init__(self) -> None:
-        for name in self.actors:
-            if name not in ACTORS:
-                raise UnknownNameError.of("actor", name, ACTORS)
-        require(len(set(self.actors)) == len(self.actors), f"actors named twice: {', '.join(self.actors)}")
+        for name in self.policies:
+            if name not in POLICIES:
+                raise UnknownNameError.of("policy", name, POLICIES)
+        require(len(set(self.policies)) == len(self.policies), f"policies named twice: {', '.join(self.policies)}")
         require(self.seeds >= 1, f"seeds must be at least 1, got {self.seeds}")
         GuidanceConfig(n_steps=self.n_steps, spacing=self.spacing)  # refuses what no sampler takes
-        self.ppo.check_minibatches(self.ppo.rollout_steps or self.n_steps)
+        self.ppo.check_minibatches(self.ppo.num_steps or self.n_steps)
         require(self.batch >= 1, f"batch must be at least 1, got {self.batch}")
         for name in ("sweep_images", "tune_images", "eval_images"):
             require(getattr(self, name) >= 20, f"{name} must be at least 20, got {getattr(self, name)}")
@@ -142,18 +142,18 @@ class GuidanceStudyConfig(Config):
         )
         object.__setattr__(self, "constants", tuple(sorted(set(self.constants))))
 
-    def actor_config(self, name: str) -> ActorConfig:
-        """Settings of one actor of the line-up."""
-        return self.actor.replace(**ACTORS[name])
+    def policy_config(self, name: str) -> PolicyConfig:
+        """Settings of one policy of the line-up."""
+        return self.policy.replace(**POLICIES[name])
 
     def evaluated(self) -> tuple[str, ...]:
-        """Everything that is evaluated on every seed: schedules, actors, and the quantum policy's other guises.
+        """Everything that is evaluated on every seed: schedules, policies, and the quantum policy's other variants.
 
         `quantum@ideal` is the policy trained under noise, run without; `quantum@untrained` the same policy before
         training.
         """
-        guises = ("quantum@ideal", "quantum@untrained") if "quantum" in self.actors else ()
-        return (*SCHEDULES, *self.actors, *guises)
+        variants = ("quantum@ideal", "quantum@untrained") if "quantum" in self.policies else ()
+        return (*SCHEDULES, *self.policies, *variants)
 
 
 SHAPES: dict[str, list[dict[str, float]]] = {
@@ -224,14 +224,14 @@ def cells(config: GuidanceStudyConfig) -> list[Cell]:
                 found.append(Cell(tuned[-1], parameters, sweep, seconds(config.tune_images), label))
     found.append(Cell("choice", {"part": "choice"}, (*sweep, *tuned), 0.1))
     for seed in range(config.seeds):
-        for actor in config.actors:
-            parameters = {"part": "training", "policy": actor, "seed": seed}
-            cost = seconds(config.ppo.updates * config.ppo.num_envs)
-            label = f"training {label_of(actor)}, seed {seed}"
-            found.append(Cell(f"training-{actor}-seed{seed}", parameters, ("calibration",), cost, label))
+        for policy in config.policies:
+            parameters = {"part": "training", "policy": policy, "seed": seed}
+            cost = seconds(config.ppo.num_iterations * config.ppo.num_envs)
+            label = f"training {label_of(policy)}, seed {seed}"
+            found.append(Cell(f"training-{policy}-seed{seed}", parameters, ("calibration",), cost, label))
     for seed in range(config.seeds):  # seed by seed: what all share is then made once a process
         for name in config.evaluated():
-            trained = name in config.actors or name.endswith("@ideal")
+            trained = name in config.policies or name.endswith("@ideal")
             needs = (f"training-{name.partition('@')[0]}-seed{seed}",) if trained else ()
             parameters = {"part": "evaluation", "policy": name, "seed": seed}
             label = f"evaluation {label_of(name)}, seed {seed}"
@@ -265,17 +265,17 @@ def run_cell(config: GuidanceStudyConfig, cell: Cell, folder: Path) -> Mapping[s
 def check(config: GuidanceStudyConfig) -> None:
     """Raises what loading the models or building a training raises."""
     models = load_models(config.models)
-    for name in config.actors:
-        actor = config.actor_config(name)
+    for name in config.policies:
+        policy = config.policy_config(name)
         check_training(
             sampling_config(config, config.constants[0], extra_state=name == "annealing"),
             config.ppo,
             config.reward,
-            actor,
+            policy,
             backbone=models.backbone,
-            classifier=models.reward,
+            scorer=models.reward,
             real=models.train,
-            device=device_of(actor.device) if actor.uses_circuit else None,
+            device=device_of(policy.device) if policy.uses_circuit else None,
         )
 
 
@@ -284,7 +284,7 @@ def share_done(config: GuidanceStudyConfig, cell: Cell, folder: Path) -> float:
     if cell["part"] != "training":
         return 0.0
     log = training_folder(folder, cell["policy"], cell["seed"]) / "metrics.jsonl"
-    return min(1.0, log.read_bytes().count(b"\n") / config.ppo.updates) if log.exists() else 0.0
+    return min(1.0, log.read_bytes().count(b"\n") / config.ppo.num_iterations) if log.exists() else 0.0
 
 
 @lru_cache(maxsize=1)
@@ -306,12 +306,9 @@ def sampling_config(config: GuidanceStudyConfig, g0: float, *, extra_state: bool
         dataset=config.models.data,
         n_steps=config.n_steps,
         spacing=config.spacing,
-        g0=g0,
-        g_min=max(0.0, g0 - limit),
-        g_max=g0 + limit,
-        action_limit=limit,
+        **GuidanceConfig.around(g0, limit),
         extra_state=extra_state,
-        starts=config.starts,
+        noise_pool=config.noise_pool,
     )
 
 
@@ -378,7 +375,7 @@ def calibrate_study(config: GuidanceStudyConfig, g0: float) -> dict[str, Any]:
     six = sampling_config(config, g0)
     guidance, reward = calibrate(six, config.reward, models.backbone, models.reward, models.train)
     result = {"guidance": guidance.to_dict(), "reward": reward.to_dict()}
-    if "annealing" in config.actors:
+    if "annealing" in config.policies:
         seven = sampling_config(config, g0, extra_state=True)
         result["guidance_extra"] = calibrate(seven, reward, models.backbone, models.reward, models.train)[0].to_dict()
     return result
@@ -393,41 +390,41 @@ def measure_floor(config: GuidanceStudyConfig) -> dict[str, Any]:
     return {"images": n, "rows": rows}
 
 
-def calibrated(folder: Path, actor: str = "") -> tuple[GuidanceConfig, RewardConfig]:
+def calibrated(folder: Path, policy: str = "") -> tuple[GuidanceConfig, RewardConfig]:
     """The study's calibrated configurations for one policy."""
     saved = cell_result(folder, "calibration")
-    part = "guidance_extra" if actor == "annealing" else "guidance"
+    part = "guidance_extra" if policy == "annealing" else "guidance"
     return GuidanceConfig.from_dict(saved[part]), RewardConfig.from_dict(saved["reward"])
 
 
-def training_folder(folder: Path, actor: str, seed: int) -> Path:
+def training_folder(folder: Path, policy: str, seed: int) -> Path:
     """Run folder of one training."""
-    return folder / "trainings" / f"{actor}-seed{seed}"
+    return folder / "trainings" / f"{policy}-seed{seed}"
 
 
-def train(config: GuidanceStudyConfig, folder: Path, actor: str, seed: int) -> dict[str, Any]:
+def train(config: GuidanceStudyConfig, folder: Path, policy: str, seed: int) -> dict[str, Any]:
     """One training in its run folder; an unfinished one goes on from its checkpoint. KeyboardInterrupt on Ctrl-C."""
     models = models_of(config.models)
-    guidance, reward = calibrated(folder, actor)
-    path = training_folder(folder, actor, seed)
+    guidance, reward = calibrated(folder, policy)
+    path = training_folder(folder, policy, seed)
     resume = path.exists() and RunFolder.open(path, kind="guidance").has_checkpoint
     if path.exists() and not resume:
         shutil.rmtree(path)  # stopped before its first checkpoint: nothing in it to keep
-    settings = config.actor_config(actor)
+    settings = config.policy_config(policy)
     trained = train_guidance(
         guidance,
         config.ppo.replace(seed=seed),
         reward,
         settings,
         path=path,
-        command=f"study guidance: {actor}, seed {seed}",
+        command=f"study guidance: {policy}, seed {seed}",
         resume=resume,
         backbone=models.backbone,
-        classifier=models.reward,
+        scorer=models.reward,
         real=models.train,
         device=device_of(settings.device) if settings.uses_circuit else None,
     )
-    if len(trained.history) < config.ppo.updates:
+    if len(trained.history) < config.ppo.num_iterations:
         raise KeyboardInterrupt
     log = RunFolder.open(path, kind="guidance").metrics()
     curves = {key: [float(row[key]) for row in log] for key in CURVES}
@@ -436,12 +433,12 @@ def train(config: GuidanceStudyConfig, folder: Path, actor: str, seed: int) -> d
 
 
 def load_trained(
-    config: GuidanceStudyConfig, folder: Path, actor: str, seed: int, *, engine: str | None = None
-) -> Actor:
+    config: GuidanceStudyConfig, folder: Path, policy: str, seed: int, *, engine: str | None = None
+) -> Policy:
     """A trained policy of the study, a quantum one on another engine if asked."""
-    settings = config.actor_config(actor)
+    settings = config.policy_config(policy)
     device = device_of(settings.device) if settings.uses_circuit else None
-    return load_controller(training_folder(folder, actor, seed), device=device, engine=engine).actor
+    return load_policy(training_folder(folder, policy, seed), device=device, engine=engine).policy
 
 
 @lru_cache(maxsize=2)
@@ -453,17 +450,17 @@ def base_scale_images(config: GuidanceStudyConfig, folder: Path, seed: int) -> R
     return rollout(models.backbone, guidance, labels, noise, guidance.g0, batch=config.batch)
 
 
-def evaluate(config: GuidanceStudyConfig, folder: Path, controller: str, seed: int) -> dict[str, Any]:
+def evaluate(config: GuidanceStudyConfig, folder: Path, policy: str, seed: int) -> dict[str, Any]:
     """One policy or schedule on one evaluation seed: both sides' numbers, guidance scales, some images."""
     models = models_of(config.models)
-    name, _, variant = controller.partition("@")
+    name, _, variant = policy.partition("@")
     guidance, reward = calibrated(folder, name)
-    player: Controller
+    player: PolicyOrSchedule
     if name in SCHEDULES:
         player = Schedule(**cell_result(folder, "choice")["schedules"][name]).scales(config.n_steps)
     elif variant == "untrained":
-        settings = config.actor_config(name)
-        player = build_actor(settings, n_features=guidance.n_state, seed=seed, device=device_of(settings.device))
+        settings = config.policy_config(name)
+        player = build_policy(settings, n_features=guidance.n_state, seed=seed, device=device_of(settings.device))
     else:
         player = load_trained(config, folder, name, seed, engine=variant or None)
     labels, noise = draw_starts(models.backbone, models.heldout, config.eval_images, EVALUATION_SEED + seed)
@@ -474,17 +471,19 @@ def evaluate(config: GuidanceStudyConfig, folder: Path, controller: str, seed: i
     )
     seconds = time.perf_counter() - started
     played = sampled.rollout
-    parameters = player.parameter_counts() if isinstance(player, Actor) else {"total": 0}
+    parameters = player.parameter_counts() if isinstance(player, Policy) else {"total": 0}
     findings = []
-    if isinstance(player, Actor) and variant != "untrained":
-        found = diagnose((), [played], judge=models.judge, proxy=models.reward, baseline=[base])
+    if isinstance(player, Policy) and variant != "untrained":
+        found = diagnose(
+            (), [played], evaluation_classifier=models.judge, reward_classifier=models.reward, baseline=[base]
+        )
         findings = [finding.to_dict() for finding in found]
     kept = {
         "images": ((played.images[:KEPT_IMAGES] + 1) * 127.5).round().clamp(0, 255).to(torch.uint8),
         "labels": labels[:KEPT_IMAGES],
         "g": played.g[:, :KEPT_TRAJECTORIES].contiguous(),
     }
-    write_tensors(samples_file(folder, controller, seed), kept, {"policy": controller}, kind="samples")
+    write_tensors(samples_file(folder, policy, seed), kept, {"policy": policy}, kind="samples")
     assert sampled.judged is not None
     return {
         **sampled.judged,
@@ -507,9 +506,9 @@ QUICK = GuidanceStudyConfig(
     tune_images=120,
     tune_means=(1.0,),
     eval_images=240,
-    starts=300,
+    noise_pool=300,
     base="middle",
-    ppo=PPOConfig.short(updates=12, num_envs=96),
+    ppo=PPOConfig.short(num_iterations=12, num_envs=96),
 )
 
 # The demo's policies start from the middle of the sensible constants, not from the best one: finding the right scale is
@@ -528,6 +527,6 @@ STUDY = Study(
     demo=DEMO,
     check=check,
     share_done=share_done,
-    no_flags=("actor.kind", "actor.engine", "ppo.seed"),
+    no_flags=("policy.kind", "policy.engine", "ppo.seed"),
     flag_prefixes={"reward": "reward"},
 )

@@ -22,7 +22,7 @@ from qhw_diffusion.experiment import (
     plots,
     with_holm,
 )
-from qhw_diffusion.guidance import QuantumActor, load_controller
+from qhw_diffusion.guidance import QuantumPolicy, load_policy
 
 if TYPE_CHECKING:
     from qhw_diffusion.studies.guidance.experiment import GuidanceStudyConfig
@@ -93,8 +93,8 @@ def page(results: GuidanceResults) -> Page:
     sentences, tone = findings(results)
     shown = Page(
         subtitle=(
-            f"Classifier-free guidance on {c.models.data}, {c.n_steps} DDIM steps: a {c.actor.n_qubits}-qubit circuit "
-            f"compiled for {c.actor.device} and trained under that device's noise, against classical policies and "
+            f"Classifier-free guidance on {c.models.data}, {c.n_steps} DDIM steps: a {c.policy.n_qubits}-qubit circuit "
+            f"compiled for {c.policy.device} and trained under that device's noise, against classical policies and "
             f"tuned schedules. {c.seeds} seeds, {c.eval_images} images per evaluation."
         ),
         findings=[*_told_table(results), *sentences],
@@ -107,7 +107,7 @@ def page(results: GuidanceResults) -> Page:
     _trajectories(shown.section("What the policies do"), results)
     _learning(shown.section("Learning"), results)
     _diagnostics(shown.section("Diagnostics"), results)
-    if "quantum" in c.actors:
+    if "quantum" in c.policies:
         _circuit(shown.section("The circuit"), results)
     _seeds(shown.section("Seeds and chosen settings"), results)
     return shown
@@ -208,17 +208,17 @@ def compared_with_all(results: GuidanceResults, reference: str) -> dict[str, Pai
 
 def control_tests(results: GuidanceResults) -> dict[str, PairedTest]:
     """What the circuit contributes: FD of the quantum policy against each control."""
-    if "quantum" not in results.config.actors:
+    if "quantum" not in results.config.policies:
         return {}
-    controls = [name for name in (*results.config.actors, "quantum@ideal") if name != "quantum"]
+    controls = [name for name in (*results.config.policies, "quantum@ideal") if name != "quantum"]
     return compared(results, "quantum", controls, swapped=True)
 
 
 def learning_tests(results: GuidanceResults) -> dict[str, PairedTest]:
     """Did training raise the reward: each policy's return against the untrained quantum policy's."""
-    if "quantum" not in results.config.actors:
+    if "quantum" not in results.config.policies:
         return {}
-    return compared(results, "quantum@untrained", results.config.actors, "return")
+    return compared(results, "quantum@untrained", results.config.policies, "return")
 
 
 def findings(results: GuidanceResults) -> tuple[list[str], str]:
@@ -256,7 +256,7 @@ def findings(results: GuidanceResults) -> tuple[list[str], str]:
             f"With {seeds} seeds the exact sign-flip test cannot go below p = {2 / 2**seeds:.3g}, and only large "
             "differences can show; ten seeds or more are needed for a claim."
         )
-    return sentences, "good" if any(n in results.config.actors for n in winners) else "neutral"
+    return sentences, "good" if any(n in results.config.policies for n in winners) else "neutral"
 
 
 def _quantum_sentences(results: GuidanceResults, tests: dict[str, PairedTest], labels: dict[str, str]) -> list[str]:
@@ -328,13 +328,13 @@ def paired_table(tests: dict[str, PairedTest], labels: dict[str, str]) -> tuple[
 
 
 def finding_rows(results: GuidanceResults) -> list[list[str]]:
-    """Diagnostics as table rows [actor, what was looked for, outcome over seeds, sentence of the worst seed]."""
+    """Diagnostics as table rows [policy, what was looked for, outcome over seeds, sentence of the worst seed]."""
     order = {"ok": 0, "note": 1, "warning": 2}
     rows = []
-    for actor in results.config.actors:
+    for policy in results.config.policies:
         per_seed = [
-            [*results.cells[f"training-{actor}-seed{k}"]["findings"],
-             *results.cells[f"evaluation-{actor}-seed{k}"]["findings"]]
+            [*results.cells[f"training-{policy}-seed{k}"]["findings"],
+             *results.cells[f"evaluation-{policy}-seed{k}"]["findings"]]
             for k in range(results.config.seeds)
         ]  # fmt: skip
         names = list(dict.fromkeys(f["name"] for findings in per_seed for f in findings))
@@ -343,7 +343,7 @@ def finding_rows(results: GuidanceResults) -> list[list[str]]:
             worst = max(same, key=lambda f: order[f["severity"]])
             bad = sum(f["severity"] == "warning" for f in same)
             outcome = f"warning in {bad} of {len(same)}" if bad else worst["severity"]
-            rows.append([label_of(actor), name, outcome, worst["sentence"]])
+            rows.append([label_of(policy), name, outcome, worst["sentence"]])
     return rows
 
 
@@ -375,13 +375,13 @@ def _came_out(section: Section, results: GuidanceResults, sentences: list[str], 
     section.bullets(sentences[1:])
     cards = [
         (f"g = {best_constant(results):g}", "best constant"),
-        (f"g₀ = {base_scale(results):g}", "base of all actors"),
+        (f"g₀ = {base_scale(results):g}", "base of all policies"),
     ]
     for name, label in (("constant", "FD of the best constant"), ("quantum", "FD of the quantum policy")):
         if name in results.config.evaluated():
             cards.append((f"{np.mean(values(results, name, 'fd')):.2f}", label))
     cards.append((f"{np.mean(floor(results, 'fd')):.2f}", "FD of real training images (floor)"))
-    gradients = curves(results, "quantum", "gradients/circuit") if "quantum" in results.config.actors else []
+    gradients = curves(results, "quantum", "gradients/circuit") if "quantum" in results.config.policies else []
     if gradients:
         cards.append((f"{min(min(line) for line in gradients):.2g}", "smallest circuit gradient norm in any update"))
     section.numbers(cards)
@@ -437,16 +437,19 @@ def _tests(section: Section, results: GuidanceResults) -> None:
     learned = learning_tests(results)
     if learned:
         columns, rows = paired_table(learned, labels)
-        section.table(columns, rows, caption="Reward of each trained actor minus that of the untrained quantum policy.")
+        section.table(
+            columns, rows, caption="Reward of each trained policy minus that of the untrained quantum policy."
+        )
 
 
 def _sweep(section: Section, results: GuidanceResults) -> None:
     section.text(
         f"No scale is taken from a paper: {len(sweep_rows(results))} constants were sampled "
-        f"({results.config.sweep_images} images each, starts of their own) and the one with the lowest "
+        f"({results.config.sweep_images} images each, noise of their own) and the one with the lowest "
         "distance to the **training** images in the **reward** classifier's features was taken: the unbiased kernel "
-        "distance that the actors' reward lowers, so that all are tuned on one objective. Every schedule's parameters "
-        "were tuned in the same way. The evaluation classifier's curve is drawn for the reader; it decided nothing.",
+        "distance that the policies' reward lowers, so that all are tuned on one objective. Every schedule's "
+        "parameters were tuned in the same way. The evaluation classifier's curve is drawn for the reader; it decided "
+        "nothing.",
         _BASE_TEXT[results.config.base].format(g0=base_scale(results)),
     )
     columns = [row["g"] for row in sweep_rows(results)]
@@ -498,7 +501,7 @@ def _trajectories(section: Section, results: GuidanceResults) -> None:
     if shown:
         section.figure(
             plots.guidance_trajectories(shown, n_steps=results.config.n_steps, constant=best_constant(results)),
-            alt="Guidance scale over the sampling steps for each trained actor: mean and spread over samples.",
+            alt="Guidance scale over the sampling steps for each trained policy: mean and spread over samples.",
             caption="Mean and standard deviation over samples of all seeds. A wide band means that the policy "
             "treats images differently; a thin one that it has become a schedule.",
         )
@@ -510,16 +513,16 @@ def _trajectories(section: Section, results: GuidanceResults) -> None:
 
 
 def _learning(section: Section, results: GuidanceResults) -> None:
-    rewards = {label_of(name): curves(results, name, "charts/episodic_return") for name in results.config.actors}
+    rewards = {label_of(name): curves(results, name, "charts/episodic_return") for name in results.config.policies}
     section.figure(
         plots.learning_curves(rewards, baseline=0.0),
-        alt="Mean episode reward over the updates for each actor; thin lines are seeds, thick lines their mean.",
+        alt="Mean episode reward over the updates for each policy; thin lines are seeds, thick lines their mean.",
         caption="Rewards during training, with exploration noise; zero (dotted) is the reward of the base scale. "
         " The paired tests above use no exploration noise.",
     )
     gradients = {
         label_of(name): curves(results, name, "gradients/circuit")
-        for name in results.config.actors
+        for name in results.config.policies
         if any(max(line) > 0 for line in curves(results, name, "gradients/circuit"))
     }
     if gradients:
@@ -534,14 +537,14 @@ def _diagnostics(section: Section, results: GuidanceResults) -> None:
     section.text(
         "Looked for in every training and its evaluation; where a seed warns, the worst one's sentence is shown."
     )
-    section.table(["actor", "looked for", "outcome", "in words (worst seed)"], finding_rows(results))
+    section.table(["policy", "looked for", "outcome", "in words (worst seed)"], finding_rows(results))
 
 
 def _circuit(section: Section, results: GuidanceResults) -> None:
-    actor = load_controller(results.folder / "trainings" / "quantum-seed0").actor
-    assert isinstance(actor, QuantumActor)
-    compiled = actor.layer.compiled
-    logical, device = actor.circuit.circuit, compiled.device
+    policy = load_policy(results.folder / "trainings" / "quantum-seed0").policy
+    assert isinstance(policy, QuantumPolicy)
+    compiled = policy.layer.compiled
+    logical, device = policy.circuit.circuit, compiled.device
     section.figure(
         plots.circuit_drawing(logical),
         alt=f"The policy circuit as drawn: {logical.num_qubits} qubits, angle encoding of the state, then layers of "

@@ -29,7 +29,7 @@ from qhw_diffusion.denoising.device_step import DenoiserStep, classical_fidelity
 from qhw_diffusion.diffusion import evaluate_samples
 from qhw_diffusion.execution import CompiledCircuit, Engine, Estimate, Ideal, Noisy, Shots
 from qhw_diffusion.experiment import Cell, Study
-from qhw_diffusion.guidance import GuidanceConfig, QuantumActor, compile_policy
+from qhw_diffusion.guidance import GuidanceConfig, QuantumPolicy, compile_policy
 from qhw_diffusion.mitigation import Mitigated
 from qhw_diffusion.studies import reference_models
 from qhw_diffusion.studies.measure import Sampled
@@ -278,7 +278,7 @@ def _errors(estimates: list[Estimate], ideal: Tensor) -> dict[str, float]:
 
 
 def _scale_errors(
-    estimates: list[Estimate], actor: QuantumActor, guidance: GuidanceConfig, g_ideal: Tensor
+    estimates: list[Estimate], actor: QuantumPolicy, guidance: GuidanceConfig, g_ideal: Tensor
 ) -> dict[str, float]:
     g = torch.stack([scale(actor, e.values, guidance) for e in estimates])
     return {"rms_g": _rms(g - g_ideal), "sd_g": _rms(g.std(0))}

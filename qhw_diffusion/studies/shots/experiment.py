@@ -31,7 +31,7 @@ from qhw_diffusion.diffusion import evaluate_samples
 from qhw_diffusion.execution import SPSA, CompiledCircuit, ParameterShift, QuantumLayer, Shots
 from qhw_diffusion.execution.gradients import GradientMethod
 from qhw_diffusion.experiment import Cell, Study
-from qhw_diffusion.guidance import GuidanceConfig, QuantumActor
+from qhw_diffusion.guidance import GuidanceConfig, QuantumPolicy
 from qhw_diffusion.studies import reference_models
 from qhw_diffusion.studies.reference_models import ReferenceModelsConfig
 from qhw_diffusion.studies.shots.page import page, training_label
@@ -174,12 +174,11 @@ def values(config: ShotsConfig, folder: Path, seed: int) -> dict[str, Any]:
     return {"rows": rows, "mean_z": float(exact.mean()), "rms_z": _rms(exact), "g": float(g_exact.mean())}
 
 
-def scale(actor: QuantumActor, z: Tensor, guidance: GuidanceConfig) -> Tensor:
+def scale(actor: QuantumPolicy, z: Tensor, guidance: GuidanceConfig) -> Tensor:
     """⟨Z⟩ [B, qubits] → guidance scale [B] of the mean action."""
     with torch.no_grad():
         mean = actor.head(z.to(next(actor.head.parameters())))[:, 0]
-    action = mean.clamp(-guidance.action_limit, guidance.action_limit)
-    return (guidance.g0 + action).clamp(guidance.g_min, guidance.g_max)
+    return guidance.scale(mean)
 
 
 @lru_cache(maxsize=2)

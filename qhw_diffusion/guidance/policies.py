@@ -1,17 +1,20 @@
-"""Policies: state → mean and log standard deviation of a Gaussian ΔCFG. Base, classical actors, critic."""
+"""Policies: state → mean and log standard deviation of a Gaussian ΔCFG; quantum and classical ones, and the critic."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from itertools import pairwise
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from qhw_diffusion.checkpoints import frozen_parameters, put_state
+from qhw_diffusion.circuits import PolicyCircuit
+from qhw_diffusion.devices import Device
 from qhw_diffusion.errors import InvalidInputError
+from qhw_diffusion.execution import CompiledCircuit, Engine, QuantumLayer, compile_circuit
 
 LOG_STD_MIN, LOG_STD_MAX = -20.0, 2.0
 _HALF_LOG_TAU = 0.5 * math.log(2.0 * math.pi)
@@ -34,10 +37,10 @@ def mlp_parameters(sizes: Sequence[int]) -> int:
     return sum((a + 1) * b for a, b in pairwise(sizes))
 
 
-class Actor(nn.Module):
+class Policy(nn.Module):
     """A Gaussian policy. Subclasses give `_outputs`, [B, n_features] → [B, 2·action_dim] (means, then log σ).
 
-    Every actor is built from `config()` alone, so it can be saved and loaded; `kind` is its name there.
+    Every policy is built from `config()` alone, so it can be saved and loaded; `kind` is its name there.
     """
 
     kind: ClassVar[str]
@@ -55,7 +58,7 @@ class Actor(nn.Module):
     def forward(self, obs: Tensor) -> tuple[Tensor, Tensor]:
         """Normalised states [B, n_features] → μ [B, action_dim], log σ [B, action_dim] within [−20, 2]."""
         if obs.ndim != 2 or obs.shape[1] != self.n_features:
-            raise InvalidInputError(f"the actor takes states [B, {self.n_features}], got {tuple(obs.shape)}")
+            raise InvalidInputError(f"the policy takes states [B, {self.n_features}], got {tuple(obs.shape)}")
         mean, log_std = self._outputs(obs).chunk(2, dim=1)
         return mean, log_std.clamp(LOG_STD_MIN, LOG_STD_MAX)
 
@@ -79,15 +82,9 @@ class Actor(nn.Module):
         counts = {name: sum(p.numel() for p in group) for name, group in self.parameter_groups().items()}
         return {**counts, "total": sum(counts.values())}
 
-    def save_pretrained(self, folder: str | Path) -> Path:
-        """Write the actor into a folder that `load_actor` reads (see `save_actor`)."""
-        from qhw_diffusion.guidance.saving import save_actor  # here, since saving knows all actors
-
-        return save_actor(self, folder)
-
     @property
     def circuits_per_state(self) -> int:
-        """Circuits one action costs on a device: 1 for a quantum actor (all ⟨Z⟩ from one run), 0 for a classical."""
+        """Circuits one action costs on a device: 1 for a quantum policy (all ⟨Z⟩ from one run), 0 for a classical."""
         return 1 if self.uses_circuit else 0
 
 
@@ -119,8 +116,8 @@ class GaussianHead(nn.Module):
         return out
 
 
-class MLPActor(Actor):
-    """The classical actor. The default, 6→128→64→2, is the published one: 9,282 parameters (arXiv 2509.14163)."""
+class MLPPolicy(Policy):
+    """The classical policy. The default, 6→128→64→2, is the published one: 9,282 parameters (arXiv 2509.14163)."""
 
     kind = "mlp"
 
@@ -145,6 +142,7 @@ class MLPActor(Actor):
         return out
 
     def config(self) -> dict[str, Any]:
+        """What the saved policy is built from again."""
         return {
             "kind": self.kind,
             "hidden": list(self.hidden),
@@ -176,16 +174,17 @@ def matched_hidden(n_parameters: int, *, n_features: int = 6, action_dim: int = 
     return best[2]
 
 
-def matched_mlp(n_parameters: int, *, n_features: int = 6, **settings: Any) -> MLPActor:
-    """The MLP actor with as nearly as possible `n_parameters` trainable parameters (`parameter_counts` tells)."""
+def matched_mlp(n_parameters: int, *, n_features: int = 6, **settings: Any) -> MLPPolicy:
+    """The MLP policy with as nearly as possible `n_parameters` trainable parameters (`parameter_counts` tells)."""
     hidden = matched_hidden(n_parameters, n_features=n_features, action_dim=settings.get("action_dim", 1))
-    return MLPActor(hidden, n_features=n_features, **settings)
+    return MLPPolicy(hidden, n_features=n_features, **settings)
 
 
-class AnnealingActor(Actor):
-    """The annealing guidance rival (arXiv 2506.24108): a small MLP on (t/T, ‖ε_c − ε_∅‖/√d) only, same PPO.
+class AnnealingPolicy(Policy):
+    """The policy of annealing guidance (arXiv 2506.24108), a baseline: a small MLP that sees two state entries.
 
-    Sees entries 0 and 6 of the seven-entry state, so the configuration needs `extra_state=True`.
+    They are t/T and ‖ε_c − ε_∅‖/√d, entries 0 and 6 of the seven, so the configuration needs `extra_state=True`. It is
+    trained by the same PPO as the others.
     """
 
     kind = "annealing"
@@ -203,7 +202,9 @@ class AnnealingActor(Actor):
     ) -> None:
         super().__init__()
         if n_features != 7:
-            raise InvalidInputError("the annealing actor needs the seven-entry state: GuidanceConfig(extra_state=True)")
+            raise InvalidInputError(
+                "the annealing policy needs the seventh state entry: GuidanceConfig(extra_state=True)"
+            )
         self.n_features, self.action_dim, self.hidden = n_features, action_dim, tuple(hidden)
         self.initial_std, self.gain, self.seed = initial_std, gain, seed
         generator = torch.Generator().manual_seed(seed)
@@ -214,7 +215,138 @@ class AnnealingActor(Actor):
         out: Tensor = self.head(obs[:, self.ENTRIES])
         return out
 
-    config = MLPActor.config
+    config = MLPPolicy.config
+
+
+def compile_policy(
+    circuit: PolicyCircuit, device: Device, *, seed: int = 0, optimization_level: int = 3, scheduled: bool = False
+) -> CompiledCircuit:
+    """The policy circuit compiled for a device (see `compile_circuit`)."""
+    return compile_circuit(
+        circuit.circuit,
+        device,
+        inputs=circuit.inputs,
+        weights=circuit.weights,
+        observables=circuit.observables,
+        seed=seed,
+        optimization_level=optimization_level,
+        scheduled=scheduled,
+    )
+
+
+class QuantumPolicy(Policy):
+    """Angle encoding with trainable scales, the policy circuit, and a head n→64→32→2 on the n expectation values.
+
+    The angle of state entry j is input_scale_j · s_j; it starts at π/2 per unit, so that the calibrated range of
+    ± two standard deviations covers ± π/2, and four standard deviations stay within the circle. The gradient runs
+    through the circuit to its weights and to the input scales; nothing is detached. `freeze_circuit=True` leaves the
+    whole quantum part (weights and scales) at its random values: the control that tells whether training the circuit
+    mattered.
+    """
+
+    kind = "quantum"
+    uses_circuit = True
+    HIDDEN = (64, 32)
+    """Hidden widths of the head."""
+
+    def __init__(
+        self,
+        layer: QuantumLayer,
+        circuit: PolicyCircuit,
+        *,
+        hidden: Sequence[int] = HIDDEN,
+        action_dim: int = 1,
+        output_scaling: bool = False,
+        freeze_circuit: bool = False,
+        initial_std: float = 0.5,
+        gain: float = 0.1,
+        seed: int = 0,
+        initial_scale: float = math.pi / 2,
+    ) -> None:
+        """Put the head on a compiled circuit.
+
+        Args:
+            layer: the compiled `circuit` on some engine.
+            circuit: the policy circuit.
+            hidden: hidden widths of the head.
+            action_dim: A.
+            output_scaling: train one factor per expectation value.
+            freeze_circuit: leave weights and scales as they are.
+            initial_std: standard deviation of the actions before training.
+            gain: size of the head's last layer before training.
+            seed: seed of the head (the layer has its own).
+            initial_scale: encoding angle per unit of a state entry, radians.
+
+        Raises:
+            InvalidInputError: a layer of another circuit.
+        """
+        super().__init__()
+        compiled = layer.compiled
+        wanted = len(circuit.inputs), len(circuit.weights), len(circuit.observables)
+        given = compiled.n_inputs, compiled.n_weights, compiled.n_observables
+        if wanted != given:
+            raise InvalidInputError(
+                f"the layer has (inputs, weights, observables) = {given}, the circuit {wanted}; "
+                f"compile this circuit: compile_policy(circuit, device)"
+            )
+        self.layer, self.circuit = layer, circuit
+        self.n_features, self.action_dim = len(circuit.inputs), action_dim
+        self.hidden, self.output_scaling, self.freeze_circuit = tuple(hidden), output_scaling, freeze_circuit
+        self.initial_std, self.gain, self.seed = initial_std, gain, seed
+        self.input_scale = nn.Parameter(torch.full((self.n_features,), initial_scale))
+        n_out = len(circuit.observables)
+        self.output_scale = nn.Parameter(torch.ones(n_out)) if output_scaling else None
+        generator = torch.Generator().manual_seed(seed)
+        self.head = GaussianHead([n_out, *self.hidden], action_dim, generator, initial_std=initial_std, gain=gain)
+        if freeze_circuit:
+            for parameter in self._quantum():
+                parameter.requires_grad_(False)
+
+    def _quantum(self) -> list[nn.Parameter]:
+        own = [self.layer.weight, self.input_scale]
+        return own if self.output_scale is None else [*own, self.output_scale]
+
+    def angles(self, obs: Tensor) -> Tensor:
+        """Encoding angles [B, n_features] in radians."""
+        return obs * self.input_scale
+
+    def expectations(self, obs: Tensor) -> Tensor:
+        """⟨Z⟩ of each qubit (times the output scale, if trained), [B, n_qubits]."""
+        values: Tensor = self.layer(self.angles(obs))
+        return values if self.output_scale is None else values * self.output_scale
+
+    def _outputs(self, obs: Tensor) -> Tensor:
+        out: Tensor = self.head(self.expectations(obs).to(obs.dtype))
+        return out
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        """Trainable parameters by learning rate: "circuit" (weights, input and output scales) and "head"."""
+        circuit = [p for p in self._quantum() if p.requires_grad]
+        return {"circuit": circuit, "head": list(self.head.parameters())}
+
+    def on(self, device: Device | None = None, engine: str | Engine | None = None) -> QuantumPolicy:
+        """The same policy, weights copied, on another device (compiled anew) or engine; None keeps the present one."""
+        compiled = self.layer.compiled
+        if device is not None:
+            compiled = compiled.compile_for(device)
+        other = QuantumPolicy(self.layer.with_compiled(compiled, engine), self.circuit, **self._settings())
+        put_state(other, {name: value.clone() for name, value in self.state_dict().items()}, frozen_parameters(self))
+        return other
+
+    def _settings(self) -> dict[str, Any]:
+        return {
+            "hidden": list(self.hidden),
+            "action_dim": self.action_dim,
+            "output_scaling": self.output_scaling,
+            "freeze_circuit": self.freeze_circuit,
+            "initial_std": self.initial_std,
+            "gain": self.gain,
+            "seed": self.seed,
+        }
+
+    def config(self) -> dict[str, Any]:
+        """What the saved policy is built from again, besides its layer."""
+        return {"kind": self.kind, "n_features": self.n_features, "engine": self.layer.engine.label, **self._settings()}
 
 
 class Critic(nn.Module):
@@ -226,5 +358,6 @@ class Critic(nn.Module):
         self.layers = mlp([n_features, *hidden, 1], torch.Generator().manual_seed(seed), gain=1.0)
 
     def forward(self, obs: Tensor) -> Tensor:
+        """Values [B] of normalised states [B, n_features]."""
         value: Tensor = self.layers(obs)
         return value.squeeze(-1)
