@@ -28,7 +28,7 @@ def train_guidance(
         GuidanceTraining,
         FromFlags(
             _training,
-            skip=("models.judge", "guidance.dataset", "guidance.state_centre", "guidance.state_width"),
+            skip=("models.evaluation_classifier", "guidance.dataset", "guidance.state_centre", "guidance.state_width"),
             rename={"policy.kind": "policy"},
             prefix={"reward": "reward"},
         ),

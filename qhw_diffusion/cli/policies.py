@@ -47,7 +47,7 @@ def evaluate_guidance(
     *,
     device: str | None = None,
     engine: str | None = None,
-    judge: str | None = None,
+    evaluation_classifier: str | None = None,
     data_root: str | None = None,
     seeds: int | None = None,
     images: int | None = None,
@@ -64,7 +64,7 @@ def evaluate_guidance(
         device: device to run the policy on; without it the one it was trained for.
         engine: simulated engine: ideal, noisy or shots[:N][:seed=S][:ideal] (ideal: shots without noise), mitigated:
             shots:4096+readout+zne:linear:1,3; without it the one the policy was trained on.
-        judge: folder of the evaluation classifier; without it the one shipped for the data set.
+        evaluation_classifier: folder of the evaluation classifier; without it the one shipped for the data set.
         data_root: folder of the data set; without it that of the run.
         seeds: evaluation seeds of the simulated evaluation; without it 5.
         images: images per seed (simulated; without it 500), or images in all (on a device; without it 32).
@@ -80,7 +80,7 @@ def evaluate_guidance(
             run,
             device=device,
             engine=engine,
-            judge=judge,
+            evaluation_classifier=evaluation_classifier,
             data_root=data_root,
             seeds=5 if seeds is None else seeds,
             images=500 if images is None else images,
@@ -99,7 +99,7 @@ def evaluate_guidance(
         place,
         images=IMAGES if images is None else images,
         seed=seed,
-        judge=judge,
+        evaluation_classifier=evaluation_classifier,
         data_root=data_root,
     )
     print(found)
@@ -158,7 +158,7 @@ def distill(
     into: Literal["lookup", "network"] = "lookup",
     device: str | None = None,
     engine: str | None = None,
-    judge: str | None = None,
+    evaluation_classifier: str | None = None,
     data_root: str | None = None,
     seeds: int = 5,
     images: int = 500,
@@ -175,7 +175,7 @@ def distill(
             (an MLP fitted to it).
         device: device the original is evaluated on; without it the one it was trained for.
         engine: engine the original is evaluated on, such as noisy or shots:4096; without it the one it was trained on.
-        judge: folder of the evaluation classifier; without it the one shipped for the data set.
+        evaluation_classifier: folder of the evaluation classifier; without it the one shipped for the data set.
         data_root: folder of the data set; without it that of the run.
         seeds: seeds of the comparison of images.
         images: images per seed.
@@ -190,7 +190,7 @@ def distill(
         form=into,
         device=device,
         engine=engine,
-        judge=judge,
+        evaluation_classifier=evaluation_classifier,
         data_root=data_root,
         seeds=seeds,
         images=images,

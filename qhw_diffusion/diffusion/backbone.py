@@ -1,140 +1,200 @@
-"""The diffusion backbone: a small class-conditional U-Net (diffusers) with a null label for guidance."""
+"""The diffusion backbone: a small class-conditional U-Net (diffusers) with a null label, and its training."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+import math
+import platform
+from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
-from ..errors import DamagedFileError, InvalidInputError, UnknownNameError
-from ..runs import settings_from_dict
-from .checks import check_labels, check_pixels, check_shape_and_classes
-from .datasets import DATASETS
-from .weights import SHIPPED, load_model, model_folder, save_model
+from qhw_diffusion.checkpoints import load_checkpoint, restore_checkpoint, save_checkpoint
+from qhw_diffusion.config import Config, check_finite, check_whole, require
+from qhw_diffusion.diffusion.checks import (
+    check_every_class,
+    check_fit,
+    check_labels,
+    check_pixels,
+    check_shape_and_classes,
+)
+from qhw_diffusion.diffusion.datasets import (
+    DATASETS,
+    ImageDataset,
+    check_dataset_name,
+    image_shape_of,
+    load_dataset,
+    n_classes_of,
+)
+from qhw_diffusion.diffusion.weights import SHIPPED, half_precision, load_model, model_folder, save_model
+from qhw_diffusion.errors import DamagedFileError, InvalidInputError, QhwError, RunFolderError, UnknownNameError
+from qhw_diffusion.runs import RunFolder, StopRequest, progress
+
+PREDICTION_TYPES = ("v_prediction", "epsilon")
+"""What a backbone's network may predict."""
+BETA_SCHEDULES = ("squaredcos_cap_v2", "linear", "scaled_linear")
+"""Noise schedules, by diffusers' names."""
+_CHECKPOINT_EVERY = 250
 
 
 @dataclass(frozen=True)
-class BackboneConfig:
-    """Architecture, scheduler and training recipe of one backbone. The defaults are those for digits.
+class BackboneConfig(Config):
+    """Architecture, noise schedule and training recipe of one backbone. The defaults are those for digits.
 
-    Attributes:
-        dataset: one of `DATASETS`.
-        image_shape: (C, H, W).
-        n_classes: classes of the data set; the null label is the index after the last.
-        channels: channels of each resolution level, the finest first; each level halves the image.
-        layers_per_block: residual blocks per level on the way down (one more on the way up).
-        attention: one flag per level: self-attention after each residual block.
-        attention_head_dim: channels per attention head.
-        patch: the image is folded into patches of patch × patch pixels, which become channels (pixel unshuffle), and
-            the network works at the coarser resolution: at 2, about a third of the work.
-        mid_attention: self-attention at the coarsest level's middle block.
-        norm_groups: groups of the group norms; divides every entry of `channels`.
-        prediction_type: what the network predicts: "v_prediction" or "epsilon".
-        beta_schedule: diffusers' name of the noise schedule.
-        n_train_timesteps: noise levels the network is trained on.
-        steps, batch_size, learning_rate: AdamW with linear warm-up over `warmup` steps, then cosine decay to zero.
-        weight_decay: AdamW's.
-        warmup: steps of linear warm-up.
-        label_dropout: share of training labels replaced by the null label (Ho & Salimans 2022, arXiv 2207.12598).
-        ema_decay: decay of the exponential moving average of the weights, which is what is kept; ramped up as
-            min(ema_decay, (1 + step) / (10 + step)).
-        log_every: steps between two entries of the loss history (each the mean over the steps since the last).
-        seed: of the initial weights, the order of the images and the noise.
+    `for_dataset` gives the recipe of a data set. Images whose sides do not divide by `patch` · 2^(levels − 1) are
+    padded inside the network to the next sides that do.
     """
 
     dataset: str = "digits"
+    """Data set: a built-in name, module:name or file.py:name."""
     image_shape: tuple[int, int, int] = (1, 8, 8)
+    """Channels, height and width of the images."""
     n_classes: int = 10
+    """Classes of the data set; the null label is the index after the last."""
     channels: tuple[int, ...] = (32,)
+    """Channels of each resolution level, the finest first; each level halves the image."""
     layers_per_block: int = 1
+    """Residual blocks per level on the way down (one more on the way up)."""
     attention: tuple[bool, ...] = (False,)
+    """One flag per level: self-attention after each residual block."""
     mid_attention: bool = True
+    """Self-attention at the coarsest level's middle block."""
     attention_head_dim: int = 8
+    """Channels per attention head."""
     patch: int = 2
+    """Side of the patches of pixels that become channels (pixel unshuffle); the network works at the coarser
+    resolution: at 2, about a third of the work."""
     norm_groups: int = 8
+    """Groups of the group norms; divides every entry of `channels`."""
     prediction_type: str = "v_prediction"
+    """Target of the network: "v_prediction" or "epsilon"."""
     beta_schedule: str = "squaredcos_cap_v2"
+    """Noise schedule, by diffusers' names."""
     n_train_timesteps: int = 1000
+    """Noise levels the network is trained on."""
     steps: int = 3600
+    """Training steps of AdamW."""
     batch_size: int = 128
+    """Images per training step."""
     learning_rate: float = 2e-3
+    """Learning rate after the warm-up; a cosine decay takes it to zero."""
     weight_decay: float = 0.01
+    """AdamW's decoupled weight decay."""
     warmup: int = 50
+    """Steps of linear warm-up."""
     label_dropout: float = 0.15
+    """Share of training labels replaced by the null label (Ho & Salimans 2022, arXiv 2207.12598)."""
     ema_decay: float = 0.998
+    """Decay of the exponential moving average of the weights, which is what is kept; ramped up as
+    min(ema_decay, (1 + step) / (10 + step))."""
     log_every: int = 20
+    """Steps between two entries of the loss history, each the mean over the steps since the last."""
     seed: int = 0
+    """Seed of the initial weights, the order of the images and the noise."""
 
     def __post_init__(self) -> None:
         check_shape_and_classes(self.image_shape, self.n_classes)
+        check_finite(self)
+        check_whole(self, "patch", "layers_per_block", "attention_head_dim", "norm_groups", "n_train_timesteps")
+        check_whole(self, "steps", "batch_size", "log_every")
+        check_whole(self, "warmup", "seed", least=0)
+        whole = all(isinstance(c, int) and not isinstance(c, bool) and c >= 1 for c in self.channels)
+        require(bool(self.channels) and whole, f"channels names one whole number from 1 per level, got {self.channels}")
+        require(
+            len(self.attention) == len(self.channels),
+            f"attention {self.attention} and channels {self.channels} differ in length",
+        )
         _, height, width = self.image_shape
-        if self.patch < 1 or not self.channels:
-            raise InvalidInputError("patch is at least 1, and channels names at least one level")
-        factor = self.patch * 2 ** (len(self.channels) - 1)
-        if len(self.attention) != len(self.channels):
-            raise InvalidInputError(f"attention {self.attention} and channels {self.channels} differ in length")
-        if height % factor or width % factor:
-            raise InvalidInputError(
-                f"{len(self.channels)} levels, patch {self.patch}: sides must divide by {factor}, got {height}×{width}"
-            )
-        if any(c % self.norm_groups for c in self.channels):
-            raise InvalidInputError(f"norm_groups {self.norm_groups} does not divide all of {self.channels}")
-        if self.prediction_type not in ("v_prediction", "epsilon"):
-            raise UnknownNameError.of("prediction type", self.prediction_type, ("v_prediction", "epsilon"))
-        if not 0 <= self.label_dropout < 1 or not 0 <= self.ema_decay < 1:
-            raise InvalidInputError("label_dropout and ema_decay are in [0, 1)")
-        if min(self.steps, self.batch_size, self.log_every, self.n_train_timesteps) < 1 or self.learning_rate <= 0:
-            raise InvalidInputError("steps, batch_size, log_every, n_train_timesteps and learning_rate are positive")
+        require(
+            self.side_factor <= min(height, width),
+            f"{len(self.channels)} levels after patches of {self.patch}×{self.patch} leave less than a pixel of "
+            f"{height}×{width} images: patch · 2^(levels - 1) is {self.side_factor}, at most {min(height, width)} fits",
+        )
+        require(
+            not any(c % self.norm_groups for c in self.channels),
+            f"norm_groups {self.norm_groups} does not divide all of {self.channels}",
+        )
+        if self.prediction_type not in PREDICTION_TYPES:
+            raise UnknownNameError.of("prediction type", self.prediction_type, PREDICTION_TYPES)
+        if self.beta_schedule not in BETA_SCHEDULES:
+            raise UnknownNameError.of("noise schedule", self.beta_schedule, BETA_SCHEDULES)
+        require(0 <= self.label_dropout < 1 and 0 <= self.ema_decay < 1, "label_dropout and ema_decay are in [0, 1)")
+        require(self.learning_rate > 0, f"learning_rate must be positive, got {self.learning_rate}")
+
+    @property
+    def side_factor(self) -> int:
+        """Number the network's height and width divide by: patch · 2^(levels − 1)."""
+        return int(self.patch * 2 ** (len(self.channels) - 1))
+
+    @property
+    def padding(self) -> tuple[int, int]:
+        """Rows and columns added to the image inside the network, at the bottom and at the right."""
+        _, height, width = self.image_shape
+        return -height % self.side_factor, -width % self.side_factor
 
     @classmethod
-    def for_dataset(cls, name: str, **changes: Any) -> BackboneConfig:
-        """The recipe that was found good for a data set, with `changes`."""
-        if name not in DATASETS:
-            raise UnknownNameError.of("data set", name, DATASETS)
-        return cls(**{**_RECIPES[name], **changes})
+    def for_dataset(cls, data: str | ImageDataset, *, data_root: str | Path | None = None, **changes: Any) -> Self:
+        """The recipe of a data set, with `changes`.
 
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready; `from_dict` reads it back."""
-        return asdict(self)
+        Built-in data sets have recipes that were found good; any other takes one derived from the size of its images.
 
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> BackboneConfig:
-        """Raises InvalidInputError on unknown entries and on values that do not fit."""
-        return settings_from_dict(cls, data, "a backbone configuration")
+        Args:
+            data: name of a data set, or the data set itself.
+            data_root: see `load_dataset`; used for a data set of a user's own.
+            changes: fields that differ from the recipe.
+
+        Raises:
+            UnknownNameError: no such data set.
+            InvalidInputError: a data set of a user's own that is not as `load_dataset` says, or changes that do not
+                fit.
+        """
+        if isinstance(data, ImageDataset):
+            name, shape, n_classes = data.name, data.image_shape, data.n_classes
+        else:
+            check_dataset_name(data)
+            name, shape, n_classes = data, image_shape_of(data, data_root), n_classes_of(data, data_root)
+        tuned = name in DATASETS and shape == image_shape_of(name)
+        recipe = _RECIPES[name] if tuned else _derived_recipe(shape)
+        return cls(**{**recipe, "dataset": name, "image_shape": shape, "n_classes": n_classes, **changes})
 
 
 _RECIPES: dict[str, dict[str, Any]] = {
     "digits": {},
-    "mnist16": {
-        "dataset": "mnist16",
-        "image_shape": (1, 16, 16),
-        "channels": (32, 32),
-        "attention": (False, False),
-        "steps": 3000,
-        "log_every": 50,
-    },
-    "mnist28": {
-        "dataset": "mnist28",
-        "image_shape": (1, 28, 28),
-        "channels": (32, 48),
-        "attention": (False, False),
-        "steps": 4000,
-        "log_every": 50,
-    },
+    "mnist16": {"channels": (32, 32), "attention": (False, False), "steps": 3000, "log_every": 50},
+    "mnist28": {"channels": (32, 48), "attention": (False, False), "steps": 4000, "log_every": 50},
 }
 # MNIST's recipes, not tuned for Fashion-MNIST
-_RECIPES |= {f"fashion{side}": {**_RECIPES[f"mnist{side}"], "dataset": f"fashion{side}"} for side in (16, 28)}
+_RECIPES |= {f"fashion{side}": _RECIPES[f"mnist{side}"] for side in (16, 28)}
+_COARSEST = 7  # pixels of the shorter side at the coarsest level, at most: self-attention there stays cheap
+_PADDED = 1.25  # pixels of the padded image per pixel of the image, at most, as long as there are levels to save
+
+
+def _derived_recipe(image_shape: tuple[int, int, int]) -> dict[str, Any]:
+    """Recipe for images no recipe was tuned for: the built-in ones' levels and channels, by the images' size."""
+    _, height, width = image_shape
+    patch = 2 if min(height, width) >= 8 else 1
+    levels = 1 + max(0, math.ceil(math.log2(min(height, width) / patch / _COARSEST)))
+
+    def padded(levels: int) -> float:
+        factor = patch * 2 ** (levels - 1)
+        return (height + -height % factor) * (width + -width % factor) / (height * width)
+
+    while levels > 1 and padded(levels) > _PADDED:
+        levels -= 1
+    channels = tuple(32 + 16 * level for level in range(levels))
+    return {"channels": channels, "attention": (False,) * levels, "patch": patch, "steps": 4000, "log_every": 50}
 
 
 class Backbone(nn.Module):
-    """A trained U-Net with its noise schedule; predicts the noise with and without the label in one call.
+    """A trained U-Net with its noise schedule: the built-in `Denoiser`.
 
-    Frozen and in evaluation mode when it comes from `load`. Attributes: `config`, `image_shape` (C, H, W), `n_classes`,
-    `null_label`, `name`, `alphas_cumprod` float32 [n_train_timesteps], `history` (list of {"step", "loss"}),
-    `provenance` (fingerprint of the training split, versions).
+    It predicts the noise with and without the label in one call. Frozen and in evaluation mode when it comes from
+    `load`. Attributes: `config`, `image_shape` (C, H, W), `n_classes`, `null_label`, `name` (of the data set),
+    `alphas_cumprod` float32 [n_train_timesteps], `history` (list of {"step", "loss"}), `provenance` (fingerprint of the
+    training split, versions).
     """
 
     alphas_cumprod: Tensor
@@ -151,9 +211,10 @@ class Backbone(nn.Module):
         self.name = config.dataset
         self.history: list[dict[str, float]] = []
         self.provenance: dict[str, Any] = {}
-        channels, side = config.image_shape[0] * config.patch**2, config.image_shape[1] // config.patch
+        channels = config.image_shape[0] * config.patch**2
+        sides = [side + extra for side, extra in zip(config.image_shape[1:], config.padding, strict=True)]
         self.unet = UNet2DModel(
-            sample_size=side,
+            sample_size=(sides[0] // config.patch, sides[1] // config.patch),
             in_channels=channels,
             out_channels=channels,
             block_out_channels=config.channels,
@@ -188,11 +249,16 @@ class Backbone(nn.Module):
             InvalidInputError: labels that are not as said.
         """
         check_labels(labels, self.null_label + 1, len(x_t))
-        patch = self.config.patch
+        patch, (rows, columns) = self.config.patch, self.config.padding
+        height, width = x_t.shape[2:]
+        if rows or columns:
+            x_t = nn.functional.pad(x_t, (0, columns, 0, rows))
         if patch > 1:
             x_t = nn.functional.pixel_unshuffle(x_t, patch)
         output: Tensor = self.unet(x_t, t, class_labels=labels, return_dict=False)[0]
-        return nn.functional.pixel_shuffle(output, patch) if patch > 1 else output
+        if patch > 1:
+            output = nn.functional.pixel_shuffle(output, patch)
+        return output[..., :height, :width] if rows or columns else output
 
     @torch.no_grad()
     def predict(self, x_t: Tensor, t: int, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -227,7 +293,7 @@ class Backbone(nn.Module):
 
     @property
     def n_parameters(self) -> int:
-        """Trainable parameters of the U-Net."""
+        """Number of trainable parameters of the U-Net."""
         return sum(p.numel() for p in self.unet.parameters())
 
     def save(self, path: str | Path) -> None:
@@ -242,20 +308,186 @@ class Backbone(nn.Module):
 
     @classmethod
     def load(cls, name_or_path: str | Path) -> Backbone:
-        """A shipped backbone ("digits"), or the one in a run folder or model folder; frozen, evaluation mode.
+        """A trained backbone, frozen and in evaluation mode.
+
+        Args:
+            name_or_path: data set of a shipped backbone ("digits"), or a run folder or model folder.
 
         Raises:
             MissingDataError: no such shipped model or folder.
             DamagedFileError: the folder's files cannot be read as a backbone.
         """
         shipped = SHIPPED / f"{name_or_path}-backbone"
-        folder = shipped if shipped.is_dir() else model_folder(name_or_path)
+        folder = shipped if shipped.is_dir() else model_folder(name_or_path, "backbone")
         state, saved = load_model(folder, "backbone")
         try:
             backbone = cls(BackboneConfig.from_dict(saved["config"]))
             backbone.unet.load_state_dict(state)
             backbone.history = list(saved["history"])
             backbone.provenance = dict(saved["provenance"])
-        except (KeyError, TypeError, RuntimeError, InvalidInputError) as error:
+        except (KeyError, TypeError, RuntimeError, QhwError) as error:
             raise DamagedFileError(f"weights and configuration in {folder} do not fit ({error})") from error
         return backbone.eval().requires_grad_(False)
+
+
+def train_backbone(
+    config: BackboneConfig,
+    run: RunFolder | None = None,
+    *,
+    dataset: ImageDataset | None = None,
+    data_root: str | Path | None = None,
+    max_steps: int | None = None,
+    resume: bool = False,
+) -> Backbone:
+    """Train a backbone on the training split; returns the averaged weights, frozen, in evaluation mode.
+
+    Loss: mean squared error of the network's target (v = √ᾱ ε − √(1−ᾱ) x₀, or ε) at a uniform timestep (Ho et al.
+    2020, arXiv 2006.11239; Salimans & Ho 2022, arXiv 2202.00512). The same configuration gives the same weights bit
+    for bit on one machine with the same number of torch threads, resumed or not.
+
+    With a run folder, Ctrl-C saves a checkpoint and then raises KeyboardInterrupt; a second one does not wait.
+
+    Args:
+        config: architecture and recipe.
+        run: where to log "losses/backbone" and the learning rate every `log_every` steps, to keep a checkpoint, and to
+            write `model/`.
+        dataset: what to train on; default: the training split of `config.dataset`.
+        data_root: see `load_dataset`.
+        max_steps: stop after so many steps of the recipe (its learning-rate schedule unchanged): a brief re-training.
+        resume: continue from the run's checkpoint.
+
+    Raises:
+        InvalidInputError: the data set does not fit `config.image_shape` or `config.n_classes`, or lacks a class.
+        MissingDataError: see `load_dataset`.
+        RunFolderError: `resume` without a run, without a checkpoint in it, or with another configuration or data set.
+    """
+    data = dataset if dataset is not None else load_dataset(config.dataset, "train", data_root)
+    check_fit(configuration=config, data_set=data)
+    check_every_class(data.labels, data.n_classes, data.name, "training")
+    training = _Training(config, data)
+    if resume:
+        if run is None:
+            raise RunFolderError("resume needs the run folder to resume from")
+        training.restore(run)
+    n_steps = config.steps if max_steps is None else min(max_steps, config.steps)
+    guard = run.interruptible() if run is not None else nullcontext(StopRequest())
+    with guard as stop, progress(total=n_steps, initial=training.step, desc=f"backbone {config.dataset}") as bar:
+        while training.step < n_steps:
+            training.one_step()
+            bar.update()
+            if training.step % config.log_every == 0 or training.step == n_steps:
+                entry = training.close_interval()
+                bar.set_postfix(loss=f"{entry['loss']:.4f}")
+                if run is not None:
+                    rate = training.optimizer.param_groups[0]["lr"]
+                    run.log(training.step, {"losses/backbone": entry["loss"], "charts/learning_rate": rate})
+            if run is not None and (stop.requested or training.step % _CHECKPOINT_EVERY == 0):
+                training.save(run)
+            if stop.requested:
+                raise KeyboardInterrupt
+    backbone = training.result()
+    if run is not None:
+        backbone.save(Path(run.path) / "model")
+    return backbone
+
+
+class _Training:
+    """Everything that changes from step to step, so that it can be saved and put back."""
+
+    def __init__(self, config: BackboneConfig, data: ImageDataset) -> None:
+        self.config, self.data, self.step = config, data, 0
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)  # diffusers' constructors draw from the global generator
+            self.backbone = Backbone(config).train()
+        self.generator = torch.Generator().manual_seed(config.seed + 1)
+        self.weights = list(self.backbone.unet.parameters())
+        self.average = {k: v.detach().clone() for k, v in self.backbone.unet.state_dict().items()}
+        self.optimizer = torch.optim.AdamW(self.weights, lr=config.learning_rate, weight_decay=config.weight_decay)
+        self.recent: list[float] = []
+
+    def one_step(self) -> None:
+        config, alphas, generator = self.config, self.backbone.alphas_cumprod, self.generator
+        for group in self.optimizer.param_groups:
+            group["lr"] = config.learning_rate * _rate_factor(self.step, config)
+        chosen = torch.randint(len(self.data), (config.batch_size,), generator=generator)
+        images, labels = self.data.images[chosen], self.data.labels[chosen]
+        dropped = torch.rand(len(labels), generator=generator) < config.label_dropout
+        labels = labels.masked_fill(dropped, self.backbone.null_label)
+        t = torch.randint(config.n_train_timesteps, (len(labels),), generator=generator)
+        noise = torch.randn(images.shape, generator=generator)
+        signal = alphas[t].sqrt().view(-1, 1, 1, 1)
+        spread = (1 - alphas[t]).sqrt().view(-1, 1, 1, 1)
+        target = signal * noise - spread * images if config.prediction_type == "v_prediction" else noise
+        loss = nn.functional.mse_loss(self.backbone(signal * images + spread * noise, t, labels), target)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.weights, 1.0)
+        self.optimizer.step()
+        self._update_average(min(config.ema_decay, (1 + self.step) / (10 + self.step)))
+        self.recent.append(loss.item())
+        self.step += 1
+
+    @torch.no_grad()
+    def _update_average(self, decay: float) -> None:
+        state = self.backbone.unet.state_dict()
+        torch._foreach_lerp_([self.average[k] for k in state], list(state.values()), 1 - decay)
+
+    def close_interval(self) -> dict[str, float]:
+        """Append the mean loss since the last entry to the history."""
+        entry = {"step": self.step, "loss": sum(self.recent) / len(self.recent)}
+        self.recent.clear()
+        self.backbone.history.append(entry)
+        return entry
+
+    def result(self) -> Backbone:
+        """The averaged weights, rounded as they are saved, with their provenance."""
+        import diffusers
+
+        rounded = {k: v.float() for k, v in half_precision(self.average).items()}
+        self.backbone.unet.load_state_dict(rounded)
+        self.backbone.provenance = {
+            "data_fingerprint": self.data.fingerprint,
+            "n_images": len(self.data),
+            "trained_steps": self.step,
+            "torch": torch.__version__,
+            "diffusers": diffusers.__version__,
+            "python": platform.python_version(),
+        }
+        return self.backbone.eval().requires_grad_(False)
+
+    def save(self, run: RunFolder) -> None:
+        meta = {"step": self.step, "recent": self.recent, "history": self.backbone.history, **self._identity()}
+        save_checkpoint(run, self._parts(), meta)
+
+    def restore(self, run: RunFolder) -> None:
+        _, meta = load_checkpoint(run)
+        for key, own in self._identity().items():
+            given = meta.get(key)
+            if given != own:
+                raise RunFolderError(f"the checkpoint in {run.path} has {key} {given}, not {own}: not the same run")
+        try:
+            restore_checkpoint(run, self._parts())
+            self.step, self.recent = int(meta["step"]), list(meta["recent"])
+            self.backbone.history = list(meta["history"])
+        except (KeyError, TypeError) as error:
+            raise DamagedFileError(f"the checkpoint in {run.path} does not fit its configuration ({error})") from error
+        run.truncate_metrics(self.step + 1)
+
+    def _parts(self) -> dict[str, Any]:
+        return {
+            "average": self.average,
+            "weights": self.backbone.unet,
+            "optimizer": self.optimizer,
+            "generator": self.generator,
+        }
+
+    def _identity(self) -> dict[str, Any]:
+        return {"config": self.config.to_dict(), "data": self.data.fingerprint}
+
+
+def _rate_factor(step: int, config: BackboneConfig) -> float:
+    """Linear warm-up, then a half cosine to zero."""
+    if step < config.warmup:
+        return (step + 1) / config.warmup
+    share = (step - config.warmup) / max(1, config.steps - config.warmup)
+    return 0.5 * (1 + math.cos(math.pi * share))

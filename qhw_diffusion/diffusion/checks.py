@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ..errors import InvalidInputError
+from qhw_diffusion.errors import InvalidInputError
 
 _ROUNDING = 1e-5  # pixels may be outside [-1, 1] by this much
 

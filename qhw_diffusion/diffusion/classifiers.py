@@ -1,4 +1,4 @@
-"""The two proxy classifiers of a data set: one gives rewards, the other one, which no training ever sees, judges.
+"""The two classifiers of a data set and their training: one gives rewards, the other, unseen by training, evaluates.
 
 They differ in architecture, in seed and in the half of the training split they were trained on.
 """
@@ -6,63 +6,86 @@ They differ in architecture, in seed and in the half of the training split they 
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
-from ..errors import DamagedFileError, InvalidInputError, UnknownNameError
-from ..runs import settings_from_dict
-from .checks import check_labels, check_pixels, check_shape_and_classes
-from .datasets import image_shape_of
-from .weights import SHIPPED, load_model, model_folder, save_model
+from qhw_diffusion.config import Config, check_finite, check_whole, require
+from qhw_diffusion.diffusion.checks import (
+    check_every_class,
+    check_fit,
+    check_labels,
+    check_pixels,
+    check_shape_and_classes,
+)
+from qhw_diffusion.diffusion.datasets import (
+    ImageDataset,
+    check_dataset_name,
+    image_shape_of,
+    load_dataset,
+    n_classes_of,
+)
+from qhw_diffusion.diffusion.weights import SHIPPED, half_precision, load_model, model_folder, save_model
+from qhw_diffusion.errors import DamagedFileError, InvalidInputError, QhwError, UnknownNameError
+from qhw_diffusion.runs import RunFolder, progress
 
-ROLES = ("reward", "judge")
+ROLES = ("reward", "evaluation")
+"""Roles of classifiers: "reward" gives rewards and chooses, "evaluation" (held-out) only measures."""
 ARCHITECTURES = ("plain", "residual")
+"""Architectures of classifiers."""
 HALVES = ("first", "second", "all")
+"""Which images of the training split a classifier is trained on."""
+_FORMER_ROLES = {"judge": "evaluation"}  # in folders that were saved before the role was renamed
+_LOG_EVERY = 50
+_WARMUP = 50
+_HALVES_SEED = 0
+_SMALLEST = 2  # pixels; every architecture halves the image at least once
 
 
 @dataclass(frozen=True)
-class ClassifierConfig:
-    """Architecture and training recipe of one classifier. `for_dataset` gives the recipe of a data set and role.
-
-    Attributes:
-        dataset: one of `DATASETS`.
-        role: "reward" or "judge"; the saved file keeps it, so that the two cannot be mixed up.
-        image_shape: (C, H, W).
-        n_classes: classes of the data set.
-        architecture: "plain" (convolutions, ReLU, max-pooling) or "residual" (pre-activation residual blocks,
-            SiLU, average pooling).
-        width: channels of the first stage; every stage, one per halving of the image, doubles them.
-        n_features: width of the penultimate layer, whose activations are the features.
-        half: which images of the training split: the "first" or the "second" half of a fixed shuffle, or "all". (Not by
-            position: MNIST's even positions hold harder writers than its odd ones.)
-        steps, batch_size, learning_rate, weight_decay: AdamW with linear warm-up and cosine decay.
-        shift: augmentation, every image moved by up to so many pixels in each direction.
-        noise: augmentation, standard deviation of Gaussian noise, drawn uniformly per image from [0, noise].
-        seed: of the initial weights, the order of the images and the augmentation.
-    """
+class ClassifierConfig(Config):
+    """Architecture and training recipe of one classifier. `for_dataset` gives the recipe of a data set and role."""
 
     dataset: str = "digits"
+    """Data set: a built-in name, module:name or file.py:name."""
     role: str = "reward"
+    """Role: "reward" or "evaluation" (held-out); the saved file keeps it, so that the two cannot be mixed up."""
     image_shape: tuple[int, int, int] = (1, 8, 8)
+    """Channels, height and width of the images."""
     n_classes: int = 10
+    """Classes of the data set."""
     architecture: str = "plain"
+    """Network: "plain" (convolutions, ReLU, max-pooling) or "residual" (pre-activation residual blocks, SiLU, average
+    pooling)."""
     width: int = 16
+    """Channels of the first stage; every stage, one per halving of the image, doubles them."""
     n_features: int = 64
+    """Width of the penultimate layer, whose activations are the features."""
     half: str = "first"
+    """Images of the training split: the "first" or the "second" half of a fixed shuffle, or "all". (Not by position:
+    MNIST's even positions hold harder writers than its odd ones.)"""
     steps: int = 1000
+    """Training steps of AdamW."""
     batch_size: int = 64
+    """Images per training step."""
     learning_rate: float = 3e-3
+    """Learning rate after the warm-up; a cosine decay takes it to zero."""
     weight_decay: float = 0.02
+    """AdamW's decoupled weight decay."""
     shift: int = 1
+    """Augmentation: pixels an image is moved by at most in each direction; black enters."""
     noise: float = 0.3
+    """Augmentation: largest standard deviation of Gaussian noise, drawn uniformly per image from 0 on."""
     seed: int = 101
+    """Seed of the initial weights, the order of the images and the augmentation."""
 
     def __post_init__(self) -> None:
         check_shape_and_classes(self.image_shape, self.n_classes)
+        check_finite(self)
         for kind, given, allowed in (
             ("role", self.role, ROLES),
             ("architecture", self.architecture, ARCHITECTURES),
@@ -70,30 +93,53 @@ class ClassifierConfig:
         ):
             if given not in allowed:
                 raise UnknownNameError.of(kind, given, allowed)
-        if min(self.width, self.n_features, self.steps, self.batch_size) < 1 or self.learning_rate <= 0:
-            raise InvalidInputError("width, n_features, steps, batch_size and learning_rate are positive")
-        if self.shift < 0 or self.noise < 0:
-            raise InvalidInputError("shift and noise are not negative")
+        check_whole(self, "width", "n_features", "steps", "batch_size")
+        check_whole(self, "shift", "seed", least=0)
+        require(self.learning_rate > 0, f"learning_rate must be positive, got {self.learning_rate}")
+        require(self.noise >= 0, f"noise must not be negative, got {self.noise}")
+        _, height, width = self.image_shape
+        require(
+            min(height, width) >= _SMALLEST,
+            f"a classifier needs images of {_SMALLEST}×{_SMALLEST} pixels or more, got {height}×{width}",
+        )
 
     @classmethod
-    def for_dataset(cls, name: str, role: str = "reward", **changes: Any) -> ClassifierConfig:
-        """The recipe of a data set and role, with `changes`. Fashion-MNIST has MNIST's, untuned."""
-        shape = image_shape_of(name)
+    def for_dataset(
+        cls, data: str | ImageDataset, role: str = "reward", *, data_root: str | Path | None = None, **changes: Any
+    ) -> Self:
+        """The recipe of a data set and role, with `changes`. Tuned on digits and MNIST alone.
+
+        Args:
+            data: name of a data set, or the data set itself.
+            role: "reward" or "evaluation".
+            data_root: see `load_dataset`; used for a data set of a user's own.
+            changes: fields that differ from the recipe.
+
+        Raises:
+            UnknownNameError: no such data set or role.
+            InvalidInputError: a data set of a user's own that is not as `load_dataset` says, or changes that do not
+                fit.
+        """
+        if isinstance(data, ImageDataset):
+            name, shape, n_classes = data.name, data.image_shape, data.n_classes
+        else:
+            check_dataset_name(data)
+            name, shape, n_classes = data, image_shape_of(data, data_root), n_classes_of(data, data_root)
         of_role: dict[str, Any] = {}
-        if role == "judge":
+        if role == "evaluation":
             # on MNIST's 30,000 images of a half the residual network needs longer than the plain one
             steps = 1000 if name == "digits" else 1500
             of_role = {"architecture": "residual", "half": "second", "seed": 202, "steps": steps}
-        return cls(**{"dataset": name, "role": role, "image_shape": shape, **of_role, **changes})
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready; `from_dict` reads it back."""
-        return asdict(self)
+        return cls(
+            **{"dataset": name, "role": role, "image_shape": shape, "n_classes": n_classes, **of_role, **changes}
+        )
 
     @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> ClassifierConfig:
-        """Raises InvalidInputError on unknown entries and on values that do not fit."""
-        return settings_from_dict(cls, data, "a classifier configuration")
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """As `Config.from_dict`; the role of a folder that was saved under the role's former name is read as now."""
+        if isinstance(values, Mapping) and "role" in values:
+            values = {**values, "role": _FORMER_ROLES.get(values["role"], values["role"])}
+        return super().from_dict(values)
 
 
 class Classifier(nn.Module):
@@ -124,17 +170,17 @@ class Classifier(nn.Module):
         return output
 
     def logits(self, x: Tensor) -> Tensor:
-        """[B, n_classes], of images [B, C, H, W] in [−1, 1]; differentiable in the images."""
+        """Logits [B, n_classes] of images [B, C, H, W] in [−1, 1]; differentiable in the images."""
         output: Tensor = self.head(self.features(x))
         return output
 
     def forward(self, x: Tensor) -> Tensor:
-        """`logits(x)`."""
+        """As `logits`."""
         return self.logits(x)
 
     @property
     def n_parameters(self) -> int:
-        """Trainable parameters."""
+        """Number of trainable parameters."""
         return sum(p.numel() for p in self.parameters())
 
     def save(self, path: str | Path) -> None:
@@ -149,7 +195,11 @@ class Classifier(nn.Module):
 
     @classmethod
     def load(cls, name_or_path: str | Path, role: str) -> Classifier:
-        """A shipped classifier ("digits"), or the one in a run folder or model folder.
+        """A trained classifier, frozen and in evaluation mode.
+
+        Args:
+            name_or_path: data set of a shipped classifier ("digits"), or a run folder or model folder.
+            role: "reward" or "evaluation".
 
         Raises:
             UnknownNameError: a role that does not exist.
@@ -160,19 +210,19 @@ class Classifier(nn.Module):
         if role not in ROLES:
             raise UnknownNameError.of("role", role, ROLES)
         shipped = SHIPPED / f"{name_or_path}-{role}"
-        folder = shipped if shipped.is_dir() else model_folder(name_or_path)
+        folder = shipped if shipped.is_dir() else model_folder(name_or_path, f"{role} classifier")
         state, saved = load_model(folder, "classifier")
         try:
             classifier = cls(ClassifierConfig.from_dict(saved["config"]))
             classifier.load_state_dict(state)
             classifier.accuracy = saved["accuracy"]
             classifier.provenance = dict(saved["provenance"])
-        except (KeyError, TypeError, RuntimeError, InvalidInputError) as error:
+        except (KeyError, TypeError, RuntimeError, QhwError) as error:
             raise DamagedFileError(f"weights and configuration in {folder} do not fit ({error})") from error
         if classifier.role != role:
             raise InvalidInputError(
-                f"{folder} holds the {classifier.role} classifier, not the {role}: "
-                "the classifier that gives rewards must never judge"
+                f"{folder} holds the {classifier.role} classifier, not the {role} classifier: the one that gives "
+                "rewards must never evaluate, nor the other way round"
             )
         return classifier.eval().requires_grad_(False)
 
@@ -230,3 +280,105 @@ def accuracy(classifier: Classifier, images: Tensor, labels: Tensor, batch_size:
         for x, y in zip(images.split(batch_size), labels.split(batch_size), strict=True)
     ]
     return sum(hits) / len(labels)
+
+
+def train_classifier(
+    config: ClassifierConfig,
+    run: RunFolder | None = None,
+    *,
+    dataset: ImageDataset | None = None,
+    heldout: ImageDataset | None = None,
+    data_root: str | Path | None = None,
+) -> Classifier:
+    """Train a classifier on its half of the training split; returns it frozen, in evaluation mode.
+
+    Cross-entropy, AdamW, images shifted and noised (`config.shift`, `config.noise`); the held-out accuracy is kept in
+    `.accuracy`. The same configuration gives the same weights bit for bit on one machine.
+
+    Args:
+        config: architecture and recipe.
+        run: where to log "losses/classifier" and "charts/accuracy", and to write `model/`.
+        dataset: what to train on; default: the training split of `config.dataset`.
+        heldout: what to measure the accuracy on; default: the held-out split of `config.dataset`.
+        data_root: see `load_dataset`.
+
+    Raises:
+        InvalidInputError: a data set does not fit the configuration, or lacks a class.
+        MissingDataError: see `load_dataset`.
+    """
+    data = dataset if dataset is not None else load_dataset(config.dataset, "train", data_root)
+    held = heldout if heldout is not None else load_dataset(config.dataset, "heldout", data_root)
+    check_fit(configuration=config, data_set=data, heldout=held)
+    if config.half != "all":
+        data = half_of(data, config.half)
+    check_every_class(data.labels, data.n_classes, data.name, f"training on {config.half} of its images")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        classifier = Classifier(config)
+    generator = torch.Generator().manual_seed(config.seed + 1)
+    optimizer = torch.optim.AdamW(classifier.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
+    recent: list[float] = []
+    classifier.train()
+    label = f"{config.role} classifier {config.dataset}"
+    with progress(total=config.steps, desc=label) as bar:
+        for step in range(config.steps):
+            rate = config.learning_rate * _rate_factor(step, config.steps)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            chosen = torch.randint(len(data), (config.batch_size,), generator=generator)
+            images = _augment(data.images[chosen], config, generator)
+            loss = nn.functional.cross_entropy(classifier.logits(images), data.labels[chosen])
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            recent.append(loss.item())
+            bar.update()
+            if (step + 1) % _LOG_EVERY == 0 or step + 1 == config.steps:
+                mean = sum(recent) / len(recent)
+                recent.clear()
+                bar.set_postfix(loss=f"{mean:.4f}")
+                if run is not None:
+                    run.log(step + 1, {"losses/classifier": mean, "charts/learning_rate": rate})
+    classifier.load_state_dict({k: v.float() for k, v in half_precision(classifier.state_dict()).items()})
+    classifier.eval().requires_grad_(False)
+    classifier.accuracy = accuracy(classifier, held.images, held.labels)
+    classifier.provenance = {
+        "data_fingerprint": data.fingerprint,
+        "n_images": len(data),
+        "heldout_fingerprint": held.fingerprint,
+        "torch": torch.__version__,
+    }
+    if run is not None:
+        run.log(config.steps, {"charts/accuracy": classifier.accuracy})
+        classifier.save(Path(run.path) / "model")
+    return classifier
+
+
+def half_of(data: ImageDataset, half: str) -> ImageDataset:
+    """The "first" or "second" half of a data set under a fixed shuffle; the two are disjoint and make up the whole."""
+    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(_HALVES_SEED))
+    middle = (len(data) + 1) // 2
+    return data.subset((order[:middle] if half == "first" else order[middle:]).sort().values)
+
+
+def _rate_factor(step: int, total: int) -> float:
+    warmup = min(_WARMUP, max(1, total // 10))
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
+
+
+def _augment(images: Tensor, config: ClassifierConfig, generator: torch.Generator) -> Tensor:
+    """Each image moved by its own number of pixels (background −1 enters), then noised."""
+    if config.shift:
+        s = config.shift
+        _, _, height, width = images.shape
+        padded = nn.functional.pad(images, (s, s, s, s), value=-1.0)
+        offset = torch.randint(2 * s + 1, (2, len(images)), generator=generator)
+        rows = offset[0].view(-1, 1, 1) + torch.arange(height).view(1, -1, 1)
+        columns = offset[1].view(-1, 1, 1) + torch.arange(width).view(1, 1, -1)
+        images = padded[torch.arange(len(images)).view(-1, 1, 1), :, rows, columns].permute(0, 3, 1, 2)
+    if config.noise:
+        sigma = torch.rand(len(images), 1, 1, 1, generator=generator) * config.noise
+        images = images + sigma * torch.randn(images.shape, generator=generator)
+    return images

@@ -1,24 +1,34 @@
-"""The data sets: scikit-learn's digits (embedded), MNIST and Fashion-MNIST at 16×16 and 28×28 (on disk or fetched)."""
+"""Data sets: labelled images of a built-in name or of a user's own function.
+
+Built in are scikit-learn's digits (embedded) and MNIST and Fashion-MNIST at 16×16 and 28×28 (on disk or fetched).
+One of a user's own is a function named as ``module:name`` or ``file.py:name`` wherever a data set's name is taken:
+
+    def stripes(split, data_root):  # split: "train" or "heldout"; data_root: a folder (pathlib.Path) or None
+        return images, labels, n_classes  # float32 [N, C, H, W] in [-1, 1], int64 [N], int; or an ImageDataset
+"""
 
 from __future__ import annotations
 
 import contextlib
 import gzip
 import hashlib
+import inspect
 import os
 import warnings
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 from urllib.error import URLError
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import DamagedFileError, MissingDataError, UnknownNameError
-from ..runs import atomic_write_bytes
-from .checks import check_images, check_labels, check_shape_and_classes
+from qhw_diffusion.diffusion.checks import check_images, check_labels, check_shape_and_classes
+from qhw_diffusion.errors import DamagedFileError, InvalidInputError, MissingDataError, QhwError, UnknownNameError
+from qhw_diffusion.extensions import is_extension, load_extension
+from qhw_diffusion.runs import atomic_write_bytes
 
 # name: (class of torchvision.datasets that reads it, side of its square images)
 _SOURCES = {
@@ -29,7 +39,10 @@ _SOURCES = {
     "fashion28": ("FashionMNIST", 28),
 }
 DATASETS = tuple(_SOURCES)
+"""Names of the built-in data sets."""
 SPLITS = ("train", "heldout")
+"""Names of the two splits of every data set."""
+_CLASSES = 10  # of every built-in data set
 _DIGITS_HELDOUT = 597  # of 1,797: the other 1,200 train
 _DIGITS_SPLIT_SEED = 0
 _RAW_FILES = (
@@ -37,6 +50,10 @@ _RAW_FILES = (
     "train-labels-idx1-ubyte",
     "t10k-images-idx3-ubyte",
     "t10k-labels-idx1-ubyte",
+)
+_WANTED = (
+    "a function (split, data_root) that returns images, labels and their number of classes: float32 [N, C, H, W] in "
+    "[-1, 1], int64 [N] from 0 to n_classes - 1, int (or an ImageDataset of them)"
 )
 
 
@@ -47,7 +64,7 @@ class ImageDataset:
     Attributes:
         images: float32 [N, C, H, W] in [-1, 1], N ≥ 1.
         labels: int64 [N], 0 … n_classes − 1.
-        name: one of `DATASETS` for a data set loaded here; free for one's own.
+        name: the name it was loaded by; free for one made in Python.
         split: "train" or "heldout".
         n_classes: number of classes.
 
@@ -84,8 +101,8 @@ class ImageDataset:
     @property
     def fingerprint(self) -> str:
         """SHA-256 of the labels and the images as bytes 0…255: says that two machines hold the same split."""
-        digest = hashlib.sha256(self.labels.numpy().astype("<i8").tobytes())
-        digest.update(((self.images + 1) * 127.5).round().to(torch.uint8).numpy().tobytes())
+        digest = hashlib.sha256(self.labels.cpu().numpy().astype("<i8").tobytes())
+        digest.update(((self.images + 1) * 127.5).round().to(torch.uint8).cpu().numpy().tobytes())
         return digest.hexdigest()
 
     def subset(self, indices: Tensor) -> ImageDataset:
@@ -101,24 +118,29 @@ def load_dataset(
     `digits`: scikit-learn's 8×8 digits, 1,200 train / 597 held out, stratified by class with a fixed seed; needs no
     files. `mnist28`: MNIST as published (60,000 / 10,000). `mnist16`: the same, anti-aliased bilinear to 16×16.
     `fashion28`, `fashion16`: the same two of Fashion-MNIST (arXiv 1708.07747), ten kinds of clothing.
+    ``module:name`` or ``file.py:name``: a function of a user's own (see the top of this module); it is called with the
+    split and `data_root`.
 
     Args:
-        name: one of `DATASETS`.
+        name: one of `DATASETS`, ``module:name`` or ``file.py:name``.
         split: "train" or "heldout".
         data_root: folder in torchvision's layout (`data_root/MNIST/raw/*`, `data_root/FashionMNIST/raw/*`, decompressed
             or .gz; a read-only folder of .gz files is decompressed into the cache folder). Default: $QHW_DATA_ROOT,
-            else ~/.cache/qhw_diffusion/data.
+            else ~/.cache/qhw_diffusion/data, or None for a user's own function.
         download: fetch the files through torchvision when they are not there and the folder is writable.
 
     Raises:
         UnknownNameError: unknown name or split.
         MissingDataError: the files are neither in `data_root` nor downloadable from here.
         DamagedFileError: the files are there but cannot be read as this data set.
+        InvalidInputError: a user's own function that fails, that returns something else than said, or whose two splits
+            are the same images or differ in shape or classes.
     """
-    if name not in DATASETS:
-        raise UnknownNameError.of("data set", name, DATASETS)
+    check_dataset_name(name)
     if split not in SPLITS:
         raise UnknownNameError.of("split", split, SPLITS)
+    if is_extension(name):
+        return _own(name, split, data_root)
     if name == "digits":
         return _digits(split)
     source, side = _SOURCES[name]
@@ -129,22 +151,134 @@ def load_dataset(
     return ImageDataset(images * 2 - 1, labels, name, split)
 
 
-def image_shape_of(name: str) -> tuple[int, int, int]:
-    """(C, H, W) of a data set's images, without loading it. Raises UnknownNameError."""
-    if name not in DATASETS:
-        raise UnknownNameError.of("data set", name, DATASETS)
+def check_dataset_name(name: object) -> None:
+    """Check that a name is that of a built-in data set, or of the form of a user's own.
+
+    Raises:
+        UnknownNameError: it is neither; the message lists what is allowed.
+    """
+    if name not in DATASETS and not is_extension(name):
+        known = UnknownNameError.of("data set", str(name), DATASETS)
+        raise UnknownNameError(f"{known}; a data set of your own is named module:name or file.py:name")
+
+
+def image_shape_of(name: str, data_root: str | Path | None = None) -> tuple[int, int, int]:
+    """(C, H, W) of a data set's images; one of a user's own is loaded for it, once per process.
+
+    Raises:
+        UnknownNameError: unknown name.
+        InvalidInputError: a user's own function that is not as said at `load_dataset`.
+    """
+    check_dataset_name(name)
+    if is_extension(name):
+        return _facts(name, data_root).image_shape
     side = _SOURCES[name][1]
     return 1, side, side
 
 
+def n_classes_of(name: str, data_root: str | Path | None = None) -> int:
+    """Number of classes of a data set. Loads and raises as `image_shape_of`."""
+    check_dataset_name(name)
+    return _facts(name, data_root).n_classes if is_extension(name) else _CLASSES
+
+
+@dataclass(frozen=True)
+class _Facts:
+    """What is remembered of a split of a user's own, to compare the other split with."""
+
+    image_shape: tuple[int, int, int]
+    n_classes: int
+    fingerprint: str
+
+
+_SEEN: dict[tuple[int, str], tuple[Any, dict[str, _Facts]]] = {}  # by function and folder; the function stays alive
+
+
+def _own(name: str, split: str, data_root: str | Path | None) -> ImageDataset:
+    """A split of a user's own data set, checked by itself and against the other split where that was loaded."""
+    function, root = load_extension(name, what="data set"), _own_root(data_root)
+    data = _called(function, name, split, root)
+    facts = _Facts(data.image_shape, data.n_classes, data.fingerprint)
+    _, seen = _SEEN.setdefault((id(function), str(root)), (function, {}))
+    for other, known in seen.items():
+        if other == split:
+            continue
+        if (known.image_shape, known.n_classes) != (facts.image_shape, facts.n_classes):
+            raise InvalidInputError(
+                f"data set {name!r} has {_shown(known)} in split {other!r} and {_shown(facts)} in split {split!r}; "
+                "both splits need one shape of images and one number of classes"
+            )
+        if known.fingerprint == facts.fingerprint:
+            raise InvalidInputError(
+                f"data set {name!r} returns the same images for both splits; 'heldout' needs images that 'train' does "
+                "not hold: an evaluation on training images would mean nothing"
+            )
+    seen[split] = facts
+    return data
+
+
+def _called(function: Any, name: str, split: str, root: Path | None) -> ImageDataset:
+    """What a user's function returns for a split, as an ImageDataset of this name; its faults in plain words."""
+    here = f"data set {name!r}"
+    if not callable(function):
+        raise InvalidInputError(f"{here} is of type {type(function).__name__}; need {_WANTED}")
+    try:
+        inspect.signature(function).bind(split, root)
+    except TypeError as error:
+        raise InvalidInputError(f"{here} cannot be called as function(split, data_root): {error}") from error
+    except ValueError:
+        pass  # some callables of C have no signature to look at
+    here = f"{here}, split {split!r}"
+    try:
+        made = function(split, root)
+        if isinstance(made, tuple) and len(made) == 3:
+            made = ImageDataset(*made[:2], name, split, made[2])
+    except MissingDataError:
+        raise
+    except QhwError as error:
+        raise InvalidInputError(f"{here}: {error}. Needed is {_WANTED}") from error
+    except OSError as error:
+        raise MissingDataError(f"{here}: {error}") from error
+    except Exception as error:
+        raise InvalidInputError(f"{here} fails with {type(error).__name__}: {error}") from error
+    if not isinstance(made, ImageDataset):
+        given = f"a tuple of {len(made)}" if isinstance(made, tuple) else f"a {type(made).__name__}"
+        raise InvalidInputError(f"{here} is {given}; need {_WANTED}")
+    if made.split != split:
+        raise InvalidInputError(f"{here} is an ImageDataset of split {made.split!r}: the function must heed its split")
+    return replace(made, name=name)
+
+
+def _facts(name: str, data_root: str | Path | None) -> _Facts:
+    function = load_extension(name, what="data set")
+    known = _SEEN.get((id(function), str(_own_root(data_root))))
+    if known is None or not known[1]:
+        data = _own(name, "train", data_root)
+        return _Facts(data.image_shape, data.n_classes, data.fingerprint)
+    return next(iter(known[1].values()))
+
+
+def _own_root(data_root: str | Path | None) -> Path | None:
+    given = data_root if data_root is not None else os.environ.get("QHW_DATA_ROOT")
+    return Path(given) if given else None
+
+
+def _shown(facts: _Facts) -> str:
+    return f"{'×'.join(map(str, facts.image_shape))} images of {facts.n_classes} classes"
+
+
 def default_data_root() -> Path:
-    """$QHW_DATA_ROOT, else the cache folder."""
+    """The folder $QHW_DATA_ROOT, else the cache folder."""
     given = os.environ.get("QHW_DATA_ROOT")
     return Path(given) if given else cache_folder() / "data"
 
 
 def cache_folder() -> Path:
-    """$QHW_CACHE, else ~/.cache/qhw_diffusion: downloads and decompressed copies. MissingDataError without a home."""
+    """The folder $QHW_CACHE, else ~/.cache/qhw_diffusion: downloads and decompressed copies.
+
+    Raises:
+        MissingDataError: this user has no home folder.
+    """
     given = os.environ.get("QHW_CACHE")
     if given:
         return Path(given)

@@ -1,16 +1,122 @@
-"""Distances between sets of images, in the features of a named classifier. All take features [N, F], not images.
+"""Metrics of generated images: distances between sets in a classifier's features, and similarities of pairs.
 
-None of them is the published FID: that one needs Inception weights. A number from here is always "Fréchet distance in
-the judge's features", comparable only with numbers from the same judge at the same N.
+None of the distances is the published FID: that one needs Inception weights. A number from here is always "Fréchet
+distance in the features of this evaluation classifier", comparable only with numbers from the same classifier at the
+same N.
+
+PSNR, SSIM and LPIPS compare *pairs*, so they mean something only where a pairing does: the same starting noise and
+label sampled twice, under two policies or two engines (ideal against noisy), or with few steps against many. A
+generated image paired with a real image of the same class is **not** one of them: nothing says that the two should
+agree pixel by pixel, and the number is that of `paired_floor`, whatever the generator does.
 """
 
 from __future__ import annotations
 
+import warnings
+from pathlib import Path
+from typing import Any
+
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
 from torch import Tensor
 
-from ..errors import InvalidInputError
-from .checks import check_labels
+from qhw_diffusion.diffusion.checks import check_fit, check_images, check_labels
+from qhw_diffusion.diffusion.classifiers import Classifier, accuracy
+from qhw_diffusion.diffusion.datasets import ImageDataset
+from qhw_diffusion.errors import DamagedFileError, InvalidInputError, MissingDataError, MissingDependencyError
+
+METRICS = ("fd", "kd", "accuracy", "diversity", "precision", "recall")
+"""Keys of `evaluate_samples`."""
+_BATCH = 512
+_MAX_PAIRWISE = 2000  # kd, precision and recall build N×M matrices
+_SUBSET_SEED = 0
+_SSIM_WINDOW = 7
+_LPIPS_SIDE = 64  # LPIPS-squeeze fails below 28 pixels
+
+# -- all metrics at once ---------------------------------------------------------------------------------------------
+
+
+def evaluate_samples(
+    x: Tensor,
+    labels: Tensor,
+    evaluation_classifier: Classifier,
+    real: ImageDataset,
+    *,
+    real_features: Tensor | None = None,
+) -> dict[str, float]:
+    """Every metric of generated images, against real ones, in the evaluation classifier's features.
+
+    The keys (`METRICS`): "fd" Fréchet distance · "kd" kernel distance · "accuracy" share the classifier gives the
+    wanted label · "diversity" mean distance within a class · "precision", "recall" by 3-nearest-neighbour balls. "fd"
+    uses all images; "kd", "precision" and "recall" at most 2,000 of each set (a fixed random choice of the real ones,
+    the first of the generated ones). Ask for labels in the proportions of `real`: a different mix of classes shows in
+    "fd".
+
+    Args:
+        x: [N, C, H, W] in [−1, 1], more than three.
+        labels: int64 [N], the labels asked for.
+        evaluation_classifier: the classifier of role "evaluation" (held-out).
+        real: the held-out split.
+        real_features: `image_features(evaluation_classifier, real.images)`, when it was computed before.
+
+    Raises:
+        InvalidInputError: the reward classifier given for the evaluation classifier, parts that do not fit each other,
+            images that are not finite and in [−1, 1], labels that are no labels of the classifier.
+    """
+    if evaluation_classifier.role != "evaluation":
+        raise InvalidInputError(
+            f"the {evaluation_classifier.role} classifier must not evaluate: load the one of role 'evaluation'"
+        )
+    check_fit(evaluation_classifier=evaluation_classifier, data_set=real)
+    check_images(x)
+    check_labels(labels, evaluation_classifier.n_classes, len(x))
+    if len(x) < 4:
+        raise InvalidInputError(f"{len(x)} images, need N ≥ 4")
+    generated = image_features(evaluation_classifier, x)
+    reference = image_features(evaluation_classifier, real.images) if real_features is None else real_features
+    chosen = torch.randperm(len(reference), generator=torch.Generator().manual_seed(_SUBSET_SEED))[:_MAX_PAIRWISE]
+    few_generated, few_real = generated[:_MAX_PAIRWISE], reference[chosen]
+    precision, recall = precision_recall(few_generated, few_real)
+    return {
+        "fd": frechet_distance(generated, reference),
+        "kd": kernel_distance(few_generated, few_real),
+        "accuracy": accuracy(evaluation_classifier, x, labels),
+        "diversity": diversity(generated, labels),
+        "precision": precision,
+        "recall": recall,
+    }
+
+
+def real_floor(
+    evaluation_classifier: Classifier, train: ImageDataset, heldout: ImageDataset, n: int, *, seed: int = 0
+) -> dict[str, float]:
+    """The metrics of `n` real training images (without replacement) against the held-out split: the floor at that N.
+
+    A generator at or below the floor of "fd" and "kd" cannot be told from the training data by that metric. The
+    classifier has seen half of the training split, so its accuracy here is an upper bound.
+
+    Args:
+        evaluation_classifier: the classifier of role "evaluation" (held-out).
+        train: the training split.
+        heldout: the held-out split.
+        n: number of images, the N of the generated set it is compared with; at most the size of `train`.
+        seed: of the choice of training images.
+    """
+    check_fit(evaluation_classifier=evaluation_classifier, training_images=train, heldout_images=heldout)
+    if not 4 <= n <= len(train):
+        raise InvalidInputError(f"n is {n}, must be in 4 … {len(train)}, the size of the training split")
+    chosen = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))[:n]
+    return evaluate_samples(train.images[chosen], train.labels[chosen], evaluation_classifier, heldout)
+
+
+@torch.no_grad()
+def image_features(classifier: Classifier, images: Tensor) -> Tensor:
+    """Features [N, F] of any number of images [N, C, H, W], computed in batches."""
+    return torch.cat([classifier.features(batch) for batch in images.split(_BATCH)])
+
+
+# -- distances between sets of features ------------------------------------------------------------------------------
 
 
 def frechet_distance(features_a: Tensor, features_b: Tensor) -> float:
@@ -20,7 +126,8 @@ def frechet_distance(features_a: Tensor, features_b: Tensor) -> float:
     small N, so compare only at equal N and with the real-vs-real floor.
 
     Args:
-        features_a, features_b: [N, F] and [M, F], at least two rows each.
+        features_a: [N, F], at least two rows.
+        features_b: [M, F], at least two rows.
 
     Raises:
         InvalidInputError: shapes that do not fit, or entries that are not finite.
@@ -48,7 +155,8 @@ def kernel_distance(features_a: Tensor, features_b: Tensor) -> float:
     about 1/N times the kernel's excess within classes: compare with the floor at the same N, not with zero.
 
     Args:
-        features_a, features_b: [N, F] and [M, F], at least two rows each.
+        features_a: [N, F], at least two rows.
+        features_b: [M, F], at least two rows.
     """
     a, b = _pair(features_a, features_b)
     within_a, within_b = _mean_off_diagonal(polynomial_kernel(a, a)), _mean_off_diagonal(polynomial_kernel(b, b))
@@ -105,7 +213,8 @@ def precision_recall(features_generated: Tensor, features_real: Tensor, k: int =
     nearest real neighbour. Recall: the same with the roles exchanged.
 
     Args:
-        features_generated, features_real: [N, F] and [M, F], more than k rows each.
+        features_generated: [N, F], more than k rows.
+        features_real: [M, F], more than k rows.
         k: neighbours; the paper's 3.
     """
     generated, real = _pair(features_generated, features_real)
@@ -137,3 +246,136 @@ def _check_pair(a: Tensor, b: Tensor) -> None:
         )
     if not (torch.isfinite(a).all() and torch.isfinite(b).all()):
         raise InvalidInputError("features hold NaN or infinite entries")
+
+
+# -- similarities of pairs of images ---------------------------------------------------------------------------------
+
+
+def paired_similarity(x: Tensor, reference: Tensor, lpips: Lpips | None = None) -> dict[str, float]:
+    """{"psnr", "ssim"} and, given a perceptual distance, {"lpips"}: means over the pairs (x_i, reference_i).
+
+    "psnr" in dB, the mean over images, an image equal to its reference counted as 100 dB; "ssim" (Wang et al. 2004)
+    with a uniform window of 7×7 pixels (mirrored borders), since the usual Gaussian one
+    does not fit into 8×8 images; both on a range of 2.
+    The top of this module says which pairings mean something.
+
+    Args:
+        x: [N, C, H, W] in [−1, 1].
+        reference: the images they are paired with, [N, C, H, W] in [−1, 1].
+        lpips: see `Lpips`.
+    """
+    if x.shape != reference.shape or x.ndim != 4 or len(x) == 0 or min(x.shape[2:]) < _SSIM_WINDOW:
+        raise InvalidInputError(
+            f"{tuple(x.shape)} and {tuple(reference.shape)}: need twice the same [N, C, H, W], "
+            f"N ≥ 1, at least {_SSIM_WINDOW} pixels high and wide"
+        )
+    check_images(x)
+    check_images(reference)
+    # here, since importing it takes seconds
+    from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
+
+    psnr = peak_signal_noise_ratio(x, reference, data_range=2.0, reduction="none", dim=(1, 2, 3))
+    ssim = structural_similarity_index_measure(
+        x, reference, data_range=2.0, gaussian_kernel=False, kernel_size=_SSIM_WINDOW, reduction="elementwise_mean"
+    )
+    result = {"psnr": psnr.clamp(max=100.0).mean().item(), "ssim": float(ssim)}  # type: ignore[arg-type]
+    if lpips is not None:
+        result["lpips"] = lpips(x, reference).mean().item()
+    return result
+
+
+def paired_floor(real: ImageDataset, n: int, *, seed: int = 0, lpips: Lpips | None = None) -> dict[str, float]:
+    """`paired_similarity` of `n` random pairs of *different real images of one class*: what an unrelated pair scores.
+
+    Args:
+        real: a split with at least two images of some class.
+        n: number of pairs.
+        seed: of the choice.
+        lpips: see `Lpips`.
+    """
+    if n < 1:
+        raise InvalidInputError(f"n is {n}, must be at least 1")
+    generator = torch.Generator().manual_seed(seed)
+    first, second = [], []
+    members = {int(c): (real.labels == c).nonzero().squeeze(1) for c in real.labels.unique()}
+    usable = [c for c, rows in members.items() if len(rows) > 1]
+    if not usable:
+        raise InvalidInputError("no class has two images: a pair within a class needs them")
+    for pick in torch.randint(len(usable), (n,), generator=generator).tolist():
+        rows = members[usable[pick]]
+        pair = rows[torch.randperm(len(rows), generator=generator)[:2]]
+        first.append(pair[0])
+        second.append(pair[1])
+    return paired_similarity(real.images[torch.stack(first)], real.images[torch.stack(second)], lpips)
+
+
+class Lpips:
+    """LPIPS with the SqueezeNet backbone (Zhang et al. 2018, arXiv 1801.03924); needs its real weights.
+
+    With a random backbone the number does not measure perception, so there is no default: the weights are given as a
+    safetensors file with torchvision's SqueezeNet 1.1 names (`features.N.…` or `N.…`) or lpips' own (`slice…`). From
+    the .pth that PyTorch distributes, once: `safetensors.torch.save_file(torch.load(pth, weights_only=True), path)`.
+    """
+
+    def __init__(self, weights: str | Path) -> None:
+        """Load the weights.
+
+        Args:
+            weights: the safetensors file.
+
+        Raises:
+            MissingDependencyError: the package lpips is not installed.
+            MissingDataError: there is no such file.
+            DamagedFileError: it does not hold those weights.
+        """
+        try:
+            import lpips
+        except ImportError as error:
+            raise MissingDependencyError("LPIPS needs the package lpips: pip install lpips") from error
+        path = Path(weights)
+        if not path.is_file():
+            raise MissingDataError(f"no LPIPS backbone weights at {path}: give a safetensors file of SqueezeNet 1.1")
+        try:
+            state = load_tensors(path.read_bytes())
+        except SafetensorError as error:
+            raise DamagedFileError(f"{path} is not a safetensors file ({error})") from error
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # lpips calls torchvision in a deprecated way
+            self._net: Any = lpips.LPIPS(net="squeeze", pnet_rand=True, verbose=False)
+        expected = self._net.net.state_dict()
+        renamed = _lpips_names(state, list(expected))
+        fits = set(renamed) == set(expected) and all(renamed[k].shape == v.shape for k, v in expected.items())
+        if not fits:
+            raise DamagedFileError(f"{path} does not hold the weights of SqueezeNet 1.1's features")
+        self._net.net.load_state_dict(renamed)
+        self._net.eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def __call__(self, x: Tensor, reference: Tensor) -> Tensor:
+        """Distances [N] of image pairs [N, C, H, W] in [−1, 1]; enlarged to 64 pixels when smaller.
+
+        Raises:
+            InvalidInputError: images that are neither grey nor of three colours.
+        """
+        if x.shape[1] not in (1, 3):
+            raise InvalidInputError(f"LPIPS takes images of 1 or 3 channels, got {tuple(x.shape)}")
+        pair = []
+        for images in (x, reference):
+            if min(images.shape[2:]) < _LPIPS_SIDE:
+                images = torch.nn.functional.interpolate(images, size=_LPIPS_SIDE, mode="bilinear")
+            pair.append(images.expand(-1, 3, -1, -1))
+        distances: Tensor = self._net(*pair)
+        return distances.flatten()
+
+
+def _lpips_names(state: dict[str, Tensor], expected: list[str]) -> dict[str, Tensor]:
+    """Rename torchvision's `features.N.…` and prefixed `….sliceK.N.…` to lpips' `sliceK.N.…`."""
+    by_suffix = {name.split(".", 1)[1]: name for name in expected}  # "3.squeeze.weight" -> "slice2.3.squeeze.weight"
+    renamed = {}
+    for name, value in state.items():
+        if name.startswith("classifier."):
+            continue
+        _, found, tail = name.partition("slice")
+        suffix = tail.split(".", 1)[1] if found else name.removeprefix("features.")
+        renamed[by_suffix.get(suffix, name)] = value
+    return renamed

@@ -1,17 +1,20 @@
-"""DDIM with classifier-free guidance, without the clipping trap; every coefficient computed once."""
+"""DDIM with classifier-free guidance, without the clipping trap, over any denoiser; coefficients computed once."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import InvalidInputError, UnknownNameError
-from .backbone import Backbone
+from qhw_diffusion.diffusion.checks import check_shape_and_classes
+from qhw_diffusion.errors import InvalidInputError, UnknownNameError
 
 Guidance = float | Tensor | Callable[[int, Tensor, Tensor, Tensor], Tensor]
+"""A guidance scale: a number, [n_steps], [n_steps, B], or a function (i, x_t, ε_c, ε_∅) → [B]."""
 
 SPACINGS = ("leading", "trailing", "linspace")
 """How the timesteps are spread, by diffusers' names: "leading" from 0 upwards, which need not reach the noisiest level;
@@ -20,9 +23,70 @@ SPACINGS = ("leading", "trailing", "linspace")
 MAX_START_SIGNAL = 0.4
 """Largest √ᾱ of the first timestep: the share of its amplitude that a real image noised to there still has, and that
 pure noise lacks. Measured on digits (shipped backbone, g = 1.2, 800 images, 50 steps evenly from the start to 0), FD in
-the judge's features and accuracy by √ᾱ of the start: .00: 1.55, 99.0 %; .15: 1.56, 98.4 %; .26: 2.2, 96.8 %; .38: 4.5,
-94.9 %; .50: 10, 91 %; .58: 19, 84 %; .70: 42, 65 %. With few steps the closer spacing of "leading" outweighs a start of
-.38 (4 steps: FD 4.0 against 4.6 of "trailing") and not one of .50 (3 steps: 8.2 against 5.8)."""
+the evaluation classifier's features and accuracy by √ᾱ of the start: .00: 1.55, 99.0 %; .15: 1.56, 98.4 %; .26: 2.2,
+96.8 %; .38: 4.5, 94.9 %; .50: 10, 91 %; .58: 19, 84 %; .70: 42, 65 %. With few steps the closer spacing of "leading"
+outweighs a start of .38 (4 steps: FD 4.0 against 4.6 of "trailing") and not one of .50 (3 steps: 8.2 against 5.8)."""
+
+
+@runtime_checkable
+class Denoiser(Protocol):
+    """What sampling and guidance need of a diffusion model; any object with these attributes will do.
+
+    `Backbone` is one. A model of a user's own need not derive from anything.
+    """
+
+    @property
+    def name(self) -> str:
+        """Name of the data set, for records and messages."""
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of the images."""
+
+    @property
+    def n_classes(self) -> int:
+        """Number of labels, 0 … n_classes − 1."""
+
+    @property
+    def alphas_cumprod(self) -> Tensor:
+        """ᾱ of each training timestep, float [n_train_timesteps], falling, 0 < ᾱ < 1: x_t = √ᾱ x₀ + √(1−ᾱ) ε.
+
+        It lies on the device that predictions are made on.
+        """
+
+    def predict(self, x_t: Tensor, t: int, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Noise predictions with the labels and without any, each [B, C, H, W].
+
+        Args:
+            x_t: [B, C, H, W] at timestep `t`.
+            t: timestep, 0 … n_train_timesteps − 1.
+            labels: int64 [B].
+        """
+
+
+def check_denoiser(denoiser: Any) -> None:
+    """Check the attributes of a denoiser; nothing is predicted.
+
+    Raises:
+        InvalidInputError: one is missing or not as `Denoiser` says; the message names the object's type.
+    """
+    who = f"denoiser {type(denoiser).__name__}"
+    missing = [n for n in ("name", "image_shape", "n_classes", "alphas_cumprod") if not hasattr(denoiser, n)]
+    missing += [] if callable(getattr(denoiser, "predict", None)) else ["predict(x_t, t, labels)"]
+    if missing:
+        raise InvalidInputError(f"{who} lacks {', '.join(missing)}; see qhw_diffusion.diffusion.Denoiser")
+    try:
+        check_shape_and_classes(denoiser.image_shape, denoiser.n_classes)
+    except InvalidInputError as error:
+        raise InvalidInputError(f"{who}: {error}") from error
+    alphas = denoiser.alphas_cumprod
+    fits = isinstance(alphas, Tensor) and alphas.ndim == 1 and len(alphas) > 0 and alphas.is_floating_point()
+    if not fits or not bool(((alphas > 0) & (alphas < 1)).all()) or not bool((alphas.diff() <= 0).all()):
+        given = f"{alphas.dtype} {list(alphas.shape)}" if isinstance(alphas, Tensor) else type(alphas).__name__
+        raise InvalidInputError(
+            f"{who}: alphas_cumprod is {given}, need a float tensor [n_train_timesteps] that falls and lies "
+            "between 0 and 1, both excluded"
+        )
 
 
 class GuidedDDIM:
@@ -37,39 +101,46 @@ class GuidedDDIM:
     `use_clipped_model_output=True`). Clipping x̂₀ alone, which is diffusers' default, leaves x̂₀ and ε̂ inconsistent;
     at g ≥ 2 the error piles up from step to step and the images are destroyed.
 
-    Attributes: `backbone`, `n_steps`, `spacing`, `timesteps` (list of int, descending, one per step),
+    Attributes: `denoiser`, `n_steps`, `spacing`, `timesteps` (list of int, descending, one per step),
     `init_noise_sigma` (1.0), `clip` (whether x̂₀ is clipped).
     """
 
     init_noise_sigma = 1.0
 
-    def __init__(self, backbone: Backbone, n_steps: int = 10, *, spacing: str = "leading", clip: bool = True) -> None:
-        """spacing: one of `SPACINGS`.
+    def __init__(self, denoiser: Denoiser, n_steps: int = 10, *, spacing: str = "leading", clip: bool = True) -> None:
+        """Compute timesteps and coefficients; nothing is sampled.
+
+        Args:
+            denoiser: a `Backbone` or any other `Denoiser`.
+            n_steps: steps, each of one prediction.
+            spacing: one of `SPACINGS`.
+            clip: whether x̂₀ is clipped to [−1, 1].
 
         Raises:
             UnknownNameError: no such spacing.
-            InvalidInputError: `n_steps` is not a whole number in 1 … the backbone's number of training timesteps, or
+            InvalidInputError: no denoiser, `n_steps` is not a whole number in 1 … its number of training timesteps, or
                 the timesteps start where a noised image keeps more than `MAX_START_SIGNAL` of its signal.
         """
-        total = backbone.config.n_train_timesteps
+        check_denoiser(denoiser)
+        total = len(denoiser.alphas_cumprod)
         if spacing not in SPACINGS:
             raise UnknownNameError.of("spacing", str(spacing), SPACINGS)
         if isinstance(n_steps, bool) or not isinstance(n_steps, (int, np.integer)) or not 1 <= n_steps <= total:
             raise InvalidInputError(f"n_steps is {n_steps!r}, must be a whole number in 1 … {total}")
-        self.backbone = backbone
+        self.denoiser = denoiser
         self.n_steps = int(n_steps)
         self.spacing = spacing
         self.clip = clip
         timesteps = timesteps_of(spacing, self.n_steps, total)
-        if not _starts_in_noise(backbone, timesteps[0]):
-            raise InvalidInputError(_late_start(backbone, spacing, self.n_steps, timesteps[0]))
+        if not _starts_in_noise(denoiser, timesteps[0]):
+            raise InvalidInputError(_late_start(denoiser, spacing, self.n_steps, timesteps[0]))
         self._place(timesteps)
 
     def _place(self, timesteps: list[int]) -> None:
         """Take these timesteps, descending, and compute the coefficients of their steps."""
         self.timesteps = timesteps
         # ᾱ beyond the last step is 1: the last step returns x̂₀ itself
-        alphas = self.backbone.alphas_cumprod.double().cpu()
+        alphas = self.denoiser.alphas_cumprod.double().cpu()
         alpha = alphas[self.timesteps]
         alpha_prev = torch.cat([alphas[self.timesteps[1:]], torch.ones(1, dtype=torch.float64)])
         self._inv_signal: list[float] = alpha.rsqrt().tolist()
@@ -78,6 +149,31 @@ class GuidedDDIM:
         ratio = ((1 - alpha_prev) / (1 - alpha)).sqrt()
         self._from_x0: list[float] = (alpha_prev.sqrt() - ratio * alpha.sqrt()).tolist()
         self._from_xt: list[float] = ratio.tolist()
+
+    @torch.no_grad()
+    def predict(self, x_t: Tensor, i: int, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """The denoiser's (ε_c, ε_∅) at step `i`, each [B, C, H, W], checked.
+
+        Args:
+            x_t: [B, C, H, W] at timestep `timesteps[i]`.
+            i: index of the step, 0 … n_steps − 1.
+            labels: int64 [B].
+
+        Raises:
+            InvalidInputError: a denoiser that returns anything else than two finite tensors of x_t's shape and dtype.
+        """
+        who = f"denoiser {type(self.denoiser).__name__}"
+        pair: Any = self.denoiser.predict(x_t, self.timesteps[i], labels)
+        wanted = f"need two tensors (with the labels, without) of {x_t.dtype} {list(x_t.shape)}"
+        if not isinstance(pair, tuple) or len(pair) != 2 or not all(isinstance(eps, Tensor) for eps in pair):
+            raise InvalidInputError(f"{who} predicts a {type(pair).__name__}, {wanted}")
+        for eps in pair:
+            if eps.shape != x_t.shape or eps.dtype != x_t.dtype:
+                raise InvalidInputError(f"{who} predicts {eps.dtype} {list(eps.shape)}, {wanted}")
+            # a finite sum has finite terms, and is the cheaper question; one that overflows is asked again
+            if not math.isfinite(float(eps.sum())) and not bool(torch.isfinite(eps).all()):
+                raise InvalidInputError(f"{who} predicts NaN or infinity at timestep {self.timesteps[i]}")
+        return pair[0], pair[1]
 
     @torch.no_grad()
     def step(self, x_t: Tensor, i: int, eps_hat: Tensor) -> tuple[Tensor, Tensor]:
@@ -113,28 +209,27 @@ class GuidedDDIM:
         """
         scales = self._scales(g, len(noise))
         x = noise
-        for i, t in enumerate(self.timesteps):
-            eps_cond, eps_null = self.backbone.predict(x, t, labels)
-            scale = g(i, x, eps_cond, eps_null) if callable(g) else scales[i]
+        for i in range(self.n_steps):
+            eps_cond, eps_null = self.predict(x, i, labels)
+            scale = g(i, x, eps_cond, eps_null) if callable(g) else scales[i].to(x)
             x, _ = self.step(x, i, guided(eps_cond, eps_null, scale))
         return x
 
-    def _scales(self, g: Guidance, batch: int) -> list[float | Tensor]:
+    def _scales(self, g: Guidance, batch: int) -> Tensor:
+        """The scales [n_steps, B] of a guidance that is no function."""
         if callable(g):
-            return []
+            return torch.empty(0)
         scales = torch.as_tensor(g, dtype=torch.float32)
         if not torch.isfinite(scales).all():
             raise InvalidInputError("the guidance scale must be finite")
-        if scales.ndim == 0:
-            return [float(scales)] * self.n_steps
-        if scales.shape == (self.n_steps,):
-            return list(scales.tolist())
-        if scales.shape == (self.n_steps, batch):
-            return list(scales)
-        raise InvalidInputError(
-            f"guidance scale of shape {tuple(scales.shape)}: "
-            f"need a number, [{self.n_steps}] or [{self.n_steps}, {batch}]"
-        )
+        if scales.ndim == 1 and len(scales) == self.n_steps:
+            scales = scales[:, None]
+        elif scales.ndim != 0 and scales.shape != (self.n_steps, batch):
+            raise InvalidInputError(
+                f"guidance scale of shape {tuple(scales.shape)}: "
+                f"need a number, [{self.n_steps}] or [{self.n_steps}, {batch}]"
+            )
+        return scales.expand(self.n_steps, batch)
 
 
 def timesteps_of(spacing: str, n_steps: int, total: int) -> list[int]:
@@ -154,23 +249,23 @@ def timesteps_of(spacing: str, n_steps: int, total: int) -> list[int]:
     return found
 
 
-def _starts_in_noise(backbone: Backbone, timestep: int) -> bool:
+def _starts_in_noise(denoiser: Denoiser, timestep: int) -> bool:
     """Whether x at this timestep is pure noise, or as near to it as the noise schedule comes."""
-    last = timestep == backbone.config.n_train_timesteps - 1
-    return last or float(backbone.alphas_cumprod[timestep].sqrt()) <= MAX_START_SIGNAL
+    last = timestep == len(denoiser.alphas_cumprod) - 1
+    return last or float(denoiser.alphas_cumprod[timestep].sqrt()) <= MAX_START_SIGNAL
 
 
-def _late_start(backbone: Backbone, spacing: str, n_steps: int, timestep: int) -> str:
+def _late_start(denoiser: Denoiser, spacing: str, n_steps: int, timestep: int) -> str:
     """What is wrong with this start, and the nearest numbers of steps of each spacing that start in noise."""
-    total = backbone.config.n_train_timesteps
+    total = len(denoiser.alphas_cumprod)
     ways = []
     for other in ("trailing", "linspace", "leading"):
-        fit = [n for n in range(1, total + 1) if _starts_in_noise(backbone, timesteps_of(other, n, total)[0])]
+        fit = [n for n in range(1, total + 1) if _starts_in_noise(denoiser, timesteps_of(other, n, total)[0])]
         below, above = [n for n in fit if n < n_steps], [n for n in fit if n > n_steps]
         near = [n_steps] if n_steps in fit else below[-1:] + above[:1]
         if near:
             ways.append(f"spacing={other!r} with n_steps = {' or '.join(map(str, near))}")
-    kept = float(backbone.alphas_cumprod[timestep].sqrt())
+    kept = float(denoiser.alphas_cumprod[timestep].sqrt())
     return (
         f"n_steps = {n_steps} with spacing {spacing!r} starts at timestep {timestep} of {total - 1}, where a noised "
         f"image keeps {kept:.0%} of its amplitude (√ᾱ; allowed: {MAX_START_SIGNAL:.0%}), but sampling starts from pure "

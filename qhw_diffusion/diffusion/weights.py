@@ -1,4 +1,4 @@
-"""A trained model of this room on disk: `model.safetensors` + `config.json` in one folder, half precision."""
+"""A trained backbone or classifier on disk: `model.safetensors` + `config.json` in one folder, half precision."""
 
 from __future__ import annotations
 
@@ -8,29 +8,37 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..checkpoints import read_tensors, write_tensors
-from ..errors import DamagedFileError, MissingDataError
-from ..runs import atomic_write_json
+from qhw_diffusion.checkpoints import read_tensors, write_tensors
+from qhw_diffusion.diffusion.datasets import DATASETS
+from qhw_diffusion.errors import DamagedFileError, MissingDataError
+from qhw_diffusion.extensions import is_extension
+from qhw_diffusion.runs import atomic_write_json
 
 FORMAT = 1
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 SHIPPED = Path(__file__).parent / "checkpoints"
 
 
-def model_folder(path: str | Path) -> Path:
-    """The folder that holds the model: `path` itself, or `path/model` when `path` is a run folder.
+def model_folder(path: str | Path, kind: str) -> Path:
+    """The folder that holds a model: `path` itself, or `path/model` when `path` is a run folder.
+
+    Args:
+        path: the folder, or the name of a data set for which nothing is shipped, of which the message tells.
+        kind: what the model is ("backbone"), for the message.
 
     Raises:
         MissingDataError: neither holds a model.
     """
-    path = Path(path)
-    for folder in (path, path / "model"):
+    for folder in (Path(path), Path(path) / "model"):
         if (folder / WEIGHTS).is_file():
             return folder
-    raise MissingDataError(
-        f"no model in {path}: need {WEIGHTS} there (or in its `model` folder); "
-        f"shipped models: {', '.join(sorted(p.name for p in SHIPPED.iterdir() if p.is_dir()))}"
-    )
+    shipped = ", ".join(sorted(p.name for p in SHIPPED.iterdir() if p.is_dir()))
+    if str(path) in DATASETS or is_extension(str(path)):
+        raise MissingDataError(
+            f"no {kind} comes with the package for data set {str(path)!r} (there are {shipped}): train one on it and "
+            "name its run folder"
+        )
+    raise MissingDataError(f"no {kind} in {path}: need {WEIGHTS} there (or in its `model` folder); shipped: {shipped}")
 
 
 def half_precision(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -119,18 +119,26 @@ def log_curves(curves: Mapping[str, Sequence[ArrayLike]], *, ylabel: str) -> Fig
 
 
 def sweep_curve(
-    scales: ArrayLike, reward_side: ArrayLike, judge_side: ArrayLike, *, chosen: float, floor: float | None = None
+    scales: ArrayLike, reward_side: ArrayLike, evaluation_side: ArrayLike, *, chosen: float, floor: float | None = None
 ) -> Figure:
     """Reward-side distance (it chooses) and judged Fréchet distance (it only looks) against the constant scale."""
     figure, axis = _single(7.2, 4.0)
     x = np.asarray(scales, dtype=np.float64)
     axis.plot(x, np.asarray(reward_side), color=colour(0), marker="o", lw=1.9, label="reward classifier (chooses)")
     right = axis.twinx()
-    right.plot(x, np.asarray(judge_side), color=colour(1), marker="s", lw=1.5, ls="--", label="judge (only looks)")
+    right.plot(
+        x,
+        np.asarray(evaluation_side),
+        color=colour(1),
+        marker="s",
+        lw=1.5,
+        ls="--",
+        label="evaluation classifier (only looks)",
+    )
     right.spines["top"].set_visible(False)
-    right.set_ylabel("FD, judge's features", color=colour(1))
+    right.set_ylabel("FD, evaluation classifier's features", color=colour(1))
     if floor is not None:
-        right.axhline(floor, color=colour(1), lw=0.9, ls=":", label="real against real, judge")
+        right.axhline(floor, color=colour(1), lw=0.9, ls=":", label="real against real, evaluation classifier")
     axis.axvline(chosen, color=INK, lw=1.0, ls="--")
     axis.annotate(f"g = {chosen:g}", (chosen, 0.97), xycoords=("data", "axes fraction"), fontsize=9, ha="left",
                   va="top", xytext=(4, 0), textcoords="offset points")  # fmt: skip

@@ -23,7 +23,7 @@ from qhw_diffusion.guidance.policies import GaussianHead, MLPPolicy, Policy, Qua
 from qhw_diffusion.guidance.rollout import rollout
 
 if TYPE_CHECKING:
-    from qhw_diffusion.diffusion import Backbone
+    from qhw_diffusion.diffusion import Denoiser
     from qhw_diffusion.guidance.scorers import Scorer
 
 MAX_ROWS = 20_000
@@ -252,7 +252,7 @@ def action_error(original: Policy, stand_in: Policy, states: Tensor, config: Gui
 
 @torch.no_grad()
 def visited_states(
-    policy: Policy, config: GuidanceConfig, backbone: Backbone, scorer: Scorer, *, images: int, seed: int
+    policy: Policy, config: GuidanceConfig, backbone: Denoiser, scorer: Scorer, *, images: int, seed: int
 ) -> Tensor:
     """Normalised states that the policy's mean actions lead through, [images · n_steps, n_state].
 
@@ -271,7 +271,7 @@ def visited_states(
 
 @torch.no_grad()
 def explored_states(
-    policy: Policy, config: GuidanceConfig, backbone: Backbone, scorer: Scorer, *, images: int, seed: int
+    policy: Policy, config: GuidanceConfig, backbone: Denoiser, scorer: Scorer, *, images: int, seed: int
 ) -> Tensor:
     """States to fit a stand-in on, [4 · images · n_steps, n_state].
 

@@ -21,7 +21,7 @@ from qhw_diffusion.guidance.rollout import rollout
 from qhw_diffusion.guidance.tensor_env import TensorStep
 
 if TYPE_CHECKING:
-    from qhw_diffusion.diffusion import Backbone
+    from qhw_diffusion.diffusion import Denoiser
 
 OBSERVATION_BOUND = 100.0
 """Bound of the observation space. Observations are about ±1; the bound is far outside, nothing is clipped to it."""
@@ -40,7 +40,7 @@ class GuidanceEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
     """
 
     def __init__(
-        self, backbone: Backbone, reward: Reward, config: GuidanceConfig, *, num_envs: int, seed: int = 0
+        self, backbone: Denoiser, reward: Reward, config: GuidanceConfig, *, num_envs: int, seed: int = 0
     ) -> None:
         """Make the environment.
 
@@ -185,7 +185,7 @@ class SingleGuidanceEnv(gymnasium.Env[np.ndarray, np.ndarray]):
 
     metadata = {"render_modes": []}  # noqa: RUF012 (gymnasium's own declaration)
 
-    def __init__(self, backbone: Backbone, reward: Reward, config: GuidanceConfig, *, seed: int = 0) -> None:
+    def __init__(self, backbone: Denoiser, reward: Reward, config: GuidanceConfig, *, seed: int = 0) -> None:
         self.vector = GuidanceEnv(backbone, reward, config.replace(noise_pool=0), num_envs=1, seed=seed)
         self.observation_space = self.vector.single_observation_space
         self.action_space = self.vector.single_action_space

@@ -34,7 +34,7 @@ from qhw_diffusion.guidance.config import GuidanceConfig
 from qhw_diffusion.guidance.scorers import Score, Scorer, check_scorer_fit, score
 
 if TYPE_CHECKING:
-    from qhw_diffusion.diffusion import Backbone
+    from qhw_diffusion.diffusion import Denoiser
 
 
 STATE_NAMES = ("time", "x_norm", "eps_norm", "cosine", "last_action", "confidence", "guidance_norm")
@@ -124,7 +124,7 @@ class GuidedEpisode:
         step_index: steps taken.
     """
 
-    def __init__(self, backbone: Backbone, config: GuidanceConfig, scorer: Scorer | None) -> None:
+    def __init__(self, backbone: Denoiser, config: GuidanceConfig, scorer: Scorer | None) -> None:
         """Prepare the sampler.
 
         Args:
@@ -185,8 +185,7 @@ class GuidedEpisode:
             self.score = score(self.scorer, self.x0, self.labels, self.config.confidence_temperature)
 
     def _predict(self) -> None:
-        timestep = self.sampler.timesteps[self.step_index]
-        self.eps_cond, self.eps_null = self.backbone.predict(self.x, timestep, self.labels)
+        self.eps_cond, self.eps_null = self.sampler.predict(self.x, self.step_index, self.labels)
 
     @torch.no_grad()
     def raw_state(self) -> Tensor:
@@ -233,7 +232,7 @@ class GuidedEpisode:
         self._score()
 
 
-def check_initial_noise(backbone: Backbone, labels: Tensor, noise: Tensor) -> None:
+def check_initial_noise(backbone: Denoiser, labels: Tensor, noise: Tensor) -> None:
     """Check that there is one label (the null label is none) for each image of initial noise.
 
     Args:
@@ -251,7 +250,7 @@ def check_initial_noise(backbone: Backbone, labels: Tensor, noise: Tensor) -> No
 
 
 def draw_episode(
-    backbone: Backbone, batch: int, generator: torch.Generator, device: torch.device | None = None
+    backbone: Denoiser, batch: int, generator: torch.Generator, device: torch.device | None = None
 ) -> tuple[Tensor, Tensor]:
     """Labels and initial noise of a batch of episodes.
 
@@ -272,7 +271,7 @@ def draw_episode(
 
 @torch.no_grad()
 def calibrate_state(
-    config: GuidanceConfig, backbone: Backbone, scorer: Scorer, *, seed: int = 0, batch: int = 128
+    config: GuidanceConfig, backbone: Denoiser, scorer: Scorer, *, seed: int = 0, batch: int = 128
 ) -> GuidanceConfig:
     """The configuration with centre and width of the state entries measured on one batch with random actions.
 

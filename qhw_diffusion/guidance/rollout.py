@@ -16,7 +16,7 @@ from qhw_diffusion.guidance.rewards import Reward, StepView, term_values
 from qhw_diffusion.guidance.scorers import Score, Scorer
 
 if TYPE_CHECKING:
-    from qhw_diffusion.diffusion import Backbone
+    from qhw_diffusion.diffusion import Denoiser
 
 PolicyOrSchedule = Policy | Tensor | float
 
@@ -50,7 +50,7 @@ class Rollout:
 
 @torch.no_grad()
 def rollout(
-    backbone: Backbone,
+    backbone: Denoiser,
     config: GuidanceConfig,
     labels: Tensor,
     noise: Tensor,

@@ -19,7 +19,7 @@ from qhw_diffusion.guidance.rewards import Distribution
 from qhw_diffusion.guidance.rollout import rollout
 
 if TYPE_CHECKING:
-    from qhw_diffusion.diffusion import Backbone, Classifier, ImageDataset
+    from qhw_diffusion.diffusion import Classifier, Denoiser, ImageDataset
 
 DEFAULT_SCALES = (0.0, 0.5, 0.8, 1.0, 1.1, 1.2, 1.3, 1.5, 1.75, 2.0, 2.5, 3.0, 4.0, 5.0, 7.5)
 
@@ -90,7 +90,7 @@ class Sweep:
 
 @torch.no_grad()
 def sweep_constants(
-    backbone: Backbone,
+    backbone: Denoiser,
     classifier: Classifier,
     real: ImageDataset,
     *,

@@ -12,7 +12,7 @@ import torch
 
 from qhw_diffusion.circuits import PolicyCircuit, policy_ansatz, save_circuit
 from qhw_diffusion.devices import Device
-from qhw_diffusion.diffusion import Backbone, ImageDataset, load_dataset
+from qhw_diffusion.diffusion import Backbone, Denoiser, ImageDataset, load_dataset
 from qhw_diffusion.errors import DamagedFileError, InvalidInputError
 from qhw_diffusion.execution import Engine, QuantumLayer
 from qhw_diffusion.extensions import extension_text
@@ -157,7 +157,7 @@ def build_policy(
 
 
 def calibrate(
-    guidance: GuidanceConfig, reward: RewardConfig, backbone: Backbone, scorer: Scorer, real: ImageDataset
+    guidance: GuidanceConfig, reward: RewardConfig, backbone: Denoiser, scorer: Scorer, real: ImageDataset
 ) -> tuple[GuidanceConfig, RewardConfig]:
     """Both configurations with their measured numbers filled in.
 
@@ -195,7 +195,7 @@ def check_training(
     reward: RewardConfig,
     policy: PolicyConfig,
     *,
-    backbone: Backbone,
+    backbone: Denoiser,
     scorer: Any = None,
     real: ImageDataset,
     terms: Sequence[tuple[float, Any]] = (),
@@ -246,7 +246,7 @@ def _with_objects(reward: RewardConfig, terms: Sequence[tuple[float, Any]]) -> t
 
 def _checked_reward(
     reward: RewardConfig,
-    backbone: Backbone,
+    backbone: Denoiser,
     scorer: Scorer,
     real: ImageDataset,
     objects: Sequence[Any],
@@ -266,7 +266,7 @@ def _check_parts(
     guidance: GuidanceConfig,
     ppo: PPOConfig,
     policy: PolicyConfig,
-    backbone: Backbone,
+    backbone: Denoiser,
     scorer: Scorer,
     real: ImageDataset,
 ) -> None:
@@ -287,7 +287,7 @@ def train_guidance(
     command: str | None = None,
     resume: bool = False,
     overwrite: bool = False,
-    backbone: Backbone | None = None,
+    backbone: Denoiser | None = None,
     scorer: Any = None,
     terms: Sequence[tuple[float, Any]] = (),
     ansatz: Callable[..., Any] | None = None,

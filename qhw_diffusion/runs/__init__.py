@@ -14,7 +14,6 @@ from qhw_diffusion.runs.folder import RunFolder, check_place
 from qhw_diffusion.runs.manifest import FORMAT_VERSION, build_manifest, package_versions
 from qhw_diffusion.runs.place import Place, beside
 from qhw_diffusion.runs.progress import StopRequest, interruptible, progress, progress_enabled, stop_file
-from qhw_diffusion.runs.settings import settings_from_dict
 
 __all__ = [
     "FORMAT_VERSION",
@@ -34,6 +33,5 @@ __all__ = [
     "progress",
     "progress_enabled",
     "read_json",
-    "settings_from_dict",
     "stop_file",
 ]

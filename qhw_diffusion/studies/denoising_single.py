@@ -146,7 +146,7 @@ def evaluate_denoiser(
     images: int = 500,
     seed: int = 0,
 ) -> str:
-    """Sample a trained denoiser and let the judge measure; returns a text.
+    """Sample a trained denoiser and let the evaluation classifier measure; returns a text.
 
     Numbers and a picture of samples go into RUN/evaluations/. device, engine: where it runs, if not where it was
     trained; shots: of each image, None for exact probabilities.
@@ -165,7 +165,7 @@ def evaluate_denoiser(
     train, heldout = (
         load_dataset(run.config["data"], split, run.config["data_root"]) for split in ("train", "heldout")
     )
-    judge = Classifier.load(run.config["data"], "judge")
+    evaluation_classifier = Classifier.load(run.config["data"], "evaluation")
     config = model.reverse.config
     where = f"{config.device}-{config.engine}" + (f"-{shots}shots" if shots else "") + f"-seed{seed}"
     stem = run.path / "evaluations" / where.replace("/", "_")
@@ -177,9 +177,10 @@ def evaluate_denoiser(
     noise = model.decode(haar_states(images, model.dim, generator).abs())
     # without labels nothing was asked for: what is measured by label means nothing then
     kept = ("fd", "kd", "accuracy", "diversity") if conditioned else ("fd", "kd")
-    values = {name: {k: v for k, v in evaluate_samples(found, labels, judge, heldout).items() if k in kept}
+    values = {name: {k: v for k, v in evaluate_samples(found, labels, evaluation_classifier, heldout).items()
+                     if k in kept}
               for name, found in (("samples", made), ("circuit bypassed", noise))}  # fmt: skip
-    floor = real_floor(judge, train, heldout, min(images, len(train)), seed=seed)
+    floor = real_floor(evaluation_classifier, train, heldout, min(images, len(train)), seed=seed)
     values["real training images (floor)"] = {k: floor[k] for k in kept}
     # of passing every post-selection, or of the record of outcomes an image belongs to: the share of shots that counts
     share = float(chain.probability.mean()) if config.kind in ("postselected", "measured") else None
@@ -189,7 +190,7 @@ def evaluate_denoiser(
     sample_grids({where: made[:40].numpy()}, rows=2 if images < 40 else 4).savefig(picture, format="png", dpi=144)
     file = atomic_write_bytes(stem.with_name(stem.name + ".png"), picture.getvalue())
     lines = [f"{config.device}, {config.engine}, {f'{shots} shots an image' if shots else 'exact probabilities'}; "
-             f"{images} images; FD in the judge's features, against held-out images",
+             f"{images} images; FD in the evaluation classifier's features, against held-out images",
              f"{'images':<32} {'FD':>9}" + f" {'accuracy':>9}" * conditioned]  # fmt: skip
     for name, found in values.items():
         lines.append(f"{name:<32} {found['fd']:>9.2f}" + (f" {found['accuracy']:>9.1%}" if conditioned else ""))

@@ -172,7 +172,7 @@ def prepare(
     """Make the rollout's folder with its copies of policy and snapshot, or open it to go on.
 
     overwrite: as in `RunFolder.create`; device: `asked.device`, when it is loaded already; changes: to the models, such
-    as another judge.
+    as another evaluation classifier.
     Raises RunFolderError for a folder in use or started with other settings, InvalidInputError for a classical policy;
     and what loading policy, device and models raises. A folder that was made is taken back then.
     """

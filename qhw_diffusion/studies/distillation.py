@@ -53,7 +53,7 @@ class Distillation:
     form: str = "lookup"
     device: str | None = None
     engine: str | Engine | None = None
-    judge: str | None = None
+    evaluation_classifier: str | None = None
     data_root: str | None = None
     hidden: tuple[int, ...] = HIDDEN
     iterations: int = 4000
@@ -177,7 +177,7 @@ def _load(asked: Distillation) -> tuple[TrainedPolicy, QuantumPolicy]:
 
 
 def _models(asked: Distillation) -> Models:
-    changes = {name: v for name in ("judge", "data_root") if (v := getattr(asked, name)) is not None}
+    changes = {name: v for name in ("evaluation_classifier", "data_root") if (v := getattr(asked, name)) is not None}
     return load_models(models_of(asked.run).replace(**changes))
 
 
@@ -212,7 +212,7 @@ def _distil(asked: Distillation, trained: TrainedPolicy, original: QuantumPolicy
 def _compare_images(
     asked: Distillation, trained: TrainedPolicy, original: Policy, stand_in: Policy, models: Models
 ) -> dict[str, dict[str, list[float]]]:
-    """Judge's numbers of both policies, a value per seed, on the same starts; and how far apart their images are."""
+    """The evaluation of both policies, a value per seed, on the same starts; how far apart their images are."""
     out: dict[str, dict[str, list[float]]] = {"original": {}, "distilled": {}, "between": {"pixel_rms": []}}
     with progress(total=2 * asked.seeds, desc="images", unit="run") as bar:
         for seed in range(asked.seeds):
@@ -260,7 +260,7 @@ def _text(asked: Distillation, trained: TrainedPolicy, record: dict[str, Any]) -
         f"on {error['states']:,} held-out states: |Δaction| {error['action_mean']:.2g} mean, {error['action_max']:.2g} "
         f"max (the original's action varies by {error['action_spread']:.2g}); |Δg| {error['g_mean']:.2g} mean, "
         f"{error['g_max']:.2g} max",
-        f"images: {asked.seeds} seeds × {asked.images}, {trained.config.n_steps} steps, the judge's FD",
+        f"images: {asked.seeds} seeds × {asked.images}, {trained.config.n_steps} steps, the evaluation classifier's FD",
     ]
     for name in ("original", "distilled"):
         fd, accuracy = mean_interval(judged[name]["fd"]), mean_interval(judged[name]["accuracy"])

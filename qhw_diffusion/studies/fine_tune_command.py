@@ -81,7 +81,7 @@ def fine_tune_run(
 def compare(
     trained: TrainedPolicy, before: QuantumPolicy, after: QuantumPolicy, models: Models, *, seeds: int, images: int
 ) -> dict[str, dict[str, list[float]]]:
-    """Judge's FD and accuracy and the reward side's return of both policies, a value per seed, on the same starts.
+    """The evaluation's FD and accuracy and the reward side's return of both policies, a value per seed, same starts.
 
     Both on the noisy simulation of the device's snapshot; the constant of the base scale goes with them.
     """

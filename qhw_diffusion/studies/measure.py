@@ -1,4 +1,4 @@
-"""One controller on one set of starts: images, and what the reward side and the judge say about them."""
+"""One controller on a set of starts: images, and what the reward side and the evaluation classifier say about them."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def sample_and_measure(
     judgement = None
     if judged:
         judgement = evaluate_samples(
-            played.images, labels, models.judge, models.heldout, real_features=models.heldout_features
+            played.images, labels, models.evaluation_classifier, models.heldout, real_features=models.heldout_features
         )
     return Sampled(played, side, judgement)
 

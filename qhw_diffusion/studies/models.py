@@ -16,13 +16,33 @@ _CHOICE_SEED = 31
 
 @dataclass(frozen=True, eq=False)
 class Models:
-    """backbone; reward: the reward classifier; judge; train: the reward side's images; heldout: the judge's images."""
+    """Backbone, classifiers and images.
 
+    Attributes:
+        config: what was asked for.
+        backbone: the backbone.
+        reward: the reward classifier.
+        train: images of the reward side.
+        heldout: images of the evaluation.
+    """
+
+    config: ModelConfig
     backbone: Backbone
     reward: Classifier
-    judge: Classifier
     train: ImageDataset
     heldout: ImageDataset
+
+    @cached_property
+    def evaluation_classifier(self) -> Classifier:
+        """The evaluation (held-out) classifier, loaded when it is first asked for: a training needs none.
+
+        Raises:
+            MissingDataError: it is not there.
+            InvalidInputError: it does not fit the data.
+        """
+        found = Classifier.load(self.config.evaluation_classifier or self.config.data, role="evaluation")
+        check_fit(evaluation_classifier=found, heldout_images=self.heldout)
+        return found
 
     @cached_property
     def train_features(self) -> Tensor:
@@ -31,25 +51,33 @@ class Models:
 
     @cached_property
     def heldout_features(self) -> Tensor:
-        """Held-out images in the judge's features."""
-        return image_features(self.judge, self.heldout.images)
+        """Held-out images in the evaluation classifier's features."""
+        return image_features(self.evaluation_classifier, self.heldout.images)
 
 
-def load_models(config: ModelConfig) -> Models:
-    """Load everything `config` names.
+def load_models(config: ModelConfig, *, evaluates: bool = True) -> Models:
+    """Load everything that `config` names.
 
-    Raises MissingDataError when something is not there, InvalidInputError when the parts do not fit each other.
+    Args:
+        config: names and folders.
+        evaluates: whether the evaluation classifier is needed; a training does without.
+
+    Raises:
+        MissingDataError: something is not there.
+        InvalidInputError: the parts do not fit each other.
     """
     backbone = Backbone.load(config.backbone or config.data)
     reward = Classifier.load(config.reward_classifier or config.data, role="reward")
-    judge = Classifier.load(config.judge or config.data, role="judge")
     train = load_dataset(config.data, "train", config.data_root)
     heldout = load_dataset(config.data, "heldout", config.data_root)
-    check_fit(data_set=train, backbone=backbone, reward_classifier=reward, judge=judge, heldout_images=heldout)
+    check_fit(data_set=train, backbone=backbone, reward_classifier=reward, heldout_images=heldout)
     if len(train) > config.reference_images:
         generator = torch.Generator().manual_seed(_CHOICE_SEED)
         train = train.subset(torch.randperm(len(train), generator=generator)[: config.reference_images])
-    return Models(backbone, reward, judge, train, heldout)
+    models = Models(config, backbone, reward, train, heldout)
+    if evaluates:
+        _ = models.evaluation_classifier  # now, not after the work
+    return models
 
 
 def draw_starts(backbone: Backbone, data: ImageDataset, n: int, seed: int) -> tuple[Tensor, Tensor]:

@@ -62,7 +62,7 @@ STEERED_TOGETHER = 256
 
 @dataclass(frozen=True)
 class ReferenceModelsConfig(Config):
-    """The trained policy and the trained denoiser of a study, and how they are judged."""
+    """The trained policy and the trained denoiser of a study, and how they are evaluated."""
 
     device: str = "fake_marrakesh"
     """Device the policy is compiled for; it is trained without noise."""

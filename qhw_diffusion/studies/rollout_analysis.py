@@ -79,7 +79,7 @@ def check_steps(played: Played, shots: int) -> list[StepCheck]:
 
 @dataclass(frozen=True)
 class Compared:
-    """One controller on the rollout's starts: images [B, C, H, W], g [T, B], and the judge's numbers."""
+    """One controller on the rollout's starts: images [B, C, H, W], g [T, B], and the evaluation's numbers."""
 
     name: str
     images: Tensor
@@ -102,11 +102,11 @@ def compare_controllers(prepared: Prepared, played: Played) -> list[Compared]:
         "simulated, no noise": prepared.policy.on(engine="ideal"),
         f"constant g = {guidance.g0:g}": guidance.g0,
     }
-    compared = [Compared(f"on {device}", played.images, played.g, _judge(prepared, played.images, labels))]
+    compared = [Compared(f"on {device}", played.images, played.g, _evaluated(prepared, played.images, labels))]
     for name, player in players.items():
         other = rollout(models.backbone, guidance, labels, noise, player, scorer=models.reward)
         rms = float((other.images - played.images).square().mean().sqrt())
-        judged = {**_judge(prepared, other.images, labels), "pixel_rms": rms}
+        judged = {**_evaluated(prepared, other.images, labels), "pixel_rms": rms}
         compared.append(Compared(name, other.images, other.g, judged))
     return compared
 
@@ -127,9 +127,11 @@ def results_of(prepared: Prepared, played: Played, compared: list[Compared]) -> 
     }
 
 
-def _judge(prepared: Prepared, images: Tensor, labels: Tensor) -> dict[str, float]:
+def _evaluated(prepared: Prepared, images: Tensor, labels: Tensor) -> dict[str, float]:
     models = prepared.models
     if len(images) < MIN_FD_IMAGES:
-        return {"accuracy": accuracy(models.judge, images, labels)}
-    every = evaluate_samples(images, labels, models.judge, models.heldout, real_features=models.heldout_features)
+        return {"accuracy": accuracy(models.evaluation_classifier, images, labels)}
+    every = evaluate_samples(
+        images, labels, models.evaluation_classifier, models.heldout, real_features=models.heldout_features
+    )
     return {name: every[name] for name in ("accuracy", "fd", "kd")}

@@ -30,7 +30,7 @@ def rollout_on_device(
     *,
     images: int = IMAGES,
     seed: int = 0,
-    judge: str | None = None,
+    evaluation_classifier: str | None = None,
     data_root: str | None = None,
 ) -> str:
     """Steer images by a trained policy on a device, compare, and write the report.
@@ -41,7 +41,7 @@ def rollout_on_device(
         place: folder of the rollout; its name stands for the run in the ledger.
         images: images steered together: rows of every job.
         seed: seed of labels and starting noise.
-        judge: folder of the evaluation classifier; None for the run's own.
+        evaluation_classifier: folder of the evaluation classifier; None for the run's own.
         data_root: folder of the data set; None for the run's own.
 
     Returns:
@@ -63,7 +63,8 @@ def rollout_on_device(
         mitigation=access_config.mitigation,
         ledger=access_config.ledger,
     )
-    changes = {name: v for name, v in (("judge", judge), ("data_root", data_root)) if v is not None}
+    given = {"evaluation_classifier": evaluation_classifier, "data_root": data_root}
+    changes = {name: value for name, value in given.items() if value is not None}
     out = place.out
     prepared = prepare(
         asked, out, resume=place.resume, overwrite=place.overwrite, command=place.command, changes=changes

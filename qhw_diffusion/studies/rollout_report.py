@@ -68,7 +68,7 @@ def _outcome(
             (used if paid else "0", "QPU seconds charged" if paid else "QPU seconds (simulated device)"),
             (str(sum(len(r.job_ids) + len(r.unused_jobs) for r in played.receipts)), "jobs"),
             (f"{rms:.4f}", "root mean square of measured − predicted ⟨Z⟩"),
-            (f"{compared[0].judged['accuracy']:.1%}", "images the judge sees as asked for"),
+            (f"{compared[0].judged['accuracy']:.1%}", "images the evaluation classifier sees as asked for"),
         ]
     )
 
@@ -125,7 +125,9 @@ def _images(section: Section, count: int, compared: Sequence[Compared]) -> None:
         rms = f"{one.judged['pixel_rms']:.3f}" if "pixel_rms" in one.judged else "–"
         middle = [f"{one.judged['fd']:.2f}", f"{one.judged['kd']:.4f}"] if full else []
         rows_.append([one.name, f"{one.judged['accuracy']:.1%}", *middle, rms])
-    section.table(columns, rows_, caption="By the judge, a classifier that no training saw. One batch, one seed.")
+    section.table(
+        columns, rows_, caption="By the evaluation classifier, a classifier that no training saw. One batch, one seed."
+    )
     if not full:
         section.text(
             f"{count} images are too few for a Fréchet distance (from {MIN_FD_IMAGES} on it is given). Distances "

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any, Self
 
 from qhw_diffusion.config import Config, require
 from qhw_diffusion.guidance import GuidanceConfig, PolicyConfig, PPOConfig, RewardConfig
+
+_RENAMED = {"judge": "evaluation_classifier"}  # former names of fields of ModelConfig, in saved folders
 
 
 @dataclass(frozen=True)
@@ -13,20 +17,27 @@ class ModelConfig(Config):
     """Data set, backbone and the two classifiers. A shipped one is named by its data set, others by their folder."""
 
     data: str = "digits"
-    """Data set: digits, mnist16, mnist28, fashion16 or fashion28."""
+    """Data set: digits, mnist16, mnist28, fashion16, fashion28, module:name or file.py:name."""
     data_root: str | None = None
     """Folder that holds MNIST or FashionMNIST (torchvision's layout); digits need none."""
     backbone: str | None = None
     """Folder of a trained backbone; without it the one shipped for the data set."""
     reward_classifier: str | None = None
     """Folder of the reward classifier; without it the shipped one."""
-    judge: str | None = None
-    """Folder of the judging classifier; without it the shipped one."""
+    evaluation_classifier: str | None = None
+    """Folder of the evaluation (held-out) classifier; without it the shipped one."""
     reference_images: int = 5000
     """Training images (at most) that the reward side compares with, a fixed random choice."""
 
     def __post_init__(self) -> None:
         require(self.reference_images >= 10, f"reference_images must be at least 10, got {self.reference_images}")
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """As `Config.from_dict`; settings of folders saved under former names are read as now."""
+        if isinstance(values, Mapping):
+            values = {_RENAMED.get(name, name): value for name, value in values.items()}
+        return super().from_dict(values)
 
 
 @dataclass(frozen=True)

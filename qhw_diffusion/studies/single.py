@@ -135,7 +135,7 @@ def evaluate_run(
     *,
     device: str | None = None,
     engine: str | None = None,
-    judge: str | None = None,
+    evaluation_classifier: str | None = None,
     data_root: str | None = None,
     seeds: int = 5,
     images: int = 500,
@@ -156,7 +156,11 @@ def evaluate_run(
         raise InvalidInputError(
             f"the policy in {folder} is classical ({trained.policy.kind}); it runs on no device or engine"
         )
-    changes = {name: value for name, value in (("judge", judge), ("data_root", data_root)) if value is not None}
+    changes = {
+        name: value
+        for name, value in (("evaluation_classifier", evaluation_classifier), ("data_root", data_root))
+        if value is not None
+    }
     models = load_models(models_of(Path(folder)).replace(**changes))
     home = f"as trained{_where(trained)}"
     players: dict[str, Any] = {f"constant g = {trained.config.g0:g}": trained.config.g0, home: trained.policy}
@@ -208,7 +212,8 @@ def _evaluation_text(
     values: dict[str, dict[str, list[float]]], n_steps: int, seeds: int, images: int, file: Path
 ) -> str:
     lines = [
-        f"{n_steps} steps, {seeds} seeds, {images} images each; FD in the judge's features, against held-out images"
+        f"{n_steps} steps, {seeds} seeds, {images} images each; FD in the evaluation classifier's features, "
+        "against held-out images"
     ]
     lines.append(f"{'controller':<36} {'FD [95 %]':>22} {'accuracy':>9} {'reward':>9}")
     for name, metrics in values.items():

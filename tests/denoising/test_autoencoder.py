@@ -47,7 +47,7 @@ def test_reconstruction_beats_the_mean_image_and_a_linear_code_of_as_many_number
     assert report["heldout_mse"] == pytest.approx(again, rel=1e-5)
     assert report["heldout_mse_mean_image"] == pytest.approx(float(np.square(y - x.mean(0)).mean()), rel=1e-5)
     # and the digits are still what they were to a classifier that never saw reconstructions
-    judge = Classifier.load("digits", "judge")
+    judge = Classifier.load("digits", "evaluation")
     assert accuracy(judge, trained(heldout.images), heldout.labels) > 0.6
 
 

@@ -69,8 +69,8 @@ def backbone() -> Backbone:
 
 
 @pytest.fixture(scope="module")
-def judge() -> Classifier:
-    return Classifier.load("digits", role="judge")
+def evaluator() -> Classifier:
+    return Classifier.load("digits", role="evaluation")
 
 
 @pytest.fixture(scope="module")
@@ -91,11 +91,11 @@ TAKES_LABELS: dict[str, Callable[[Any, Backbone, Classifier, ImageDataset], Any]
 
 @pytest.mark.parametrize("where", TAKES_LABELS)
 @pytest.mark.parametrize("wrong", WRONG_LABELS)
-def test_labels(backbone: Backbone, judge: Classifier, heldout: ImageDataset, where: str, wrong: str) -> None:
+def test_labels(backbone: Backbone, evaluator: Classifier, heldout: ImageDataset, where: str, wrong: str) -> None:
     make, message = WRONG_LABELS[wrong]
     with pytest.raises(InvalidInputError, match=f"(?s){message}"):
-        TAKES_LABELS[where](make(good()), backbone, judge, heldout)
-    TAKES_LABELS[where](good(), backbone, judge, heldout)
+        TAKES_LABELS[where](make(good()), backbone, evaluator, heldout)
+    TAKES_LABELS[where](good(), backbone, evaluator, heldout)
 
 
 @pytest.mark.parametrize("wrong", [w for w in WRONG_LABELS if w not in ("the null label", "from one")])
@@ -147,16 +147,16 @@ def test_images_of_a_data_set(wrong: str) -> None:
 
 
 @pytest.mark.parametrize("wrong", [w for w in WRONG_IMAGES if w != "none"])
-def test_images_of_an_evaluation(judge: Classifier, heldout: ImageDataset, wrong: str) -> None:
+def test_images_of_an_evaluation(evaluator: Classifier, heldout: ImageDataset, wrong: str) -> None:
     make, message = WRONG_IMAGES[wrong]
     with pytest.raises(InvalidInputError, match=f"(?s){message}"):
-        diffusion.evaluate_samples(make(pictures()), good(), judge, heldout)
+        diffusion.evaluate_samples(make(pictures()), good(), evaluator, heldout)
 
 
 @pytest.mark.parametrize("wrong", ["uint8", "float64", "no channels", "flat", "NumPy"])
-def test_images_of_a_network(backbone: Backbone, judge: Classifier, wrong: str) -> None:
+def test_images_of_a_network(backbone: Backbone, evaluator: Classifier, wrong: str) -> None:
     given = WRONG_IMAGES[wrong][0](pictures())
-    for network in (judge.features, judge.logits, lambda x: backbone.predict(x, 500, good())):
+    for network in (evaluator.features, evaluator.logits, lambda x: backbone.predict(x, 500, good())):
         with pytest.raises(InvalidInputError):
             network(given)
 
@@ -194,13 +194,15 @@ def of_classes(n: int, shape: tuple[int, int, int] = (1, 8, 8), count: int = 60)
     )
 
 
-def test_an_evaluation_needs_one_number_of_classes_and_one_shape(judge: Classifier) -> None:
-    with pytest.raises(InvalidInputError, match=r"judge 'digits' .*10 classes.*'3 classes' .*3 classes"):
-        diffusion.evaluate_samples(pictures(), good(), judge, of_classes(3))
+def test_an_evaluation_needs_one_number_of_classes_and_one_shape(evaluator: Classifier) -> None:
+    with pytest.raises(
+        InvalidInputError, match=r"evaluation classifier 'digits' .*10 classes.*'3 classes' .*3 classes"
+    ):
+        diffusion.evaluate_samples(pictures(), good(), evaluator, of_classes(3))
     with pytest.raises(InvalidInputError, match=r"1×8×8.*1×16×16"):
-        diffusion.evaluate_samples(pictures(), good(), judge, of_classes(10, (1, 16, 16)))
+        diffusion.evaluate_samples(pictures(), good(), evaluator, of_classes(10, (1, 16, 16)))
     with pytest.raises(InvalidInputError, match="3 classes"):
-        diffusion.real_floor(judge, of_classes(3), of_classes(10), 20)
+        diffusion.real_floor(evaluator, of_classes(3), of_classes(10), 20)
 
 
 def test_training_needs_data_of_the_configuration_and_images_of_every_class() -> None:
@@ -225,9 +227,9 @@ def test_training_needs_data_of_the_configuration_and_images_of_every_class() ->
         diffusion.train_classifier(ClassifierConfig(width=4, steps=1, half="first"), dataset=few, heldout=full)
 
 
-def test_parts_that_fit_are_let_through(backbone: Backbone, judge: Classifier, heldout: ImageDataset) -> None:
-    check_fit(backbone=backbone, judge=judge, data_set=heldout)
+def test_parts_that_fit_are_let_through(backbone: Backbone, evaluator: Classifier, heldout: ImageDataset) -> None:
+    check_fit(backbone=backbone, evaluator=evaluator, data_set=heldout)
     with pytest.raises(
         InvalidInputError, match=r"backbone 'digits' \(1×8×8 images, 10 classes\) .*data set '3 classes'"
     ):
-        check_fit(backbone=backbone, judge=judge, data_set=of_classes(3))
+        check_fit(backbone=backbone, evaluator=evaluator, data_set=of_classes(3))

@@ -7,15 +7,15 @@ import torch
 
 from qhw_diffusion import diffusion
 from qhw_diffusion.diffusion import Classifier, ClassifierConfig
-from qhw_diffusion.diffusion.classifier_training import _augment, half_of
-from qhw_diffusion.diffusion.weights import SHIPPED
+from qhw_diffusion.diffusion.classifiers import _augment, half_of
+from qhw_diffusion.diffusion.weights import SHIPPED, save_model
 from qhw_diffusion.errors import DamagedFileError, InvalidInputError, MissingDataError, UnknownNameError
 from qhw_diffusion.runs import RunFolder
 
 
 @pytest.fixture(scope="module")
 def pair() -> tuple[Classifier, Classifier]:
-    return Classifier.load("digits", role="reward"), Classifier.load("digits", role="judge")
+    return Classifier.load("digits", role="reward"), Classifier.load("digits", role="evaluation")
 
 
 def test_both_recognise_the_heldout_digits(pair: tuple[Classifier, Classifier]) -> None:
@@ -31,11 +31,11 @@ def test_both_recognise_the_heldout_digits(pair: tuple[Classifier, Classifier]) 
 
 
 def test_they_are_independent(pair: tuple[Classifier, Classifier]) -> None:
-    reward, judge = pair
-    assert reward.config.architecture != judge.config.architecture
-    assert reward.config.seed != judge.config.seed
-    assert {reward.config.half, judge.config.half} == {"first", "second"}
-    assert reward.provenance["data_fingerprint"] != judge.provenance["data_fingerprint"]
+    reward, evaluator = pair
+    assert reward.config.architecture != evaluator.config.architecture
+    assert reward.config.seed != evaluator.config.seed
+    assert {reward.config.half, evaluator.config.half} == {"first", "second"}
+    assert reward.provenance["data_fingerprint"] != evaluator.provenance["data_fingerprint"]
     # and they err on different images
     data = diffusion.load_dataset("digits", "heldout")
     wrong = [set((c.logits(data.images).argmax(1) != data.labels).nonzero().flatten().tolist()) for c in pair]
@@ -55,31 +55,43 @@ def test_features_are_the_penultimate_layer_and_gradients_reach_the_image(pair: 
 def test_roles_cannot_be_mixed_up(pair: tuple[Classifier, Classifier], tmp_path: Path) -> None:
     pair[0].save(tmp_path / "model")
     assert Classifier.load(tmp_path, role="reward").role == "reward"
-    with pytest.raises(InvalidInputError, match="must never judge"):
-        Classifier.load(tmp_path, role="judge")
-    with pytest.raises(UnknownNameError, match="judge"):
-        Classifier.load("digits", role="judges")
+    with pytest.raises(InvalidInputError, match="must never evaluate"):
+        Classifier.load(tmp_path, role="evaluation")
+    with pytest.raises(UnknownNameError, match="evaluation"):
+        Classifier.load("digits", role="judge")
+
+
+def test_a_folder_saved_under_the_former_role_is_read(tmp_path: Path, pair: tuple[Classifier, Classifier]) -> None:
+    """The evaluation classifier's role was called "judge" before."""
+    old = {"accuracy": 0.5, "provenance": {}, "config": {**pair[1].config.to_dict(), "role": "judge"}}
+    save_model(tmp_path, pair[1].state_dict(), "classifier", old)
+    loaded = Classifier.load(tmp_path, role="evaluation")
+    assert (loaded.role, loaded.config) == ("evaluation", pair[1].config)
+    with pytest.raises(InvalidInputError, match="holds the evaluation classifier, not the reward classifier"):
+        Classifier.load(tmp_path, role="reward")
+    x = torch.randn(3, 1, 8, 8)
+    assert torch.equal(loaded.logits(x), pair[1].logits(x))
 
 
 def test_damaged_and_missing(tmp_path: Path, pair: tuple[Classifier, Classifier]) -> None:
     with pytest.raises(MissingDataError):
-        Classifier.load(tmp_path, role="judge")
+        Classifier.load(tmp_path, role="evaluation")
     pair[1].save(tmp_path)
     path = tmp_path / "model.safetensors"
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(DamagedFileError):
-        Classifier.load(tmp_path, role="judge")
+        Classifier.load(tmp_path, role="evaluation")
 
 
 def test_recipe_learns_reproducibly_and_saves(tmp_path: Path) -> None:
-    config = ClassifierConfig.for_dataset("digits", "judge", steps=60, width=8)
+    config = ClassifierConfig.for_dataset("digits", "evaluation", steps=60, width=8)
     with RunFolder.create(tmp_path / "run", kind="classifier", config=config.to_dict()) as run:
         trained = diffusion.train_classifier(config, run)
         assert run.metrics()[-1]["charts/accuracy"] == trained.accuracy
     assert trained.accuracy is not None
     assert trained.accuracy > 0.6  # chance is .1
     again = diffusion.train_classifier(config)
-    loaded = Classifier.load(tmp_path / "run", role="judge")
+    loaded = Classifier.load(tmp_path / "run", role="evaluation")
     x = torch.randn(3, 1, 8, 8)
     assert torch.equal(trained.logits(x), again.logits(x))
     assert torch.equal(trained.logits(x), loaded.logits(x))
@@ -113,7 +125,7 @@ def test_shift_moves_the_image_and_fills_with_background() -> None:
 
 
 @pytest.mark.parametrize("name", diffusion.DATASETS)
-@pytest.mark.parametrize("role", ["reward", "judge"])
+@pytest.mark.parametrize("role", ["reward", "evaluation"])
 def test_every_recipe_makes_a_classifier_of_its_images(name: str, role: str) -> None:
     config = ClassifierConfig.for_dataset(name, role)
     classifier = Classifier(config).eval()

@@ -59,8 +59,8 @@ def test_digits_split_is_fixed_stratified_and_complete() -> None:
     # the shipped models were trained on this very split
     backbone = diffusion.Backbone.load("digits")
     assert backbone.provenance["data_fingerprint"] == train.fingerprint
-    judge = diffusion.Classifier.load("digits", "judge")
-    assert judge.provenance["heldout_fingerprint"] == heldout.fingerprint
+    evaluator = diffusion.Classifier.load("digits", "evaluation")
+    assert evaluator.provenance["heldout_fingerprint"] == heldout.fingerprint
 
 
 def test_fingerprint_sees_one_pixel_and_one_label() -> None:

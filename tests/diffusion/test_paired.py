@@ -80,6 +80,8 @@ def test_lpips_takes_weights_under_either_name(tmp_path: Path) -> None:
     assert torch.equal(diffusion.Lpips(tmp_path / "lpips.safetensors")(x, y), values)
     assert float(distance(x, x).abs().max()) < 1e-6 < float(values.min())
     assert diffusion.paired_similarity(x, y, distance)["lpips"] == pytest.approx(float(values.mean()))
+    with pytest.raises(InvalidInputError, match="1 or 3 channels"):
+        distance(x.expand(-1, 2, -1, -1), y.expand(-1, 2, -1, -1))
 
 
 def test_lpips_without_weights_or_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

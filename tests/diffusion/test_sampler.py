@@ -160,13 +160,13 @@ def test_a_schedule_that_keeps_signal_at_its_end_can_be_sampled_from_there() -> 
 @pytest.mark.slow
 def test_the_limit_lies_where_images_suffer(backbone: Backbone) -> None:
     """From pure noise at the largest start that is allowed nearly all labels come out; at timestep 500 they do not."""
-    judge = diffusion.Classifier.load("digits", "judge")
+    evaluator = diffusion.Classifier.load("digits", "evaluation")
     noise, labels = noise_and_labels(120)
     shares = {}
     for start in (999, 750, 500):
         sampler = GuidedDDIM(backbone, 50, spacing="linspace")
         sampler._place([round(start * i / 49) for i in reversed(range(50))])
-        shares[start] = diffusion.accuracy(judge, sampler.sample(labels, 1.2, noise), labels)
+        shares[start] = diffusion.accuracy(evaluator, sampler.sample(labels, 1.2, noise), labels)
     assert shares[999] > 0.97
     assert shares[750] > 0.92
     assert shares[500] < 0.75
@@ -174,16 +174,16 @@ def test_the_limit_lies_where_images_suffer(backbone: Backbone) -> None:
 
 @pytest.mark.slow
 def test_guidance_survives_fifty_steps_where_the_defaults_of_diffusers_fail(backbone: Backbone) -> None:
-    judge = diffusion.Classifier.load("digits", "judge")
+    evaluator = diffusion.Classifier.load("digits", "evaluation")
     noise, labels = noise_and_labels(200)
     ours = GuidedDDIM(backbone, 50).sample(labels, 3.0, noise)
-    assert diffusion.accuracy(judge, ours, labels) > 0.95
+    assert diffusion.accuracy(evaluator, ours, labels) > 0.95
     scheduler = diffusers_scheduler(backbone, 50)  # clip_sample=True, use_clipped_model_output=False
     x = noise
     for t in scheduler.timesteps:
         eps = guided(*backbone.predict(x, int(t), labels), 3.0)
         x = scheduler.step(eps, t, x).prev_sample
-    assert diffusion.accuracy(judge, x, labels) < 0.6
+    assert diffusion.accuracy(evaluator, x, labels) < 0.6
 
 
 def test_all_forms_of_guidance_agree(backbone: Backbone) -> None:

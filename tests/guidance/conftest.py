@@ -22,7 +22,7 @@ def reward_classifier() -> diffusion.Classifier:
 
 @pytest.fixture(scope="session")
 def evaluation_classifier() -> diffusion.Classifier:
-    return diffusion.Classifier.load("digits", role="judge")
+    return diffusion.Classifier.load("digits", role="evaluation")
 
 
 @pytest.fixture(scope="session")

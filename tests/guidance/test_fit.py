@@ -107,7 +107,7 @@ def test_three_classes_and_ten_do_not_meet(
         with pytest.raises(InvalidInputError, match=r"10 classes\).*3 classes\)|3 classes\).*10 classes\)"):
             way()
     played = rollout(backbone, raw, labels, noise, 1.0)
-    evaluation_classifier = Classifier(ClassifierConfig(role="judge", n_classes=3, width=4)).eval()
+    evaluation_classifier = Classifier(ClassifierConfig(role="evaluation", n_classes=3, width=4)).eval()
     with pytest.raises(InvalidInputError, match="allowed: 0 to 2"):
         diagnose((), [played], evaluation_classifier=evaluation_classifier, reward_classifier=reward_classifier)
 

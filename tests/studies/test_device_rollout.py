@@ -168,8 +168,8 @@ def test_other_settings_do_not_go_on(prepared: Prepared, small_policy: Path, tmp
     path = prepared.folder.path
     with pytest.raises(RunFolderError, match="other settings"):
         prepare(prepared.asked.replace(shots=600), path, resume=True)
-    with pytest.raises(RunFolderError, match=r"other models \(judge\)"):
-        prepare(prepared.asked, path, resume=True, changes={"judge": "elsewhere"})
+    with pytest.raises(RunFolderError, match=r"other models \(evaluation_classifier\)"):
+        prepare(prepared.asked, path, resume=True, changes={"evaluation_classifier": "elsewhere"})
     with pytest.raises(RunFolderError, match="not an empty folder"):
         prepare(prepared.asked, path, resume=False)
     with pytest.raises(RunFolderError, match="no such folder"):

@@ -108,7 +108,7 @@ def test_all_share_initial_noise_and_the_constant_can_be_recomputed(results: Res
     models = experiment.models_of(CONFIG.models)
     labels, noise = draw_starts(models.backbone, models.heldout, 40, experiment.EVALUATION_SEED + 1)
     images = GuidedDDIM(models.backbone, 3, spacing="trailing").sample(labels, best_constant(results), noise)
-    judged = evaluate_samples(images, labels, models.judge, models.heldout)
+    judged = evaluate_samples(images, labels, models.evaluation_classifier, models.heldout)
     assert values(results, "constant", "fd")[1] == pytest.approx(judged["fd"], rel=1e-4)
     for name in ("linear_up", "quantum"):
         kept = read_samples(results.folder, name, 1)

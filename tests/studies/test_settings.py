@@ -24,6 +24,12 @@ def test_a_sampler_that_cannot_be_is_refused() -> None:
         ReferenceModelsConfig(n_steps=2.5)  # type: ignore[arg-type]
 
 
+def test_folders_saved_under_former_names_are_read() -> None:
+    """The evaluation classifier was called "judge" before."""
+    old = {"data": "digits", "judge": "runs/mine"}
+    assert ModelConfig.from_dict(old) == ModelConfig(evaluation_classifier="runs/mine")
+
+
 def test_minibatches_without_two_rows_are_refused_by_whoever_knows_the_steps() -> None:
     ppo = PPOConfig(num_envs=20, num_minibatches=31)
     assert GuidanceStudyConfig(ppo=ppo).ppo == ppo  # 6 steps × 20 environments are enough for 31

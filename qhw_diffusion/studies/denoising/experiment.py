@@ -267,7 +267,7 @@ class Context:
     def __init__(self, config: DenoisingConfig, folder: Path) -> None:
         self.config, self.folder = config, folder
         self.train, self.heldout = (self._split(split) for split in ("train", "heldout"))
-        self.judge = Classifier.load(config.data, "judge")
+        self.evaluation_classifier = Classifier.load(config.data, "evaluation")
         self.reward = Classifier.load(config.data, "reward")
 
     def _split(self, split: str) -> ImageDataset:
@@ -315,7 +315,7 @@ class Context:
         """What the evaluation classifier says of images that were asked for by labels 0 … C − 1 of the study."""
         original, h = torch.tensor(self.config.labels), self.heldout
         real = ImageDataset(h.images, original[h.labels], h.name, h.split, 10)
-        return evaluate_samples(images, original[labels], self.judge, real)
+        return evaluate_samples(images, original[labels], self.evaluation_classifier, real)
 
 
 def context(config: DenoisingConfig, folder: Path) -> Context:

@@ -386,7 +386,9 @@ def measure_floor(config: GuidanceStudyConfig) -> dict[str, Any]:
     models = models_of(config.models)
     n = min(config.eval_images, len(models.train))
     seeds = range(config.seeds)
-    rows = [{"seed": k, **real_floor(models.judge, models.train, models.heldout, n, seed=k)} for k in seeds]
+    rows = [
+        {"seed": k, **real_floor(models.evaluation_classifier, models.train, models.heldout, n, seed=k)} for k in seeds
+    ]
     return {"images": n, "rows": rows}
 
 
@@ -475,7 +477,11 @@ def evaluate(config: GuidanceStudyConfig, folder: Path, policy: str, seed: int) 
     findings = []
     if isinstance(player, Policy) and variant != "untrained":
         found = diagnose(
-            (), [played], evaluation_classifier=models.judge, reward_classifier=models.reward, baseline=[base]
+            (),
+            [played],
+            evaluation_classifier=models.evaluation_classifier,
+            reward_classifier=models.reward,
+            baseline=[base],
         )
         findings = [finding.to_dict() for finding in found]
     kept = {

@@ -483,8 +483,8 @@ def _sweep_table(results: GuidanceResults) -> tuple[list[str], list[list[str]]]:
         "FD, reward side",
         "distance, reward side",
         "accuracy %, reward side",
-        "FD, judge",
-        "accuracy %, judge",
+        "FD, evaluation",
+        "accuracy %, evaluation",
     ], rows
 
 

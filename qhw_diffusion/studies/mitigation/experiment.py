@@ -344,7 +344,7 @@ def compiled_step(config: MitigationConfig, folder: Path, device: str, scheduled
 
 
 def denoiser(config: MitigationConfig, folder: Path, device: str, seed: int) -> dict[str, Any]:
-    """Per strategy: error of the strings, fidelity of the read-out distribution, and the judge's numbers of the images.
+    """Per strategy: error of the strings, fidelity of the read-out distribution, and metrics of the images.
 
     fidelity: (Σ √(p q))² with the ideal read-out, mean over images; lost: images of which no ancilla 0 is left.
     """
@@ -357,7 +357,7 @@ def denoiser(config: MitigationConfig, folder: Path, device: str, seed: int) -> 
     def judged(values: Tensor) -> dict[str, float]:
         p, kept = step.read(values)
         told = evaluate_samples(
-            step.images(p), labels, reference_models.models().judge, reference_models.models().heldout
+            step.images(p), labels, reference_models.models().evaluation_classifier, reference_models.models().heldout
         )
         fidelity = classical_fidelity(p, wanted)
         return {

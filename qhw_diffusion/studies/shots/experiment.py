@@ -259,7 +259,7 @@ def jacobian(layer: QuantumLayer, rows: Tensor) -> Tensor:
 
 
 def images(config: ShotsConfig, folder: Path, seed: int) -> dict[str, Any]:
-    """Exactly and per number of shots: the judge's numbers, and how far g and the images are from the exact ones.
+    """Exactly and per number of shots: the evaluation's numbers, and how far g and the images are from the exact ones.
 
     rms_g: of the scales along the whole path, which shot noise moves at every step; rms_pixel: of the final images.
     """
@@ -284,7 +284,7 @@ def images(config: ShotsConfig, folder: Path, seed: int) -> dict[str, Any]:
 
 
 def denoiser(config: ShotsConfig, folder: Path, seed: int) -> dict[str, Any]:
-    """Exactly and per number of shots an image: fidelity of what is read, and the judge's numbers.
+    """Exactly and per number of shots an image: fidelity of what is read, and the evaluation's numbers.
 
     infidelity: mean over images of 1 − (Σ √(p p̂))², p the exact outcome probabilities and p̂ the counts' shares;
     infidelity_closed: mean of (d − 1)/(4·kept), to lowest order, for the images with a kept shot. An image without a
@@ -296,7 +296,7 @@ def denoiser(config: ShotsConfig, folder: Path, seed: int) -> dict[str, Any]:
     labels = reference_models.denoiser_labels(models.eval_images)
     chain = model.sample(len(labels), generator, labels)
     p = model.reverse.outcome_probabilities(chain.states)
-    rows = [{"shots": None, **_judge(model.decode(p.float().sqrt()), labels)}]
+    rows = [{"shots": None, **_evaluated(model.decode(p.float().sqrt()), labels)}]
     success = chain.probability
     for shots in config.shots:
         kept = kept_shots(success, shots, generator)
@@ -310,7 +310,7 @@ def denoiser(config: ShotsConfig, folder: Path, seed: int) -> dict[str, Any]:
                 "lost": lost,
                 "infidelity": float((1 - overlap.square()).mean()),
                 "infidelity_closed": float(((p.shape[1] - 1) / (4 * kept.double())).mean()),
-                **_judge(model.decode(share.float().sqrt()), labels),
+                **_evaluated(model.decode(share.float().sqrt()), labels),
             }
         )
     return {"rows": rows, "success": float(success.mean()), "n_images": len(labels), "dimension": p.shape[1]}
@@ -361,8 +361,9 @@ def learning(config: ShotsConfig, folder: Path, training: str, seed: int) -> dic
     }
 
 
-def _judge(images: Tensor, labels: Tensor) -> dict[str, float]:
-    return _judged(evaluate_samples(images, labels, reference_models.models().judge, reference_models.models().heldout))
+def _evaluated(images: Tensor, labels: Tensor) -> dict[str, float]:
+    models = reference_models.models()
+    return _judged(evaluate_samples(images, labels, models.evaluation_classifier, models.heldout))
 
 
 def _judged(found: dict[str, float] | None) -> dict[str, float]:
