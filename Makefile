@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 # One torch/BLAS thread per process: the demo and the tests run two processes at a time on a two-core machine.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench circuits clean
 
 # An interrupted demo goes on where it was; a finished one only renders its report again (make clean starts anew).
 demo: $(VENV)/.installed
@@ -22,6 +22,10 @@ lint: $(VENV)/.installed-dev
 
 bench: $(VENV)/.installed-bench
 	$(BIN)/python -m benchmarks
+
+# What maintainers do when a circuit of the package changes: write circuits/ anew.
+circuits: $(VENV)/.installed-dev
+	$(BIN)/python -m tools.circuits export
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info[:2] < (3, 13) else "qhw-diffusion needs Python 3.11 or 3.12, not %d.%d: make PYTHON=/path/to/python3.11" % sys.version_info[:2])'

@@ -16,11 +16,11 @@ from qiskit.quantum_info import SparsePauliOp
 
 from qhw_diffusion.devices import Calibration, Device, take_snapshot
 from qhw_diffusion.errors import InvalidInputError, MissingDataError, UnknownNameError
-from qhw_diffusion.execution import QuantumLayer, compile_circuit, load_layer, save_layer
+from qhw_diffusion.execution import Ideal, QuantumLayer, compile_circuit, load_layer, save_layer
+from qhw_diffusion.execution.cost import qpu_cost
 from qhw_diffusion.execution.primitive import Hardware
 from qhw_diffusion.hardware.ledger import Ledger
 from qhw_diffusion.hardware.runner import open_runner
-from qhw_diffusion.studies.hardware_cost import circuits_cost
 
 FILE = """
 from qiskit.providers.fake_provider import GenericBackendV2
@@ -216,13 +216,13 @@ def test_it_compiles_shows_its_calibration_and_runs_as_a_service(file: Path, tmp
 
 def test_without_gate_durations_it_runs_and_its_cost_says_so(file: Path, tmp_path: Path) -> None:
     compiled = layer_on(Device.load("chips.py:untimed")).compiled
-    cost = circuits_cost(compiled, 3, shots=50)
+    cost = qpu_cost(Ideal(), compiled, 3, shots=50)
     assert cost.duration == 0
     assert "states no gate durations: they count as 0" in cost.text
     with Ledger.open(tmp_path / "ledger") as ledger, open_runner("chips.py:untimed", ledger=ledger, run="r") as runner:
         estimate = Hardware(runner, shots=50).estimate(compiled, torch.zeros(3, 2))
     assert estimate.values.shape == (3, 1)
-    assert "gate durations" not in circuits_cost(layer_on(Device.load("chips.py:generic")).compiled, 3, shots=50).text
+    assert "gate durations" not in qpu_cost(Ideal(), layer_on(Device.load("chips.py:generic")).compiled, 3, shots=50).text
 
 
 def test_on_the_command_line(file: Path) -> None:

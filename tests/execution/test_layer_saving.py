@@ -309,7 +309,7 @@ def _by_hand(made: CompiledCircuit) -> dict[str, tuple[Callable[[], QuantumLayer
         ),
         "device": (
             lambda: QuantumLayer(replace(made, device=_OwnDevice(made.device.snapshot))),
-            r"made by hand.*_OwnDevice.*actor\.on\(device\)",
+            r"made by hand.*_OwnDevice.*policy\.on\(device\)",
         ),
         "snapshot": (
             lambda: QuantumLayer(replace(made, device=Device(wrong))),

@@ -28,6 +28,7 @@ from qhw_diffusion.execution import (
     save_layer,
     spec_of,
 )
+from qhw_diffusion.execution.cost import qpu_cost
 from qhw_diffusion.mitigation import (
     STRATEGIES,
     ZNE,
@@ -43,7 +44,6 @@ from qhw_diffusion.mitigation import (
     strategy_of,
 )
 from qhw_diffusion.mitigation.strategy_text import grammar_of
-from qhw_diffusion.studies.hardware_cost import circuits_cost
 
 FILE = '''
 from dataclasses import dataclass
@@ -351,7 +351,7 @@ def test_what_it_does_wrong_is_told_before_anything_is_sent(kind, error, message
     with pytest.raises(error, match=named):
         planned([kind()], compiled, 2)
     with pytest.raises(error, match=named):
-        circuits_cost(compiled, 2, shots=64, strategies=[kind()])
+        qpu_cost(Mitigated("ideal", [kind()]), compiled, 2, shots=64)
 
 
 def test_what_only_real_values_show_is_told_as_well(policy, rows):
