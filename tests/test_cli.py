@@ -98,11 +98,12 @@ def test_a_study_takes_its_quick_or_its_saved_configuration_changed_by_flags(
     monkeypatch.setattr("qhw_diffusion.experiment.command.study_command", lambda *a, **k: found.append((a[1], k)) or "")
     study = load_study("shots")
     assert study.quick is not None
-    words = ["study", "shots", "--out", str(tmp_path / "x"), "--repeats", "7", "--epochs", "3"]
+    words = ["study", "shots", "--out", str(tmp_path / "x"), "--repeats", "7", "--update-epochs", "3"]
     assert main(words) == 0
     assert main([*words, "--quick", "--workers", "1"]) == 0
-    assert found[0][0] == study.config(models=study.config().models.replace(epochs=3), repeats=7)
-    assert found[1][0] == study.quick.replace(models=study.quick.models.replace(epochs=3), repeats=7)
+    for place, base in enumerate((study.config(), study.quick)):
+        models = base.models.replace(ppo=base.models.ppo.replace(update_epochs=3))
+        assert found[place][0] == base.replace(models=models, repeats=7)
     assert found[1][1]["workers"] == 1
     open_study(study, tmp_path / "x", study.quick.replace(states=9)).begin()
     assert main([*words[:4], "--resume"]) == 0

@@ -18,6 +18,7 @@ from qiskit.quantum_info import SparsePauliOp
 
 from qhw_diffusion.circuits import dynamic_circuit, load_circuit, published_circuit, reverse_circuit, save_circuit
 from qhw_diffusion.cli import main
+from qhw_diffusion.denoising.command import KIND as DENOISER
 from qhw_diffusion.devices import Calibration, Device, rank_layouts
 from qhw_diffusion.guidance import (
     GuidanceConfig,
@@ -30,14 +31,13 @@ from qhw_diffusion.guidance import (
     save_policy_model,
 )
 from qhw_diffusion.guidance.distill import tabulate
+from qhw_diffusion.guidance.on_device.access import AccessConfig, open_access
 from qhw_diffusion.hardware.estimate import job_estimator
 from qhw_diffusion.hardware.ledger import Ledger
 from qhw_diffusion.hardware.runner import open_runner
 from qhw_diffusion.hardware.service import Pub, precision_of
 from qhw_diffusion.hardware.standin import TOKEN, StandIn, Status
 from qhw_diffusion.runs import RunFolder
-from qhw_diffusion.studies.denoising_single import KIND as DENOISER
-from qhw_diffusion.studies.device_access import AccessConfig, open_access
 
 KEYS = ("a" * 64, "b" * 64)
 

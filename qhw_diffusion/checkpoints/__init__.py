@@ -13,6 +13,7 @@ from qhw_diffusion.checkpoints.tensorfile import (
 )
 from qhw_diffusion.checkpoints.training import (
     load_checkpoint,
+    one_thread,
     pack_generator,
     pack_optimizer,
     restore_checkpoint,
@@ -26,6 +27,7 @@ __all__ = [
     "frozen_parameters",
     "load_checkpoint",
     "load_module_state",
+    "one_thread",
     "pack_generator",
     "pack_optimizer",
     "put_state",

@@ -241,3 +241,8 @@ def unpack_generator(generator: torch.Generator | np.random.Generator, state: Te
 def _plain(value: Any) -> Any:
     # MT19937 keeps its state as an array; PCG64 (the default) uses plain integers
     return value.tolist() if hasattr(value, "tolist") else int(value)
+
+
+def one_thread() -> None:
+    """One torch thread: the fastest for small networks, and what reproducibility is promised for."""
+    torch.set_num_threads(1)

@@ -35,9 +35,9 @@ def demo(
         place: run folder; that of denoising is runs/demo-denoising.
         options: how it is run.
     """
+    from qhw_diffusion.checkpoints import one_thread
     from qhw_diffusion.experiment import load_study, reopen_study
     from qhw_diffusion.experiment.command import study_command
-    from qhw_diffusion.studies.single import one_thread
 
     one_thread()
     study: Any = load_study(what)

@@ -9,12 +9,12 @@ from typing import Annotated, Any
 from tyro.conf import Positional
 
 from qhw_diffusion.cli.flags import FromFlags, changed
+from qhw_diffusion.denoising.command import DenoiserTraining
 from qhw_diffusion.runs.place import Place
-from qhw_diffusion.studies.denoising_single import DenoiserTraining
 
 
 def _training(given: Mapping[str, Any], place: Place) -> DenoiserTraining:
-    from qhw_diffusion.studies.denoising_single import KIND
+    from qhw_diffusion.denoising.command import KIND
 
     saved = place.saved(KIND)
     if saved is not None:
@@ -47,7 +47,7 @@ def train_denoising(
         place: run folder to write.
         training: settings of the training; with --resume those of the folder.
     """
-    from qhw_diffusion.studies.denoising_single import train_denoiser
+    from qhw_diffusion.denoising.command import train_denoiser
 
     print(train_denoiser(training, place))
     return 0
@@ -72,7 +72,7 @@ def evaluate_denoising(
         images: images to sample.
         seed: seed of noise, outcomes and shots.
     """
-    from qhw_diffusion.studies.denoising_single import evaluate_denoiser
+    from qhw_diffusion.denoising.command import evaluate_denoiser
 
     print(evaluate_denoiser(run, device=device, engine=engine, shots=shots, images=images, seed=seed))
     return 0

@@ -28,7 +28,7 @@ def devices(*, fake: bool = False, json_: bool = False) -> int:
 
             print(f"live devices are listed too once there is an IBM Quantum account. {SETUP}", file=sys.stderr)
         return 0
-    from qhw_diffusion.studies.live_devices import list_live_devices, live_devices_text
+    from qhw_diffusion.cli.live_devices import list_live_devices, live_devices_text
 
     found = list_live_devices()
     if json_:
@@ -69,9 +69,9 @@ def cost(
             one.
         json_: JSON instead of text.
     """
+    from qhw_diffusion.cli.cost import cost_json, cost_of, cost_text, ledger_rows, workload_of
     from qhw_diffusion.devices import Device
     from qhw_diffusion.hardware.cost import EXTRAPOLATED
-    from qhw_diffusion.studies.hardware_cost import cost_json, cost_of, cost_text, ledger_rows, workload_of
 
     loaded = None if device is None else Device.load(device)
     workload = workload_of(target, loaded, images=images, rows=rows)

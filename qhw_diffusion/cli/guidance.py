@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from qhw_diffusion.cli.flags import FromFlags, changed
+from qhw_diffusion.guidance.config import GuidanceTraining
 from qhw_diffusion.runs.place import Place
-from qhw_diffusion.studies.settings import GuidanceTraining
 
 
 def _training(given: Mapping[str, Any], place: Place) -> GuidanceTraining:
-    from qhw_diffusion.studies.single import saved_training
+    from qhw_diffusion.guidance.command import saved_training
 
     saved = saved_training(place)
     # a scale given by hand needs no sweep; neither does a run that had its sweep
@@ -40,7 +40,7 @@ def train_guidance(
         place: run folder to write.
         training: settings of the training; with --resume those of the folder.
     """
-    from qhw_diffusion.studies.single import train_policy
+    from qhw_diffusion.guidance.command import train_policy
 
     train_policy(training, place)
     return 0

@@ -33,9 +33,9 @@ def train_backbone(
         place: run folder to write.
         data_root: folder that holds MNIST/ or FashionMNIST/ (as torchvision).
     """
+    from qhw_diffusion.checkpoints import one_thread
     from qhw_diffusion.diffusion import load_dataset
     from qhw_diffusion.diffusion import train_backbone as train
-    from qhw_diffusion.studies.single import one_thread
 
     one_thread()
     data = load_dataset(config.dataset, "train", data_root)  # before the folder: without data, no run
@@ -59,9 +59,9 @@ def train_classifier(
         place: run folder to write.
         data_root: folder that holds MNIST/ or FashionMNIST/ (as torchvision).
     """
+    from qhw_diffusion.checkpoints import one_thread
     from qhw_diffusion.diffusion import load_dataset
     from qhw_diffusion.diffusion import train_classifier as train
-    from qhw_diffusion.studies.single import one_thread
 
     one_thread()
     data, heldout = (load_dataset(config.dataset, split, data_root) for split in ("train", "heldout"))

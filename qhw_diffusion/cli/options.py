@@ -6,10 +6,12 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from qhw_diffusion.errors import InvalidInputError
-from qhw_diffusion.studies.device_settings import AccessConfig
+
+if TYPE_CHECKING:
+    from qhw_diffusion.guidance.on_device.settings import AccessConfig
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,7 @@ def required_access(given: Mapping[str, Any]) -> AccessConfig:
     Raises:
         InvalidInputError: no device or no shots.
     """
+    from qhw_diffusion.guidance.on_device.settings import AccessConfig
     from qhw_diffusion.hardware.ledger import ledger_folder
 
     if "device" not in given or "shots" not in given:

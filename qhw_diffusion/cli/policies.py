@@ -11,8 +11,8 @@ from tyro.conf import Positional
 from qhw_diffusion.cli.flags import FromFlags, changed
 from qhw_diffusion.cli.options import access_given, required_access
 from qhw_diffusion.errors import InvalidInputError
+from qhw_diffusion.guidance.on_device.settings import AccessConfig, ComparisonConfig, FineTuneConfig
 from qhw_diffusion.runs.place import Place, beside
-from qhw_diffusion.studies.device_settings import AccessConfig, ComparisonConfig, FineTuneConfig
 
 _NAMED = "its name stands for the run in the ledger; without it"
 _ROLLOUT = {
@@ -73,7 +73,8 @@ def evaluate_guidance(
         place: folder of the rollout on a device.
     """
     if access is None or place is None:
-        from qhw_diffusion.studies.single import evaluate_run, one_thread
+        from qhw_diffusion.checkpoints import one_thread
+        from qhw_diffusion.guidance.command import evaluate_run
 
         one_thread()
         found = evaluate_run(
@@ -87,7 +88,7 @@ def evaluate_guidance(
         )
         print(found)
         return 0
-    from qhw_diffusion.studies.rollout_command import IMAGES, rollout_on_device
+    from qhw_diffusion.guidance.on_device.rollout_command import IMAGES, rollout_on_device
 
     if engine is not None:
         raise InvalidInputError("--engine is for the simulated evaluation; with --shots the device is the engine")
@@ -142,7 +143,7 @@ def fine_tune(
         updates: updates on the device.
         comparison: evaluation before and after.
     """
-    from qhw_diffusion.studies.fine_tune_command import fine_tune_run
+    from qhw_diffusion.guidance.on_device.fine_tune_command import fine_tune_run
 
     print(fine_tune_run(updates, access, place, comparison))
     return 0
@@ -182,7 +183,7 @@ def distill(
         access: table of a lookup measured on --device by one job, with --shots.
         place: run folder to write.
     """
-    from qhw_diffusion.studies.distillation import Distillation, distil_policy
+    from qhw_diffusion.guidance.on_device.distillation import Distillation, distil_policy
 
     asked = Distillation(
         run=run,

@@ -45,7 +45,7 @@ class StudyCommand:
             return changed(study.quick if options.quick and study.quick is not None else study.config(), given)
 
         def command(place: Place, options: StudyOptions, config: Any, backend: str = "loky") -> int:
-            from qhw_diffusion.studies.single import one_thread
+            from qhw_diffusion.checkpoints import one_thread
 
             one_thread()
             if not options.report_only and not options.dry_run:

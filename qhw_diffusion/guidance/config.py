@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
 from qhw_diffusion.circuits.policy import PAPER_ANSATZ, check_policy_ansatz
@@ -29,6 +29,7 @@ OBJECT = "object:"
 
 RENAMED: dict[str, dict[str, str]] = {
     "run": {"actor": "policy"},
+    "ModelConfig": {"judge": "evaluation_classifier"},
     "GuidanceConfig": {"starts": "noise_pool"},
     "PPOConfig": {
         "updates": "num_iterations",
@@ -408,3 +409,50 @@ class PolicyConfig(Config):
     def uses_circuit(self) -> bool:
         """Whether the policy holds a circuit."""
         return self.kind in QUANTUM_KINDS
+
+
+@dataclass(frozen=True)
+class ModelConfig(_Renamed):
+    """Data set, backbone and the two classifiers. A shipped one is named by its data set, others by their folder."""
+
+    data: str = "digits"
+    """Data set: digits, mnist16, mnist28, fashion16, fashion28, module:name or file.py:name."""
+    data_root: str | None = None
+    """Folder that holds MNIST or FashionMNIST (torchvision's layout); digits need none."""
+    backbone: str | None = None
+    """Folder of a trained backbone; without it the one shipped for the data set."""
+    reward_classifier: str | None = None
+    """Folder of the reward classifier; without it the shipped one."""
+    evaluation_classifier: str | None = None
+    """Folder of the evaluation (held-out) classifier; without it the shipped one."""
+    reference_images: int = 5000
+    """Training images (at most) that the reward side compares with, a fixed random choice."""
+
+    def __post_init__(self) -> None:
+        require(self.reference_images >= 10, f"reference_images must be at least 10, got {self.reference_images}")
+
+
+@dataclass(frozen=True)
+class GuidanceTraining(Config):
+    """Everything that decides one training of a guidance policy."""
+
+    models: ModelConfig = field(default_factory=ModelConfig)
+    """Data set, backbone and classifiers."""
+    guidance: GuidanceConfig = field(default_factory=GuidanceConfig)
+    """Sampler and state; its data set is that of `models`."""
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    """Reward terms."""
+    ppo: PPOConfig = field(default_factory=PPOConfig)
+    """Training."""
+    policy: PolicyConfig = field(default_factory=PolicyConfig)
+    """Policy, device and engine."""
+    sweep_images: int = 512
+    """Images per constant in the sweep that finds g0 and the range; 0 for no sweep, as where g0 is given."""
+
+    def __post_init__(self) -> None:
+        extra = self.policy.kind == "annealing" or self.guidance.extra_state
+        guidance = self.guidance.replace(dataset=self.models.data, extra_state=extra)
+        object.__setattr__(self, "guidance", guidance)
+        require(self.sweep_images >= 0, f"sweep_images must not be negative, got {self.sweep_images}")
+        # told now, not after the sweep
+        self.ppo.check_minibatches(self.ppo.num_steps or guidance.n_steps)

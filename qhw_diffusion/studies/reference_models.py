@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import os
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
 import torch
 
-from qhw_diffusion.config import Config
+from qhw_diffusion.config import Config, check_whole, require
 from qhw_diffusion.denoising import (
     LatentAutoencoder,
     LatentQDM,
@@ -28,7 +28,6 @@ from qhw_diffusion.denoising import (
     train_qdm,
 )
 from qhw_diffusion.devices import Device
-from qhw_diffusion.errors import InvalidInputError
 from qhw_diffusion.execution import Engine, GradientMethod
 from qhw_diffusion.guidance import (
     Critic,
@@ -48,12 +47,11 @@ from qhw_diffusion.guidance import (
     save_policy_model,
     train_ppo,
 )
+from qhw_diffusion.guidance.config import ModelConfig
+from qhw_diffusion.guidance.evaluation import Models, Sampled, draw_initial_noise, load_models, sample_and_measure
 from qhw_diffusion.guidance.ppo import History
 from qhw_diffusion.runs import atomic_write_json, read_json
 from qhw_diffusion.studies.denoising.experiment import DenoisingConfig
-from qhw_diffusion.studies.measure import Sampled, sample_and_measure
-from qhw_diffusion.studies.models import Models, draw_starts, load_models
-from qhw_diffusion.studies.settings import ModelConfig
 
 EVALUATION_SEED, DENOISER_SEED = 5_000_000, 6_000_000
 LATENT_QUBITS, LABELS = 3, 10
@@ -64,24 +62,13 @@ STEERED_TOGETHER = 256
 class ReferenceModelsConfig(Config):
     """The trained policy and the trained denoiser of a study, and how they are evaluated."""
 
-    device: str = "fake_marrakesh"
-    """Device the policy is compiled for; it is trained without noise."""
-    n_steps: int = 6
-    """DDIM steps of an image."""
-    spacing: str = "leading"
-    """How the timesteps are spread: "leading", "trailing" or "linspace"."""
-    g0: float = 2.0
-    """Base guidance scale; the middle of the sensible constants for digits, so that there is something to learn."""
-    updates: int = 32
-    """PPO updates of a training."""
-    num_envs: int = 96
-    """Images sampled in an update."""
-    epochs: int = 2
-    """Passes over them."""
-    minibatches: int = 4
-    """Minibatches of a pass."""
-    starts: int = 400
-    """Different starting points of a training."""
+    guidance: GuidanceConfig = field(default_factory=lambda: GuidanceConfig(g0=2.0, noise_pool=400))
+    """Sampler; its base scale is the middle of the sensible constants for digits, so that there is something to learn,
+    and its range follows from that."""
+    ppo: PPOConfig = field(default_factory=lambda: PPOConfig.short(num_envs=96, update_epochs=2, num_minibatches=4))
+    """Training of the policy."""
+    policy: PolicyConfig = field(default_factory=lambda: PolicyConfig(engine="ideal"))
+    """Policy and its device; it is trained without noise."""
     denoiser_iterations: int = 500
     """Updates of a denoiser's training."""
     autoencoder_steps: int = 1500
@@ -92,39 +79,16 @@ class ReferenceModelsConfig(Config):
     """Seeds: a seed is one training of everything and one evaluation."""
 
     def __post_init__(self) -> None:
-        for name in ("updates", "epochs", "minibatches", "seeds", "denoiser_iterations"):
-            if getattr(self, name) < 1:
-                raise InvalidInputError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.eval_images < 20 or self.num_envs < 20:
-            raise InvalidInputError(
-                f"eval_images and num_envs must be at least 20, got {self.eval_images} and {self.num_envs}"
-            )
-        self.ppo(0).check_minibatches(self.guidance.n_steps)  # making both refuses what neither takes
+        check_whole(self, "seeds", "denoiser_iterations")
+        check_whole(self, "eval_images", least=20)
+        require(self.ppo.num_envs >= 20, f"num_envs must be at least 20, got {self.ppo.num_envs}")
+        around = GuidanceConfig.around(self.guidance.g0, self.guidance.action_limit)
+        object.__setattr__(self, "guidance", self.guidance.replace(**around))
+        self.ppo.check_minibatches(self.ppo.num_steps or self.guidance.n_steps)
 
-    @property
-    def guidance(self) -> GuidanceConfig:
-        """Sampler and range of the guidance scale, not yet calibrated."""
-        limit = GuidanceConfig().action_limit
-        return GuidanceConfig(
-            n_steps=self.n_steps,
-            spacing=self.spacing,
-            **GuidanceConfig.around(self.g0, limit),
-            noise_pool=self.starts,
-        )
-
-    def ppo(self, seed: int) -> PPOConfig:
-        """Settings of one training."""
-        return PPOConfig.short(
-            num_iterations=self.updates,
-            num_envs=self.num_envs,
-            update_epochs=self.epochs,
-            num_minibatches=self.minibatches,
-            seed=seed,
-        )
-
-    def actor(self, kind: str = "quantum") -> PolicyConfig:
-        """The policy: 4 qubits, 2 layers, ring."""
-        return PolicyConfig(kind=kind, device=self.device, engine="ideal")
+    def policy_of(self, kind: str) -> PolicyConfig:
+        """The policy, of this kind."""
+        return self.policy.replace(kind=kind)
 
     def denoiser(self, steps: int = 4) -> DenoisingConfig:
         """The denoising study whose latent space and post-selected model are trained here; steps: T."""
@@ -153,13 +117,13 @@ def check(config: ReferenceModelsConfig) -> None:
     here = models()
     check_training(
         config.guidance,
-        config.ppo(0),
+        config.ppo,
         RewardConfig(),
-        config.actor(),
+        config.policy,
         backbone=here.backbone,
         scorer=here.reward,
         real=here.train,
-        device=device_of(config.device),
+        device=device_of(config.policy.device),
     )
     config.denoiser()
 
@@ -192,8 +156,8 @@ def train_policy(
     """
     here = models()
     guidance, reward = calibrated(root, config)
-    ppo, settings = config.ppo(seed), config.actor(kind)
-    actor = build_policy(settings, n_features=guidance.n_state, seed=seed, device=device_of(config.device))
+    ppo, settings = config.ppo.replace(seed=seed), config.policy_of(kind)
+    actor = build_policy(settings, n_features=guidance.n_state, seed=seed, device=device_of(config.policy.device))
     assert isinstance(actor, QuantumPolicy)
     untrained = actor.on(engine="ideal")
     actor.head.requires_grad_(head)
@@ -216,7 +180,7 @@ def policy(
     if not folder.is_dir():
         _, actor, _ = train_policy(root, config, seed)
         keep_policy(actor, folder)
-    loaded = load_policy_model(folder, device=device_of(device or config.device), engine=engine or "ideal")
+    loaded = load_policy_model(folder, device=device_of(device or config.policy.device), engine=engine or "ideal")
     assert isinstance(loaded, QuantumPolicy)
     return loaded
 
@@ -239,7 +203,7 @@ def play(
 ) -> Sampled:
     """The controller's mean actions on the evaluation starts of this seed, measured by both classifiers."""
     guidance, reward = calibrated(root, config)
-    labels, noise = draw_starts(
+    labels, noise = draw_initial_noise(
         models().backbone, models().heldout, images or config.eval_images, EVALUATION_SEED + seed
     )
     base = _base_images(guidance, images or config.eval_images, seed)
@@ -250,7 +214,7 @@ def play(
 
 @lru_cache(maxsize=2)
 def _base_images(guidance: GuidanceConfig, images: int, seed: int) -> Rollout:
-    labels, noise = draw_starts(models().backbone, models().heldout, images, EVALUATION_SEED + seed)
+    labels, noise = draw_initial_noise(models().backbone, models().heldout, images, EVALUATION_SEED + seed)
     return rollout(models().backbone, guidance, labels, noise, guidance.g0, batch=STEERED_TOGETHER)
 
 
@@ -285,3 +249,11 @@ def denoiser(root: Path, config: ReferenceModelsConfig, seed: int, *, steps: int
 def denoiser_labels(images: int) -> torch.Tensor:
     """The labels asked for, int64 [images]: all ten in turn."""
     return torch.arange(images) % LABELS
+
+
+# Settings of a study's reference models that the study decides itself.
+NO_FLAGS = (
+    "models.policy.kind",
+    "models.ppo.seed",
+    *(f"models.guidance.{n}" for n in ("dataset", "g_min", "g_max", "state_centre", "state_width", "extra_state")),
+)

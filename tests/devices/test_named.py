@@ -222,7 +222,9 @@ def test_without_gate_durations_it_runs_and_its_cost_says_so(file: Path, tmp_pat
     with Ledger.open(tmp_path / "ledger") as ledger, open_runner("chips.py:untimed", ledger=ledger, run="r") as runner:
         estimate = Hardware(runner, shots=50).estimate(compiled, torch.zeros(3, 2))
     assert estimate.values.shape == (3, 1)
-    assert "gate durations" not in qpu_cost(Ideal(), layer_on(Device.load("chips.py:generic")).compiled, 3, shots=50).text
+    assert (
+        "gate durations" not in qpu_cost(Ideal(), layer_on(Device.load("chips.py:generic")).compiled, 3, shots=50).text
+    )
 
 
 def test_on_the_command_line(file: Path) -> None:

@@ -267,8 +267,8 @@ def test_a_colour_data_set_from_its_file_to_a_policy(bands: str, tmp_path: Path)
 
 
 def test_a_training_needs_no_evaluation_classifier_and_an_evaluation_does(bands: str, tmp_path: Path) -> None:
-    from qhw_diffusion.studies.models import load_models
-    from qhw_diffusion.studies.settings import ModelConfig
+    from qhw_diffusion.guidance.config import ModelConfig
+    from qhw_diffusion.guidance.evaluation import load_models
 
     Backbone(BackboneConfig.for_dataset(bands, channels=(8,))).save(tmp_path / "backbone")
     for role in ("reward", "evaluation"):

@@ -156,8 +156,9 @@ def test_a_run_of_an_earlier_version_is_read_and_resumed(
     older = tmp_path / "run"
     saved = json.loads((older / "config.json").read_text())
     config = saved.get("config", saved)
-    for part, names in RENAMED.items():
-        values = config if part == "run" else config[{"GuidanceConfig": "guidance", "PPOConfig": "ppo"}[part]]
+    places = {"run": config, "GuidanceConfig": config["guidance"], "PPOConfig": config["ppo"]}
+    for part, values in places.items():
+        names = RENAMED[part]
         for before, now in names.items():
             values[before] = values.pop(now)
     assert {"actor", "guidance"} <= set(config)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from qhw_diffusion.denoising.command import REVERSE, TRAIN
 from qhw_diffusion.errors import InvalidInputError
 from qhw_diffusion.experiment import Results, load_study, plots, write_page
 from qhw_diffusion.experiment.command import study_command
@@ -18,7 +19,6 @@ from qhw_diffusion.runs import RunFolder
 from qhw_diffusion.studies.denoising import page as says
 from qhw_diffusion.studies.denoising.experiment import DenoisingConfig
 from qhw_diffusion.studies.denoising.page import row_label
-from qhw_diffusion.studies.denoising_single import REVERSE, TRAIN
 
 JITTER = np.random.default_rng(7).normal(0, 0.15, (20, 5))
 STUDY = load_study("denoising")

@@ -14,6 +14,7 @@ from qiskit.quantum_info import hellinger_fidelity
 from scipy import stats
 
 from qhw_diffusion.denoising import AutoencoderConfig, ReverseProcess, from_pretrained
+from qhw_diffusion.denoising.command import REVERSE, TRAIN
 from qhw_diffusion.errors import QhwError, RunFolderError
 from qhw_diffusion.experiment import Results, load_study, open_study, reopen_study, run_study
 from qhw_diffusion.experiment.study import cell_file, load_results
@@ -21,7 +22,6 @@ from qhw_diffusion.runs import RunFolder
 from qhw_diffusion.studies.denoising import experiment
 from qhw_diffusion.studies.denoising.experiment import Context, DenoisingConfig, visible_infidelity
 from qhw_diffusion.studies.denoising.page import CONTROLS, read_samples, sample_file
-from qhw_diffusion.studies.denoising_single import REVERSE, TRAIN
 
 STUDY = load_study("denoising")
 

@@ -103,10 +103,10 @@ def test_choices_are_made_on_the_reward_side(results: Results[GuidanceStudyConfi
 @pytest.mark.slow
 def test_all_share_initial_noise_and_the_constant_can_be_recomputed(results: Results[GuidanceStudyConfig]) -> None:
     from qhw_diffusion.diffusion import GuidedDDIM, evaluate_samples
-    from qhw_diffusion.studies.models import draw_starts
+    from qhw_diffusion.guidance.evaluation import draw_initial_noise
 
     models = experiment.models_of(CONFIG.models)
-    labels, noise = draw_starts(models.backbone, models.heldout, 40, experiment.EVALUATION_SEED + 1)
+    labels, noise = draw_initial_noise(models.backbone, models.heldout, 40, experiment.EVALUATION_SEED + 1)
     images = GuidedDDIM(models.backbone, 3, spacing="trailing").sample(labels, best_constant(results), noise)
     judged = evaluate_samples(images, labels, models.evaluation_classifier, models.heldout)
     assert values(results, "constant", "fd")[1] == pytest.approx(judged["fd"], rel=1e-4)

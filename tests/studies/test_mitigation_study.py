@@ -19,6 +19,7 @@ from qhw_diffusion.errors import InvalidInputError, RunFolderError, UnknownNameE
 from qhw_diffusion.execution import Ideal, Noisy, Shots
 from qhw_diffusion.experiment import Results, load_study, open_study, run_study, write_page
 from qhw_diffusion.experiment.study import cell_file, load_results
+from qhw_diffusion.guidance import GuidanceConfig, PolicyConfig, PPOConfig
 from qhw_diffusion.mitigation import Mitigated, MitiqPEC, MitiqZNE, Readout
 from qhw_diffusion.runs import RunFolder
 from qhw_diffusion.studies.mitigation.experiment import STRATEGIES, MitigationConfig, mitigated, runs_of
@@ -40,14 +41,9 @@ STUDY = load_study("mitigation")
 DEVICE = "fake_manila"
 TINY = MitigationConfig(
     models=ReferenceModelsConfig(
-        device=DEVICE,
-        n_steps=2,
-        spacing="trailing",
-        updates=1,
-        num_envs=20,
-        epochs=1,
-        minibatches=2,
-        starts=40,
+        guidance=GuidanceConfig(n_steps=2, spacing="trailing", noise_pool=40, g0=2.0),
+        ppo=PPOConfig.short(num_iterations=1, num_envs=20, update_epochs=1, num_minibatches=2),
+        policy=PolicyConfig(device=DEVICE, engine="ideal"),
         denoiser_iterations=2,
         autoencoder_steps=30,
         eval_images=40,
@@ -185,7 +181,7 @@ def test_the_steered_images_start_from_the_same_noise(results: Results[Mitigatio
         rows = {row["strategy"]: row for row in found["rows"]}
         assert rows["ideal"]["rms_g"] == 0 < rows["shots"]["rms_g"]
         for name, steps in (("shots", 0), ("none", 0), (READOUT, 2)):
-            circuits = TINY.models.eval_images * TINY.models.n_steps + steps  # calibrated once
+            circuits = TINY.models.eval_images * TINY.models.guidance.n_steps + steps  # calibrated once
             assert rows[name]["circuits"] == circuits
 
 

@@ -12,16 +12,16 @@ from qhw_diffusion.diffusion import BackboneConfig, ClassifierConfig
 from qhw_diffusion.errors import InvalidInputError, RunFolderError, UnknownNameError
 from qhw_diffusion.experiment import load_study, open_study
 from qhw_diffusion.guidance import GuidanceConfig, PolicyConfig, PPOConfig, RewardConfig
+from qhw_diffusion.guidance.config import GuidanceTraining, ModelConfig
 from qhw_diffusion.studies.guidance.experiment import GuidanceStudyConfig
 from qhw_diffusion.studies.reference_models import ReferenceModelsConfig
-from qhw_diffusion.studies.settings import GuidanceTraining, ModelConfig
 
 
 def test_a_sampler_that_cannot_be_is_refused() -> None:
     with pytest.raises(UnknownNameError, match="trailing"):
-        ReferenceModelsConfig(spacing="trail")
+        GuidanceStudyConfig(spacing="trail")
     with pytest.raises(InvalidInputError, match="n_steps"):
-        ReferenceModelsConfig(n_steps=2.5)  # type: ignore[arg-type]
+        GuidanceStudyConfig(n_steps=2.5)  # type: ignore[arg-type]
 
 
 def test_folders_saved_under_former_names_are_read() -> None:
@@ -36,7 +36,7 @@ def test_minibatches_without_two_rows_are_refused_by_whoever_knows_the_steps() -
     with pytest.raises(InvalidInputError, match="at most 30"):
         GuidanceStudyConfig(ppo=PPOConfig(num_envs=10, num_minibatches=31))
     with pytest.raises(InvalidInputError, match="at most 60"):
-        ReferenceModelsConfig(num_envs=20, minibatches=61)
+        ReferenceModelsConfig(ppo=PPOConfig(num_envs=20, num_minibatches=61))
     with pytest.raises(InvalidInputError, match="at most 60"):
         GuidanceTraining(ppo=ppo.replace(num_minibatches=61))
 
@@ -58,7 +58,7 @@ def _sampled(config: Any, **sampler: Any) -> Any:
     """The settings of a study with another sampler."""
     if isinstance(config, GuidanceStudyConfig):
         return config.replace(**sampler)
-    return config.replace(models=config.models.replace(**sampler))
+    return config.replace(models=config.models.replace(guidance=config.models.guidance.replace(**sampler)))
 
 
 @pytest.mark.parametrize(("open_it", "config"), OPEN)
@@ -72,7 +72,7 @@ def test_a_study_of_a_sampler_that_cannot_be_leaves_no_folder(tmp_path: Path, op
 def test_a_study_made_before_spacing_was_a_setting_goes_on(tmp_path: Path, open_it: Any, config: Any) -> None:
     run = open_it(tmp_path / "study", config)
     stored = json.loads((run.path / "config.json").read_text())
-    holder = stored if isinstance(config, GuidanceStudyConfig) else stored["models"]
+    holder = stored if isinstance(config, GuidanceStudyConfig) else stored["models"]["guidance"]
     del holder["spacing"]
     (run.path / "config.json").write_text(json.dumps(stored))
     again = open_it(run.path, config, resume=True)

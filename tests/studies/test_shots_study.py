@@ -15,6 +15,7 @@ from qiskit.quantum_info import SparsePauliOp, Statevector
 from qhw_diffusion.errors import InvalidInputError, RunFolderError, UnknownNameError
 from qhw_diffusion.experiment import Interval, Results, load_study, open_study, run_study, write_page
 from qhw_diffusion.experiment.study import cell_file, load_results
+from qhw_diffusion.guidance import GuidanceConfig, PolicyConfig, PPOConfig
 from qhw_diffusion.runs import RunFolder
 from qhw_diffusion.studies import reference_models
 from qhw_diffusion.studies.reference_models import ReferenceModelsConfig
@@ -23,14 +24,9 @@ from qhw_diffusion.studies.shots.page import fewest, findings, training_label
 
 STUDY = load_study("shots")
 MODELS = ReferenceModelsConfig(
-    device="fake_manila",
-    n_steps=2,
-    spacing="trailing",
-    updates=1,
-    num_envs=20,
-    epochs=1,
-    minibatches=2,
-    starts=40,
+    guidance=GuidanceConfig(n_steps=2, spacing="trailing", noise_pool=40, g0=2.0),
+    ppo=PPOConfig.short(num_iterations=1, num_envs=20, update_epochs=1, num_minibatches=2),
+    policy=PolicyConfig(device="fake_manila", engine="ideal"),
     denoiser_iterations=2,
     autoencoder_steps=30,
     eval_images=40,
@@ -118,18 +114,18 @@ def test_more_shots_move_the_guidance_scale_less(results: Results[ShotsConfig]) 
     for found in cells(results, "images"):
         exact, few, many = found["rows"]
         assert exact["rms_g"] == 0 < many["rms_g"] < few["rms_g"]
-        assert many["circuits"] == MODELS.eval_images * MODELS.n_steps
+        assert many["circuits"] == MODELS.eval_images * MODELS.guidance.n_steps
 
 
 @pytest.mark.slow
 def test_a_training_costs_the_circuits_it_runs(results: Results[ShotsConfig]) -> None:
-    steps = MODELS.n_steps * MODELS.num_envs * MODELS.updates
+    steps = MODELS.guidance.n_steps * MODELS.ppo.num_envs * MODELS.ppo.num_iterations
     for arm, each_pass in (("exact", None), ("surrogate:4", 1), ("spsa:4", 1 + 2), ("shift:4", 1 + 2 * 30)):
         for found in trainings(results, arm):
-            wanted = 0 if each_pass is None else steps * (1 + MODELS.epochs * each_pass)
+            wanted = 0 if each_pass is None else steps * (1 + MODELS.ppo.update_epochs * each_pass)
             assert (found["circuits"], found["shots_run"]) == (wanted, 4 * wanted), arm
             assert math.isfinite(found["after"])
-            assert len(found["curve"]) == MODELS.updates
+            assert len(found["curve"]) == MODELS.ppo.num_iterations
 
 
 @pytest.mark.slow
@@ -170,7 +166,7 @@ def test_the_page_shows_every_training_and_number_of_shots(tmp_path: Path, resul
     for name in ("shots-values", "shots-images", "shots-gradients", "shots-learning", "shots-denoiser"):
         assert (tmp_path / "figures" / f"{name}.png").stat().st_size < 200_000
         assert f"(figures/{name}.png)" in text
-    assert "| models.num_envs | 20 |" in text
+    assert "| models.ppo.num_envs | 20 |" in text
     assert "parameter-shift" in file.read_text()
 
 
@@ -209,8 +205,8 @@ def test_settings_read_back_and_bad_ones_are_refused() -> None:
     for changes in ({"shots": ()}, {"shots": (4, 4)}, {"learn_shots": (0,)}, {"repeats": 1}, {"spsa_size": 0.0}):
         with pytest.raises(InvalidInputError):
             TINY.replace(**changes)
-    for changes in ({"seeds": 0}, {"eval_images": 5}, {"num_envs": 3}, {"updates": 0}):
+    for changes in ({"seeds": 0}, {"eval_images": 5}, {"ppo": PPOConfig(num_envs=3)}):
         with pytest.raises(InvalidInputError):
             MODELS.replace(**changes)
     with pytest.raises(UnknownNameError, match="fake_manila"):
-        open_study(STUDY, "nowhere", TINY.replace(models=MODELS.replace(device="fake_manilla")))
+        open_study(STUDY, "nowhere", TINY.replace(models=MODELS.replace(policy=PolicyConfig(device="fake_manilla"))))

@@ -46,6 +46,7 @@ from qhw_diffusion.denoising import (
     train_qdm,
 )
 from qhw_diffusion.denoising.baselines import ClassicalProcess, LinearProcess
+from qhw_diffusion.denoising.command import MODELS, REVERSE, TRAIN
 from qhw_diffusion.denoising.readout import kept_shots
 from qhw_diffusion.denoising.states import qubits_for
 from qhw_diffusion.denoising.training import History
@@ -62,7 +63,6 @@ from qhw_diffusion.errors import UnknownNameError
 from qhw_diffusion.experiment import Cell, Study
 from qhw_diffusion.runs import RunFolder, atomic_folder
 from qhw_diffusion.studies.denoising.page import CONTROLS, EVALUATION_SEED, TUNING_SEED, VARIANTS, page, sample_file
-from qhw_diffusion.studies.denoising_single import MODELS, REVERSE, TRAIN
 
 # Trained by the same loop with no circuit in them.
 BASELINES = {"contraction": LinearProcess, "classical": ClassicalProcess}

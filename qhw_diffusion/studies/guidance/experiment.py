@@ -51,12 +51,18 @@ from qhw_diffusion.guidance import (
     rollout,
     train_guidance,
 )
+from qhw_diffusion.guidance.config import ModelConfig
+from qhw_diffusion.guidance.evaluation import (
+    EVALUATION_SEED,
+    Models,
+    draw_initial_noise,
+    load_models,
+    sample_and_measure,
+    trajectory,
+)
 from qhw_diffusion.guidance.schedules import SCHEDULES, schedule
 from qhw_diffusion.runs import RunFolder
 from qhw_diffusion.studies.guidance.page import SCHEDULE_LABELS, label_of, page, samples_file
-from qhw_diffusion.studies.measure import EVALUATION_SEED, sample_and_measure, trajectory
-from qhw_diffusion.studies.models import Models, draw_starts, load_models
-from qhw_diffusion.studies.settings import ModelConfig
 
 SWEEP_SEED = 2_000_000
 KEPT_IMAGES, KEPT_TRAJECTORIES = 40, 128
@@ -318,7 +324,7 @@ def measure_schedule(config: GuidanceStudyConfig, tried: Schedule, n_images: int
     With `judged` those of the evaluation classifier are kept beside them: they are drawn and choose nothing.
     """
     models = models_of(config.models)
-    labels, noise = draw_starts(models.backbone, models.train, n_images, SWEEP_SEED)
+    labels, noise = draw_initial_noise(models.backbone, models.train, n_images, SWEEP_SEED)
     sampled = sample_and_measure(
         models,
         sampling_config(config, 1.0),
@@ -448,7 +454,7 @@ def base_scale_images(config: GuidanceStudyConfig, folder: Path, seed: int) -> R
     """What the base scale makes of one evaluation seed's initial noise: rewards are gains over it."""
     models = models_of(config.models)
     guidance, _ = calibrated(folder)
-    labels, noise = draw_starts(models.backbone, models.heldout, config.eval_images, EVALUATION_SEED + seed)
+    labels, noise = draw_initial_noise(models.backbone, models.heldout, config.eval_images, EVALUATION_SEED + seed)
     return rollout(models.backbone, guidance, labels, noise, guidance.g0, batch=config.batch)
 
 
@@ -465,7 +471,7 @@ def evaluate(config: GuidanceStudyConfig, folder: Path, policy: str, seed: int) 
         player = build_policy(settings, n_features=guidance.n_state, seed=seed, device=device_of(settings.device))
     else:
         player = load_trained(config, folder, name, seed, engine=variant or None)
-    labels, noise = draw_starts(models.backbone, models.heldout, config.eval_images, EVALUATION_SEED + seed)
+    labels, noise = draw_initial_noise(models.backbone, models.heldout, config.eval_images, EVALUATION_SEED + seed)
     started = time.perf_counter()
     base = base_scale_images(config, folder, seed)
     sampled = sample_and_measure(

@@ -29,10 +29,10 @@ from qhw_diffusion.denoising.device_step import DenoiserStep, classical_fidelity
 from qhw_diffusion.diffusion import evaluate_samples
 from qhw_diffusion.execution import CompiledCircuit, Engine, Estimate, Ideal, Noisy, Shots
 from qhw_diffusion.experiment import Cell, Study
-from qhw_diffusion.guidance import GuidanceConfig, QuantumPolicy, compile_policy
+from qhw_diffusion.guidance import GuidanceConfig, PPOConfig, QuantumPolicy, compile_policy
+from qhw_diffusion.guidance.evaluation import Sampled
 from qhw_diffusion.mitigation import Mitigated
 from qhw_diffusion.studies import reference_models
-from qhw_diffusion.studies.measure import Sampled
 from qhw_diffusion.studies.mitigation.page import (
     DEVICES,
     NONE,
@@ -116,10 +116,8 @@ def _spelled(names: Iterable[str]) -> tuple[str, ...]:
 
 QUICK = MitigationConfig(
     models=ReferenceModelsConfig(
-        updates=8,
-        num_envs=40,
-        epochs=1,
-        starts=80,
+        guidance=GuidanceConfig(noise_pool=80, g0=2.0),
+        ppo=PPOConfig.short(num_iterations=8, num_envs=40, update_epochs=1, num_minibatches=4),
         eval_images=60,
         denoiser_iterations=60,
         autoencoder_steps=300,
@@ -247,7 +245,7 @@ def policy(config: MitigationConfig, folder: Path, device: str, seed: int) -> di
 def policy_states(config: MitigationConfig, folder: Path, seed: int) -> Tensor:
     """States [n, 6] the ideal policy meets."""
     actor = reference_models.policy(folder, config.models, seed)
-    count = max(20, -(-2 * config.states // config.models.n_steps))
+    count = max(20, -(-2 * config.states // config.models.guidance.n_steps))
     every = reference_models.play(folder, config.models, actor, seed, images=count).rollout.states.flatten(0, 1)
     return every[torch.randperm(len(every), generator=torch.Generator().manual_seed(seed))[: config.states]]
 
@@ -409,5 +407,6 @@ STUDY = Study(
     page=page,
     row_parameters=("strategy", "how", "shots"),
     quick=QUICK,
+    no_flags=reference_models.NO_FLAGS,
     check=check,
 )

@@ -412,7 +412,7 @@ def _moved(results: Results[MitigationConfig], device: str, name: str, shots: in
     """Shots counted for a value, error of g, change of a pixel."""
     config = results.config.models
     total = mean(results, "images", device, name, "total_shots", shots=shots)
-    counted = f"{total / config.eval_images / config.n_steps:,.0f}"
+    counted = f"{total / config.eval_images / config.guidance.n_steps:,.0f}"
     moved = (mean(results, "images", device, name, key, shots=shots) for key in ("rms_g", "rms_pixel"))
     return [counted, *(f"{value:.4f}" for value in moved)]
 

@@ -31,7 +31,7 @@ from qhw_diffusion.diffusion import evaluate_samples
 from qhw_diffusion.execution import SPSA, CompiledCircuit, ParameterShift, QuantumLayer, Shots
 from qhw_diffusion.execution.gradients import GradientMethod
 from qhw_diffusion.experiment import Cell, Study
-from qhw_diffusion.guidance import GuidanceConfig, QuantumPolicy
+from qhw_diffusion.guidance import GuidanceConfig, PPOConfig, QuantumPolicy
 from qhw_diffusion.studies import reference_models
 from qhw_diffusion.studies.reference_models import ReferenceModelsConfig
 from qhw_diffusion.studies.shots.page import page, training_label
@@ -79,10 +79,8 @@ class ShotsConfig(Config):
 
 QUICK = ShotsConfig(
     models=ReferenceModelsConfig(
-        updates=8,
-        num_envs=40,
-        epochs=1,
-        starts=80,
+        guidance=GuidanceConfig(noise_pool=80, g0=2.0),
+        ppo=PPOConfig.short(num_iterations=8, num_envs=40, update_epochs=1, num_minibatches=4),
         eval_images=100,
         denoiser_iterations=60,
         autoencoder_steps=300,
@@ -185,7 +183,7 @@ def scale(actor: QuantumPolicy, z: Tensor, guidance: GuidanceConfig) -> Tensor:
 def some_states(config: ShotsConfig, folder: Path, seed: int) -> Tensor:
     """States [n, 6] the trained policy meets: a random choice of all steps of some rollouts."""
     actor = reference_models.policy(folder, config.models, seed)
-    count = max(20, -(-2 * config.states // config.models.n_steps))
+    count = max(20, -(-2 * config.states // config.models.guidance.n_steps))
     played = reference_models.play(folder, config.models, actor, seed, images=count).rollout
     every = played.states.flatten(0, 1)
     return every[torch.randperm(len(every), generator=torch.Generator().manual_seed(seed))[: config.states]]
@@ -385,5 +383,6 @@ STUDY = Study(
     page=page,
     row_parameters=("shots",),
     quick=QUICK,
+    no_flags=reference_models.NO_FLAGS,
     check=lambda config: reference_models.check(config.models),
 )

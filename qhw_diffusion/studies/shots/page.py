@@ -197,7 +197,8 @@ def _images(page: Page, results: Results[ShotsConfig]) -> None:
     )
     text = (
         f"The trained policy steers {results.config.models.eval_images} images a seed, "
-        f"{results.config.models.n_steps} circuits an image; the same starts with exact values and with N shots."
+        f"{results.config.models.guidance.n_steps} circuits an image; the same initial noise with exact values "
+        "and with N shots."
     )
     alt = "Change of the guidance scale and Fréchet distance of the images against shots per circuit."
     section = page.section("The policy's images").text(text).table(columns, rows)
@@ -269,8 +270,9 @@ def _learning(page: Page, results: Results[ShotsConfig]) -> None:
     plot = plots.comparison(shown, xlabel="gain of reward by training", references=references)
     s = results.config.models
     text = (
-        _LEARNING.format(g0=s.g0),
-        f"A training has {s.updates} updates of {s.num_envs} images, {s.epochs} passes in {s.minibatches} minibatches. "
+        _LEARNING.format(g0=s.guidance.g0),
+        f"A training has {s.ppo.num_iterations} updates of {s.ppo.num_envs} images, {s.ppo.update_epochs} passes in "
+        f"{s.ppo.num_minibatches} minibatches. "
         "On a device its images cost one circuit a step each, and each pass costs the values again and two circuits an "
         "angle and state by parameter-shift.",
     )

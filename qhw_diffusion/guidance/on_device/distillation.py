@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from qhw_diffusion.checkpoints import one_thread
 from qhw_diffusion.devices import Device
 from qhw_diffusion.errors import InvalidInputError, UnknownNameError
 from qhw_diffusion.execution import Engine, Noisy, engine_of
@@ -25,14 +26,19 @@ from qhw_diffusion.guidance import (
     tabulate,
     visited_states,
 )
+from qhw_diffusion.guidance.command import MODELS_FILE, models_of
 from qhw_diffusion.guidance.distill import HIDDEN, input_degrees, table_rows
+from qhw_diffusion.guidance.evaluation import (
+    EVALUATION_SEED,
+    Models,
+    draw_initial_noise,
+    load_models,
+    sample_and_measure,
+)
+from qhw_diffusion.guidance.on_device.access import AccessConfig, at_device, open_access
+from qhw_diffusion.guidance.on_device.rollout import Receipt, run_name
 from qhw_diffusion.guidance.training import KIND, with_later_settings
 from qhw_diffusion.runs import Place, RunFolder, atomic_write_json, check_place, progress
-from qhw_diffusion.studies.device_access import AccessConfig, at_device, open_access
-from qhw_diffusion.studies.device_rollout import Receipt, run_name
-from qhw_diffusion.studies.measure import EVALUATION_SEED, sample_and_measure
-from qhw_diffusion.studies.models import Models, draw_starts, load_models
-from qhw_diffusion.studies.single import MODELS_FILE, models_of, one_thread
 
 FORMS, ORIGINAL = ("lookup", "network"), "original"
 _FIT_SEED, _HELDOUT_SEED = 7_000_000, 8_000_000
@@ -216,7 +222,7 @@ def _compare_images(
     out: dict[str, dict[str, list[float]]] = {"original": {}, "distilled": {}, "between": {"pixel_rms": []}}
     with progress(total=2 * asked.seeds, desc="images", unit="run") as bar:
         for seed in range(asked.seeds):
-            labels, noise = draw_starts(models.backbone, models.heldout, asked.images, EVALUATION_SEED + seed)
+            labels, noise = draw_initial_noise(models.backbone, models.heldout, asked.images, EVALUATION_SEED + seed)
             images = []
             for name, actor in (("original", original), ("distilled", stand_in)):
                 sampled = sample_and_measure(models, trained.config, actor, labels, noise, reward=trained.reward)

@@ -13,9 +13,9 @@ from torch import Tensor
 from qhw_diffusion.experiment import plots as figures
 from qhw_diffusion.experiment.page import Page as Report
 from qhw_diffusion.experiment.page import Section
+from qhw_diffusion.guidance.on_device.analysis import MIN_FD_IMAGES, Compared, StepCheck, check_steps
+from qhw_diffusion.guidance.on_device.rollout import Played, Prepared
 from qhw_diffusion.runs import RunFolder
-from qhw_diffusion.studies.device_rollout import Played, Prepared
-from qhw_diffusion.studies.rollout_analysis import MIN_FD_IMAGES, Compared, StepCheck, check_steps
 
 
 def render_rollout(

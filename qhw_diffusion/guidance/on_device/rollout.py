@@ -34,12 +34,11 @@ from qhw_diffusion.guidance import (
     load_policy_model,
     save_policy_model,
 )
+from qhw_diffusion.guidance.command import MODELS_FILE, models_of
+from qhw_diffusion.guidance.config import ModelConfig
+from qhw_diffusion.guidance.evaluation import EVALUATION_SEED, Models, draw_initial_noise, load_models
 from qhw_diffusion.mitigation import check_strategies, strategies_of
 from qhw_diffusion.runs import RunFolder, atomic_write_json, check_place, read_json
-from qhw_diffusion.studies.measure import EVALUATION_SEED
-from qhw_diffusion.studies.models import Models, draw_starts, load_models
-from qhw_diffusion.studies.settings import ModelConfig
-from qhw_diffusion.studies.single import MODELS_FILE, models_of
 
 KIND, DEVICE_FILE = "device-rollout", "device.json"
 # More would not fit into memory, as images or as parameters
@@ -236,7 +235,7 @@ def _fill(asked: RolloutConfig, out: Path, policy: QuantumPolicy, changes: dict[
 def starts_of(prepared: Prepared) -> tuple[Tensor, Tensor]:
     """Labels int64 [B] and starting noise [B, C, H, W] of the rollout."""
     models, asked = prepared.models, prepared.asked
-    return draw_starts(models.backbone, models.heldout, asked.images, EVALUATION_SEED + asked.seed)
+    return draw_initial_noise(models.backbone, models.heldout, asked.images, EVALUATION_SEED + asked.seed)
 
 
 def run_name(folder: RunFolder, device: str) -> str:

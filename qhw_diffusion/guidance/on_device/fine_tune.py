@@ -12,12 +12,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
 
 from qhw_diffusion.checkpoints import load_checkpoint, read_tensors
 from qhw_diffusion.devices import Device
 from qhw_diffusion.errors import InvalidInputError
-from qhw_diffusion.execution import CompiledCircuit, Noisy
+from qhw_diffusion.execution import CompiledCircuit, Engine, Estimate, Noisy, Usage
+from qhw_diffusion.execution.engine import check_parameters
 from qhw_diffusion.execution.gradients import unrolled
 from qhw_diffusion.guidance import (
     Critic,
@@ -30,15 +34,14 @@ from qhw_diffusion.guidance import (
     save_policy_model,
     train_ppo,
 )
+from qhw_diffusion.guidance.command import MODELS_FILE, models_of
+from qhw_diffusion.guidance.evaluation import Models
+from qhw_diffusion.guidance.on_device.rollout import Access, run_name
+from qhw_diffusion.guidance.on_device.settings import FineTuneConfig
 from qhw_diffusion.guidance.ppo import History
 from qhw_diffusion.guidance.training import KIND, with_later_settings
 from qhw_diffusion.runs import RunFolder, atomic_write_json, check_place, read_json
 from qhw_diffusion.runs.folder import CHECKPOINT
-from qhw_diffusion.studies.device_rollout import Access, run_name
-from qhw_diffusion.studies.device_settings import FineTuneConfig
-from qhw_diffusion.studies.filed_engine import FiledEngine
-from qhw_diffusion.studies.models import Models
-from qhw_diffusion.studies.single import MODELS_FILE, models_of
 
 ORIGINAL = "original"
 
@@ -175,3 +178,40 @@ def keep_result(run: RunFolder, actor: QuantumPolicy, record: dict[str, Any]) ->
     save_policy_model(actor, run.path / "model")
     atomic_write_json(run.path / "device.json", read_json(run.path / "model" / "device.json"))
     atomic_write_json(run.path / "fine_tuning.json", record)
+
+
+class FiledEngine(Engine):
+    """The engine of one update: calls are numbered, and numbered the same way when the update is repeated.
+
+    Rows of parameters that were measured in this update are not measured again. PPO's first gradient step looks at the
+    states of its rollout with the weights of its rollout, so it costs nothing where it takes all of them at once; its
+    probability ratios are then exactly 1, as they should be.
+    """
+
+    name: ClassVar[str] = "device"
+
+    def __init__(self, access: Access, purpose: str) -> None:
+        self.access, self.purpose, self.calls = access, purpose, 0
+        self._known: dict[int, tuple[CompiledCircuit, dict[bytes, tuple[Tensor, Tensor]]]] = {}
+
+    def check(self, compiled: CompiledCircuit) -> None:
+        self.access.engine(self.purpose).check(compiled)
+
+    def estimate(self, compiled: CompiledCircuit, parameters: Tensor) -> Estimate:
+        parameters = check_parameters(compiled, parameters)
+        # the circuit is kept, so that its id stays its own
+        _, known = self._known.setdefault(id(compiled), (compiled, {}))
+        keys = [row.tobytes() for row in parameters.detach().cpu().double().numpy()]
+        new = {key: index for index, key in reversed(list(enumerate(keys))) if key not in known}
+        usage = Usage()
+        if new:
+            order = sorted(new.values())
+            self.calls += 1
+            engine = self.access.engine(f"{self.purpose} call {self.calls}")
+            answer = engine.estimate(compiled, parameters.detach()[torch.tensor(order)])
+            usage = answer.usage
+            for place, index in enumerate(order):
+                known[keys[index]] = answer.values[place], answer.std_errors[place]
+        return Estimate(
+            torch.stack([known[key][0] for key in keys]), torch.stack([known[key][1] for key in keys]), usage
+        )

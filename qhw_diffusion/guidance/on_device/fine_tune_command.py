@@ -6,28 +6,34 @@ import os
 from dataclasses import replace
 from typing import Any
 
+from qhw_diffusion.checkpoints import one_thread
 from qhw_diffusion.errors import InvalidInputError
 from qhw_diffusion.execution import CompiledCircuit
 from qhw_diffusion.experiment import p_text
 from qhw_diffusion.experiment.statistics import mean_interval, paired_test
 from qhw_diffusion.guidance import QuantumPolicy, TrainedPolicy, rollout
-from qhw_diffusion.guidance.ppo import History
-from qhw_diffusion.guidance.training import KIND
-from qhw_diffusion.runs import Place, RunFolder, progress, read_json
-from qhw_diffusion.studies.device_access import DeviceAccess, at_device, open_access
-from qhw_diffusion.studies.device_rollout import run_name
-from qhw_diffusion.studies.device_settings import AccessConfig, ComparisonConfig, FineTuneConfig
-from qhw_diffusion.studies.fine_tune import (
+from qhw_diffusion.guidance.command import MODELS_FILE
+from qhw_diffusion.guidance.config import ModelConfig
+from qhw_diffusion.guidance.evaluation import (
+    EVALUATION_SEED,
+    Models,
+    draw_initial_noise,
+    load_models,
+    sample_and_measure,
+)
+from qhw_diffusion.guidance.on_device.access import DeviceAccess, at_device, open_access
+from qhw_diffusion.guidance.on_device.fine_tune import (
     Work,
     fine_tune,
     keep_result,
     prepare_fine_tune,
     work_of,
 )
-from qhw_diffusion.studies.measure import EVALUATION_SEED, sample_and_measure
-from qhw_diffusion.studies.models import Models, draw_starts, load_models
-from qhw_diffusion.studies.settings import ModelConfig
-from qhw_diffusion.studies.single import MODELS_FILE, one_thread
+from qhw_diffusion.guidance.on_device.rollout import run_name
+from qhw_diffusion.guidance.on_device.settings import AccessConfig, ComparisonConfig, FineTuneConfig
+from qhw_diffusion.guidance.ppo import History
+from qhw_diffusion.guidance.training import KIND
+from qhw_diffusion.runs import Place, RunFolder, progress, read_json
 
 METRICS = ("fd", "accuracy", "return")
 
@@ -90,7 +96,7 @@ def compare(
     values: dict[str, dict[str, list[float]]] = {name: {m: [] for m in METRICS} for name in players}
     with progress(total=seeds * len(players), desc="before and after", unit="run") as bar:
         for seed in range(seeds):
-            labels, noise = draw_starts(models.backbone, models.heldout, images, EVALUATION_SEED + seed)
+            labels, noise = draw_initial_noise(models.backbone, models.heldout, images, EVALUATION_SEED + seed)
             base = rollout(models.backbone, config, labels, noise, config.g0).images
             for name, player in players.items():
                 sampled = sample_and_measure(

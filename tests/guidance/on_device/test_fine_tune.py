@@ -16,14 +16,20 @@ from qhw_diffusion import cli, guidance
 from qhw_diffusion.errors import InvalidInputError, RunFolderError, UnknownNameError
 from qhw_diffusion.execution import CompiledCircuit, Engine, Estimate, Noisy, Usage
 from qhw_diffusion.guidance import GuidanceEnv, QuantumPolicy, Reward, load_policy, train_ppo
+from qhw_diffusion.guidance.config import ModelConfig
+from qhw_diffusion.guidance.evaluation import Models, load_models
+from qhw_diffusion.guidance.on_device.access import AccessConfig, open_access
+from qhw_diffusion.guidance.on_device.fine_tune import (
+    FiledEngine,
+    FineTuneConfig,
+    critic_of,
+    fine_tune,
+    prepare_fine_tune,
+    work_of,
+)
+from qhw_diffusion.guidance.on_device.rollout import Receipt
 from qhw_diffusion.hardware.ledger import Ledger
 from qhw_diffusion.runs import read_json
-from qhw_diffusion.studies.device_access import AccessConfig, open_access
-from qhw_diffusion.studies.device_rollout import Receipt
-from qhw_diffusion.studies.filed_engine import FiledEngine
-from qhw_diffusion.studies.fine_tune import FineTuneConfig, critic_of, fine_tune, prepare_fine_tune, work_of
-from qhw_diffusion.studies.models import Models, load_models
-from qhw_diffusion.studies.settings import ModelConfig
 
 STEPS, ENVS, UPDATES = 3, 20, 2
 

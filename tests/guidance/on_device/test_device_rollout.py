@@ -22,12 +22,10 @@ from qhw_diffusion.checkpoints import load_checkpoint, save_checkpoint
 from qhw_diffusion.errors import BudgetError, InvalidInputError, JobError, RunFolderError
 from qhw_diffusion.execution import Engine, Noisy, Shots
 from qhw_diffusion.guidance import load_policy, rollout
-from qhw_diffusion.hardware.ledger import Ledger
-from qhw_diffusion.hardware.runner import Runner
-from qhw_diffusion.hardware.standin import FailJob, StandIn
-from qhw_diffusion.runs import RunFolder
-from qhw_diffusion.studies.device_access import AccessConfig, open_access
-from qhw_diffusion.studies.device_rollout import (
+from qhw_diffusion.guidance.on_device.access import AccessConfig, open_access
+from qhw_diffusion.guidance.on_device.analysis import check_steps
+from qhw_diffusion.guidance.on_device.report import expectation_figure
+from qhw_diffusion.guidance.on_device.rollout import (
     KIND,
     Played,
     Prepared,
@@ -40,8 +38,10 @@ from qhw_diffusion.studies.device_rollout import (
     starts_of,
     with_final_receipts,
 )
-from qhw_diffusion.studies.rollout_analysis import check_steps
-from qhw_diffusion.studies.rollout_report import expectation_figure
+from qhw_diffusion.hardware.ledger import Ledger
+from qhw_diffusion.hardware.runner import Runner
+from qhw_diffusion.hardware.standin import FailJob, StandIn
+from qhw_diffusion.runs import RunFolder
 
 STEPS = 3
 
@@ -295,7 +295,7 @@ def test_it_goes_on_where_it_was_cut(
         with pytest.raises(Cut):
             play(before, access, resume=False, on_step=_cut)
         with monkeypatch.context() as patch, pytest.raises(Cut):  # noqa: PT012
-            patch.setattr("qhw_diffusion.studies.device_rollout.save_checkpoint", _cut)
+            patch.setattr("qhw_diffusion.guidance.on_device.rollout.save_checkpoint", _cut)
             play(before, access, resume=True)
         jobs = [row.job_id for row in access.ledger.rows()]
         assert len(jobs) == 2
@@ -387,7 +387,7 @@ def test_a_renamed_folder_goes_on_with_its_jobs(
             with pytest.raises(Cut):
                 play(ready, access, resume=False, on_step=_cut)
             with monkeypatch.context() as patch:
-                patch.setattr("qhw_diffusion.studies.device_rollout.save_checkpoint", _cut)
+                patch.setattr("qhw_diffusion.guidance.on_device.rollout.save_checkpoint", _cut)
                 with pytest.raises(Cut):
                     play(ready, access, resume=True)
         if known:

@@ -12,14 +12,14 @@ from qhw_diffusion.execution import CompiledCircuit, Engine
 from qhw_diffusion.execution.cost import qpu_cost
 from qhw_diffusion.execution.primitive import Hardware
 from qhw_diffusion.experiment.study import REFUSALS
+from qhw_diffusion.guidance.on_device.rollout import Receipt
+from qhw_diffusion.guidance.on_device.settings import AccessConfig
 from qhw_diffusion.hardware.cost import Cost
 from qhw_diffusion.hardware.ledger import Ledger, Row
 from qhw_diffusion.hardware.ledger_rows import total_charge
 from qhw_diffusion.hardware.runner import Runner, open_runner
 from qhw_diffusion.mitigation import Mitigated
 from qhw_diffusion.runs import RunFolder
-from qhw_diffusion.studies.device_rollout import Receipt
-from qhw_diffusion.studies.device_settings import AccessConfig
 
 
 class DeviceAccess:

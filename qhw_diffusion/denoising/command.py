@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from qhw_diffusion.checkpoints import one_thread
 from qhw_diffusion.config import Config
 from qhw_diffusion.denoising import (
     AmplitudeQDM,
@@ -31,7 +32,6 @@ from qhw_diffusion.diffusion import Classifier, ImageDataset, evaluate_samples, 
 from qhw_diffusion.diffusion.datasets import image_shape_of
 from qhw_diffusion.errors import InvalidInputError, UnknownNameError
 from qhw_diffusion.runs import Place, RunFolder, atomic_write_bytes, atomic_write_json, check_writable
-from qhw_diffusion.studies.single import one_thread
 
 KIND = "denoiser"
 MODELS = ("latent", "amplitude")

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from qhw_diffusion.diffusion import accuracy, evaluate_samples
 from qhw_diffusion.guidance import PolicyOrSchedule, rollout
-from qhw_diffusion.studies.device_rollout import Played, Prepared, starts_of
+from qhw_diffusion.guidance.on_device.rollout import Played, Prepared, starts_of
 
 MIN_FD_IMAGES = 100
 """Below this many images a Fréchet distance says more about their number than about them, and is not given."""

@@ -4,9 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from qhw_diffusion.runs import Place, atomic_write_json
-from qhw_diffusion.studies.device_access import AccessConfig, at_device, open_access
-from qhw_diffusion.studies.device_rollout import (
+from qhw_diffusion.checkpoints import one_thread
+from qhw_diffusion.guidance.on_device.access import AccessConfig, at_device, open_access
+from qhw_diffusion.guidance.on_device.analysis import (
+    MIN_FD_IMAGES,
+    Compared,
+    check_steps,
+    compare_controllers,
+    results_of,
+)
+from qhw_diffusion.guidance.on_device.report import render_rollout
+from qhw_diffusion.guidance.on_device.rollout import (
     KIND,
     Played,
     Prepared,
@@ -16,9 +24,7 @@ from qhw_diffusion.studies.device_rollout import (
     run_name,
     with_final_receipts,
 )
-from qhw_diffusion.studies.rollout_analysis import MIN_FD_IMAGES, Compared, check_steps, compare_controllers, results_of
-from qhw_diffusion.studies.rollout_report import render_rollout
-from qhw_diffusion.studies.single import one_thread
+from qhw_diffusion.runs import Place, atomic_write_json
 
 IMAGES = 32
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from qhw_diffusion.checkpoints import one_thread
 from qhw_diffusion.devices import Device
 from qhw_diffusion.errors import InvalidInputError
 from qhw_diffusion.execution import check_engine_text
@@ -25,19 +24,18 @@ from qhw_diffusion.guidance import (
     sweep_constants,
     train_guidance,
 )
-from qhw_diffusion.guidance.config import BUILT_IN_SCORER, today
+from qhw_diffusion.guidance.config import BUILT_IN_SCORER, GuidanceTraining, ModelConfig, today
+from qhw_diffusion.guidance.evaluation import (
+    EVALUATION_SEED,
+    Models,
+    draw_initial_noise,
+    load_models,
+    sample_and_measure,
+)
 from qhw_diffusion.guidance.training import KIND
 from qhw_diffusion.runs import Place, RunFolder, atomic_write_json, check_writable, progress, read_json
-from qhw_diffusion.studies.measure import EVALUATION_SEED, sample_and_measure
-from qhw_diffusion.studies.models import Models, draw_starts, load_models
-from qhw_diffusion.studies.settings import GuidanceTraining, ModelConfig
 
 MODELS_FILE = "models.json"
-
-
-def one_thread() -> None:
-    """One torch thread: the fastest for small networks, and what reproducibility is promised for."""
-    torch.set_num_threads(1)
 
 
 def train_policy(training: GuidanceTraining, place: Place) -> TrainedPolicy:
@@ -174,7 +172,7 @@ def evaluate_run(
     values: dict[str, dict[str, list[float]]] = {name: {} for name in players}
     with progress(total=seeds * len(players), desc="evaluation", unit="run") as bar:
         for seed in range(seeds):
-            labels, noise = draw_starts(models.backbone, models.heldout, images, EVALUATION_SEED + seed)
+            labels, noise = draw_initial_noise(models.backbone, models.heldout, images, EVALUATION_SEED + seed)
             base = rollout(models.backbone, trained.config, labels, noise, trained.config.g0).images
             for name, player in players.items():
                 sampled = sample_and_measure(
