@@ -32,7 +32,7 @@ from qhw_diffusion.guidance import (
 )
 from qhw_diffusion.guidance.distill import tabulate
 from qhw_diffusion.guidance.on_device.access import AccessConfig, open_access
-from qhw_diffusion.hardware.estimate import job_estimator
+from qhw_diffusion.hardware.cost import job_estimator
 from qhw_diffusion.hardware.ledger import Ledger
 from qhw_diffusion.hardware.runner import open_runner
 from qhw_diffusion.hardware.service import Pub, precision_of

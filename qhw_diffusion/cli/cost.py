@@ -16,7 +16,7 @@ from qhw_diffusion.errors import InvalidInputError, MissingDataError, RunFolderE
 from qhw_diffusion.execution import CompiledCircuit, compile_circuit, engine_of
 from qhw_diffusion.execution.cost import qpu_cost
 from qhw_diffusion.hardware.cost import Cost, DoneJob
-from qhw_diffusion.hardware.ledger_file import FILE as LEDGER_FILE
+from qhw_diffusion.hardware.ledger_files import FILE as LEDGER_FILE
 from qhw_diffusion.runs import read_json
 
 # as many images as a rollout on a device steers unless told otherwise
@@ -99,6 +99,7 @@ def cost_of(
     """What the workload takes: jobs below the service's limits, as `qpu_cost` counts them.
 
     Args:
+        workload: the circuits and rows to be evaluated.
         shots: of each circuit.
         resilience_level: of the client's estimator.
         mitigation: strategies of ours as text, such as ``"readout+zne:linear:1,3"``.

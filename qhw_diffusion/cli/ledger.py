@@ -19,7 +19,7 @@ def list_jobs(*, run: str | None = None, state: State | None = None, ledger: Pat
         ledger: folder of the ledger; without it $QHW_LEDGER, else runs/ledger.
     """
     from qhw_diffusion.hardware import Ledger
-    from qhw_diffusion.hardware.ledger_text import list_text
+    from qhw_diffusion.hardware.report import list_text
     from qhw_diffusion.masking import without_tokens
 
     with Ledger.open(ledger, create=False) as opened:
@@ -35,7 +35,7 @@ def show_job(key: Positional[str], *, ledger: Path | None = None) -> int:
         ledger: folder of the ledger; without it $QHW_LEDGER, else runs/ledger.
     """
     from qhw_diffusion.hardware import Ledger
-    from qhw_diffusion.hardware.ledger_text import find_row, show_text
+    from qhw_diffusion.hardware.report import find_row, show_text
     from qhw_diffusion.masking import without_tokens
 
     with Ledger.open(ledger, create=False) as opened:
@@ -52,7 +52,7 @@ def adopt_job(key: Positional[str], job_id: Positional[str], *, ledger: Path | N
         ledger: folder of the ledger; without it $QHW_LEDGER, else runs/ledger.
     """
     from qhw_diffusion.hardware import Ledger
-    from qhw_diffusion.hardware.ledger_text import find_row, next_text
+    from qhw_diffusion.hardware.report import find_row, next_text
 
     with Ledger.open(ledger, create=False) as opened:
         row = find_row(opened, key)
@@ -75,7 +75,7 @@ def export_jobs(
         ledger: folder of the ledger; without it $QHW_LEDGER, else runs/ledger.
     """
     from qhw_diffusion.hardware import Ledger
-    from qhw_diffusion.hardware.export import export_rows
+    from qhw_diffusion.hardware.report import export_rows
 
     with Ledger.open(ledger, create=False) as opened:
         rows = opened.rows(run, state)
@@ -106,7 +106,7 @@ def cap_ledger(seconds: Positional[str] = "", *, ledger: Path | None = None) -> 
     from qhw_diffusion.errors import InvalidInputError
     from qhw_diffusion.hardware import Ledger
     from qhw_diffusion.hardware.caps import as_seconds
-    from qhw_diffusion.hardware.ledger_text import spent_text
+    from qhw_diffusion.hardware.report import spent_text
 
     changes = seconds not in ("", "none")
     try:

@@ -2,7 +2,7 @@
 
 An engine's plan (`Engine.plan`) says which circuits an evaluation sends, mitigation and its calibration included;
 `Engine.cost` counts them. `qpu_cost` makes the PUBs of that plan, cuts them into the jobs that would be sent, and
-estimates each of these as the runner does when it holds a job against the caps (`hardware.estimate`). So `qhw cost`,
+estimates each of these as the runner does when it holds a job against the caps (`hardware.cost`). So `qhw cost`,
 what a run announces, the runner's check before it sends, and the rows of the ledger count the same circuits.
 """
 
@@ -15,8 +15,7 @@ from qhw_diffusion.errors import InvalidInputError
 from qhw_diffusion.execution.compile import CompiledCircuit
 from qhw_diffusion.execution.engine import Engine
 from qhw_diffusion.execution.primitive import planned_pub, sent_circuits
-from qhw_diffusion.hardware.cost import Cost, DoneJob
-from qhw_diffusion.hardware.estimate import expected_cost
+from qhw_diffusion.hardware.cost import Cost, DoneJob, expected_cost
 from qhw_diffusion.hardware.split import JobLimits
 
 

@@ -24,8 +24,7 @@ from qhw_diffusion.errors import EngineError, InvalidInputError, UnsupportedCirc
 from qhw_diffusion.execution.compile import CompiledCircuit
 from qhw_diffusion.execution.engine import Engine, Estimate, Experiment, Usage, check_parameters, evaluate_varying
 from qhw_diffusion.execution.program import rows_within_limits
-from qhw_diffusion.hardware.aer import AerEstimator, aer_simulator, on_qubits
-from qhw_diffusion.hardware.estimators import check_runs
+from qhw_diffusion.hardware.local import AerEstimator, aer_simulator, check_runs, on_qubits
 from qhw_diffusion.hardware.runner import Runner
 from qhw_diffusion.hardware.service import Measured, Pub, precision_of
 from qhw_diffusion.hardware.split import bases, bases_of

@@ -3,30 +3,43 @@
 The default program is ``"executor"``, of the client's `executor_estimator.Estimator`, which prepares circuits and
 post-processes counts on this side; its post-processing travels with the job, so a stored answer can be decoded at any
 later time. ``"estimator"`` is the deprecated `EstimatorV2`, whose processing is the service's.
+
+The client's own HTTP adapter has no read time-out, sends a job again after a 5xx answer, and gives up at once on a 429
+answer to a job. `Transport` is mounted in its place (`requests.Session.mount`).
 """
 
 from __future__ import annotations
 
+import email.utils
 import hashlib
 import json
+import random
 import re
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from functools import reduce
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
+import numpy as np
+import requests
+from qiskit.primitives import PrimitiveResult
 from qiskit_ibm_runtime import RuntimeJobV2
+from qiskit_ibm_runtime.decoders.defaults import DEFAULT_DECODERS
+from qiskit_ibm_runtime.decoders.result_decoder import ResultDecoder
 from qiskit_ibm_runtime.exceptions import (
     IBMNotAuthorizedError,
     RuntimeInvalidStateError,
     RuntimeJobNotFound,
 )
 from qiskit_ibm_runtime.utils import validate_isa_circuits
+from requests.adapters import HTTPAdapter
+from urllib3.exceptions import ConnectTimeoutError, NewConnectionError
 
 from qhw_diffusion.devices import Device
 from qhw_diffusion.devices.account import connect, live_backend, remember_account
-from qhw_diffusion.errors import AccountError, BudgetError, InvalidInputError, QhwError, ServiceError
-from qhw_diffusion.hardware.ibm_answers import RawText, decode
+from qhw_diffusion.errors import AccountError, BudgetError, DamagedFileError, InvalidInputError, QhwError, ServiceError
 from qhw_diffusion.hardware.modes import Context, seconds_stated
 from qhw_diffusion.hardware.service import (
     JobState,
@@ -37,8 +50,7 @@ from qhw_diffusion.hardware.service import (
     RefusedError,
     UncertainError,
 )
-from qhw_diffusion.hardware.times import Times
-from qhw_diffusion.hardware.transport import Transport
+from qhw_diffusion.hardware.wait import Times
 from qhw_diffusion.masking import without_tokens
 
 PROGRAMS = ("executor", "estimator")
@@ -55,6 +67,8 @@ T = TypeVar("T")
 
 class IBMService:
     """A device of IBM Quantum through the user's account (`service.Service`).
+
+    Every method that asks the service may raise ServiceError (no answer) and AccountError (credentials not taken).
 
     Args:
         device: name of the device, ``"ibm_…"``.
@@ -98,11 +112,30 @@ class IBMService:
         self._mount()  # another instance's connection may have been made to find the device
 
     def snapshot(self) -> Device:
+        """Read the device's calibration of this moment.
+
+        Returns:
+            The device with today's gate lengths and errors.
+
+        Raises:
+            ServiceError: no answer, or one without meaning.
+        """
         from qhw_diffusion.devices import backend_snapshot
 
         return Device(self._ask(f"read the calibration of {self.device}", lambda: backend_snapshot(self._backend)))
 
     def check(self, pubs: Sequence[Pub], options: Mapping[str, Any]) -> None:
+        """Check circuits and options against the device's target and the client, before anything is sent.
+
+        Args:
+            pubs: what one job is to evaluate.
+            options: options of the client's estimator, plain values.
+
+        Raises:
+            InvalidInputError: an option that the runner sets itself or the client refuses; a circuit that is no ISA
+                circuit of this device.
+            ServiceError: no answer, or one without meaning.
+        """
         if reserved := [name for name in _RESERVED if name in options]:
             raise InvalidInputError(
                 f"option {reserved[0]!r} is set by the runner (tags, limits from the cap); leave it out"
@@ -129,6 +162,25 @@ class IBMService:
             ) from None
 
     def submit(self, pubs: Sequence[Pub], options: Mapping[str, Any], tags: Sequence[str], limits: Limits) -> str:
+        """Send one job, once; a batch or session that the service has closed is opened again.
+
+        Args:
+            pubs: what one job is to evaluate.
+            options: options of the client's estimator, plain values.
+            tags: tags of the job; the last one finds it again.
+            limits: QPU seconds, mode and wall-clock seconds that the job may take.
+
+        Returns:
+            The job's id.
+
+        Raises:
+            NotSentError: the job was certainly not accepted, and may be sent again.
+            UncertainError: no usable reply: it may have been accepted.
+            RefusedError: the service refused it and says why.
+            BudgetError: the account has no time left.
+            InvalidInputError: the client refuses the job.
+            AccountError: the credentials are not taken.
+        """
         for _ in range(4):  # a session closed, the one opened again closed, a batch closed, and a last one
             refusal: RefusedError | None = None
             try:
@@ -141,6 +193,17 @@ class IBMService:
         raise refusal
 
     def find(self, tag: str) -> list[str]:
+        """Look jobs up by a tag, through all pages of the service's list.
+
+        Args:
+            tag: the tag that the jobs must have.
+
+        Returns:
+            Ids of the jobs with this tag, oldest first.
+
+        Raises:
+            ServiceError: no answer, or a list too long to be read to its end.
+        """
         api = self._client._get_api_client(self._instance)
         found: dict[str, str] = {}
         seen = 0
@@ -162,6 +225,17 @@ class IBMService:
         )
 
     def status(self, job_id: str) -> JobState:
+        """Ask for the state of a job.
+
+        Args:
+            job_id: the service's id of the job.
+
+        Returns:
+            Its state; UNKNOWN where the service does not know the job.
+
+        Raises:
+            ServiceError: no answer, or a state that this package does not know.
+        """
         try:
             job = self._job(job_id)
         except RuntimeJobNotFound:
@@ -175,14 +249,48 @@ class IBMService:
         return JobState("CANCELLED" if name == "CANCELLED" else "ERROR", self._clean(reason or "no reason given"))
 
     def raw(self, job_id: str) -> str:
+        """Fetch the answer of a job that is done.
+
+        Args:
+            job_id: the service's id of the job.
+
+        Returns:
+            The service's text before any post-processing; empty if the service sent none.
+
+        Raises:
+            RuntimeJobNotFound: the service does not know the job (an error of the client).
+            ServiceError: no answer, or one without meaning.
+        """
         job = self._job(job_id)
         text = self._ask(f"read the answer of job {job_id}", lambda: job.result(decoder=RawText))
         return text if isinstance(text, str) else ""  # no content; `decode` says that it is no result
 
     def decode(self, raw: str) -> list[Measured]:
+        """Decode the text of a job's answer; nothing is asked of the service.
+
+        Args:
+            raw: what `raw` returned.
+
+        Returns:
+            Values [M, B], standard errors [M, B] and shots of each PUB.
+
+        Raises:
+            DamagedFileError: the text is no result of either program.
+        """
         return decode(raw)
 
     def qpu_seconds(self, job_id: str) -> float | None:
+        """Ask for what a job was charged.
+
+        Args:
+            job_id: the service's id of the job.
+
+        Returns:
+            QPU seconds, finite and ≥ 0; None while the service states no such number, or does not know the job.
+
+        Raises:
+            ServiceError: no answer, or one without meaning.
+        """
         try:
             metrics = self._ask(f"read the usage of job {job_id}", lambda: self._job(job_id).metrics())
         except RuntimeJobNotFound:  # of another account, or long ago
@@ -194,6 +302,15 @@ class IBMService:
         return next((seconds for seconds in stated if seconds is not None), None)
 
     def cancel(self, job_id: str) -> None:
+        """Ask for a job to be cancelled; one that has ended stays as it is.
+
+        Args:
+            job_id: the service's id of the job.
+
+        Raises:
+            RuntimeJobNotFound: the service does not know the job (an error of the client).
+            ServiceError: no answer, or one without meaning.
+        """
         job = self._job(job_id)
 
         def ask() -> None:
@@ -207,6 +324,14 @@ class IBMService:
         self._jobs.pop(job_id, None)
 
     def remaining_seconds(self) -> float | None:
+        """Ask for what the account has left at this instance.
+
+        Returns:
+            QPU seconds ≥ 0; None where it has no limit.
+
+        Raises:
+            ServiceError: no answer, or one without meaning.
+        """
         api = self._client._get_api_client(self._instance)  # the client's own `usage` is of its active instance
         usage = self._ask("read the account's usage", api.cloud_usage)
         if usage.get("usage_limit_reached"):
@@ -216,14 +341,24 @@ class IBMService:
         return None if limit is None else max(limit - (seconds_stated(usage.get("usage_consumed_seconds")) or 0.0), 0.0)
 
     def session_id(self) -> str | None:
+        """Id of the batch or session that is open; None without one."""
         return None if self._context is None else self._context.session_id
 
     def session_seconds(self) -> dict[str, float]:
+        """Ask for what the sessions of this object have used.
+
+        Returns:
+            {session id: wall-clock seconds charged so far}, ended sessions included.
+
+        Raises:
+            ServiceError: no answer, or one without meaning.
+        """
         if self._context is None:
             return {}
         return self._ask("read the session's usage", self._context.seconds)
 
     def close(self) -> None:
+        """Close the batch or session, if one is open; jobs in it go on."""
         if self._context is not None:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
@@ -323,3 +458,149 @@ class IBMService:
 
 class _SessionClosedError(Exception):
     """The batch or session takes no more jobs; this one was not accepted."""
+
+
+# -- answers, fetched as text and decoded at any later time without asking anybody -------------------------------------
+
+
+class RawText(ResultDecoder):
+    """Leaves the service's text as it is."""
+
+    @classmethod
+    def decode(cls, data: Any) -> Any:
+        """Return `data` unchanged."""
+        return data
+
+
+def decode(raw: str) -> list[Measured]:
+    """What the stored text of a job says; no service is asked.
+
+    Raises:
+        DamagedFileError: the text is no result of either program.
+    """
+    try:
+        program = "executor" if "schema_version" in json.loads(raw) else "estimator"
+        result: Any = reduce(
+            lambda value, decoder: decoder.decode(value) if decoder.is_applicable(value) else value,
+            DEFAULT_DECODERS[program],
+            raw,
+        )
+        if not isinstance(result, PrimitiveResult):
+            raise TypeError(f"a {type(result).__name__}")
+        measured = []
+        for answer in result:
+            shots = answer.metadata.get("shots", result.metadata.get("shots"))
+            measured.append((np.asarray(answer.data.evs, float), np.asarray(answer.data.stds, float), int(shots or 0)))
+        return measured
+    except Exception as error:
+        raise DamagedFileError(
+            f"the answer is no result of the client's estimators ({type(error).__name__}: "
+            f"{' '.join(str(error).split())[:200]})"
+        ) from error
+
+
+# -- HTTP under the client: read time-outs, and repeats only of requests that are safe to repeat -----------------------
+
+
+_BUSY = 429
+_TEMPORARY = frozenset({408, 425, _BUSY, 500, 502, 503, 504, 520, 521, 522, 524})
+
+
+class Transport(HTTPAdapter):
+    """One adapter for all sessions of a client.
+
+    Reading requests, closing a session and asking for a cancellation are repeated after a temporary status (429 with
+    or without Retry-After, 5xx), a lost or cut-off reply, or a time-out. So is opening a batch or session: one that
+    gets no job costs nothing. A job (POST …/jobs) is repeated only where it was certainly not accepted: after a 429
+    answer, or when no connection could be opened. Its last outcome is kept in `posted`.
+
+    Args:
+        times: time-outs, attempts, pauses.
+        sleep: waits for so many seconds; tests replace it.
+
+    Attributes:
+        posted: of the last job sent: None before the request left, an HTTP status, or ``"refused"`` (no connection) or
+            ``"lost"`` (no reply).
+    """
+
+    def __init__(self, times: Times, sleep: Callable[[float], None] = time.sleep) -> None:
+        super().__init__(max_retries=0)
+        self.times = times
+        self.posted: int | str | None = None
+        self._sleep = sleep
+        self._random = random.Random()  # jitter must differ between processes
+
+    def send(
+        self,
+        request: requests.PreparedRequest,
+        stream: bool = False,
+        timeout: Any = None,
+        verify: bool | str = True,
+        cert: Any = None,
+        proxies: Any = None,
+    ) -> requests.Response:
+        """Send a request, and repeat it where that is safe (see the class).
+
+        Args:
+            request: the prepared request.
+            stream: whether the body is left to be read later.
+            timeout: not used: `Times.connect`, `Times.read` and `Times.accept` count, in seconds.
+            verify: as in `requests.Session.send`.
+            cert: as in `requests.Session.send`.
+            proxies: as in `requests.Session.send`.
+
+        Returns:
+            The last response, whatever its status.
+
+        Raises:
+            requests.RequestException: no response within the attempts; a job whose reply was lost is not repeated.
+        """
+        job = request.method == "POST" and urlsplit(request.url or "").path.rstrip("/").endswith("/jobs")
+        patience = self.times.accept if job else self.times.read
+        for attempt in range(1, self.times.attempts + 1):
+            last = attempt == self.times.attempts
+            try:
+                response = super().send(request, stream, (self.times.connect, patience), verify, cert, proxies)
+                if not stream:
+                    response.content  # noqa: B018 (a reply cut off, or never ending, shows here)
+            except requests.RequestException as error:
+                unsent = _never_sent(error)
+                if job:
+                    self.posted = "refused" if unsent else "lost"
+                if last or (job and not unsent):
+                    raise
+                self._pause(attempt)
+                continue
+            if job:
+                self.posted = response.status_code
+            if last or response.status_code not in (frozenset({_BUSY}) if job else _TEMPORARY):
+                return response
+            asked = retry_after(response.headers.get("Retry-After"))
+            if asked is not None and asked > self.times.retry_after_most:
+                return response
+            self._pause(attempt, asked)
+        raise AssertionError("the last attempt returns or raises")
+
+    def _pause(self, attempt: int, asked: float | None = None) -> None:
+        backoff = min(self.times.backoff * 2 ** (attempt - 1), self.times.backoff_most)
+        self._sleep(max(asked or 0.0, backoff * self._random.uniform(0.5, 1.5)))
+
+
+def _never_sent(error: requests.RequestException) -> bool:
+    """Whether no connection was opened, so that the service has seen nothing."""
+    reason = getattr(error.args[0], "reason", error.args[0]) if error.args else None
+    return isinstance(error, requests.ConnectionError) and isinstance(reason, (NewConnectionError, ConnectTimeoutError))
+
+
+def retry_after(header: str | None) -> float | None:
+    """Seconds that a Retry-After header asks for, given as a number or as a date; None if it says nothing."""
+    if not header:
+        return None
+    try:
+        return max(float(header), 0.0)
+    except ValueError:
+        pass
+    try:
+        return max(email.utils.parsedate_to_datetime(header).timestamp() - time.time(), 0.0)
+    except ValueError:
+        return None

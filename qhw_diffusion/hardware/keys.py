@@ -69,7 +69,11 @@ def content_key(
         parameters_order: the circuit's parameters (or their names) in the order of the columns of `values`.
         options: plain values: text, numbers, booleans, None, lists and dictionaries of them, NumPy numbers and
             arrays, dataclasses, enumerations. Shots or precision belong here. 4096 and 4096.0 are the same.
-        device, purpose: names; the same circuit for another purpose is other work.
+        device: name of the device.
+        purpose: what the job is for; the same circuit for another purpose is other work.
+
+    Returns:
+        64 hexadecimal digits.
 
     Raises:
         InvalidInputError: another shape, NaN, parameters that are not the circuit's, an option of another type.
@@ -114,8 +118,14 @@ def tag_of(run: str, key: str, own: str | None = None) -> list[str]:
 
 
 def ledger_tag(ledger: str, key: str) -> str:
-    """The tag of a ledger's jobs with this key, of letters, digits and dashes. With the number of the attempt it has no
-    more than 32 characters: the service states no limit, and what it cut off would tell attempts from each other.
+    """The tag of a ledger's jobs with this key, of letters, digits and dashes.
+
+    With the number of the attempt it has no more than 32 characters: the service states no limit, and what it cut off
+    would tell attempts from each other.
+
+    Args:
+        ledger: the ledger's id, at least 8 hexadecimal digits.
+        key: content key.
     """
     return f"q-{ledger[:8]}-{check_key(key)[:16]}"
 

@@ -19,9 +19,18 @@ from typing import Any
 
 from qhw_diffusion.errors import DamagedFileError, InvalidInputError, LedgerError
 from qhw_diffusion.hardware.caps import as_seconds, check_caps, rows_to_ask, seconds_spent, store_cap, stored_cap
-from qhw_diffusion.hardware.key_lock import FolderLock, exclusive_lock
 from qhw_diffusion.hardware.keys import check_key
-from qhw_diffusion.hardware.ledger_file import LOCKS, LedgerFile, check_folder, check_there
+from qhw_diffusion.hardware.ledger_files import (
+    LOCKS,
+    FolderLock,
+    LedgerFile,
+    check_folder,
+    check_there,
+    exclusive_lock,
+    keep_beside,
+    read_result,
+    write_result,
+)
 from qhw_diffusion.hardware.ledger_rows import (
     AGAIN,
     CLOCK,
@@ -38,7 +47,6 @@ from qhw_diffusion.hardware.ledger_rows import (
     with_charge,
     write_row,
 )
-from qhw_diffusion.hardware.results import keep_beside, read_result, write_result
 from qhw_diffusion.masking import without_own_tokens, without_tokens
 
 DEFAULT_FOLDER = "runs/ledger"
@@ -100,7 +108,11 @@ class Ledger:
         """Nobody else, thread or process, works on this key inside the `with` block; freed if the process dies.
 
         Args:
-            timeout: seconds to wait for the other one; None for as long as it takes. LedgerError after that.
+            key: content key of the row.
+            timeout: seconds to wait for the other one; None for as long as it takes.
+
+        Returns:
+            The lock as a context manager; entering it raises LedgerError after the timeout.
         """
         return exclusive_lock(self.folder / LOCKS / check_key(key), f"job {key[:12]}", timeout)
 
@@ -137,8 +149,13 @@ class Ledger:
                                    f"recover --ledger {self.folder} lets them be fetched again") from error  # fmt: skip
 
     def spent(self, run: str | None = None) -> float:
-        """QPU seconds that count against caps: measured where known, else what the service lets the job take, with
-        every earlier attempt; 0 for jobs that cost nothing.
+        """QPU seconds that count against caps, of all runs or one.
+
+        Measured where known, else what the service lets the job take, with every earlier attempt; 0 for jobs that cost
+        nothing.
+
+        Args:
+            run: name of the run; None for the whole ledger.
         """
         with self._file.reading() as connection:
             return sum(seconds_spent(connection, run))
@@ -156,8 +173,10 @@ class Ledger:
 
     @property
     def id(self) -> str:
-        """The ledger's name, at least 8 hexadecimal digits: in the tags of its jobs, so that they are told from those
-        of another ledger with the same work. A copy has the same.
+        """The ledger's name, at least 8 hexadecimal digits.
+
+        It is in the tags of its jobs, so that they are told from those of another ledger with the same work. A copy
+        has the same.
         """
         with self._file.reading() as connection:
             return stored_note(connection, ID) or ""
@@ -194,6 +213,12 @@ class Ledger:
         """The row of a key, made if there is none; checking the caps and making it is one transaction.
 
         Args:
+            key: content key of the job.
+            run: name of the run that the job counts for.
+            purpose: what the job is for.
+            device: name of the device.
+            circuits: circuits that the device executes, ≥ 1.
+            shots: shots of each circuit, ≥ 1.
             estimate_seconds: QPU seconds the job is expected to cost; reserved until they are measured.
             paid: whether it costs QPU time of an account. If so, a cap is needed: `cap`, the ledger's own, or both.
             summary: JSON values to keep with the row.
@@ -234,11 +259,14 @@ class Ledger:
         """Check the caps again for a planned row, just before its job is sent by `run`, which it then counts for.
 
         Args:
-            run, cap: as in `plan`.
+            key: content key of the row.
+            run: name of the run that the job counts for from now on.
+            cap: QPU seconds that all jobs of `run` may cost together; None for the ledger's cap alone.
             summary: added to the row's.
 
         Raises:
-            BudgetError: as `plan`. LedgerError: the row is not planned.
+            BudgetError: as `plan`.
+            LedgerError: the row is not planned.
         """
         extra = _json(summary or {})
 
@@ -252,7 +280,12 @@ class Ledger:
         return self._change(key, change)
 
     def submitted(self, key: str, job_id: str, session_id: str | None = None) -> Row:
-        """planned → submitted. The same id once more changes nothing.
+        """Note the job's id: planned → submitted. The same id once more changes nothing.
+
+        Args:
+            key: content key of the row.
+            job_id: that the service returned.
+            session_id: of the batch or session that the job is in; None without one.
 
         Raises:
             LedgerError: another state, another id, or an id that belongs to another row.
@@ -275,9 +308,10 @@ class Ledger:
         return self._change(key, change)
 
     def done(self, key: str, raw: str, qpu_seconds: float | None, **summary: Any) -> Row:
-        """submitted → done. The raw answer is on the disk before the row says so.
+        """Store the answer: submitted → done. The raw answer is on the disk before the row says so.
 
         Args:
+            key: content key of the row.
             raw: the service's answer as it came; should it repeat the user's credentials, they are masked.
             qpu_seconds: measured; None if the service does not say yet (the limit goes on counting; see `measured`).
             summary: added to the row's.
@@ -309,6 +343,8 @@ class Ledger:
         """Note QPU seconds that became known after the job was done or had failed. What is known already stays.
 
         Args:
+            key: content key of the row.
+            qpu_seconds: QPU seconds charged, ≥ 0.
             job_id: of a duplicate or an earlier attempt; None for the row's own job.
         """
         seconds = as_seconds("qpu_seconds", qpu_seconds)
@@ -345,13 +381,15 @@ class Ledger:
         """Before a planned row's job is sent once more, after a submission without reply that no look-up has shown.
 
         Args:
+            key: content key of the row.
             tag: of the attempt.
             seconds: that the earlier submission counts with until it is known what became of it.
             limit: what its job may cost.
             next_limit: what the job that is sent now may cost.
 
         Raises:
-            BudgetError: there is no room for both under the caps. LedgerError: the row is not planned.
+            BudgetError: the caps do not leave enough for both.
+            LedgerError: the row is not planned.
         """
         kept = as_seconds("seconds", seconds)
 
@@ -366,9 +404,10 @@ class Ledger:
         return self._change(key, change)
 
     def settled(self, key: str, tag: str, found: Sequence[str], *, given_up: bool) -> Row:
-        """What a later look-up showed of submissions without reply.
+        """Note what a later look-up showed of submissions without reply.
 
         Args:
+            key: content key of the row.
             tag: of the attempt that was looked for.
             found: ids of the jobs with that tag, besides the row's own; they become its duplicates.
             given_up: whether those that are not among them are taken never to have been accepted.
@@ -393,9 +432,10 @@ class Ledger:
     def failed(
         self, key: str, reason: str, qpu_seconds: float | None = None, *, again: bool = False, **summary: Any
     ) -> Row:
-        """planned or submitted → failed. A failed job that was sent counts with `qpu_seconds`, or else its limit.
+        """Note a failure: planned or submitted → failed. A job that was sent counts with `qpu_seconds`, or its limit.
 
         Args:
+            key: content key of the row.
             reason: for people to read; nothing is decided by it.
             qpu_seconds: charged, None if not known.
             again: whether it never ran or was cancelled, so that the next call sends it again by itself.
@@ -422,15 +462,17 @@ class Ledger:
         cap: float | None = None,
         summary: Mapping[str, Any] | None = None,
     ) -> Row:
-        """failed → planned, with attempt + 1; what the failed attempts cost goes on counting.
+        """Plan another attempt: failed → planned; what the failed attempts cost goes on counting.
 
         Args:
+            key: content key of the row.
             run: the run it counts for from now on; None for the one it has.
             cap: of that run, as in `plan`; None for the one it last stated. The caps are checked anew.
             summary: added to the row's.
 
         Raises:
-            BudgetError: another attempt would pass a cap. LedgerError: the row has not failed.
+            BudgetError: another attempt would pass a cap.
+            LedgerError: the row has not failed.
         """
         extra = _json(summary or {})
 
@@ -459,10 +501,12 @@ class Ledger:
         return keep_beside(self.folder, check_key(key), without_own_tokens(raw))
 
     def refetch(self, key: str, *, unreadable: bool = False) -> Row:
-        """done → submitted, for a row whose result file is missing or damaged: the answer is fetched again, not paid
-        again. The damaged file is kept beside it.
+        """Have an answer fetched again, without paying again: done → submitted.
+
+        For a row whose result file is missing or damaged; a damaged file is kept beside the results.
 
         Args:
+            key: content key of the row.
             unreadable: the file is whole, but what it holds is no result.
 
         Raises:

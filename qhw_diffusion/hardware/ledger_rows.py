@@ -80,8 +80,10 @@ class Row:
 
     @property
     def counted_now(self) -> float:
-        """QPU seconds of this attempt that count against caps: measured, or else what the service lets it take; 0 if
-        nothing was ever sent; and what is kept for submissions without reply.
+        """QPU seconds of this attempt that count against caps.
+
+        Measured, or else what the service lets it take; 0 if nothing was ever sent; and what is kept for submissions
+        without reply.
         """
         if not self.paid:
             return 0.0
@@ -101,8 +103,10 @@ class Row:
 
     @property
     def sent_again(self) -> bool:
-        """Of a failed row: whether the next call sends its job again without being asked to. What the service says as
-        the reason decides nothing; rows of earlier versions, which have no flag, are sent again if nothing ever ran.
+        """Of a failed row: whether the next call sends its job again without being asked to.
+
+        What the service says as the reason decides nothing; rows of earlier versions, which have no flag, are sent
+        again if nothing ever ran.
         """
         return self.summary.get(AGAIN, self.job_id is None) is True
 

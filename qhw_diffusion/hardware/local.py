@@ -7,22 +7,27 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from qiskit import QuantumCircuit
-from qiskit.primitives import BaseEstimatorV2
+from qiskit.circuit import Delay
+from qiskit.primitives import BackendEstimatorV2, BaseEstimatorV2
+from qiskit.quantum_info import PauliList, SparsePauliOp
 
 from qhw_diffusion.devices import Device
 from qhw_diffusion.devices.snapshot import FRACTIONAL_GATES
-from qhw_diffusion.errors import DamagedFileError, InvalidInputError, JobError
-from qhw_diffusion.hardware.aer import AerEstimator, aer_simulator, on_qubits, qubits_in_use
-from qhw_diffusion.hardware.estimators import check_runs
+from qhw_diffusion.draws import Draws
+from qhw_diffusion.errors import DamagedFileError, InvalidInputError, JobError, UnsupportedCircuitError
 from qhw_diffusion.hardware.service import JobState, Limits, Measured, Pub, RefusedError, without_attempts
 from qhw_diffusion.masking import shown_cause
+
+if TYPE_CHECKING:
+    from qiskit_aer import AerSimulator
 
 _FORMAT = "qhw-local-1"
 
@@ -68,9 +73,21 @@ class LocalService:
         return other
 
     def snapshot(self) -> Device:
+        """The device, as it was loaded."""
         return self._device
 
     def check(self, pubs: Sequence[Pub], options: Mapping[str, Any]) -> None:
+        """Check circuits and options before anything runs.
+
+        Args:
+            pubs: what one job is to evaluate.
+            options: of IBM's options only ``resilience_level`` 0.
+
+        Raises:
+            InvalidInputError: another option; a circuit that is wider than the device or has instructions it lacks.
+            UnsupportedCircuitError: resets or measurements in mid-circuit, which your own estimator
+                does not average over.
+        """
         if set(options) - {"resilience_level"} or options.get("resilience_level", 0) != 0:
             raise InvalidInputError(
                 f"options {sorted(options)} are for IBM's service; a fake device in this process takes "
@@ -89,6 +106,20 @@ class LocalService:
                 self._device_for(pub.circuit)
 
     def submit(self, pubs: Sequence[Pub], options: Mapping[str, Any], tags: Sequence[str], limits: Limits) -> str:
+        """Run a job now, in this process.
+
+        Args:
+            pubs: what one job is to evaluate.
+            options: those that `check` allows.
+            tags: tags of the job; with the seed they decide the outcomes.
+            limits: not used: the job costs nothing.
+
+        Returns:
+            The job's id.
+
+        Raises:
+            RefusedError: the simulation failed; the message has its error.
+        """
         job_id = f"local-{uuid.uuid4().hex[:12]}"
         seed = int.from_bytes(
             hashlib.sha256(json.dumps([self._seed, *without_attempts(tags)]).encode()).digest()[:8], "big"
@@ -147,20 +178,44 @@ class LocalService:
         return self._device.with_fractional_gates()
 
     def find(self, tag: str) -> list[str]:
+        """Ids of this object's jobs with the tag, oldest first."""
         return [job_id for job_id, tags in self._tags.items() if tag in tags]
 
     def status(self, job_id: str) -> JobState:
+        """DONE for a job of this object, else UNKNOWN: a job ends with the process that ran it."""
         if job_id in self._answers:
             return JobState("DONE")
         return JobState("UNKNOWN", "it ended with the process that ran it")
 
     def raw(self, job_id: str) -> str:
+        """The answer of a job as JSON text.
+
+        Args:
+            job_id: the service's id of the job.
+
+        Returns:
+            Values, standard errors and shots of each PUB, as `decode` reads them.
+
+        Raises:
+            JobError: this object ran no such job.
+        """
         try:
             return self._answers[job_id]
         except KeyError:
             raise JobError(f"job {job_id} ended with the process that ran it") from None
 
     def decode(self, raw: str) -> list[Measured]:
+        """Decode the text of a job's answer.
+
+        Args:
+            raw: what `raw` returned.
+
+        Returns:
+            Values [M, B], standard errors [M, B] and shots of each PUB.
+
+        Raises:
+            DamagedFileError: it is no answer of a fake device.
+        """
         try:
             document = json.loads(raw)
             assert document["format"] == _FORMAT
@@ -172,19 +227,125 @@ class LocalService:
             raise DamagedFileError(f"the stored answer is none of a fake device ({type(error).__name__})") from error
 
     def qpu_seconds(self, job_id: str) -> float | None:
+        """0 QPU seconds: a job in this process costs nothing."""
         return 0.0
 
     def cancel(self, job_id: str) -> None:
         """Jobs are done when they are sent; there is nothing to cancel."""
 
     def remaining_seconds(self) -> float | None:
+        """None: there is no limit."""
         return None
 
     def session_id(self) -> str | None:
+        """None: there is no batch or session."""
         return None
 
     def session_seconds(self) -> dict[str, float]:
+        """An empty dictionary: there are no sessions."""
         return {}
 
     def close(self) -> None:
         """Nothing is open."""
+
+
+# -- Aer in a device's place: qubits in use only, with their noise and asymmetric readout ------------------------------
+
+
+def qubits_in_use(circuit: QuantumCircuit, observables: Sequence[SparsePauliOp]) -> tuple[int, ...]:
+    """Qubits with a gate or in an observable, ascending; every other one stays in |0⟩, however long it waits."""
+    used = {
+        circuit.find_bit(q).index
+        for instruction in circuit.data
+        if instruction.operation.name not in ("delay", "barrier")
+        for q in instruction.qubits
+    }
+    for observable in observables:
+        used.update(int(q) for q in (observable.paulis.x | observable.paulis.z).any(axis=0).nonzero()[0])
+    return tuple(sorted(used))
+
+
+def on_qubits(
+    circuit: QuantumCircuit, observables: Sequence[SparsePauliOp], qubits: Sequence[int]
+) -> tuple[QuantumCircuit, tuple[SparsePauliOp, ...]]:
+    """The circuit and its observables on `qubits` (all those in use), relabelled 0…k−1 in the order given."""
+    where = {qubit: index for index, qubit in enumerate(qubits)}
+    reduced = QuantumCircuit(len(qubits), circuit.num_clbits, global_phase=circuit.global_phase)
+    for instruction in circuit.data:
+        places = [circuit.find_bit(q).index for q in instruction.qubits]
+        if instruction.operation.name != "barrier" and set(places) <= set(where):
+            clbits = [circuit.find_bit(c).index for c in instruction.clbits]
+            reduced.append(instruction.operation, [where[q] for q in places], clbits)
+    kept = list(qubits)
+    return reduced, tuple(
+        SparsePauliOp(PauliList.from_symplectic(o.paulis.z[:, kept], o.paulis.x[:, kept]), o.coeffs)
+        for o in observables
+    )
+
+
+def aer_simulator(device: Device, qubits: Sequence[int], *, scheduled: bool) -> AerSimulator:
+    """Aer with the device's noise and asymmetric readout on `qubits`, for circuits from `on_qubits`.
+
+    With the noise model of the whole device Aer would spend seconds a call.
+
+    Args:
+        device: whose calibration counts; the ideal device has no noise.
+        qubits: physical qubits, in the order of their labels.
+        scheduled: let waiting qubits relax (a circuit with delays).
+    """
+    from qiskit_aer import AerSimulator
+    from qiskit_aer.noise import RelaxationNoisePass
+
+    model = device.noise_model(qubits)
+    if device.target is not None and scheduled:
+        times = [device.relaxation_times(qubit) for qubit in qubits]
+        t1s = [math.inf if t1 is None else t1 for t1, _ in times]
+        t2s = [2 * t1 if t2 is None else min(t2, 2 * t1) for t1, (_, t2) in zip(t1s, times, strict=True)]
+        # Where NoiseModel.from_backend puts it: a noise model has no public place for the errors of delays
+        model._custom_noise_passes.append(RelaxationNoisePass(t1s, t2s, dt=device.target.dt, op_types=Delay))
+    return AerSimulator(noise_model=model, max_parallel_threads=1)
+
+
+class AerEstimator(BackendEstimatorV2):
+    """`BackendEstimatorV2` on Aer that draws on from call to call; with a fixed seed it would repeat the outcomes."""
+
+    def __init__(self, backend: Any, seed: int | None) -> None:
+        super().__init__(backend=backend)
+        self._draws = Draws(seed)
+
+    def run(self, pubs: Iterable[Any], *, precision: float | None = None) -> Any:
+        """Estimate PUBs, with a new simulator seed for every call.
+
+        Args:
+            pubs: what Qiskit's `BaseEstimatorV2.run` takes.
+            precision: target standard error of PUBs that state none; None for the estimator's own default.
+
+        Returns:
+            Qiskit's primitive job, started.
+        """
+        self.options.seed_simulator = int(self._draws.generator.integers(2**31))
+        return super().run(pubs, precision=precision)
+
+
+# -- circuits with resets or measurements in mid-circuit ---------------------------------------------------------------
+
+
+def check_runs(estimator: Any, circuit: QuantumCircuit) -> None:
+    """Raise UnsupportedCircuitError for a circuit with resets or measurements that the estimator does not average over.
+
+    Qiskit's StatevectorEstimator follows one state and draws the outcome of a reset once for all its values; Aer's
+    own estimator averages over a number of runs that has nothing to do with the precision, unless it holds density
+    matrices. Estimators that run every shot from the start take both; the runtime client's take resets. Others are not
+    known to, and are refused.
+    """
+    found = sorted({"measure", "reset"} & set(circuit.count_ops()))
+    module = type(estimator).__module__
+    by_shots = isinstance(estimator, BackendEstimatorV2)
+    mixed = module.startswith("qiskit_aer") and estimator._backend.options.get("method") == "density_matrix"
+    client = module.startswith("qiskit_ibm_runtime") and "measure" not in found
+    if found and not (by_shots or mixed or client):
+        raise UnsupportedCircuitError(
+            f"{module.split('.')[0]}'s {type(estimator).__name__} gives no right value for a circuit with "
+            f"{' and '.join(found)} in mid-circuit; use Primitive(aer_estimator(compiled), reduced=True), or engine "
+            "'ideal' or 'noisy'"
+        )

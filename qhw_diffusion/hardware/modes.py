@@ -57,6 +57,7 @@ class Context:
 
     @property
     def session_id(self) -> str | None:
+        """Id of the batch or session that is open; None without one."""
         return None if self._open is None else self._open.session_id
 
     @property
@@ -79,8 +80,9 @@ class Context:
         return {**self._ended, str(self.session_id): now}
 
     def _end(self, final: bool = True) -> None:
-        """Note what the open session used. If nobody says, or it may still be open, it counts as all of its time, so
-        that caps hold.
+        """Note what the open session used.
+
+        If the service does not say, or it may still be open, it counts as all of its time, so that caps hold.
         """
         name, most = str(self.session_id), float(self._left)
         with contextlib.suppress(Exception):

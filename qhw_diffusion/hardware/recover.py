@@ -22,10 +22,20 @@ from typing import Any
 
 from qhw_diffusion.errors import DamagedFileError, InvalidInputError, LedgerError
 from qhw_diffusion.hardware.caps import as_seconds
-from qhw_diffusion.hardware.key_lock import FolderLock
 from qhw_diffusion.hardware.keys import check_key
 from qhw_diffusion.hardware.ledger import Ledger
-from qhw_diffusion.hardware.ledger_file import FILE, RECOVERING, LedgerFile, check_folder
+from qhw_diffusion.hardware.ledger_files import (
+    FILE,
+    RECOVERING,
+    RESULTS,
+    FolderLock,
+    LedgerFile,
+    check_folder,
+    durable_write,
+    read_result,
+    result_name,
+    sync_folder,
+)
 from qhw_diffusion.hardware.ledger_rows import (
     COLUMNS,
     ID,
@@ -37,7 +47,6 @@ from qhw_diffusion.hardware.ledger_rows import (
     store_note,
     write_row,
 )
-from qhw_diffusion.hardware.results import RESULTS, durable_write, read_result, result_name, sync_folder
 
 _FILES = (FILE, f"{FILE}-wal", f"{FILE}-shm")
 # The ledger's name in a tag of `keys.ledger_tag`

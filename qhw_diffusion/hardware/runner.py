@@ -19,21 +19,18 @@ from qiskit.primitives import BaseEstimatorV2
 
 from qhw_diffusion.devices import Device
 from qhw_diffusion.errors import AccountError, BudgetError, DamagedFileError, InvalidInputError, LedgerError, QhwError
-from qhw_diffusion.hardware.budget import LONGEST_JOB, share_budget
-from qhw_diffusion.hardware.completion import Collector, check_answer, failed_before
-from qhw_diffusion.hardware.cost import DEFAULT_LEVEL, EXTRAPOLATED, added_by
-from qhw_diffusion.hardware.estimate import Estimator, job_estimator
-from qhw_diffusion.hardware.job import Job, distinct
+from qhw_diffusion.hardware.caps import LONGEST_JOB, share_budget
+from qhw_diffusion.hardware.cost import DEFAULT_LEVEL, EXTRAPOLATED, Estimator, added_by, job_estimator
 from qhw_diffusion.hardware.keys import job_key, ledger_tag
 from qhw_diffusion.hardware.ledger import Ledger, Row
 from qhw_diffusion.hardware.ledger_rows import DUPLICATES, INSTANCE, LIMIT, TAG, seconds_since, total_charge
 from qhw_diffusion.hardware.local import LocalService
 from qhw_diffusion.hardware.modes import check_mode, check_seconds
+from qhw_diffusion.hardware.record import Collector, check_answer, failed_before
 from qhw_diffusion.hardware.service import Pub, Service
 from qhw_diffusion.hardware.split import JobLimits, cut, join, split
-from qhw_diffusion.hardware.submission import Sender
-from qhw_diffusion.hardware.times import Times
-from qhw_diffusion.hardware.waiting import Waiter, tell
+from qhw_diffusion.hardware.submit import Job, Sender, distinct
+from qhw_diffusion.hardware.wait import Times, Waiter, tell
 
 
 @dataclass(frozen=True, eq=False)
@@ -243,8 +240,10 @@ class Runner:
         return row.state in ("planned", "failed")
 
     def _sent_by_this_ledger(self, job: Job) -> bool:
-        """Whether the service has a job of a key that has no row, because the row was lost or is newer than a ledger
-        that was put back. Then it is taken over: nothing is sent for it, and what it and earlier attempts cost counts.
+        """Whether the service has a job of a key that has no row.
+
+        The row was lost, or is newer than a ledger that was put back. Then the job is taken over: nothing is sent for
+        it, and what it and earlier attempts cost counts.
         """
         if not (self.service.paid or self.ledger.incomplete):
             return False

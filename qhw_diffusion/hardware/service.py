@@ -130,6 +130,7 @@ class JobState:
 
     @property
     def final(self) -> bool:
+        """Whether the job has ended, or is unknown to the service."""
         return self.name in FINAL_STATES
 
 
@@ -172,7 +173,8 @@ class Service(Protocol):
     def find(self, tag: str) -> list[str]:
         """Ids of the jobs with this tag, oldest first."""
 
-    def status(self, job_id: str) -> JobState: ...
+    def status(self, job_id: str) -> JobState:
+        """Where the job is now; UNKNOWN where the service does not know it."""
 
     def raw(self, job_id: str) -> str:
         """The service's answer as text, before any post-processing."""

@@ -21,7 +21,7 @@ from qhw_diffusion.hardware.ledger import Ledger
 from qhw_diffusion.hardware.runner import open_runner
 from qhw_diffusion.hardware.split import JobLimits
 from qhw_diffusion.hardware.standin import StandIn
-from qhw_diffusion.hardware.times import Times
+from qhw_diffusion.hardware.wait import Times
 from qhw_diffusion.mitigation import Mitigated, strategies_of
 
 ROWS, SHOTS, CALLS = 5, 64, 2

@@ -22,11 +22,11 @@ from typing import Any
 import numpy as np
 from scripted import pub
 
-from qhw_diffusion.hardware import ibm, ledger, modes, transport
+from qhw_diffusion.hardware import ibm, ledger, modes
 from qhw_diffusion.hardware.ledger import Ledger
 from qhw_diffusion.hardware.runner import open_runner
 from qhw_diffusion.hardware.split import JobLimits
-from qhw_diffusion.hardware.times import Times
+from qhw_diffusion.hardware.wait import Times
 
 SHOTS = 64
 TIMES = Times(connect=5, read=5, attempts=4, backoff=0.01, backoff_most=0.05, poll=0.02, poll_most=0.05, patience=10,
@@ -38,7 +38,7 @@ MOMENTS: dict[str, tuple[Any, str, str]] = {
     "planned": (Ledger, "plan", "after"),
     "about to be sent": (ibm.IBMService, "submit", "before"),
     "batch opened": (modes.Context, "target", "after"),
-    "accepted, reply not read": (transport.Transport, "send", "after"),
+    "accepted, reply not read": (ibm.Transport, "send", "after"),
     "accepted, id not noted": (Ledger, "submitted", "before"),
     "submitted": (Ledger, "submitted", "after"),
     "answer fetched": (ibm.IBMService, "raw", "after"),
@@ -54,7 +54,7 @@ def die_at(moment: str, after: int, number: int) -> None:
     left = [after]
 
     def patched(*arguments: Any, **named: Any) -> Any:
-        counts = owner is not transport.Transport or _posts_a_job(arguments[1])
+        counts = owner is not ibm.Transport or _posts_a_job(arguments[1])
         if counts:
             left[0] -= 1
         if counts and left[0] == -1 and when == "before":

@@ -15,7 +15,7 @@ from qiskit.quantum_info import SparsePauliOp, Statevector
 from qhw_diffusion.devices import Device
 from qhw_diffusion.hardware.cost import Cost
 from qhw_diffusion.hardware.service import JobState, Limits, Measured, Pub, UncertainError, precision_of
-from qhw_diffusion.hardware.times import Times
+from qhw_diffusion.hardware.wait import Times
 
 FAST = Times(
     connect=2.0,

@@ -24,10 +24,10 @@ from test_faults import TIMES
 from qhw_diffusion.devices import Device
 from qhw_diffusion.errors import JobError, ServiceError
 from qhw_diffusion.execution import CompiledCircuit, Hardware, compile_circuit
-from qhw_diffusion.hardware.estimate import expected_cost
-from qhw_diffusion.hardware.export import export_rows
+from qhw_diffusion.hardware.cost import expected_cost
 from qhw_diffusion.hardware.ledger import Ledger
 from qhw_diffusion.hardware.ledger_rows import AGAIN, write_row
+from qhw_diffusion.hardware.report import export_rows
 from qhw_diffusion.hardware.runner import Answer, Runner, open_runner
 from qhw_diffusion.hardware.standin import Body, FailJob, StandIn
 

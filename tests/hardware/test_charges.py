@@ -20,12 +20,11 @@ from scripted import FAST, Job, ScriptedService, estimate, pub
 from test_faults import TIMES
 
 from qhw_diffusion.errors import BudgetError, JobError, QhwError, ServiceError
-from qhw_diffusion.hardware.export import export_rows
 from qhw_diffusion.hardware.ledger import Ledger
-from qhw_diffusion.hardware.ledger_file import FILE
+from qhw_diffusion.hardware.ledger_files import FILE
 from qhw_diffusion.hardware.ledger_rows import Row
-from qhw_diffusion.hardware.ledger_text import list_text, show_text
 from qhw_diffusion.hardware.recover import recover
+from qhw_diffusion.hardware.report import export_rows, list_text, show_text
 from qhw_diffusion.hardware.runner import Runner, open_runner
 from qhw_diffusion.hardware.standin import CancelJob, Drop, FailJob, StandIn, Status
 from qhw_diffusion.hardware.standin.records import JobRecord

@@ -23,11 +23,12 @@ from qhw_diffusion.hardware.cost import (
     added_by,
     default_repetition_delay,
     estimate_cost,
+    expected_cost,
     history_of,
     in_all,
+    job_estimator,
     readout_seconds,
 )
-from qhw_diffusion.hardware.estimate import expected_cost, job_estimator
 from qhw_diffusion.hardware.ledger import Ledger
 from qhw_diffusion.hardware.runner import Runner
 from qhw_diffusion.hardware.service import Pub

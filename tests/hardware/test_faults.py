@@ -35,7 +35,7 @@ from qhw_diffusion.hardware.standin import (
     Truncate,
     UsageLimit,
 )
-from qhw_diffusion.hardware.times import Times
+from qhw_diffusion.hardware.wait import Times
 
 TIMES = Times(
     connect=5.0,

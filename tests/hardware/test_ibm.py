@@ -16,8 +16,7 @@ from scripted import estimate, pub
 from test_faults import TIMES, assert_right
 
 from qhw_diffusion.errors import BudgetError, DamagedFileError, InvalidInputError
-from qhw_diffusion.hardware.ibm import IBMService
-from qhw_diffusion.hardware.ibm_answers import decode
+from qhw_diffusion.hardware.ibm import IBMService, decode
 from qhw_diffusion.hardware.ledger import Ledger
 from qhw_diffusion.hardware.runner import Runner, open_runner
 from qhw_diffusion.hardware.service import Limits, Pub

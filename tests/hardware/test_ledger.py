@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from qhw_diffusion.errors import BudgetError, DamagedFileError, InvalidInputError, LedgerError
-from qhw_diffusion.hardware import Ledger, Row, key_lock, ledger_file, ledger_folder
+from qhw_diffusion.hardware import Ledger, Row, ledger_files, ledger_folder
 
 A, B, C, D = (letter * 64 for letter in "abcd")
 RAW = '{"answer": "⟨Z⟩ = 0.25"}'
@@ -276,7 +276,7 @@ def test_one_worker_to_a_key(ledger: Ledger) -> None:
 
 
 def test_a_lock_file_removed_by_its_last_holder_is_made_anew(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
-    path, flock, removed = ledger.folder / "locks" / A, key_lock.fcntl.flock, []
+    path, flock, removed = ledger.folder / "locks" / A, ledger_files.fcntl.flock, []
 
     def holder_leaves_just_before(handle: int, how: int) -> None:
         if not removed:
@@ -284,7 +284,7 @@ def test_a_lock_file_removed_by_its_last_holder_is_made_anew(ledger: Ledger, mon
             removed.append(path)
         flock(handle, how)
 
-    monkeypatch.setattr(key_lock.fcntl, "flock", holder_leaves_just_before)
+    monkeypatch.setattr(ledger_files.fcntl, "flock", holder_leaves_just_before)
     with ledger.lock(A):
         assert removed
         with pytest.raises(LedgerError, match="in use"), ledger.lock(A, timeout=0.0):
@@ -368,7 +368,7 @@ def test_folders_that_cannot_hold_a_ledger(tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(LedgerError, match="cannot be made"):
         Ledger.open(tmp_path / "file")
     with monkeypatch.context() as patch:
-        patch.setattr(ledger_file, "file_system", lambda folder: "nfs4")
+        patch.setattr(ledger_files, "file_system", lambda folder: "nfs4")
         with pytest.raises(LedgerError, match=r"network drive \(nfs4\).*local disk"):
             Ledger.open(tmp_path / "remote")
     with monkeypatch.context() as patch:
@@ -386,9 +386,9 @@ def test_the_file_system_is_the_innermost_mount(tmp_path: Path, monkeypatch: pyt
     real = Path.read_text
     monkeypatch.setattr(Path, "read_text", lambda p, *a, **k: table if str(p).startswith("/proc") else real(p, *a, **k))
     (tmp_path / "local disk").mkdir()
-    assert ledger_file.file_system(Path("/")) == "ext4"
-    assert ledger_file.file_system(tmp_path) == "nfs4"
-    assert ledger_file.file_system(tmp_path / "local disk") == "xfs"
+    assert ledger_files.file_system(Path("/")) == "ext4"
+    assert ledger_files.file_system(tmp_path) == "nfs4"
+    assert ledger_files.file_system(tmp_path / "local disk") == "xfs"
 
 
 def test_a_full_disk_and_a_busy_ledger_are_said_plainly(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -399,7 +399,7 @@ def test_a_full_disk_and_a_busy_ledger_are_said_plainly(ledger: Ledger, monkeypa
     with pytest.raises(LedgerError, match="disk is full; make room"):
         plan(ledger, B, summary={"long": "x" * 100_000})
     assert [row.key for row in ledger.rows()] == [A]
-    monkeypatch.setattr(ledger_file, "BUSY_SECONDS", 0.1)
+    monkeypatch.setattr(ledger_files, "BUSY_SECONDS", 0.1)
     with (
         Ledger.open(ledger.folder) as other,
         ledger._file.writing(),

@@ -38,11 +38,11 @@ from qhw_diffusion.errors import BudgetError, JobError, ServiceError
 from qhw_diffusion.hardware import ledger_rows
 from qhw_diffusion.hardware.keys import job_key
 from qhw_diffusion.hardware.ledger import Ledger
-from qhw_diffusion.hardware.ledger_file import FILE
+from qhw_diffusion.hardware.ledger_files import FILE
 from qhw_diffusion.hardware.recover import recover
 from qhw_diffusion.hardware.runner import Runner
 from qhw_diffusion.hardware.service import JobState, Limits, Measured, NotSentError, Pub, UncertainError
-from qhw_diffusion.hardware.times import Times
+from qhw_diffusion.hardware.wait import Times
 
 EXAMPLES = int(os.environ.get("QHW_MODEL", "0"))
 # Shrinking a failure takes minutes: QHW_MODEL_SHRINK=1 when there is one

@@ -24,7 +24,7 @@ from qhw_diffusion.errors import BudgetError, JobError, ServiceError
 from qhw_diffusion.hardware.cost import Cost
 from qhw_diffusion.hardware.ibm import IBMService
 from qhw_diffusion.hardware.ledger import Ledger
-from qhw_diffusion.hardware.ledger_file import FILE
+from qhw_diffusion.hardware.ledger_files import FILE
 from qhw_diffusion.hardware.local import LocalService
 from qhw_diffusion.hardware.recover import recover
 from qhw_diffusion.hardware.runner import Runner, open_runner

@@ -31,7 +31,7 @@ from qhw_diffusion.hardware.standin import (
     Status,
     Truncate,
 )
-from qhw_diffusion.hardware.times import Times
+from qhw_diffusion.hardware.wait import Times
 
 JOBS = int(os.environ.get("QHW_SOAK", "40"))
 PER_CALL = 4

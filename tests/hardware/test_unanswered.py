@@ -17,7 +17,7 @@ from qhw_diffusion.errors import BudgetError, JobError, ServiceError
 from qhw_diffusion.hardware import ibm
 from qhw_diffusion.hardware.ibm import IBMService
 from qhw_diffusion.hardware.ledger import Ledger
-from qhw_diffusion.hardware.ledger_text import show_text
+from qhw_diffusion.hardware.report import show_text
 from qhw_diffusion.hardware.runner import Runner, open_runner
 from qhw_diffusion.hardware.standin import Drop, FailJob, JobRecord, LostReply, StandIn
 

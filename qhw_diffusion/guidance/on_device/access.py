@@ -46,8 +46,9 @@ class DeviceAccess:
         return Mitigated(engine, strategies) if strategies else engine
 
     def receipt(self, purpose: str) -> Receipt:
-        """Jobs of `purpose` and what they were charged, failed attempts and duplicates included; None seconds while the
-        service has not said of one of them.
+        """Jobs of `purpose` and what they were charged, failed attempts and duplicates included.
+
+        The QPU seconds are None while the service has not stated those of one job.
         """
         return self._receipt([row for row in self.ledger.rows(run=self.run) if row.purpose == purpose])
 
@@ -141,8 +142,10 @@ def open_access(config: AccessConfig, run: str, *, device: Device | None = None)
 
 @contextmanager
 def at_device(folder: RunFolder, access: DeviceAccess) -> Iterator[None]:
-    """Around the jobs of a run: once one is in the ledger, the folder stays (its snapshot gives the same circuits
-    again), and an error is followed on stderr by how the run goes on. Before that the folder may be taken back.
+    """A context around the jobs of a run, which keeps its folder once a job is in the ledger.
+
+    The folder's snapshot gives the same circuits again, and an error is followed on stderr by how the run goes on.
+    Before the first job the folder may be taken back.
     """
     before = len(access.ledger.rows(run=access.run))
     try:

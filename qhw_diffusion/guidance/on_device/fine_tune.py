@@ -56,8 +56,10 @@ class Work:
 
 
 def work_of(asked: FineTuneConfig, compiled: CompiledCircuit, n_steps: int) -> Work:
-    """What will be asked of the device. The first gradient step of an update finds its values measured already if it
-    takes the whole rollout at once. Minibatches of unequal size are counted as large as the largest.
+    """What will be asked of the device.
+
+    The first gradient step of an update finds its values measured already if it takes the whole rollout at once.
+    Minibatches of unequal size are counted as large as the largest.
     """
     steps = asked.epochs * asked.minibatches
     rows = -(-asked.num_envs * n_steps // asked.minibatches)
@@ -195,9 +197,11 @@ class FiledEngine(Engine):
         self._known: dict[int, tuple[CompiledCircuit, dict[bytes, tuple[Tensor, Tensor]]]] = {}
 
     def check(self, compiled: CompiledCircuit) -> None:
+        """Raise what the device's engine raises for a circuit that it cannot run."""
         self.access.engine(self.purpose).check(compiled)
 
     def estimate(self, compiled: CompiledCircuit, parameters: Tensor) -> Estimate:
+        """Values and standard errors [B, M] of rows [B, P]; only rows that this update has not measured are sent."""
         parameters = check_parameters(compiled, parameters)
         # the circuit is kept, so that its id stays its own
         _, known = self._known.setdefault(id(compiled), (compiled, {}))

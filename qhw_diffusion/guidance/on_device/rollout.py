@@ -291,8 +291,10 @@ def play(
 
 
 def with_final_receipts(prepared: Prepared, played: Played, access: Access) -> Played:
-    """The rollout with what its steps were charged as the ledger knows it now: some charges are stated later, and a
-    session is counted when it has ended. A step that the ledger does not have keeps its receipt.
+    """The rollout with what its steps were charged as the ledger knows it now.
+
+    Some charges are stated later, and a session is counted when it has ended. A step that the ledger does not have
+    keeps its receipt.
     """
     purposes = [purpose_of(prepared, step) for step in range(len(played.receipts))]
     now = [access.receipt(purpose) for purpose in purposes]

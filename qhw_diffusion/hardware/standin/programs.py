@@ -14,7 +14,7 @@ import numpy as np
 
 from qhw_diffusion.devices import Device
 from qhw_diffusion.errors import InvalidInputError
-from qhw_diffusion.hardware.aer import AerEstimator, aer_simulator, on_qubits, qubits_in_use
+from qhw_diffusion.hardware.local import AerEstimator, aer_simulator, on_qubits, qubits_in_use
 from qhw_diffusion.hardware.standin.sampling import sample_counts
 
 PROGRAMS = ("estimator", "executor")

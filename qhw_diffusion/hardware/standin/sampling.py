@@ -15,7 +15,7 @@ from qiskit.circuit import CircuitInstruction, Parameter, ParameterExpression
 
 from qhw_diffusion.devices import Device
 from qhw_diffusion.errors import UnsupportedCircuitError
-from qhw_diffusion.hardware.aer import aer_simulator
+from qhw_diffusion.hardware.local import aer_simulator
 
 Bits = dict[str, np.ndarray]
 
@@ -97,7 +97,7 @@ def _sample_group(
     device: Device,
     generator: np.random.Generator,
 ) -> np.ndarray:
-    """bool [rows, shots, measured qubits] from Aer, which takes density matrices or trajectories as it sees fit."""
+    """Outcomes, bool [rows, shots, measured qubits], from Aer, which chooses density matrices or trajectories."""
     where = {qubit: index for index, qubit in enumerate(group)}
     reduced = QuantumCircuit(len(group), len(measured))
     for instruction in circuit.data:

@@ -181,7 +181,7 @@ class Schedule:
     shape: dict[str, float] = field(default_factory=dict)
 
     def scales(self, n_steps: int) -> Tensor:
-        """g [n_steps], noisiest step first."""
+        """Guidance scales g [n_steps], noisiest step first."""
         return schedule(self.name, self.mean, n_steps, **self.shape)
 
     def to_dict(self) -> dict[str, Any]:

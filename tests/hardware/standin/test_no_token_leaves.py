@@ -28,13 +28,13 @@ from qhw_diffusion.errors import AccountError, EngineError, InvalidInputError, J
 from qhw_diffusion.execution import Primitive, compile_circuit
 from qhw_diffusion.execution.primitive import Hardware, runtime_estimator
 from qhw_diffusion.experiment.page import Page as Report
-from qhw_diffusion.hardware.export import export_rows
 from qhw_diffusion.hardware.ledger import Ledger
+from qhw_diffusion.hardware.report import export_rows
 from qhw_diffusion.hardware.runner import open_runner
 from qhw_diffusion.hardware.standin import CancelJob, FailJob, LostReply, StandIn, Status
 from qhw_diffusion.hardware.standin.server import access_token
 from qhw_diffusion.hardware.standin.service import INSTANCE
-from qhw_diffusion.hardware.times import Times
+from qhw_diffusion.hardware.wait import Times
 from qhw_diffusion.runs import RunFolder, atomic_write_json
 
 CANARY = "Canary/0123456789+abcdefghij=klmnopqrstuvw"

@@ -3,16 +3,73 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 from qhw_diffusion.errors import AccountError, BudgetError, InvalidInputError, QhwError, ServiceError
-from qhw_diffusion.hardware.budget import LONGEST_JOB
-from qhw_diffusion.hardware.job import Job
+from qhw_diffusion.hardware.caps import LONGEST_JOB
+from qhw_diffusion.hardware.cost import Added
 from qhw_diffusion.hardware.keys import ledger_tag, tag_of
 from qhw_diffusion.hardware.ledger import Ledger, Row
 from qhw_diffusion.hardware.ledger_rows import DUPLICATES, INSTANCE, TAG, UNANSWERED, seconds_since
-from qhw_diffusion.hardware.service import Limits, NotSentError, RefusedError, Service, UncertainError, attempt_tag
-from qhw_diffusion.hardware.waiting import Waiter, tell
+from qhw_diffusion.hardware.service import Limits, NotSentError, Pub, RefusedError, Service, UncertainError, attempt_tag
+from qhw_diffusion.hardware.split import Piece, asked
+from qhw_diffusion.hardware.wait import Waiter, tell
+
+
+@dataclass(eq=False)
+class Job:
+    """What is sent, under which key, and what is known of it so far.
+
+    Attributes:
+        key: of the ledger.
+        pieces: which rows of which PUBs of the call it holds.
+        pubs: the PUBs to send.
+        options: of the client's estimator.
+        purpose: as the caller names it.
+        added: what the client's own mitigation executes besides.
+        seconds: estimate of its QPU time.
+        summary: what the ledger's row should say besides.
+        max_seconds: QPU seconds after which the service cancels it.
+        sent_before: whether an earlier call has sent it.
+        uncertain: whether a submission got no usable reply, or may have got none in an earlier call.
+        reused: whether its answer was in the ledger already.
+    """
+
+    key: str
+    pieces: list[Piece]
+    pubs: list[Pub]
+    options: Mapping[str, Any]
+    purpose: str
+    added: Added = field(default_factory=Added)
+    seconds: float = 0.0
+    summary: dict[str, Any] = field(default_factory=dict)
+    max_seconds: int | None = None
+    sent_before: bool = False
+    uncertain: bool = False
+    reused: bool = False
+
+    @property
+    def whole_seconds(self) -> int:
+        """The estimate in whole seconds, as the service takes limits."""
+        return math.ceil(self.seconds)
+
+    @property
+    def executed(self) -> tuple[int, int]:
+        """(circuits, shots of each) that the service executes.
+
+        Rows of parameters times settings of the measurement, with what the client's mitigation adds; the most shots,
+        if they differ.
+        """
+        return self.added.executed(*asked(self.pubs))
+
+
+def distinct(jobs: Sequence[Job]) -> list[Job]:
+    """One job for each key, in order: equal work in one call is done once."""
+    return list({job.key: job for job in jobs}.values())
+
 
 # Attempts that are looked for after a ledger has lost rows; refused ones leave gaps in their numbers
 _MOST_ATTEMPTS = 50
@@ -41,8 +98,10 @@ class Sender:
         self._tags_checked = False
 
     def limit_session(self, left: int) -> None:
-        """Before the first job of a session: it is charged by the clock, so it may not be open for longer than what
-        the caps leave.
+        """Limit a session before its first job: charged by the clock, it may be open only for what the caps leave.
+
+        Args:
+            left: whole QPU seconds that the caps leave.
         """
         if self.mode == "session" and not self._session_limited:
             self.max_session_seconds = max(1, min(self.max_session_seconds or LONGEST_JOB, left))
@@ -97,11 +156,14 @@ class Sender:
         )
 
     def look_up(self, row: Row, ago: float = 0.0) -> str | None:
-        """The job with the row's tag; None if all look-ups were answered and none found it, for as long as the list of
-        the service may be behind.
+        """Look for the job with the row's tag, for as long as the list of the service may be behind.
 
         Args:
+            row: the ledger's row.
             ago: seconds since the job was sent, if it was.
+
+        Returns:
+            The job's id; None if all look-ups were answered and none found it.
 
         Raises:
             ServiceError: a look-up stays without answer, or does not find jobs that there are.
@@ -127,14 +189,21 @@ class Sender:
         return None
 
     def not_found(self, job: Job, row: Row, ago: float) -> Row:
-        """Before a job is sent again: the earlier submission counts too, with its estimate, until it is found or looked
-        for in vain for long. The next one may take half of what is left of the job's share.
+        """Prepare a job to be sent again after a submission that no look-up shows.
+
+        The earlier submission counts too, with its estimate, until it is found or was looked for in vain for
+        `Times.remembered`. The next one may take half of what is left of the job's share.
 
         Args:
+            job: to be sent again; its limit is lowered.
+            row: its row, planned.
             ago: seconds since the earlier submission.
 
+        Returns:
+            The row, with the earlier submission noted.
+
         Raises:
-            BudgetError: the caps have no room for both.
+            BudgetError: the caps do not leave enough for both.
         """
         if not self.service.paid or ago >= self.waiter.times.remembered:
             return row
@@ -222,8 +291,13 @@ class Sender:
         return self.waiter.answered(lambda: self.service.find(tag))
 
     def cancel_duplicates(self, row: Row) -> dict[str, float | None]:
-        """After a submission without reply: a job that was accepted twice shows by now. The row's own one counts; the
-        others are cancelled, and what they were charged is told, None where the service does not say.
+        """Cancel jobs of a row besides its own, after a submission without reply: one accepted twice shows by now.
+
+        Args:
+            row: the ledger's row, with the id of the job that counts.
+
+        Returns:
+            {job id: QPU seconds charged, None where the service does not say} of the others.
         """
         if TAG not in row.summary:
             return {}
@@ -251,8 +325,9 @@ class Sender:
         self.ledger.submitted(job.key, job_id, self.service.session_id())
 
     def _oldest(self, row: Row, found: Sequence[str]) -> str | None:
-        """Of several jobs with one tag the oldest counts; the others are asked to be cancelled, if the tag says that
-        they are this ledger's.
+        """The oldest of several jobs with one tag, which counts; None if there is none.
+
+        The others are asked to be cancelled, if the tag says that they are this ledger's.
         """
         self._cancel(found[1:] if TAG in row.summary else [])
         return found[0] if found else None

@@ -6,12 +6,11 @@ import contextlib
 from collections.abc import Mapping, Sequence
 
 from qhw_diffusion.errors import AccountError, DamagedFileError, JobError, ServiceError
-from qhw_diffusion.hardware.job import Job
 from qhw_diffusion.hardware.ledger import Ledger
 from qhw_diffusion.hardware.ledger_rows import DUPLICATES, INSTANCE, UNANSWERED, Row
 from qhw_diffusion.hardware.service import JobState, Pub, Service
-from qhw_diffusion.hardware.submission import Sender
-from qhw_diffusion.hardware.waiting import Waiter
+from qhw_diffusion.hardware.submit import Job, Sender
+from qhw_diffusion.hardware.wait import Waiter
 
 _NO_ANSWER = (ServiceError, AccountError)
 

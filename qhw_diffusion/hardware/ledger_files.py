@@ -1,25 +1,36 @@
-"""The ledger's database file: safe opening, transactions, and plain words for what goes wrong.
+"""The files in a ledger's folder: the database, one result file a job, and locks.
 
-SQLite with a write-ahead log and synchronous=FULL: a transaction that has returned survives a killed process and a
-power cut.
+Database: SQLite with a write-ahead log and synchronous=FULL; a transaction that has returned survives a killed process
+and a power cut, and what goes wrong is said in plain words. Result files: the service's raw answer with the row it
+belongs to, compressed, checked on reading; a file says all there is to know about its job, so that the rows of finished
+jobs can be rebuilt from the files alone. Locks: freed by the operating system when their process dies; one worker to a
+key, no recovery beside other work.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import gzip
+import hashlib
+import json
 import os
 import sqlite3
 import tempfile
 import threading
+import time
 import uuid
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from qhw_diffusion.errors import LedgerError
-from qhw_diffusion.hardware.key_lock import exclusive_lock
+from qhw_diffusion.errors import DamagedFileError, LedgerError
 from qhw_diffusion.hardware.ledger_rows import ID, SCHEMA, DamagedLedgerError, now, read_rows, store_note
-from qhw_diffusion.hardware.results import RESULTS, durable_write
+from qhw_diffusion.terminal import naming
+
+# -- the database ------------------------------------------------------------------------------------------------------
+
 
 FILE = "ledger.sqlite"
 LOCKS = "locks"
@@ -217,3 +228,179 @@ def plain_words(folder: Path) -> Iterator[None]:
             raise DamagedLedgerError(f"ledger {folder} is damaged ({told}); qhw ledger recover --ledger {folder} saves "
                                      "what can be read and keeps the original") from error  # fmt: skip
         raise LedgerError(f"ledger {folder}: {told}: {todo}") from error
+
+
+# -- result files ------------------------------------------------------------------------------------------------------
+
+
+RESULTS = "results"
+RESULT_FORMAT = 1
+
+
+def result_name(key: str) -> str:
+    """Where the result of a key lies, relative to the ledger's folder."""
+    return f"{RESULTS}/{key}.json.gz"
+
+
+def write_result(folder: Path, key: str, row: Mapping[str, Any], raw: str) -> tuple[str, str]:
+    """Write the file and force it to the disk, folder entry included. Returns its relative name and SHA-256.
+
+    Raises:
+        LedgerError: the disk is full or the folder cannot be written.
+    """
+    document = {"format": RESULT_FORMAT, "row": dict(row), "raw": raw}
+    data = gzip.compress(json.dumps(document, ensure_ascii=False).encode("utf-8", "surrogatepass"), 6, mtime=0)
+    name = result_name(key)
+    try:
+        durable_write(folder / name, data)
+    except OSError as error:
+        raise LedgerError(f"the result of {key[:12]} cannot be written to {folder / name} ({error}); the job's id is "
+                          "in the ledger: make room and run the same command again") from error  # fmt: skip
+    return name, hashlib.sha256(data).hexdigest()
+
+
+def keep_beside(folder: Path, key: str, raw: str) -> Path:
+    """Write what came instead of a result beside the results, each such text once. Returns the file.
+
+    Raises:
+        LedgerError: the disk is full or the folder cannot be written.
+    """
+    data = raw.encode("utf-8", "surrogatepass")
+    path = folder / RESULTS / f"{key}.unreadable-{hashlib.sha256(data).hexdigest()[:12]}"
+    try:
+        durable_write(path, data)
+    except OSError as error:
+        raise LedgerError(
+            f"the answer that came for {key[:12]} is no result, and cannot be written to {path} ({error}); the job's "
+            "id is in the ledger: make room and run the same command again"
+        ) from error
+    return path
+
+
+def read_result(path: Path, checksum: str | None) -> tuple[dict[str, Any], str]:
+    """The row and the raw answer in a result file; `checksum` None to go by the file's own structure (recovery).
+
+    Raises:
+        DamagedFileError: missing, changed, or not a result file; the message says what.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise DamagedFileError(f"result file {path} cannot be read ({error.strerror or error})") from error
+    if checksum is not None and hashlib.sha256(data).hexdigest() != checksum:
+        raise DamagedFileError(f"result file {path} is damaged: its SHA-256 is not the one in the ledger")
+    try:
+        document = json.loads(gzip.decompress(data).decode("utf-8", "surrogatepass"))
+        if document["format"] != RESULT_FORMAT:
+            raise DamagedFileError(f"result file {path} has format {document['format']!r}; known: {RESULT_FORMAT}")
+        row, raw = document["row"], document["raw"]
+    except (OSError, EOFError, ValueError, KeyError, TypeError, zlib.error) as error:
+        raise DamagedFileError(f"result file {path} is damaged or no result file ({error})") from error
+    if not isinstance(row, dict) or not isinstance(raw, str):
+        raise DamagedFileError(f"result file {path} is no result file")
+    return row, raw
+
+
+def durable_write(path: Path, data: bytes) -> None:
+    """Write aside, force to the disk, move into place, force the folder entry: after a power cut old or new, whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    try:
+        with naming(path), os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)  # mkstemp makes it private
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Force a folder's entries to the disk."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+# -- locks -------------------------------------------------------------------------------------------------------------
+
+
+_POLL_SECONDS = 0.05
+
+
+@contextlib.contextmanager
+def exclusive_lock(path: Path, what: str, timeout: float | None) -> Iterator[None]:
+    """Hold the lock file `path`, which is there only as long as somebody holds it or waits for it.
+
+    Args:
+        path: of the lock file; its folder is made.
+        what: what is locked, as the error calls it.
+        timeout: seconds to wait; None for as long as it takes.
+
+    Raises:
+        LedgerError: another thread or process still holds it after that time.
+    """
+    end = None if timeout is None else time.monotonic() + timeout
+    handle = _acquire(path, what, end)
+    try:
+        yield
+    finally:
+        # removed while it is held: whoever waits for it sees that and makes a new one
+        path.unlink(missing_ok=True)
+        os.close(handle)
+
+
+def _acquire(path: Path, what: str, end: float | None) -> int:
+    path.parent.mkdir(exist_ok=True)
+    while True:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                pass
+            else:
+                with contextlib.suppress(FileNotFoundError):
+                    if os.path.samestat(os.fstat(handle), os.stat(path)):
+                        os.truncate(handle, 0)
+                        os.write(handle, f"{os.getpid()}\n".encode())
+                        held, handle = handle, -1
+                        return held
+                continue  # the file was removed between opening and locking it
+            if end is not None and time.monotonic() > end:
+                holder = os.pread(handle, 20, 0).decode(errors="replace").strip() or "unknown"
+                raise LedgerError(f"{what} is in use by process {holder}; wait for it, or end it")
+        finally:
+            if handle >= 0:
+                os.close(handle)
+        time.sleep(_POLL_SECONDS)
+
+
+class FolderLock:
+    """A ledger's folder in use: shared by all who have it open, exclusive for recovery.
+
+    Raises:
+        LedgerError: it is in use the other way.
+    """
+
+    def __init__(self, folder: Path, *, exclusive: bool) -> None:
+        self._handle = os.open(folder / "ledger.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(self._handle, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(self._handle)
+            self._handle = -1
+            doing = "another process has it open" if exclusive else "it is being recovered"
+            raise LedgerError(f"ledger {folder}: {doing}; wait for it, or end it") from None
+
+    def close(self) -> None:
+        """Free it; a second call does nothing."""
+        if self._handle >= 0:
+            os.close(self._handle)
+            self._handle = -1
