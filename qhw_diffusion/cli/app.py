@@ -110,8 +110,12 @@ COMMANDS: dict[tuple[str, ...], tuple[str, str | Callable[..., int]]] = {
 
 def _add_studies() -> None:
     """The studies on the experiment runner: a folder each in `studies/`; the summary is read when help is shown."""
+    later = dict(list(COMMANDS.items())[list(COMMANDS).index(("devices",)) :])  # they stand before these in the help
+    for path in later:
+        del COMMANDS[path]
     for file in sorted((Path(qhw_diffusion.__file__).parent / "studies").glob("*/experiment.py")):
         COMMANDS["study", file.parent.name] = ("", f"qhw_diffusion.cli.study:{file.parent.name}")
+    COMMANDS.update(later)
 
 
 def _summary(path: tuple[str, ...]) -> str:
