@@ -20,6 +20,7 @@ from torch import Tensor
 from qhw_diffusion import Device, ParameterShift, QuantumLayer, compile_circuit
 from qhw_diffusion.circuits import policy_circuit
 from qhw_diffusion.execution import CompiledCircuit, Engine, Estimate
+from qhw_diffusion.execution.primitive import on_used_qubits
 
 
 @dataclass(frozen=True)
@@ -32,11 +33,12 @@ class Damped(Engine):
     def estimate(self, compiled: CompiledCircuit, parameters: Tensor) -> Estimate:
         """Values [B, M] of B rows of parameters: the inputs in their order, then the weights in theirs."""
         names = (*compiled.inputs, *compiled.weights)
+        circuit, observables = on_used_qubits(compiled)  # a few qubits, also where the device has 156
         left = (1 - self.error) ** compiled.two_qubit_gates
         values = []
         for row in parameters.detach().double():
-            state = Statevector(compiled.isa.assign_parameters(dict(zip(names, row.tolist(), strict=True))))
-            values.append([left * state.expectation_value(o).real for o in compiled.observables])
+            state = Statevector(circuit.assign_parameters(dict(zip(names, row.tolist(), strict=True))))
+            values.append([left * state.expectation_value(o).real for o in observables])
         found = torch.tensor(values).to(parameters)
         return Estimate(found, torch.zeros_like(found))
 

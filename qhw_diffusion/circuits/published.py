@@ -18,7 +18,7 @@ POLICY_QUBITS = (2, 4, 6, 8)
 STATE_ENTRIES = 6  # entries of the guidance state; two qubits take four angles at most
 # (qubits, layers) with about 200 weights each
 DENOISER_BLOCKS = ((4, 16), (6, 11), (8, 8), (10, 7))
-# Reverse steps: the demo's, and those of the reproductions of published results (docs/anchors.md).
+# Reverse steps: the demo's, and those of the reproductions of published results (docs/results-reproductions.md).
 REVERSE_STEPS: tuple[dict[str, Any], ...] = (
     {"n_qubits": 3, "n_ancillas": 1, "depth": 6, "conditioning_angles": True},
     {"n_qubits": 1, "n_ancillas": 1, "depth": 4, "ansatz": "cz"},
