@@ -40,8 +40,8 @@ def load_extension(text: str, *, what: str) -> Any:
     place, _, name = text.rpartition(":")
     try:
         module = _from_file(Path(place)) if place.endswith(".py") else _from_name(place)
-    except QhwError:
-        raise
+    except QhwError as error:
+        raise InvalidInputError(f"{what} {text!r}: {error}") from error
     except ModuleNotFoundError as error:
         missing = error.name == place or place.startswith(f"{error.name}.")
         reason = f"there is no module {place}" if missing else f"importing {place} fails: {error}"
@@ -52,8 +52,10 @@ def load_extension(text: str, *, what: str) -> Any:
     try:
         return getattr(module, name)
     except AttributeError:
-        public = [word for word in vars(module) if not word.startswith("_")]
-        raise InvalidInputError(f"{what} {text!r}: {place} has no {name!r}; it has {', '.join(public[:12])}") from None
+        public = [word for word, value in vars(module).items() if getattr(value, "__module__", "") == module.__name__]
+        raise InvalidInputError(
+            f"{what} {text!r}: {place} has no {name!r}; it has {', '.join(public[:12]) or 'nothing of its own'}"
+        ) from None
 
 
 def extension_text(given: Any) -> str | None:

@@ -1,4 +1,4 @@
-"""`qhw cost`: what a trained controller or a circuit file takes on a device, and what the runs themselves announce."""
+"""`qhw cost`: what a trained policy or a circuit file takes on a device, and what the runs themselves announce."""
 
 from __future__ import annotations
 

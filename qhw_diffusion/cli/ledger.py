@@ -14,7 +14,7 @@ def list_jobs(*, run: str | None = None, state: State | None = None, ledger: Pat
     """List the jobs and what they cost.
 
     Args:
-        run: name of a run whose jobs are listed; without it all.
+        run: run whose jobs are listed, as the list names it; without it all.
         state: state of the jobs that are listed; without it all.
         ledger: folder of the ledger; without it $QHW_LEDGER, else runs/ledger.
     """
@@ -70,7 +70,7 @@ def export_jobs(
     Args:
         file: file to write: *.csv (a line for each expectation value) or *.json (rows, values and the service's raw
             answers).
-        run: name of a run whose jobs are written; without it all.
+        run: run whose jobs are written, as `qhw ledger list` names it; without it all.
         state: state of the jobs that are written; without it all.
         ledger: folder of the ledger; without it $QHW_LEDGER, else runs/ledger.
     """

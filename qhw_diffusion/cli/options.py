@@ -23,7 +23,7 @@ class StudyOptions:
     quick: bool = False
     """Little of everything: to see it run, not to conclude."""
     dry_run: bool = False
-    """Print what it would cost, and stop."""
+    """Print the cells and about how many minutes they take, and stop."""
     report_only: bool = False
     """Render the report of a finished study again."""
     markdown: Path | None = None

@@ -182,7 +182,7 @@ def evaluate_denoiser(
               for name, found in (("samples", made), ("circuit bypassed", noise))}  # fmt: skip
     floor = real_floor(evaluation_classifier, train, heldout, min(images, len(train)), seed=seed)
     values["real training images (floor)"] = {k: floor[k] for k in kept}
-    # of passing every post-selection, or of the record of outcomes an image belongs to: the share of shots that counts
+    # of passing every post-selection, or of the outcome history an image belongs to: the share of shots that counts
     share = float(chain.probability.mean()) if config.kind in ("postselected", "measured") else None
     summary = {"device": config.device, "engine": config.engine, "shots": shots, "images": images, "seed": seed}
     atomic_write_json(stem.with_name(stem.name + ".json"), {**summary, "share_of_shots": share, "values": values})

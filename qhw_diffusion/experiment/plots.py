@@ -58,7 +58,7 @@ def sample_grids(grids: Mapping[str, ArrayLike], *, rows: int = 4) -> Figure:
 def guidance_trajectories(
     trajectories: Mapping[str, ArrayLike], *, n_steps: int, constant: float | None = None
 ) -> Figure:
-    """g_t over the sampling steps: mean (line) and standard deviation over samples (band) per controller.
+    """g_t over the sampling steps: mean (line) and standard deviation over samples (band) per policy.
 
     trajectories: {name: g [T, N]}, T = n_steps, N samples (all seeds together); constant: drawn as a dashed line.
     """

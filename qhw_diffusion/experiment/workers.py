@@ -212,8 +212,12 @@ def _joblib_backend(text: str, workers: int) -> Iterator[None]:
         except ImportError as error:
             raise MissingDependencyError("dask is not installed: pip install 'qhw-diffusion[dask]'") from error
         local = {"n_workers": workers, "threads_per_worker": 1, "dashboard_address": None}
+        try:
+            client = Client(address) if address else Client(**local)
+        except (ValueError, OSError) as error:
+            raise InvalidInputError(f"backend {text!r} cannot be reached or started: {error}") from error
         with (
-            Client(address) if address else Client(**local),
+            client,
             joblib.parallel_config("dask", wait_for_workers_timeout=60),
         ):
             yield
@@ -223,10 +227,12 @@ def _joblib_backend(text: str, workers: int) -> Iterator[None]:
             from ray.util.joblib import register_ray
         except ImportError as error:
             raise MissingDependencyError("ray is not installed: pip install 'qhw-diffusion[ray]'") from error
-        if address:
-            ray.init(address=address, log_to_driver=False)
-        else:
-            ray.init(num_cpus=workers, include_dashboard=False, log_to_driver=False, configure_logging=False)
+        where = {"address": address} if address else {"num_cpus": workers, "include_dashboard": False}
+        try:
+            ray.init(**where, log_to_driver=False, configure_logging=False)
+        except (ValueError, ConnectionError, RuntimeError, OSError) as error:
+            reason = str(error).strip().split("\n")[0]
+            raise InvalidInputError(f"backend {text!r} cannot be reached or started: {reason}") from error
         try:
             register_ray()
             with joblib.parallel_config("ray", n_jobs=workers):

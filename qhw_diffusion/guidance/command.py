@@ -51,7 +51,7 @@ def train_policy(training: GuidanceTraining, place: Place) -> TrainedPolicy:
     one_thread()
     # a mistyped device, or whatever else does not fit, is told now, not after the sweep
     device = Device.load(training.policy.device) if training.policy.uses_circuit else None
-    models = load_models(training.models)
+    models = load_models(training.models, evaluates=False)
     checked: dict[str, Any] = {
         "backbone": models.backbone,
         "scorer": models.reward if training.guidance.scorer == BUILT_IN_SCORER else None,
@@ -138,7 +138,7 @@ def evaluate_run(
     seeds: int = 5,
     images: int = 500,
 ) -> str:
-    """Evaluate a trained controller against the constant of its base scale, on the same starts; returns a text.
+    """Evaluate a trained policy against the constant of its base scale, on the same initial noise; returns a text.
 
     device, engine: where the policy runs, if not where it was trained; then the trained setting is evaluated as well.
     The engine may be mitigated, "noisy+readout".
@@ -213,7 +213,7 @@ def _evaluation_text(
         f"{n_steps} steps, {seeds} seeds, {images} images each; FD in the evaluation classifier's features, "
         "against held-out images"
     ]
-    lines.append(f"{'controller':<36} {'FD [95 %]':>22} {'accuracy':>9} {'reward':>9}")
+    lines.append(f"{'policy':<36} {'FD [95 %]':>22} {'accuracy':>9} {'reward':>9}")
     for name, metrics in values.items():
         accuracy, reward = mean_interval(metrics["accuracy"]).mean, mean_interval(metrics["return"]).mean
         lines.append(f"{name:<36} {mean_interval(metrics['fd']).format():>22} {accuracy:>9.1%} {reward:>9.3f}")

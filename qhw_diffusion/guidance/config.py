@@ -180,9 +180,10 @@ class RewardConfig(Config):
     distribution_kernel: str = "distance"
     """Kernel of the witness: "distance" (energy distance on standardised features) or "polynomial" (KID's)."""
     distribution_offset: float | None = None
-    """MMD² of the images of the base scale; None: measured before training."""
+    """MMD² of the images of the base scale; without it measured before training."""
     distribution_scale: float | None = None
-    """Standard deviation of the witness (less the base line) under random actions; None: measured before training."""
+    """Standard deviation of the witness (less the base line) under random actions; without it measured before
+    training."""
     extra: tuple[str, ...] = ()
     """Own terms with their weights: weight*module:name or weight*file.py:name (without weight: 1)."""
 
@@ -260,7 +261,7 @@ class PPOConfig(_Renamed):
     num_envs: int = 128
     """Environments stepped together, B."""
     num_steps: int | None = None
-    """Steps of one rollout, T; None: one whole episode (`env.n_steps`)."""
+    """Steps of one rollout, T; without it one whole episode."""
     gamma: float = 0.995
     """Discount γ."""
     gae_lambda: float = 0.95
@@ -367,7 +368,7 @@ class PolicyConfig(Config):
     CNOTs), "matched" (MLP with as many parameters as the quantum policy), "mlp" (9,282 parameters) or "annealing"
     (arXiv 2506.24108)."""
     device: str = "fake_marrakesh"
-    """Device the circuit is compiled for: a name, or the path of a snapshot."""
+    """Device the circuit is compiled for: a name, a snapshot file, or your own as module:name or file.py:name."""
     engine: str = "noisy"
     """Engine the circuit is trained on: "ideal", "noisy" or "shots[:N][:seed=S][:ideal]" (sampled values, exact
     gradients; ideal: without noise), mitigated: "noisy+readout+zne:linear:1,3"."""

@@ -196,19 +196,19 @@ def keep_policy(actor: QuantumPolicy, folder: Path) -> None:
 def play(
     root: Path,
     config: ReferenceModelsConfig,
-    controller: QuantumPolicy,
+    policy: QuantumPolicy,
     seed: int,
     *,
     images: int | None = None,
 ) -> Sampled:
-    """The controller's mean actions on the evaluation starts of this seed, measured by both classifiers."""
+    """The policy's mean actions on the evaluation's initial noise of this seed, measured by both classifiers."""
     guidance, reward = calibrated(root, config)
     labels, noise = draw_initial_noise(
         models().backbone, models().heldout, images or config.eval_images, EVALUATION_SEED + seed
     )
     base = _base_images(guidance, images or config.eval_images, seed)
     return sample_and_measure(
-        models(), guidance, controller, labels, noise, reward=reward, reference=base.images, batch=STEERED_TOGETHER
+        models(), guidance, policy, labels, noise, reward=reward, reference=base.images, batch=STEERED_TOGETHER
     )
 
 

@@ -79,7 +79,7 @@ def check_steps(played: Played, shots: int) -> list[StepCheck]:
 
 @dataclass(frozen=True)
 class Compared:
-    """One controller on the rollout's starts: images [B, C, H, W], g [T, B], and the evaluation's numbers."""
+    """One policy on the rollout's initial noise: images [B, C, H, W], g [T, B], and the evaluation's numbers."""
 
     name: str
     images: Tensor

@@ -85,7 +85,7 @@ def prepare_fine_tune(
 ) -> tuple[RunFolder, TrainedPolicy, QuantumPolicy]:
     """Make the run folder with a copy of the policy and of the device's snapshot, or open it to go on.
 
-    Returns the folder, the controller as it was trained, and its policy on the device's noisy simulation.
+    Returns the folder, the policy as it was trained, and its policy on the device's noisy simulation.
     overwrite: as in `RunFolder.create`.
     Raises RunFolderError for a folder in use or started with other settings, InvalidInputError for a classical policy;
     and what loading policy and device raises. A folder that was made is taken back then.

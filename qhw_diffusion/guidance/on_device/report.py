@@ -115,11 +115,11 @@ def _images(section: Section, count: int, compared: Sequence[Compared]) -> None:
     rows = min(4, shown)
     section.figure(
         figures.sample_grids({one.name: one.images[:shown].numpy() for one in compared}, rows=rows),
-        alt="Generated images, one grid per controller; the same place has the same label and starting noise.",
+        alt="Generated images, one grid per policy; the same place has the same label and initial noise.",
         wide=True,
     )
     full = "fd" in compared[0].judged
-    columns = ["controller", "accuracy", *(["FD", "KD"] if full else []), "pixel rms to the device's"]
+    columns = ["policy", "accuracy", *(["FD", "KD"] if full else []), "pixel rms to the device's"]
     rows_ = []
     for one in compared:
         rms = f"{one.judged['pixel_rms']:.3f}" if "pixel_rms" in one.judged else "–"

@@ -108,7 +108,7 @@ def _say(done: int, so_far: Played, prepared: Prepared) -> None:
 
 
 def _text(compared: list[Compared], report: Path) -> str:
-    lines = [f"{'controller':<40} {'accuracy':>9} {'FD':>8} {'mean g':>7}"]
+    lines = [f"{'policy':<40} {'accuracy':>9} {'FD':>8} {'mean g':>7}"]
     for one in compared:
         fd = f"{one.judged['fd']:.2f}" if "fd" in one.judged else "–"
         lines.append(f"{one.name:<40} {one.judged['accuracy']:>9.1%} {fd:>8} {float(one.g.mean()):>7.2f}")

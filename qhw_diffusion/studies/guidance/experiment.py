@@ -101,7 +101,7 @@ class GuidanceStudyConfig(Config):
     n_steps: int = 6
     """DDIM steps; report them with every claim."""
     spacing: str = "leading"
-    """How the timesteps are spread: "leading", "trailing" or "linspace"; see GuidanceConfig."""
+    """Spacing of the timesteps: "leading", "trailing" or "linspace"."""
     seeds: int = 5
     """Seeds: seed k is one training of every policy and one evaluation of all."""
     constants: tuple[float, ...] = (0.8, 1.0, 1.1, 1.2, 1.35, 1.5, 1.75, 2.0, 3.0, 5.0)
@@ -121,7 +121,7 @@ class GuidanceStudyConfig(Config):
     action_limit: float = 2.0
     """Largest |ΔCFG|; the guidance range is the base scale ± this, not below 0."""
     noise_pool: int = 1000
-    """Initial noise and labels a training draws its episodes from; see GuidanceConfig."""
+    """Initial noise and labels a training draws its episodes from."""
     batch: int = 256
     """Images sampled at a time in sweep and evaluation (a matter of speed only)."""
 
@@ -226,7 +226,8 @@ def cells(config: GuidanceStudyConfig) -> list[Cell]:
             for index, shape in enumerate(shapes):
                 tuned.append(f"{name}-{factor:g}-{index}")
                 parameters = {"part": "tuning", "schedule": name, "mean_factor": factor, "shape": index}
-                label = f"{SCHEDULE_LABELS[name]}, mean × {factor:g}, {shape}"
+                told = ", ".join(f"{key} {value:g}" for key, value in shape.items())
+                label = f"{SCHEDULE_LABELS[name]}, mean × {factor:g}, {told}"
                 found.append(Cell(tuned[-1], parameters, sweep, seconds(config.tune_images), label))
     found.append(Cell("choice", {"part": "choice"}, (*sweep, *tuned), 0.1))
     for seed in range(config.seeds):

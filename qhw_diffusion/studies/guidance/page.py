@@ -67,8 +67,8 @@ _METRICS_TEXT = (
     "held-out images. FD: Fréchet distance in its features (not Inception FID). KD: unbiased kernel "
     "distance in the same features. Accuracy: share of images in which it sees the label asked for. "
     "Diversity: mean distance between two images of one class. Precision, recall: share of generated images near "
-    "a real one, and of real images near a generated one. Reward: mean episode reward on the evaluation starts by "
-    "the **reward** classifier; zero is the base scale, one a standard deviation between policies that act at "
+    "a real one, and of real images near a generated one. Reward: mean episode reward on the evaluation's initial noise "
+    "by the **reward** classifier; zero is the base scale, one a standard deviation between policies that act at "
     "random. Numbers are means over seeds with a 95 % t-interval."
 )
 
@@ -396,7 +396,7 @@ def _samples(section: Section, results: GuidanceResults) -> None:
     section.figure(
         plots.sample_grids(grids, rows=4),
         alt=f"Grids of generated {results.config.models.data} images, one grid per policy: {', '.join(grids)}.",
-        caption="Seed 0: the same place in every grid has the same label and the same starting noise.",
+        caption="Seed 0: the same place in every grid has the same label and the same initial noise.",
         wide=True,
     )
 
@@ -408,10 +408,10 @@ def _table(section: Section, results: GuidanceResults) -> None:
     if results.config.seeds < 2:
         return
     labels, base = names(results), np.array(values(results, "constant", "fd"))
-    rivals = [name for name in results.config.evaluated() if name != "constant" and not name.endswith("@untrained")]
+    others = [name for name in results.config.evaluated() if name != "constant" and not name.endswith("@untrained")]
     section.figure(
         plots.comparison(
-            {labels[name]: (np.array(values(results, name, "fd")) - base).tolist() for name in rivals},
+            {labels[name]: (np.array(values(results, name, "fd")) - base).tolist() for name in others},
             xlabel="FD minus that of the best constant on the same seed (left is better)",
             mark=0.0,
         ),

@@ -324,7 +324,7 @@ def images(config: MitigationConfig, folder: Path, device: str, seed: int) -> di
 
 @lru_cache(maxsize=1)
 def ideal_images(config: MitigationConfig, folder: Path, seed: int) -> Sampled:
-    """What the ideal policy makes of the evaluation starts: the same for every device."""
+    """What the ideal policy makes of the evaluation's initial noise: the same for every device."""
     models = config.models
     return reference_models.play(folder, models, reference_models.policy(folder, models, seed), seed)
 

@@ -314,8 +314,8 @@ def _images(page: Page, results: Results[MitigationConfig]) -> None:
     c = results.config
     section = page.section("The policy's images")
     section.text(
-        f"The ideal policy steers {c.models.eval_images} images a seed from the same starts, its circuit run under "
-        "each strategy. Errors of g add up along the path. FD: Fréchet distance in the evaluation classifier's "
+        f"The ideal policy steers {c.models.eval_images} images a seed from the same initial noise, its circuit run "
+        "under each strategy. Errors of g add up along the path. FD: Fréchet distance in the evaluation classifier's "
         "features (not Inception FID).",
     )
     n = c.steering_shots[-1]

@@ -317,8 +317,8 @@ def denoiser(config: ShotsConfig, folder: Path, seed: int) -> dict[str, Any]:
 def learning(config: ShotsConfig, folder: Path, training: str, seed: int) -> dict[str, Any]:
     """One PPO training: reward before and after, on exact values and on the shots it was trained with, and its cost.
 
-    Rewards are mean episode rewards of the mean action on the evaluation starts, in standard deviations between
-    controllers that act at random, over the base scale's.
+    Rewards are mean episode rewards of the mean action on the evaluation's initial noise, in standard deviations
+    between policies that act at random, over the base scale's.
     """
     name, _, number = training.removesuffix("+head").partition(":")
     engine = Shots(int(number), seed=DRAW_SEED + seed, noisy=False) if number else "ideal"

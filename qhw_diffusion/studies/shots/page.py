@@ -34,8 +34,8 @@ _LEARNING = (
     "Each training is one PPO run from the same start, g₀ = {g0:g}. In the first rows the head stays random and only "
     "the circuit is trained, so that all that is learned goes through the circuit's gradient; with the head trained, "
     "the head alone can shift the scale, and learns it on a frozen random circuit as well. Gain: reward of the trained "
-    "less that of the untrained policy, mean actions, exact values, the same evaluation starts; in standard deviations "
-    "between controllers that act at random. Circuits and shots: of one training."
+    "less that of the untrained policy, mean actions, exact values, the same initial noise; in standard deviations "
+    "between policies that act at random. Circuits and shots: of one training."
 )
 
 
