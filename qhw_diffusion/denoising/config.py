@@ -89,7 +89,7 @@ class ReverseConfig(Config):
     init_scale: float = 0.1
     """Standard deviation of the initial weights in radians; small values start near the identity."""
     device: str = "ideal"
-    """Device the circuit is compiled for: ideal, a name, a snapshot file, or your own as module:name or file.py:name."""
+    """Device the circuit is compiled for: ideal, a name, a snapshot file, or an own one (module:name, file.py:name)."""
     engine: str = "ideal"
     """Engine that evaluates the circuit: ideal or noisy."""
     seed: int = 0

@@ -67,8 +67,8 @@ _METRICS_TEXT = (
     "held-out images. FD: Fréchet distance in its features (not Inception FID). KD: unbiased kernel "
     "distance in the same features. Accuracy: share of images in which it sees the label asked for. "
     "Diversity: mean distance between two images of one class. Precision, recall: share of generated images near "
-    "a real one, and of real images near a generated one. Reward: mean episode reward on the evaluation's initial noise "
-    "by the **reward** classifier; zero is the base scale, one a standard deviation between policies that act at "
+    "a real one, and of real images near a generated one. Reward: mean episode reward on the evaluation's initial "
+    "noise by the **reward** classifier; zero is the base scale, one a standard deviation between policies that act at "
     "random. Numbers are means over seeds with a 95 % t-interval."
 )
 
