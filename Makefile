@@ -13,7 +13,7 @@ demo: $(VENV)/.installed
 
 # A process per core; the tests of a file stay together, since they share what is slow to make.
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -n auto --dist loadfile
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
