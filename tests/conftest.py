@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import tempfile
 from collections.abc import Iterator
 
 import matplotlib
@@ -21,11 +20,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _no_modules_of_other_tests() -> Iterator[None]:
+def _no_modules_of_other_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Modules of a user's own that a test wrote and imported are not found by the next one."""
+    written = str(tmp_path_factory.getbasetemp())
     path, modules = list(sys.path), set(sys.modules)
     yield
     sys.path[:] = path
     for name in set(sys.modules) - modules:
-        if str(getattr(sys.modules[name], "__file__", "")).startswith(tempfile.gettempdir()):
+        if str(getattr(sys.modules[name], "__file__", "")).startswith(written):
             del sys.modules[name]

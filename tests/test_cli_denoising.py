@@ -194,3 +194,34 @@ def test_study_and_demo_end_in_a_report(
     assert "--resume" in capsys.readouterr().err
     assert main([*demo, "--resume"]) == 0
     assert "report: " in capsys.readouterr().out
+
+
+OWN = """
+import torch
+
+def bars(split, data_root):
+    generator = torch.Generator().manual_seed(len(split))
+    labels = torch.arange(48) % 3
+    images = 0.3 * torch.rand(48, 3, 4, 8, generator=generator) - 0.9
+    for image, label in zip(images, labels):
+        image[label, 1:3] += 1.5
+    return images, labels, 3
+"""
+
+
+@pytest.mark.slow
+def test_a_data_set_of_ones_own_has_its_own_labels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Three classes of colour images, 4 × 8: trained on, and sampled for the labels that there are."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own_bars.py").write_text(OWN)
+    data = ["--data", "own_bars.py:bars"]
+    classifier = ["train", "classifier", *data, "--role", "evaluation", "--out", "classifier", "--steps", "5"]
+    assert main(classifier) == 0
+    assert main(["train", "denoising", "--out", "run", *data, *SMALL]) == 0
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["reverse"]["n_labels"] == 3
+    capsys.readouterr()
+    evaluate = ["evaluate", "denoising", "run", "--images", "21", "--evaluation-classifier", "classifier"]
+    assert main(evaluate) == 0
+    assert "accuracy" in capsys.readouterr().out

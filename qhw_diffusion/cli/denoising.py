@@ -20,12 +20,16 @@ def _training(given: Mapping[str, Any], place: Place) -> DenoiserTraining:
     if saved is not None:
         base = DenoiserTraining.from_dict(saved)
     elif given.get("model") == "amplitude":
-        base = DenoiserTraining.amplitude(given.get("data", "digits"))
+        base = DenoiserTraining.amplitude(given.get("data", "digits"), given.get("data_root"))
     else:
         base = DenoiserTraining()
-    reverse = given.get("reverse", {})
-    if "conditioning" in reverse:
-        given = {**given, "reverse": {**reverse, "n_labels": 1 if reverse["conditioning"] == "none" else 10}}
+    if saved is None or "conditioning" in given.get("reverse", {}):
+        from qhw_diffusion.diffusion.datasets import n_classes_of
+
+        reverse = given.get("reverse", {})
+        classes = n_classes_of(given.get("data", base.data), given.get("data_root", base.data_root))
+        labels = 1 if reverse.get("conditioning", base.reverse.conditioning) == "none" else classes
+        given = {**given, "reverse": {**reverse, "n_labels": labels}}
     return changed(base, given)  # type: ignore[no-any-return]
 
 
@@ -61,6 +65,7 @@ def evaluate_denoising(
     shots: int | None = None,
     images: int = 500,
     seed: int = 0,
+    evaluation_classifier: str | None = None,
 ) -> int:
     """Sample a trained denoiser, on another device or engine or with finite shots if asked.
 
@@ -71,8 +76,10 @@ def evaluate_denoising(
         shots: shots per image; without it exact probabilities.
         images: images to sample.
         seed: seed of noise, outcomes and shots.
+        evaluation_classifier: folder of the evaluation classifier; without it the one shipped for the data set.
     """
     from qhw_diffusion.denoising.command import evaluate_denoiser
 
-    print(evaluate_denoiser(run, device=device, engine=engine, shots=shots, images=images, seed=seed))
+    how = {"device": device, "engine": engine, "shots": shots, "images": images, "seed": seed}
+    print(evaluate_denoiser(run, **how, evaluation_classifier=evaluation_classifier))  # type: ignore[arg-type]
     return 0

@@ -48,7 +48,7 @@ class DenoiserTraining(Config):
     model: str = "latent"
     """Model: latent (in the latent space of an autoencoder) or amplitude (pixels as amplitudes)."""
     data: str = "digits"
-    """Data set: digits, mnist16, mnist28, fashion16 or fashion28."""
+    """Data set: digits, mnist16, mnist28, fashion16, fashion28, module:name or file.py:name."""
     data_root: str | None = None
     """Folder that holds MNIST or FashionMNIST (torchvision's layout); digits need none."""
     autoencoder_steps: int = AutoencoderConfig().steps
@@ -66,13 +66,13 @@ class DenoiserTraining(Config):
         object.__setattr__(self, "train", replace(self.train, seed=self.reverse.seed))
 
     @classmethod
-    def amplitude(cls, data: str = "digits") -> DenoiserTraining:
+    def amplitude(cls, data: str = "digits", data_root: str | None = None) -> DenoiserTraining:
         """Defaults of the model of pixels: a qubit for every halving of them.
 
         On pixels, training by magnitudes alone failed: they are compared by fidelity.
         """
-        base = cls(model="amplitude", data=data)
-        qubits = qubits_for(image_shape_of(data))
+        base = cls(model="amplitude", data=data, data_root=data_root)
+        qubits = qubits_for(image_shape_of(data, data_root))
         return base.replace(
             reverse=replace(base.reverse, n_qubits=qubits), train=replace(base.train, similarity="fidelity")
         )
@@ -145,11 +145,13 @@ def evaluate_denoiser(
     shots: int | None = None,
     images: int = 500,
     seed: int = 0,
+    evaluation_classifier: str | None = None,
 ) -> str:
     """Sample a trained denoiser and let the evaluation classifier measure; returns a text.
 
     Numbers and a picture of samples go into RUN/evaluations/. device, engine: where it runs, if not where it was
-    trained; shots: of each image, None for exact probabilities.
+    trained; shots: of each image, None for exact probabilities; evaluation_classifier: its folder, None for the one
+    shipped for the data set.
 
     Raises InvalidInputError for too few images or shots, and where post-selection leaves too few of them.
     """
@@ -165,22 +167,22 @@ def evaluate_denoiser(
     train, heldout = (
         load_dataset(run.config["data"], split, run.config["data_root"]) for split in ("train", "heldout")
     )
-    evaluation_classifier = Classifier.load(run.config["data"], "evaluation")
+    classifier = Classifier.load(evaluation_classifier or run.config["data"], "evaluation")
     config = model.reverse.config
     where = f"{config.device}-{config.engine}" + (f"-{shots}shots" if shots else "") + f"-seed{seed}"
     stem = run.path / "evaluations" / where.replace("/", "_")
     check_writable(stem.with_name(stem.name + ".json"))  # before the work
     conditioned = model.reverse.config.n_labels > 1
-    labels, generator = torch.arange(images) % 10, torch.Generator().manual_seed(seed)
+    labels, generator = torch.arange(images) % train.n_classes, torch.Generator().manual_seed(seed)
     chain = model.sample(images, generator, labels if conditioned else None)
     made = model.images(chain.states) if shots is None else model.measured_images(chain, shots, generator)
     noise = model.decode(haar_states(images, model.dim, generator).abs())
     # without labels nothing was asked for: what is measured by label means nothing then
     kept = ("fd", "kd", "accuracy", "diversity") if conditioned else ("fd", "kd")
-    values = {name: {k: v for k, v in evaluate_samples(found, labels, evaluation_classifier, heldout).items()
+    values = {name: {k: v for k, v in evaluate_samples(found, labels, classifier, heldout).items()
                      if k in kept}
               for name, found in (("samples", made), ("circuit bypassed", noise))}  # fmt: skip
-    floor = real_floor(evaluation_classifier, train, heldout, min(images, len(train)), seed=seed)
+    floor = real_floor(classifier, train, heldout, min(images, len(train)), seed=seed)
     values["real training images (floor)"] = {k: floor[k] for k in kept}
     # of passing every post-selection, or of the outcome history an image belongs to: the share of shots that counts
     share = float(chain.probability.mean()) if config.kind in ("postselected", "measured") else None
