@@ -251,6 +251,27 @@ def denoiser_labels(images: int) -> torch.Tensor:
     return torch.arange(images) % LABELS
 
 
+def scale(policy: QuantumPolicy, z: torch.Tensor, guidance: GuidanceConfig) -> torch.Tensor:
+    """⟨Z⟩ [B, qubits] → guidance scale [B] of the mean action."""
+    with torch.no_grad():
+        mean = policy.head(z.to(next(policy.head.parameters())))[:, 0]
+    return guidance.scale(mean)
+
+
+@lru_cache(maxsize=2)
+def states_met(folder: Path, config: ReferenceModelsConfig, seed: int, n: int) -> torch.Tensor:
+    """States [n, 6] the trained policy meets: a random choice of all steps of some rollouts."""
+    count = max(20, -(-2 * n // config.guidance.n_steps))
+    played = play(folder, config, policy(folder, config, seed), seed, images=count).rollout
+    every = played.states.flatten(0, 1)
+    return every[torch.randperm(len(every), generator=torch.Generator().manual_seed(seed))[:n]]
+
+
+def rms(difference: torch.Tensor) -> float:
+    """Root mean square of all entries."""
+    return float(difference.double().square().mean().sqrt())
+
+
 # Settings of a study's reference models that the study decides itself.
 NO_FLAGS = (
     "models.policy.kind",

@@ -19,7 +19,7 @@ from qhw_diffusion.guidance import GuidanceConfig, PolicyConfig, PPOConfig
 from qhw_diffusion.runs import RunFolder
 from qhw_diffusion.studies import reference_models
 from qhw_diffusion.studies.reference_models import ReferenceModelsConfig
-from qhw_diffusion.studies.shots.experiment import ShotsConfig, some_states
+from qhw_diffusion.studies.shots.experiment import ShotsConfig
 from qhw_diffusion.studies.shots.page import fewest, findings, training_label
 
 STUDY = load_study("shots")
@@ -83,7 +83,7 @@ def test_variance_of_gradients_is_the_closed_form_below_its_bound(results: Resul
 @pytest.mark.slow
 def test_the_closed_form_of_gradients_against_qiskit(run: RunFolder, results: Results[ShotsConfig]) -> None:
     actor = reference_models.policy(run.path, MODELS, 1)
-    states = some_states(TINY, run.path, 1)[:1]
+    states = reference_models.states_met(run.path, MODELS, 1, TINY.states)[:1]
     with torch.no_grad():
         point = [*actor.angles(states)[0].tolist(), *actor.layer.weight.tolist()]
     circuit, order = actor.circuit.circuit, [*actor.circuit.inputs, *actor.circuit.weights]

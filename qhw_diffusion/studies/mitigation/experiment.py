@@ -43,8 +43,7 @@ from qhw_diffusion.studies.mitigation.page import (
     page,
     strategies_in,
 )
-from qhw_diffusion.studies.reference_models import ReferenceModelsConfig
-from qhw_diffusion.studies.shots.experiment import scale
+from qhw_diffusion.studies.reference_models import ReferenceModelsConfig, rms, scale, states_met
 
 DRAW_SEED = 8_000_000
 # An evaluation with so many circuits for a value is repeated less often: simulating it takes long
@@ -205,7 +204,7 @@ def policy(config: MitigationConfig, folder: Path, device: str, seed: int) -> di
     """
     guidance, _ = reference_models.calibrated(folder, config.models)
     actor = reference_models.policy(folder, config.models, seed)
-    states = policy_states(config, folder, seed)
+    states = states_met(folder, config.models, seed, config.states)
     with torch.no_grad():
         angles, weights = actor.angles(states), actor.layer.weight
     rows = torch.cat([angles, weights.expand(len(states), -1)], 1).double()
@@ -222,8 +221,8 @@ def policy(config: MitigationConfig, folder: Path, device: str, seed: int) -> di
                 "how": "exact",
                 "shots": None,
                 "circuits": factor,
-                "bias": _rms(exact.values - ideal),
-                "bias_g": _rms(scale(actor, exact.values, guidance) - g_ideal),
+                "bias": rms(exact.values - ideal),
+                "bias_g": rms(scale(actor, exact.values, guidance) - g_ideal),
             }
         )
         for how, number, per_circuit in runs_of(factor, config.shots):
@@ -239,15 +238,7 @@ def policy(config: MitigationConfig, folder: Path, device: str, seed: int) -> di
                 }
             )
     summary = compiled_policy(device, False).summary()
-    return {"rows": found, "circuit": summary, "rms_z": _rms(ideal), "rms_g": float(g_ideal.std())}
-
-
-def policy_states(config: MitigationConfig, folder: Path, seed: int) -> Tensor:
-    """States [n, 6] the ideal policy meets."""
-    actor = reference_models.policy(folder, config.models, seed)
-    count = max(20, -(-2 * config.states // config.models.guidance.n_steps))
-    every = reference_models.play(folder, config.models, actor, seed, images=count).rollout.states.flatten(0, 1)
-    return every[torch.randperm(len(every), generator=torch.Generator().manual_seed(seed))[: config.states]]
+    return {"rows": found, "circuit": summary, "rms_z": rms(ideal), "rms_g": float(g_ideal.std())}
 
 
 def repeated(
@@ -268,9 +259,9 @@ def repeated(
 def _errors(estimates: list[Estimate], ideal: Tensor) -> dict[str, float]:
     values = torch.stack([e.values for e in estimates])
     return {
-        "rms": _rms(values - ideal),
-        "sd": _rms(values.std(0)),
-        "told": _rms(torch.stack([e.std_errors for e in estimates])),
+        "rms": rms(values - ideal),
+        "sd": rms(values.std(0)),
+        "told": rms(torch.stack([e.std_errors for e in estimates])),
         "total_shots": estimates[0].usage.shots / len(ideal),
     }
 
@@ -279,7 +270,7 @@ def _scale_errors(
     estimates: list[Estimate], actor: QuantumPolicy, guidance: GuidanceConfig, g_ideal: Tensor
 ) -> dict[str, float]:
     g = torch.stack([scale(actor, e.values, guidance) for e in estimates])
-    return {"rms_g": _rms(g - g_ideal), "sd_g": _rms(g.std(0))}
+    return {"rms_g": rms(g - g_ideal), "sd_g": rms(g.std(0))}
 
 
 def images(config: MitigationConfig, folder: Path, device: str, seed: int) -> dict[str, Any]:
@@ -313,8 +304,8 @@ def images(config: MitigationConfig, folder: Path, device: str, seed: int) -> di
                     "fd": played.judged["fd"],
                     "accuracy": played.judged["accuracy"],
                     "return": played.reward_side["return"],
-                    "rms_g": _rms(played.rollout.g - reference.rollout.g),
-                    "rms_pixel": _rms(played.rollout.images - reference.rollout.images),
+                    "rms_g": rms(played.rollout.g - reference.rollout.g),
+                    "rms_pixel": rms(played.rollout.images - reference.rollout.images),
                     "circuits": player.layer.usage.circuits,
                     "total_shots": player.layer.usage.shots,
                 }
@@ -371,30 +362,26 @@ def denoiser(config: MitigationConfig, folder: Path, device: str, seed: int) -> 
         sampled = Shots(number, seed=DRAW_SEED + 1000 * seed, noisy=False).estimate(
             compiled_step(config, folder, device, False), rows
         )
-        told = {"rms": _rms(sampled.values - ideal), "total_shots": float(number), "circuits": 1.0}
+        told = {"rms": rms(sampled.values - ideal), "total_shots": float(number), "circuits": 1.0}
         found.append({"strategy": "shots", "how": "total", "shots": number, **told, **judged(sampled.values)})
     for name in config.strategies:
         compiled = compiled_step(config, folder, device, is_scheduled(name))
         exact = mitigated(Noisy(), name).estimate(compiled, rows)
         factor = mitigated(Shots(4096), name).estimate(compiled, rows).usage.circuits / len(rows)
-        bias = {"circuits": factor, "bias": _rms(exact.values - ideal)}
+        bias = {"circuits": factor, "bias": rms(exact.values - ideal)}
         found.append({"strategy": name, "how": "exact", "shots": None, **bias, **judged(exact.values)})
         for how, number, per_circuit in runs_of(factor, config.shots):
             engine = mitigated(Shots(per_circuit, seed=DRAW_SEED + 1000 * seed), name)
             sampled = engine.estimate(compiled, rows)
             numbers = {
-                "rms": _rms(sampled.values - ideal),
-                "sd": _rms(sampled.values - exact.values),
+                "rms": rms(sampled.values - ideal),
+                "sd": rms(sampled.values - exact.values),
                 "total_shots": sampled.usage.shots / len(rows),
                 "circuits": factor,
             }
             found.append({"strategy": name, "how": how, "shots": number, **numbers, **judged(sampled.values)})
     summary = compiled_step(config, folder, device, False).summary()
     return {"rows": found, "circuit": summary, "success": float(success.mean()), "n_images": len(labels)}
-
-
-def _rms(difference: Tensor) -> float:
-    return float(difference.double().square().mean().sqrt())
 
 
 STUDY = Study(

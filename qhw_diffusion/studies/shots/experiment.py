@@ -16,7 +16,6 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +30,9 @@ from qhw_diffusion.diffusion import evaluate_samples
 from qhw_diffusion.execution import SPSA, CompiledCircuit, ParameterShift, QuantumLayer, Shots
 from qhw_diffusion.execution.gradients import GradientMethod
 from qhw_diffusion.experiment import Cell, Study
-from qhw_diffusion.guidance import GuidanceConfig, PPOConfig, QuantumPolicy
+from qhw_diffusion.guidance import GuidanceConfig, PPOConfig
 from qhw_diffusion.studies import reference_models
-from qhw_diffusion.studies.reference_models import ReferenceModelsConfig
+from qhw_diffusion.studies.reference_models import ReferenceModelsConfig, rms, scale, states_met
 from qhw_diffusion.studies.shots.page import page, training_label
 
 DRAW_SEED = 7_000_000
@@ -141,7 +140,7 @@ def values(config: ShotsConfig, folder: Path, seed: int) -> dict[str, Any]:
     """
     guidance, _ = reference_models.calibrated(folder, config.models)
     actor = reference_models.policy(folder, config.models, seed)
-    states = some_states(config, folder, seed)
+    states = states_met(folder, config.models, seed, config.states)
     with torch.no_grad():
         exact = actor.expectations(states)
         g_exact = scale(actor, exact, guidance)
@@ -152,41 +151,24 @@ def values(config: ShotsConfig, folder: Path, seed: int) -> dict[str, Any]:
         estimate = sampled.layer.estimate(angles)
         z = estimate.values.double().reshape(len(states), config.repeats, -1)
         g = scale(sampled, estimate.values, guidance).double().reshape(len(states), config.repeats)
-        se, se_g = _rms(z.std(1)), _rms(g.std(1))
+        se, se_g = rms(z.std(1)), rms(g.std(1))
         rows.append(
             {
                 "shots": shots,
                 "se": se,
                 "se_closed": float(((1 - exact.double() ** 2) / shots).mean().sqrt()),
-                "se_told": _rms(estimate.std_errors.double()),
-                "bias": _rms(z.mean(1) - exact),
+                "se_told": rms(estimate.std_errors.double()),
+                "bias": rms(z.mean(1) - exact),
                 "bias_chance": se / config.repeats**0.5,
                 "mean_bias": float((z.mean(1) - exact).mean()),
-                "rms_g": _rms(g - g_exact[:, None]),
+                "rms_g": rms(g - g_exact[:, None]),
                 "se_g": se_g,
-                "bias_g": _rms(g.mean(1) - g_exact),
+                "bias_g": rms(g.mean(1) - g_exact),
                 "bias_g_chance": se_g / config.repeats**0.5,
                 "mean_bias_g": float((g.mean(1) - g_exact).mean()),
             }
         )
-    return {"rows": rows, "mean_z": float(exact.mean()), "rms_z": _rms(exact), "g": float(g_exact.mean())}
-
-
-def scale(actor: QuantumPolicy, z: Tensor, guidance: GuidanceConfig) -> Tensor:
-    """⟨Z⟩ [B, qubits] → guidance scale [B] of the mean action."""
-    with torch.no_grad():
-        mean = actor.head(z.to(next(actor.head.parameters())))[:, 0]
-    return guidance.scale(mean)
-
-
-@lru_cache(maxsize=2)
-def some_states(config: ShotsConfig, folder: Path, seed: int) -> Tensor:
-    """States [n, 6] the trained policy meets: a random choice of all steps of some rollouts."""
-    actor = reference_models.policy(folder, config.models, seed)
-    count = max(20, -(-2 * config.states // config.models.guidance.n_steps))
-    played = reference_models.play(folder, config.models, actor, seed, images=count).rollout
-    every = played.states.flatten(0, 1)
-    return every[torch.randperm(len(every), generator=torch.Generator().manual_seed(seed))[: config.states]]
+    return {"rows": rows, "mean_z": float(exact.mean()), "rms_z": rms(exact), "g": float(g_exact.mean())}
 
 
 def gradients(config: ShotsConfig, folder: Path, seed: int) -> dict[str, Any]:
@@ -200,7 +182,9 @@ def gradients(config: ShotsConfig, folder: Path, seed: int) -> dict[str, Any]:
     actor = reference_models.policy(folder, config.models, seed)
     free = every_angle_an_input(actor.layer.compiled)
     with torch.no_grad():
-        point = torch.cat([actor.angles(some_states(config, folder, seed)[:1])[0], actor.layer.weight]).double()
+        point = torch.cat(
+            [actor.angles(states_met(folder, config.models, seed, config.states)[:1])[0], actor.layer.weight]
+        ).double()
     layer = QuantumLayer(free, "ideal", dtype=torch.float64)
     exact = jacobian(layer, point[None])[0]  # [M, P]
     n = len(point)
@@ -230,16 +214,16 @@ def gradients(config: ShotsConfig, folder: Path, seed: int) -> dict[str, Any]:
                 "shift": float(variance["shift"].mean()),
                 "shift_closed": float(closed.mean()) / shots,
                 "shift_closed_largest": float(closed.max()) / shots,
-                "shift_bias": _rms(found["shift"].mean(0) - exact),
+                "shift_bias": rms(found["shift"].mean(0) - exact),
                 "bias_chance": float(variance["shift"].mean() / config.gradient_repeats) ** 0.5,
                 "bound": 1 / (2 * shots),
                 "spsa": float(variance["spsa"].mean()),
                 "spsa_closed": float((1 - z**2).mean()) / (2 * shots * config.spsa_size**2) + spsa_exact,
-                "spsa_bias": _rms(found["spsa_equal"].mean(0) - exact),
+                "spsa_bias": rms(found["spsa_equal"].mean(0) - exact),
                 "spsa_equal": float(variance["spsa_equal"].mean()),
             }
         )
-    return {"rows": rows, "angles": n, "rms_gradient": _rms(exact), "spsa_exact": spsa_exact}
+    return {"rows": rows, "angles": n, "rms_gradient": rms(exact), "spsa_exact": spsa_exact}
 
 
 def every_angle_an_input(compiled: CompiledCircuit) -> CompiledCircuit:
@@ -273,8 +257,8 @@ def images(config: ShotsConfig, folder: Path, seed: int) -> dict[str, Any]:
                 "shots": shots,
                 **_judged(played.judged),
                 "return": played.reward_side["return"],
-                "rms_g": _rms(played.rollout.g - exact.rollout.g),
-                "rms_pixel": _rms(played.rollout.images - exact.rollout.images),
+                "rms_g": rms(played.rollout.g - exact.rollout.g),
+                "rms_pixel": rms(played.rollout.images - exact.rollout.images),
                 "circuits": played.rollout.circuits,
             }
         )
@@ -367,10 +351,6 @@ def _evaluated(images: Tensor, labels: Tensor) -> dict[str, float]:
 def _judged(found: dict[str, float] | None) -> dict[str, float]:
     assert found is not None
     return {"fd": found["fd"], "accuracy": found["accuracy"]}
-
-
-def _rms(difference: Tensor) -> float:
-    return float(difference.double().square().mean().sqrt())
 
 
 STUDY = Study(
