@@ -260,12 +260,11 @@ class Backbone(nn.Module):
             output = nn.functional.pixel_shuffle(output, patch)
         return output[..., :height, :width] if rows or columns else output
 
-    @torch.no_grad()
     def predict(self, x_t: Tensor, t: int, labels: Tensor) -> tuple[Tensor, Tensor]:
         """ε-predictions (with the labels, with the null label), each [B, C, H, W]: ONE network call on 2B rows.
 
         Whatever the network's own parametrisation; for v: ε = √ᾱ v + √(1−ᾱ) x_t (Salimans & Ho 2022, arXiv
-        2202.00512). Computed without autograd.
+        2202.00512).
 
         Args:
             x_t: [B, C, H, W].

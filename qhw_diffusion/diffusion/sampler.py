@@ -150,7 +150,6 @@ class GuidedDDIM:
         self._from_x0: list[float] = (alpha_prev.sqrt() - ratio * alpha.sqrt()).tolist()
         self._from_xt: list[float] = ratio.tolist()
 
-    @torch.no_grad()
     def predict(self, x_t: Tensor, i: int, labels: Tensor) -> tuple[Tensor, Tensor]:
         """The denoiser's (ε_c, ε_∅) at step `i`, each [B, C, H, W], checked.
 
@@ -171,11 +170,10 @@ class GuidedDDIM:
             if eps.shape != x_t.shape or eps.dtype != x_t.dtype:
                 raise InvalidInputError(f"{who} predicts {eps.dtype} {list(eps.shape)}, {wanted}")
             # a finite sum has finite terms, and is the cheaper question; one that overflows is asked again
-            if not math.isfinite(float(eps.sum())) and not bool(torch.isfinite(eps).all()):
+            if not math.isfinite(float(eps.detach().sum())) and not bool(torch.isfinite(eps).all()):
                 raise InvalidInputError(f"{who} predicts NaN or infinity at timestep {self.timesteps[i]}")
         return pair[0], pair[1]
 
-    @torch.no_grad()
     def step(self, x_t: Tensor, i: int, eps_hat: Tensor) -> tuple[Tensor, Tensor]:
         """One step: (x at the next lower timestep, the estimate x̂₀), both [B, C, H, W].
 

@@ -84,6 +84,7 @@ class GuidanceEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
             labels, noise = draw_episode(self._backbone, self.config.noise_pool, self._generator, self._device)
             self._pool = labels, noise, rollout(self._backbone, self.config, labels, noise, self.config.g0).images
 
+    @torch.no_grad()
     def reset_tensor(self, seed: int | None = None) -> Tensor:
         """Start new episodes everywhere; `seed` restarts the generator. Returns observations [B, n_state]."""
         self._fill_pool()
@@ -98,6 +99,7 @@ class GuidanceEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         self._started = True
         return self.episode.state()
 
+    @torch.no_grad()
     def step_tensor(self, action: Tensor) -> TensorStep:
         """One DDIM step with ΔCFG [B, 1] (clipped to ± the limit)."""
         if not self._started:
@@ -159,6 +161,7 @@ class GuidanceEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         own = {"generator": pack_generator(self._generator), "rows": self._rows.clone()}
         return {**own, **{f"episode.{k}": v for k, v in episode.items()}}
 
+    @torch.no_grad()
     def load_state_dict(self, tensors: dict[str, Tensor]) -> Tensor:
         """Inverse of `state_dict`; returns the current observations [B, n_state]."""
         episode = {k.removeprefix("episode."): v for k, v in tensors.items() if k.startswith("episode.")}

@@ -145,7 +145,6 @@ class GuidedEpisode:
         self.labels = torch.empty(0, dtype=torch.int64)
         self.score: Score | None = None
 
-    @torch.no_grad()
     def begin(self, labels: Tensor, noise: Tensor) -> None:
         """Start at x_T. labels: int64 [B]; noise: standard normal [B, C, H, W]."""
         check_initial_noise(self.backbone, labels, noise)
@@ -164,7 +163,6 @@ class GuidedEpisode:
         """Whether all steps have been taken; then `x` holds the images."""
         return self.step_index == self.config.n_steps
 
-    @torch.no_grad()
     def advance(self, g: Tensor, action: Tensor | None = None) -> None:
         """One DDIM step at guidance scale g [B]; `action` [B] (ΔCFG) is remembered for the next state."""
         if self.done:
@@ -187,7 +185,6 @@ class GuidedEpisode:
     def _predict(self) -> None:
         self.eps_cond, self.eps_null = self.sampler.predict(self.x, self.step_index, self.labels)
 
-    @torch.no_grad()
     def raw_state(self) -> Tensor:
         """State entries before normalisation, [B, n_state]. Needs a scorer.
 

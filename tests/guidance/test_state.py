@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import copy
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-from qhw_diffusion import guidance
+from qhw_diffusion import diffusion, guidance
 from qhw_diffusion.diffusion import Backbone, Classifier
 from qhw_diffusion.errors import InvalidInputError
 from qhw_diffusion.guidance import STATE_NAMES, GuidanceConfig, QuantumPolicy
@@ -92,3 +93,37 @@ def test_calibration_is_reproducible_and_kept(
     )
     assert again == config
     assert guidance.calibrate_state(config, backbone, reward_classifier, seed=5) is config
+
+
+def test_an_episode_is_differentiable_and_its_users_are_not(
+    backbone: diffusion.Backbone, reward_classifier: diffusion.Classifier, config: guidance.GuidanceConfig
+) -> None:
+    """The slope of the final confidence in a free schedule, by autograd and by central differences."""
+    denoiser, scorer = copy.deepcopy(backbone).double(), copy.deepcopy(reward_classifier).double()
+    for module in denoiser.modules():
+        if hasattr(module, "upcast_softmax"):
+            module.upcast_softmax = False  # diffusers' attention rounds to single precision, which differences see
+    labels, noise = guidance.draw_episode(denoiser, 4, torch.Generator().manual_seed(5))
+    episode = guidance.GuidedEpisode(denoiser, config, scorer)
+
+    def confidence(schedule: torch.Tensor) -> torch.Tensor:
+        episode.begin(labels, noise.double())
+        for g in schedule:
+            episode.advance(g.expand(4))
+        assert episode.score is not None
+        return episode.score.log_probability.sum() + episode.raw_state().sum()
+
+    start = torch.tensor([1.5, 1.2, 2.0, 0.7], dtype=torch.float64)
+    free = start.clone().requires_grad_()
+    confidence(free).backward()
+    step = 1e-6
+    for i, slope in enumerate(free.grad.tolist()):
+        shift = torch.zeros(4, dtype=torch.float64)
+        shift[i] = step
+        with torch.no_grad():
+            expected = float(confidence(start + shift) - confidence(start - shift)) / (2 * step)
+        assert slope == pytest.approx(expected, rel=1e-5, abs=1e-6)
+    played = guidance.rollout(backbone, config, labels, noise, free.float(), scorer=reward_classifier)
+    sampled = diffusion.GuidedDDIM(backbone, 4).sample(labels, free.float(), noise)
+    assert not played.images.requires_grad
+    assert not sampled.requires_grad
