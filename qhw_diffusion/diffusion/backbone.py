@@ -192,9 +192,9 @@ class Backbone(nn.Module):
     """A trained U-Net with its noise schedule: the built-in `Denoiser`.
 
     It predicts the noise with and without the label in one call. Frozen and in evaluation mode when it comes from
-    `load`. Attributes: `config`, `image_shape` (C, H, W), `n_classes`, `null_label`, `name` (of the data set),
-    `alphas_cumprod` float32 [n_train_timesteps], `history` (list of {"step", "loss"}), `provenance` (fingerprint of the
-    training split, versions).
+    `load`. Attributes: `config`, `image_shape` and `latent_shape` (C, H, W), `scheduler` (None), `n_classes`,
+    `null_label`, `name` (of the data set), `alphas_cumprod` float32 [n_train_timesteps], `history` (list of {"step",
+    "loss"}), `provenance` (fingerprint of the training split, versions).
     """
 
     alphas_cumprod: Tensor
@@ -203,6 +203,8 @@ class Backbone(nn.Module):
         super().__init__()
         self.config = config
         self.image_shape = config.image_shape
+        self.latent_shape = config.image_shape
+        self.scheduler = None
         from diffusers import DDIMScheduler, UNet2DModel  # here, since importing it takes seconds
         from diffusers.models.attention_processor import Attention, AttnProcessor
 
@@ -264,7 +266,7 @@ class Backbone(nn.Module):
         """ε-predictions (with the labels, with the null label), each [B, C, H, W]: ONE network call on 2B rows.
 
         Whatever the network's own parametrisation; for v: ε = √ᾱ v + √(1−ᾱ) x_t (Salimans & Ho 2022, arXiv
-        2202.00512).
+        2202.00512). Differentiable; callers that need no gradient work under torch.no_grad().
 
         Args:
             x_t: [B, C, H, W].
@@ -281,7 +283,7 @@ class Backbone(nn.Module):
         classes = torch.cat([labels, torch.full_like(labels, self.null_label)])
         output = self(both, t, classes)
         if self.config.prediction_type == "v_prediction":
-            output = output.mul_(self._sqrt_alpha[t]).add_(both, alpha=self._sqrt_noise[t])
+            output = (output * self._sqrt_alpha[t]).add_(both, alpha=self._sqrt_noise[t])
         return output[:batch], output[batch:]
 
     def _check(self, x_t: Tensor, t: int, labels: Tensor) -> None:
@@ -289,6 +291,10 @@ class Backbone(nn.Module):
         check_labels(labels, self.n_classes, len(x_t), null_label=self.null_label)
         if not 0 <= t < self.config.n_train_timesteps:
             raise InvalidInputError(f"timestep {t} is outside 0 … {self.config.n_train_timesteps - 1}")
+
+    def decode(self, x: Tensor) -> Tensor:
+        """Images [B, C, H, W] of what was denoised: x itself, since this model works on pixels."""
+        return x
 
     @property
     def n_parameters(self) -> int:
