@@ -158,6 +158,15 @@ class Engine(ABC):
         """Evaluate several circuits; engines on primitives and devices send them together, as one job."""
         return [self.estimate(compiled, parameters) for compiled, parameters in experiments]
 
+    def labelled(self, labels: Sequence[str], packages: Sequence[str] = ()) -> Engine:
+        """The engine for one call of `estimate_many`, told what its circuits are; engines whose jobs are kept note it.
+
+        Args:
+            labels: of each circuit, in a few words.
+            packages: distributions that the circuits were made with.
+        """
+        return self
+
     def expectation(
         self, compiled: CompiledCircuit, inputs: Tensor, weights: Tensor, record: Record = lambda usage: None
     ) -> Tensor:

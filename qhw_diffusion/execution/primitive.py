@@ -9,7 +9,7 @@ import math
 import pickle
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -22,7 +22,15 @@ from torch import Tensor
 from qhw_diffusion.devices.account import remember_account
 from qhw_diffusion.errors import EngineError, InvalidInputError, UnsupportedCircuitError
 from qhw_diffusion.execution.compile import CompiledCircuit
-from qhw_diffusion.execution.engine import Engine, Estimate, Experiment, Usage, check_parameters, evaluate_varying
+from qhw_diffusion.execution.engine import (
+    Engine,
+    Estimate,
+    Experiment,
+    Usage,
+    check_parameters,
+    evaluate_varying,
+    parts_of,
+)
 from qhw_diffusion.execution.program import rows_within_limits
 from qhw_diffusion.hardware.local import AerEstimator, aer_simulator, check_runs, on_qubits
 from qhw_diffusion.hardware.runner import Runner
@@ -73,6 +81,17 @@ def pub_of(compiled: CompiledCircuit, parameters: Tensor, precision: float, *, r
     left = set(circuit.parameters)  # compiling may have taken some out of every gate
     columns = {i: p for i, p in enumerate((*compiled.inputs, *compiled.weights)) if p in left}
     return Pub(circuit, observables, tuple(columns.values()), rows[:, list(columns)], precision)
+
+
+def layout_of(compiled: CompiledCircuit) -> tuple[int, ...]:
+    """Physical qubits in the order of the logical ones, before any routing; in ascending order where there are none.
+
+    A calibration circuit has no logical qubits: its are those in use.
+    """
+    layout = compiled.isa.layout
+    if layout is None or layout.input_qubit_mapping is None:
+        return compiled.physical_qubits
+    return tuple(layout.initial_index_layout(filter_ancillas=True))
 
 
 def sent_circuits(compiled: CompiledCircuit, rows: int) -> int:
@@ -321,6 +340,8 @@ class Hardware(Engine):
             client's own default is 1.
         purpose: what the evaluations are for, part of the ledger's key: ``"step 3"``. The same work for another
             purpose is run again.
+        labels: what the circuits of one call are (`Engine.labelled`), kept with the jobs; empty: circuits as asked.
+        packages: distributions that the circuits were made with; their versions are kept with the jobs.
 
     Raises:
         InvalidInputError: no `Runner`, shots below 1.
@@ -330,6 +351,8 @@ class Hardware(Engine):
     shots: int = 4096
     options: Mapping[str, Any] = field(default_factory=dict)
     purpose: str = "evaluate"
+    labels: Sequence[str] = ()
+    packages: Sequence[str] = ()
     name: ClassVar[str] = "hardware"
 
     def __post_init__(self) -> None:
@@ -366,12 +389,22 @@ class Hardware(Engine):
         for compiled, _ in experiments:
             self.check(compiled)
         experiments = [(compiled, check_parameters(compiled, parameters)) for compiled, parameters in experiments]
-        return evaluate_varying(experiments, self._estimate)
+        labels = self.labels or ["circuit"] * len(experiments)
+        sent = [label for (compiled, _), label in zip(experiments, labels, strict=True) if parts_of(compiled).varying]
+        return evaluate_varying(experiments, lambda varying: self._estimate(varying, sent))
 
-    def _estimate(self, experiments: Sequence[Experiment]) -> list[Estimate]:
+    def labelled(self, labels: Sequence[str], packages: Sequence[str] = ()) -> Hardware:
+        """The engine for one call of `estimate_many`, whose jobs are kept with what their circuits are."""
+        return replace(self, labels=tuple(labels), packages=tuple(packages))
+
+    def _estimate(self, experiments: Sequence[Experiment], labels: Sequence[str]) -> list[Estimate]:
         precision = precision_of(self.shots)
-        pubs = [pub_of(compiled, parameters, precision) for compiled, parameters in experiments]
-        answer = self.runner.run(pubs, options={"resilience_level": 0, **self.options}, purpose=self.purpose)
+        pubs = [
+            replace(pub_of(compiled, parameters, precision), label=label, layout=layout_of(compiled))
+            for (compiled, parameters), label in zip(experiments, labels, strict=True)
+        ]
+        options = {"resilience_level": 0, **self.options}
+        answer = self.runner.run(pubs, options=options, purpose=self.purpose, packages=self.packages)
         measured = zip(answer.values, answer.std_errors, answer.shots, strict=True)
         who = f"{self.runner.service.device} (job {', '.join(answer.job_ids)})"
         return [estimate_of(*e, pub, m, who) for e, pub, m in zip(experiments, pubs, measured, strict=True)]

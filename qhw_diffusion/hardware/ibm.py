@@ -10,6 +10,7 @@ answer to a job. `Transport` is mounted in its place (`requests.Session.mount`).
 
 from __future__ import annotations
 
+import contextlib
 import email.utils
 import hashlib
 import json
@@ -18,7 +19,8 @@ import re
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from functools import reduce
+from dataclasses import asdict
+from functools import cached_property, reduce
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -38,8 +40,17 @@ from requests.adapters import HTTPAdapter
 from urllib3.exceptions import ConnectTimeoutError, NewConnectionError
 
 from qhw_diffusion.devices import Device
-from qhw_diffusion.devices.account import connect, live_backend, remember_account
-from qhw_diffusion.errors import AccountError, BudgetError, DamagedFileError, InvalidInputError, QhwError, ServiceError
+from qhw_diffusion.devices.account import ask, connect, live_backend, remember_account
+from qhw_diffusion.devices.snapshot import Snapshot
+from qhw_diffusion.errors import (
+    AccountError,
+    BudgetError,
+    DamagedFileError,
+    InvalidInputError,
+    MissingDataError,
+    QhwError,
+    ServiceError,
+)
 from qhw_diffusion.hardware.modes import Context, seconds_stated
 from qhw_diffusion.hardware.service import (
     JobState,
@@ -58,6 +69,15 @@ PROGRAMS = ("executor", "estimator")
 _SESSION_CLOSED = "1217"
 # Options that are the runner's own business
 _RESERVED = ("max_execution_time", "environment")
+
+# Options without an effect on the result of PUBs that state their precision; simulators' too
+_NOT_OF_THE_RESULT = (*_RESERVED, "simulator", "default_precision", "default_shots", "experimental", "_VERSION")
+# How the service calls what a job runs in
+_MODES = {"dedicated": "session", "batch": "batch"}
+# Characters of a time; what is longer is none
+_LONGEST_TIME = 40
+# To wait for the list of the account's instances, which another service has
+_PLAN_SECONDS = 15.0
 
 # Jobs to a page of the service's list, and how many of them are read at most
 _PAGE, _MOST_LISTED = 50, 20_000
@@ -105,6 +125,8 @@ class IBMService:
         self._transport = Transport(self.times, sleep)
         self._mount()
         self._jobs: dict[str, RuntimeJobV2] = {}
+        self._places: dict[str, dict[str, Any]] = {}
+        self._stated: dict[str, dict[str, Any]] = {}
         self._context: Context | None = None
         self._backend = live_backend(device, client)
         self._instance = self._backend._instance
@@ -119,10 +141,51 @@ class IBMService:
 
         Raises:
             ServiceError: no answer, or one without meaning.
+            MissingDataError: the device publishes no calibration.
         """
         from qhw_diffusion.devices import backend_snapshot
 
-        return Device(self._ask(f"read the calibration of {self.device}", lambda: backend_snapshot(self._backend)))
+        def read() -> Snapshot:
+            if self._backend.properties(refresh=True) is None:  # the client would hand out what it read before
+                raise MissingDataError(f"{self.device} publishes no calibration now")
+            return backend_snapshot(self._backend)
+
+        return Device(self._ask(f"read the calibration of {self.device}", read))
+
+    @cached_property
+    def plan(self) -> str:
+        """Plan of the account's instance, as the client states it; empty where it does not, or not in time."""
+        with contextlib.suppress(QhwError):  # worth knowing, not worth failing for
+            for one in ask("the account's instances", self._client.instances, patience=_PLAN_SECONDS):
+                if isinstance(one, Mapping) and one.get("crn") == self._instance:
+                    return str(one.get("plan") or "")
+        return ""
+
+    def effective(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """The options that a job runs with, as the client resolves them.
+
+        Args:
+            options: options of the client's estimator, plain values.
+
+        Returns:
+            With the defaults of the resilience level, for the executor; of ``"estimator"``, whose defaults are the
+            service's, what the client sends. Without what the runner sets itself.
+        """
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                estimator = self._estimator(self._backend, options, [], Limits())
+                if self.program == "estimator":
+                    from qiskit_ibm_runtime.options.utils import remove_dict_unset_values, remove_empty_dict
+
+                    found = asdict(estimator.options)
+                    remove_dict_unset_values(found)
+                    remove_empty_dict(found)
+                else:
+                    found = estimator.finalize_options().model_dump(mode="json")
+        except Exception:  # the client's own affairs; what was asked for is known
+            return dict(options)
+        return {name: value for name, value in found.items() if name not in _NOT_OF_THE_RESULT}
 
     def check(self, pubs: Sequence[Pub], options: Mapping[str, Any]) -> None:
         """Check circuits and options against the device's target and the client, before anything is sent.
@@ -295,11 +358,49 @@ class IBMService:
             metrics = self._ask(f"read the usage of job {job_id}", lambda: self._job(job_id).metrics())
         except RuntimeJobNotFound:  # of another account, or long ago
             return None
+        if isinstance(metrics, dict):
+            self._stated[job_id] = stated_in(metrics)
         usage = metrics.get("usage") if isinstance(metrics, dict) else None
         if not isinstance(usage, dict) or usage.get("status") == "pending":
             return None
         stated = (seconds_stated(usage.get(name)) for name in ("qpu_charge_time_seconds", "quantum_seconds"))
         return next((seconds for seconds in stated if seconds is not None), None)
+
+    def where(self, job_id: str) -> dict[str, Any]:
+        """What a job runs in, asked for unless this object has sent it.
+
+        Args:
+            job_id: the service's id of the job.
+
+        Returns:
+            ``mode`` (``"job"``, ``"batch"`` or ``"session"``) and ``session_id``, as far as the service tells.
+
+        Raises:
+            ServiceError: no answer, or one without meaning.
+        """
+        if job_id not in self._places:
+            try:
+                job = self._job(job_id)
+            except RuntimeJobNotFound:
+                return {}
+            session = self._ask(f"look up the session of job {job_id}", lambda: job.session_id)
+            if not session:
+                return self._places.setdefault(job_id, {"mode": "job", "session_id": None})
+            api = self._client._get_api_client(self._instance)
+            told = self._ask(f"look up session {session}", lambda: api.session_details(session)["mode"])
+            self._places[job_id] = {"mode": _MODES.get(told, str(told)), "session_id": str(session)}
+        return dict(self._places[job_id])
+
+    def stated(self, job_id: str) -> dict[str, Any]:
+        """What came with the charge of a job; nobody is asked.
+
+        Args:
+            job_id: the service's id of the job.
+
+        Returns:
+            ``created``, ``started``, ``finished`` (UTC, as the service writes it) and ``executions``, as far as stated.
+        """
+        return dict(self._stated.get(job_id, {}))
 
     def cancel(self, job_id: str) -> None:
         """Ask for a job to be cancelled; one that has ended stays as it is.
@@ -377,6 +478,7 @@ class IBMService:
         except Exception as error:
             raise self._what_happened(error) from None
         self._jobs[job.job_id()] = job
+        self._places[job.job_id()] = {"mode": self._context.mode, "session_id": self._context.session_id}
         return job.job_id()
 
     def _what_happened(self, error: Exception) -> Exception:
@@ -454,6 +556,26 @@ class IBMService:
     def _clean(self, error: object) -> str:
         """The text of an error without credentials, on one line."""
         return " ".join(without_tokens(str(error) or type(error).__name__).split())[:500]
+
+
+def stated_in(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Times and executions in the metrics of a job, those of them that are such.
+
+    Args:
+        metrics: as `RuntimeJobV2.metrics` returns them.
+    """
+    times = metrics.get("timestamps")
+    times = times if isinstance(times, Mapping) else {}
+    names = {"created": "created", "started": "running", "finished": "finished"}
+    found: dict[str, Any] = {
+        name: times[theirs]
+        for name, theirs in names.items()
+        if isinstance(times.get(theirs), str) and len(times[theirs]) <= _LONGEST_TIME
+    }
+    executions = metrics.get("executions")
+    if isinstance(executions, int) and not isinstance(executions, bool) and 0 < executions < 2**63:
+        found["executions"] = executions
+    return found
 
 
 class _SessionClosedError(Exception):

@@ -37,6 +37,9 @@ from qhw_diffusion.hardware.ledger_rows import (
     DUPLICATES,
     ID,
     LIMIT,
+    REUSED,
+    SENT,
+    STATED,
     STATES,
     UNANSWERED,
     Row,
@@ -279,19 +282,21 @@ class Ledger:
 
         return self._change(key, change)
 
-    def submitted(self, key: str, job_id: str, session_id: str | None = None) -> Row:
+    def submitted(self, key: str, job_id: str, session_id: str | None = None, **summary: Any) -> Row:
         """Note the job's id: planned → submitted. The same id once more changes nothing.
 
         Args:
             key: content key of the row.
             job_id: that the service returned.
             session_id: of the batch or session that the job is in; None without one.
+            summary: added to the row's.
 
         Raises:
             LedgerError: another state, another id, or an id that belongs to another row.
         """
         if not isinstance(job_id, str) or not job_id.strip():
             raise InvalidInputError(f"job_id is {job_id!r}; give the id that the service returned")
+        extra = _json(summary)
 
         def change(row: Row, connection: sqlite3.Connection) -> Row:
             if row.state == "submitted" and row.job_id == job_id:
@@ -303,7 +308,8 @@ class Ledger:
                 if other.key == row.key:
                     raise LedgerError(f"job {job_id} was an earlier attempt of {key[:12]} and failed; give another id")
                 raise LedgerError(f"job {job_id} belongs to {other.key[:12]} ({other.purpose}) already")
-            return replace(row, state="submitted", job_id=job_id, session_id=session_id)
+            return replace(row, state="submitted", job_id=job_id, session_id=session_id,
+                           summary={**row.summary, **extra})  # fmt: skip
 
         return self._change(key, change)
 
@@ -482,9 +488,10 @@ class Ledger:
             past = {**{name: getattr(row, name) for name in names}, "counted": row.counted_now - row.unanswered_seconds}
             own = {name: row.summary[name] for name in (LIMIT, DUPLICATES, CLOCK) if name in row.summary}
             past |= {name: value for name, value in own.items() if name != LIMIT}
+            past |= {name: row.summary[name] for name in (SENT, STATED) if name in row.summary}
             if row.unknown:  # until the service states it, its limit counts
                 past[LIMIT] = row.most_seconds
-            of_attempt = (*own, AGAIN)  # of the one that failed
+            of_attempt = (*own, AGAIN, SENT, STATED)  # of the one that failed
             kept = {name: value for name, value in row.summary.items() if name not in of_attempt}
             again = replace(row, state="planned", run=run or row.run, attempt=row.attempt + 1, job_id=None,
                             session_id=None, reason="", qpu_seconds=None, earlier=[*row.earlier, past],
@@ -495,6 +502,20 @@ class Ledger:
             return again
 
         return self._change(key, change)
+
+    def note(self, key: str, **summary: Any) -> Row:
+        """Add to what is noted of a row; its state and the time of its last change stay."""
+        extra = _json(summary)
+        return self._change(key, lambda row, connection: replace(row, summary={**row.summary, **extra}), touched=False)
+
+    def reused(self, key: str, run: str) -> Row:
+        """Note that `run` took the result of this row instead of measuring; as `note`."""
+        one = _json({"run": run, "at": now()})
+        return self._change(
+            key,
+            lambda row, connection: replace(row, summary={**row.summary, REUSED: [*row.summary.get(REUSED, []), one]}),
+            touched=False,
+        )
 
     def keep_unreadable(self, key: str, raw: str) -> Path:
         """Keep what the service gave as an answer and nobody can read, beside the results; the row stays as it is."""
@@ -535,12 +556,12 @@ class Ledger:
                 if stored_note(connection, ID) is None:
                     store_note(connection, ID, uuid.uuid4().hex)
 
-    def _change(self, key: str, change: Any) -> Row:
+    def _change(self, key: str, change: Any, *, touched: bool = True) -> Row:
         with self._file.writing() as connection:
             row = self._known(next(read_rows(connection, "WHERE key = ?", (check_key(key),)), None), key)
             after: Row = change(row, connection)
             if after != row:
-                if after.updated == row.updated:
+                if touched and after.updated == row.updated:
                     after = replace(after, updated=now())
                 write_row(connection, after)
         return after

@@ -33,6 +33,10 @@ AGAIN = "sent_again"
 INSTANCE = "instance"
 # In a paid row's summary: the tag that its jobs are found by, without the attempt's number (`keys.ledger_tag`)
 TAG = "tag"
+# In a row's summary, of this attempt: how its job was sent (`provenance.as_sent`), and what the service states of it
+SENT, STATED = "sent", "stated"
+# In a row's summary: runs that took the result from here instead of measuring: a list of {"run": name, "at": when}
+REUSED = "reused_by"
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from qhw_diffusion.devices import Device
 from qhw_diffusion.devices.snapshot import FRACTIONAL_GATES
 from qhw_diffusion.draws import Draws
 from qhw_diffusion.errors import DamagedFileError, InvalidInputError, JobError, UnsupportedCircuitError
+from qhw_diffusion.hardware.ledger_rows import now
 from qhw_diffusion.hardware.service import JobState, Limits, Measured, Pub, RefusedError, without_attempts
 from qhw_diffusion.masking import shown_cause
 
@@ -48,6 +49,7 @@ class LocalService:
 
     paid = False
     instance = ""
+    plan = ""
 
     def __init__(self, device: Device, *, estimator: BaseEstimatorV2 | None = None, seed: int = 0) -> None:
         if not isinstance(device, Device):
@@ -62,6 +64,7 @@ class LocalService:
         self._simulators: dict[tuple[Device, tuple[int, ...], bool], Any] = {}
         self._answers: dict[str, str] = {}
         self._tags: dict[str, tuple[str, ...]] = {}
+        self._times: dict[str, dict[str, str]] = {}
 
     def _other_than_usual(self) -> str:
         """What tells this simulation from the usual one of that name, so that the ledger does not mix them up."""
@@ -75,6 +78,10 @@ class LocalService:
     def snapshot(self) -> Device:
         """The device, as it was loaded."""
         return self._device
+
+    def effective(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Nothing is mitigated here by itself: resilience level 0."""
+        return {"resilience_level": 0}
 
     def check(self, pubs: Sequence[Pub], options: Mapping[str, Any]) -> None:
         """Check circuits and options before anything runs.
@@ -120,7 +127,7 @@ class LocalService:
         Raises:
             RefusedError: the simulation failed; the message has its error.
         """
-        job_id = f"local-{uuid.uuid4().hex[:12]}"
+        job_id, began = f"local-{uuid.uuid4().hex[:12]}", now()
         seed = int.from_bytes(
             hashlib.sha256(json.dumps([self._seed, *without_attempts(tags)]).encode()).digest()[:8], "big"
         )
@@ -133,6 +140,7 @@ class LocalService:
         answers = [{"values": v.tolist(), "std_errors": e.tolist(), "shots": s} for v, e, s in measured]
         self._answers[job_id] = json.dumps({"format": _FORMAT, "pubs": answers})
         self._tags[job_id] = tuple(tags)
+        self._times[job_id] = {"created": began, "started": began, "finished": now()}
         return job_id
 
     def _measure(self, pub: Pub, seed: int) -> Measured:
@@ -229,6 +237,14 @@ class LocalService:
     def qpu_seconds(self, job_id: str) -> float | None:
         """0 QPU seconds: a job in this process costs nothing."""
         return 0.0
+
+    def where(self, job_id: str) -> dict[str, Any]:
+        """Nothing: there are no modes."""
+        return {}
+
+    def stated(self, job_id: str) -> dict[str, Any]:
+        """When the simulation of a job began and ended."""
+        return dict(self._times.get(job_id, {}))
 
     def cancel(self, job_id: str) -> None:
         """Jobs are done when they are sent; there is nothing to cancel."""

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from qhw_diffusion.errors import AccountError, DamagedFileError, JobError, ServiceError
 from qhw_diffusion.hardware.ledger import Ledger
-from qhw_diffusion.hardware.ledger_rows import DUPLICATES, INSTANCE, UNANSWERED, Row
+from qhw_diffusion.hardware.ledger_rows import DUPLICATES, INSTANCE, STATED, UNANSWERED, Row
 from qhw_diffusion.hardware.service import JobState, Pub, Service
 from qhw_diffusion.hardware.submit import Job, Sender
 from qhw_diffusion.hardware.wait import Waiter
@@ -49,7 +50,7 @@ class Collector:
         elif (charged := self.charged(row)) is not None:
             charged += sum(seconds or 0.0 for seconds in {**new, **before}.values())
         extra = {DUPLICATES: {**new, **before}} if new else {}
-        row = self.ledger.done(job.key, raw, charged, **extra)
+        row = self.ledger.done(job.key, raw, charged, **extra, **self._stated(row))
         if row.summary.get(UNANSWERED):
             with contextlib.suppress(*_NO_ANSWER):
                 self.sender.look_again(row)
@@ -88,7 +89,13 @@ class Collector:
         new, before = self._duplicates(job, row), row.summary.get(DUPLICATES, {})
         if charged is not None:
             charged += sum(seconds or 0.0 for seconds in {**new, **before}.values())
-        self.ledger.failed(row.key, reason, charged, again=again, **({DUPLICATES: {**new, **before}} if new else {}))
+        extra = {DUPLICATES: {**new, **before}} if new else {}
+        self.ledger.failed(row.key, reason, charged, again=again, **extra, **self._stated(row))
+
+    def _stated(self, row: Row) -> dict[str, Any]:
+        """For a row's summary: what the service has stated of its job; nobody is asked."""
+        told = self.service.stated(row.job_id or "")
+        return {STATED: {**row.summary.get(STATED, {}), **told}} if told else {}
 
     def lost_or_cancelled(self, job: Job, row: Row, state: JobState) -> None:
         """Fail the row of a job that is going to be sent again."""
@@ -145,6 +152,7 @@ class Collector:
                     self.ledger.measured(row.key, seconds, job_id)
                     if job_id == row.job_id:
                         self._count(row, seconds)
+                        self.ledger.note(row.key, **self._stated(row))
             if waited >= settle or not any(run in (None, row.run) for row in self.ledger.with_unknown_charges()):
                 break
             self.waiter.sleep(pause)

@@ -10,7 +10,6 @@ import io
 import json
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from qhw_diffusion.hardware.keys import tag_of
 from qhw_diffusion.hardware.ledger import Ledger
 from qhw_diffusion.hardware.ledger_files import durable_write
 from qhw_diffusion.hardware.ledger_rows import COLUMNS, STATES, TAG, Row
+from qhw_diffusion.hardware.provenance import COSTS, NOTED, calibration_file, record
 from qhw_diffusion.hardware.service import Measured
 from qhw_diffusion.masking import without_own_tokens
 
@@ -91,13 +91,18 @@ def show_text(ledger: Ledger, row: Row) -> str:
         ("last change", row.updated),
         ("attempt", str(row.attempt)),
         *((f"attempt {past['attempt']}", _past(past)) for past in row.earlier),
-        *((name, str(value)) for name, value in row.summary.items()),
+        *_known(ledger, row),
     ]
     if row.result_file is not None:
         lines.append(("result", f"{ledger.folder / row.result_file}"))
         lines.append(("SHA-256", f"{row.checksum} ({'whole' if _whole(ledger, row) else 'DAMAGED'})"))
     width = max(len(name) for name, _ in lines)
     return "\n".join([*(f"{name.ljust(width)}  {value}" for name, value in lines), "", next_text(ledger, row)])
+
+
+# Columns of `provenance.record` that are shown as they are, and how many PUBs are listed
+_SHOWN = ("program", "mode", "instance", "plan", "created", "started", "finished", "executions", "backend_version")
+_MOST_PUBS = 40
 
 
 def next_text(ledger: Ledger, row: Row) -> str:
@@ -135,6 +140,30 @@ def _line(row: Row) -> tuple[str, ...]:
             seconds if row.paid else "free", row.updated[:19].replace("T", " "), row.purpose)  # fmt: skip
 
 
+def _known(ledger: Ledger, row: Row) -> list[tuple[str, str]]:
+    """What was noted of how the job was sent and what the service states of it, as far as there is something."""
+    told = record(row)
+    lines = [(name.replace("_", " "), str(told[name])) for name in _SHOWN if told[name] not in (None, "")]
+    if told["snapshot"]:
+        path = calibration_file(ledger.folder, told["snapshot"])
+        kept = str(path) if path.exists() else "not kept"
+        lines.append(("calibration", f"of {told['calibration_date'] or 'no date'}, SHA-256 {told['snapshot']}: {kept}"))
+    if told["layout"]:
+        places = dict.fromkeys("unknown" if q is None else ", ".join(map(str, q)) for q in told["layout"])
+        lines.append(("physical qubits", "; ".join(places)))
+    if told["rep_delay_seconds"] is not None:
+        lines.append(("repetition delay", f"{told['rep_delay_seconds'] * 1e6:g} µs"))
+    if told["options"]:
+        lines.append(("options", json.dumps(told["options"], ensure_ascii=False)))
+    lines += [(f"PUB {number}", label) for number, label in enumerate(told["pubs"] or ())][:_MOST_PUBS]
+    if len(told["pubs"] or ()) > _MOST_PUBS:
+        lines.append(("PUBs", f"{len(told['pubs'])} in all; qhw ledger export has every one"))
+    if told["packages"]:
+        lines.append(("packages", ", ".join(f"{name} {number}" for name, number in told["packages"].items())))
+    lines += [("reused by", f"{one.get('run')}, {one.get('at')}") for one in told["reused_by"]]
+    return lines + [(name, str(value)) for name, value in told["summary"].items()]
+
+
 def _reserved(row: Row) -> str:
     unheard = row.unanswered_seconds
     parts = [
@@ -159,19 +188,22 @@ def _whole(ledger: Ledger, row: Row) -> bool:
 # -- export ------------------------------------------------------------------------------------------------------------
 
 
-_JOB = tuple(name for name in COLUMNS if name != "earlier")
-# Of all attempts: what was charged (empty while not known), what counts against caps, and jobs without a result
-_COSTS = ("charged_seconds", "counted_seconds", "unused_jobs")
-_VALUE = ("pub", "observable", "row", "value", "std_error", "value_shots", "trouble")
+_OWN = tuple("planned" if name == "created" else name for name in COLUMNS)
+# In CSV `layout` and `pubs` of the line's PUB stand beside its number
+_OF_PUB = ("layout", "pubs")
+_JOB = tuple(name for name in (*_OWN, *NOTED, *COSTS) if name not in ("earlier", *_OF_PUB))
+_VALUE = ("pub", *_OF_PUB, "observable", "row", "value", "std_error", "value_shots", "trouble")
 
 
 def export_rows(ledger: Ledger, rows: Sequence[Row], path: str | Path) -> Path:
     """Write `rows` with their results to `path`; its ending says how.
 
-    ``.csv``: a line for each PUB, observable and row of parameters; one line without a value for a job that has no
-    result. ``.json``: a list of rows, each with the decoded values and the service's raw answer. A result that is
-    damaged or cannot be decoded is named in the column or entry ``trouble``; the others are written all the same.
-    What is not finite, such as a standard error that the client cannot tell, is ``inf`` or ``nan``, in JSON as a text.
+    What is known of a job is `provenance.record`. ``.csv``: a line for each PUB, observable and row of parameters, with
+    layout and label of that PUB; one line without a value, with those of all PUBs, for a job that has no result; lists
+    and dictionaries are JSON. ``.json``: a list of rows, each with the decoded values and the service's raw answer. A
+    result that is damaged or cannot be decoded is named in the column or entry ``trouble``; the others are written all
+    the same. What is not finite, such as a standard error that the client cannot tell, is ``inf`` or ``nan``, in JSON
+    as a text.
 
     Raises:
         InvalidInputError: another ending. LedgerError: the file cannot be written.
@@ -222,20 +254,26 @@ def _answers(ledger: Ledger, row: Row) -> tuple[str | None, list[Measured], str]
 def _as_csv(ledger: Ledger, rows: Sequence[Row]) -> str:
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow([*_JOB, *_COSTS, *_VALUE])
+    writer.writerow([*_JOB, *_VALUE])
     for row in rows:
-        job = {**asdict(row), "summary": json.dumps(row.summary, ensure_ascii=False)}
-        costs = _costs(row)
-        job |= {**costs, "unused_jobs": json.dumps(costs["unused_jobs"], ensure_ascii=False)}
-        front = ["" if job[name] is None else job[name] for name in (*_JOB, *_COSTS)]
+        job = record(row)
+        front = [_cell(job[name]) for name in _JOB]
         _, measured, trouble = _answers(ledger, row)
-        for value in list(_values(measured)) or [("",) * 6]:
-            writer.writerow([*front, *value, trouble])
+        every = [_cell(job[name]) for name in _OF_PUB]
+        for pub, *value in list(_values(measured)) or [("",) * 6]:
+            one = every if pub == "" else [_cell(_of_pub(job[name], pub)) for name in _OF_PUB]
+            writer.writerow([*front, pub, *one, *value, trouble])
     return buffer.getvalue()
 
 
-def _costs(row: Row) -> dict[str, Any]:
-    return dict(zip(_COSTS, (row.charge, row.counted, row.unused_jobs), strict=True))
+def _cell(value: Any) -> Any:
+    if value is None:
+        return ""
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, (dict, list)) else value
+
+
+def _of_pub(values: list[Any] | None, pub: int) -> Any:
+    return values[pub] if values is not None and pub < len(values) else None
 
 
 def _values(measured: Sequence[Measured]) -> Iterator[tuple[Any, ...]]:
@@ -254,5 +292,5 @@ def _as_json(ledger: Ledger, rows: Sequence[Row]) -> str:
     for row in rows:
         raw, measured, trouble = _answers(ledger, row)
         pubs = [{"values": _plain(v), "std_errors": _plain(e), "shots": s} for v, e, s in measured]
-        entries.append({**asdict(row), **_costs(row), "results": pubs, "raw": raw, "trouble": trouble})
+        entries.append({**record(row), "results": pubs, "raw": raw, "trouble": trouble})
     return json.dumps(entries, indent=1, ensure_ascii=False) + "\n"

@@ -23,9 +23,10 @@ from qhw_diffusion.hardware.caps import LONGEST_JOB, share_budget
 from qhw_diffusion.hardware.cost import DEFAULT_LEVEL, EXTRAPOLATED, Estimator, added_by, job_estimator
 from qhw_diffusion.hardware.keys import job_key, ledger_tag
 from qhw_diffusion.hardware.ledger import Ledger, Row
-from qhw_diffusion.hardware.ledger_rows import DUPLICATES, INSTANCE, LIMIT, TAG, seconds_since, total_charge
+from qhw_diffusion.hardware.ledger_rows import DUPLICATES, INSTANCE, LIMIT, SENT, TAG, seconds_since, total_charge
 from qhw_diffusion.hardware.local import LocalService
 from qhw_diffusion.hardware.modes import check_mode, check_seconds
+from qhw_diffusion.hardware.provenance import Calibrations, as_sent
 from qhw_diffusion.hardware.record import Collector, check_answer, failed_before
 from qhw_diffusion.hardware.service import Pub, Service
 from qhw_diffusion.hardware.split import JobLimits, cut, join, split
@@ -102,16 +103,25 @@ class Runner:
         self.times = times or Times()
         self._limits = limits or JobLimits()
         self._estimate = estimate
+        self._own_estimate = estimate is not None
+        self._estimated_with = ""
         self._warned = False
         self._sent: set[str] = set()
+        self._taken: set[str] = set()  # keys whose results were taken from the ledger, which their rows say
         # ids of jobs whose results were in the ledger before this runner asked for them
         self.reused_jobs: set[str] = set()
         self._waiter = Waiter(self.times, sleep)
         self._sender = Sender(service, ledger, self._waiter, mode=mode, max_session_seconds=max_session_seconds)
         self._collector = Collector(service, ledger, self._waiter, self._sender)
+        self._calibrations = Calibrations(service, ledger, run)
 
     def run(
-        self, pubs: Sequence[Pub], *, options: Mapping[str, Any] | None = None, purpose: str = "evaluate"
+        self,
+        pubs: Sequence[Pub],
+        *,
+        options: Mapping[str, Any] | None = None,
+        purpose: str = "evaluate",
+        packages: Sequence[str] = (),
     ) -> Answer:
         """Evaluate PUBs: from the ledger what is there, by jobs what is not.
 
@@ -119,6 +129,7 @@ class Runner:
             pubs: what to evaluate.
             options: of the client's estimator (resilience level and so on), plain JSON types.
             purpose: part of the key; the same PUBs for another purpose are another job.
+            packages: distributions that the circuits were made with; their versions are kept with the jobs.
 
         Raises:
             InvalidInputError: circuits or options that the service would refuse.
@@ -130,11 +141,13 @@ class Runner:
         """
         options = dict(options or {})
         self.service.check(pubs, options)
+        self._calibrations.expire()
         jobs = []
         added = added_by(options, default_level=DEFAULT_LEVEL if self.service.paid else 0)
         for pieces in split(pubs, self._limits, factor=len(added.scales)):
             mine = cut(pubs, pieces)
-            jobs.append(Job(self._key(mine, options, purpose), pieces, mine, options, purpose, added))
+            key = self._key(mine, options, purpose)
+            jobs.append(Job(key, pieces, mine, options, purpose, added, packages=tuple(packages)))
         different = distinct(jobs)
         with contextlib.ExitStack() as stack:
             for key in sorted(job.key for job in different):  # one order, so that processes never wait for each other
@@ -164,6 +177,7 @@ class Runner:
         self._sent |= {job.key for job in different if not job.reused}
         self.reused_jobs |= {row.job_id or "" for job, row in zip(different, rows.values(), strict=True)
                              if job.reused and job.key not in self._sent}  # fmt: skip
+        self._note_reuse([job.key for job in different if job.reused])
         answers = {key: self.service.decode(self.ledger.result(key)) for key in rows}
         measured = join(pubs, [job.pieces for job in jobs], [answers[job.key] for job in jobs])
         return Answer(
@@ -205,6 +219,14 @@ class Runner:
             "file and no other process can hold: save layer.state_dict(), or the layer on a simulating engine "
             "(layer.with_engine('noisy')), and open a runner where it is used"
         )
+
+    def _note_reuse(self, keys: Sequence[str]) -> None:
+        """Say in the rows, once for this runner, that their results were taken instead of measured."""
+        for key in keys:
+            if key not in self._sent and key not in self._taken:
+                with contextlib.suppress(LedgerError):  # a full disk: the results are there all the same
+                    self.ledger.reused(key, self.name)
+                self._taken.add(key)
 
     def _take_turns(self, stack: contextlib.ExitStack, key: str) -> None:
         """Hold the key's lock; the person at the terminal is told whom a long wait is for."""
@@ -255,7 +277,8 @@ class Runner:
             # of its limit nothing is known but that some cap allowed it
             most = math.ceil(max(self.max_qpu_seconds or 0.0, self.ledger.cap or 0.0, job.seconds))
             job.summary |= {LIMIT: min(most, LONGEST_JOB)}
-        row = self._plan(job, {**self._noted(job), **({DUPLICATES: earlier} if earlier else {})}, last, sent=True)
+        noted = {**self._noted(job, sent=True), **({DUPLICATES: earlier} if earlier else {})}
+        row = self._plan(job, noted, last, sent=True)
         return self._sender.take_over(job, row)
 
     def _check_instance(self, row: Row) -> None:
@@ -318,8 +341,12 @@ class Runner:
         self._sender.limit_session(left)
 
     def _estimate_job(self, job: Job) -> None:
-        if self._estimate is None:
-            self._estimate = job_estimator(self.service.snapshot(), lambda: self.ledger.rows(state="done"))
+        if not self._own_estimate:
+            device = self._calibrations.latest()
+            if device.fingerprint != self._estimated_with:
+                self._estimate = job_estimator(device, lambda: self.ledger.rows(state="done"))
+                self._estimated_with = device.fingerprint
+        assert self._estimate is not None
         cost = self._estimate(job.pubs, job.options)
         job.seconds, job.summary = cost.seconds, {"formula_seconds": cost.formula_seconds}
 
@@ -365,11 +392,25 @@ class Runner:
     def _retry(self, job: Job) -> Row:
         return self.ledger.retry(job.key, run=self.name, cap=self.max_qpu_seconds, summary=self._noted(job))
 
-    def _noted(self, job: Job) -> dict[str, Any]:
-        """What the row of a new attempt says of how it is sent."""
+    def _noted(self, job: Job, *, sent: bool = False) -> dict[str, Any]:
+        """What the row of a new attempt says of how it is sent.
+
+        Args:
+            job: of the attempt.
+            sent: it was sent by a process that left no row: under which calibration is not known.
+        """
+        facts = as_sent(
+            self.service,
+            job.pubs,
+            job.options,
+            mode=self._sender.mode,
+            packages=job.packages,
+            calibration=None if sent else self._calibrations.read(),
+        )
+        noted = {**job.summary, SENT: facts}
         if not self.service.paid:
-            return job.summary
-        return {**job.summary, INSTANCE: self.service.instance, TAG: ledger_tag(self.ledger.id, job.key)}
+            return noted
+        return {**noted, INSTANCE: self.service.instance, TAG: ledger_tag(self.ledger.id, job.key)}
 
     def _finish(self, job: Job, note: str) -> None:
         """Wait for a job and store its answer; what else became of it is stored too, and raised."""
@@ -385,6 +426,7 @@ class Runner:
                 self._collector.give_up(job, row, state)
             job.sent_before = False
             self._collector.lost_or_cancelled(job, row, state)
+            self._calibrations.expire()  # it may have been in the queue for a day
             self._share_budget([job])
             self._sender.send(job, self._retry(job))
             row = self._row(job)

@@ -34,6 +34,9 @@ class Pub:
         parameters: the circuit's parameters, in the order of the columns of `values`.
         values: [B, P] radians.
         precision: target standard error, > 0 (`precision_of` a number of shots).
+        label: what the circuit is, in a few words: as asked, a calibration, folded, twirled. Kept with the job, and no
+            part of its key.
+        layout: physical qubits in the order of the logical ones, where known. Kept as `label` is.
 
     Raises:
         InvalidInputError: another shape, NaN or infinity, a precision that is not positive, no observables.
@@ -44,6 +47,8 @@ class Pub:
     parameters: tuple[Parameter, ...]
     values: np.ndarray
     precision: float
+    label: str = "circuit"
+    layout: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         values = np.ascontiguousarray(self.values, dtype=np.float64)
@@ -154,6 +159,7 @@ class Service(Protocol):
         device: name of the device.
         program: what evaluates the PUBs; part of the ledger's key.
         instance: a hash of the account's instance that jobs are sent to; empty where there is none.
+        plan: of that instance, as the client states it; empty where it does not. Raises nothing.
     """
 
     paid: bool
@@ -161,8 +167,15 @@ class Service(Protocol):
     program: str
     instance: str
 
+    @property
+    def plan(self) -> str:
+        """See above."""
+
     def snapshot(self) -> Device:
-        """The device as it is calibrated now, for estimates."""
+        """The device as it is calibrated now."""
+
+    def effective(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """The options that a job really runs with, defaults resolved, as far as they are known here. Raises nothing."""
 
     def check(self, pubs: Sequence[Pub], options: Mapping[str, Any]) -> None:
         """Raise InvalidInputError for what the service would refuse, before anything is sent."""
@@ -184,6 +197,12 @@ class Service(Protocol):
 
     def qpu_seconds(self, job_id: str) -> float | None:
         """QPU seconds charged, finite and not negative; None as long as the service states no such number."""
+
+    def where(self, job_id: str) -> dict[str, Any]:
+        """What the job really runs in, mode and session_id, if known; asks only if another object has sent it."""
+
+    def stated(self, job_id: str) -> dict[str, Any]:
+        """What came with the charge: created, started, finished (text), executions. Asks nobody and raises nothing."""
 
     def cancel(self, job_id: str) -> None:
         """Ask for the job to be cancelled. Whether it was is for `status` to say."""

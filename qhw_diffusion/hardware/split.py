@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from qiskit.quantum_info import SparsePauliOp
@@ -118,7 +118,7 @@ def cut(pubs: Sequence[Pub], pieces: Sequence[Piece]) -> list[Pub]:
     for piece in pieces:
         pub = pubs[piece.pub]
         values = pub.values[piece.start : piece.stop] if pub.parameters else pub.values
-        cuts.append(Pub(pub.circuit, pub.observables, pub.parameters, values, pub.precision))
+        cuts.append(replace(pub, values=values))
     return cuts
 
 

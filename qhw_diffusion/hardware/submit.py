@@ -13,7 +13,7 @@ from qhw_diffusion.hardware.caps import LONGEST_JOB
 from qhw_diffusion.hardware.cost import Added
 from qhw_diffusion.hardware.keys import ledger_tag, tag_of
 from qhw_diffusion.hardware.ledger import Ledger, Row
-from qhw_diffusion.hardware.ledger_rows import DUPLICATES, INSTANCE, TAG, UNANSWERED, seconds_since
+from qhw_diffusion.hardware.ledger_rows import DUPLICATES, INSTANCE, STATED, TAG, UNANSWERED, seconds_since
 from qhw_diffusion.hardware.service import Limits, NotSentError, Pub, RefusedError, Service, UncertainError, attempt_tag
 from qhw_diffusion.hardware.split import Piece, asked
 from qhw_diffusion.hardware.wait import Waiter, tell
@@ -36,6 +36,7 @@ class Job:
         sent_before: whether an earlier call has sent it.
         uncertain: whether a submission got no usable reply, or may have got none in an earlier call.
         reused: whether its answer was in the ledger already.
+        packages: distributions that its circuits were made with (`provenance.as_sent`).
     """
 
     key: str
@@ -50,6 +51,7 @@ class Job:
     sent_before: bool = False
     uncertain: bool = False
     reused: bool = False
+    packages: tuple[str, ...] = ()
 
     @property
     def whole_seconds(self) -> int:
@@ -322,7 +324,11 @@ class Sender:
         return tag_of(row.run, row.key, row.summary.get(TAG))
 
     def _submitted(self, job: Job, job_id: str) -> None:
-        self.ledger.submitted(job.key, job_id, self.service.session_id())
+        place: dict[str, Any] = {}
+        with contextlib.suppress(ServiceError, AccountError):  # asked only of a job that another process has sent
+            place = self.service.where(job_id)
+        session = place.get("session_id", self.service.session_id())
+        self.ledger.submitted(job.key, job_id, session, **({STATED: place} if place else {}))
 
     def _oldest(self, row: Row, found: Sequence[str]) -> str | None:
         """The oldest of several jobs with one tag, which counts; None if there is none.

@@ -70,6 +70,7 @@ def try_out(strategy: Strategy, compiled: CompiledCircuit) -> None:
     rows[1:, compiled.n_inputs :] = rows[0, compiled.n_inputs :]
     made, calibration = constructed(strategy, compiled, rows), calibrated(strategy, compiled)
     asked = () if calibration is None else calibration.experiments
+    labels_of(strategy, compiled, made)
     _check_cost(strategy, compiled, made, asked)
     if strategy.differentiable:
         _check_rows(strategy, made)
@@ -122,6 +123,24 @@ def constructed(strategy: Strategy, compiled: CompiledCircuit, rows: Tensor, *, 
     return list(made)
 
 
+def labels_of(strategy: Strategy, compiled: CompiledCircuit, made: Sequence[Experiment]) -> list[str]:
+    """What the strategy's `labels` says of the circuits it made, checked if it is a user's own.
+
+    Raises:
+        InvalidInputError: no list of a text for each circuit.
+        EngineError: it fails with an error that is not the package's.
+    """
+    if built_in(strategy):
+        return strategy.labels(compiled, made)
+    labels = _called(strategy, "labels", lambda: strategy.labels(compiled, made))
+    if not isinstance(labels, (list, tuple)) or len(labels) != len(made) or not all(isinstance(x, str) for x in labels):
+        raise InvalidInputError(
+            f"mitigation strategy {strategy.label}: labels returned {labels!r}; wanted: a text for each of the "
+            f"{len(made)} circuits that construct made"
+        )
+    return list(labels)
+
+
 def calibrated(strategy: Strategy, compiled: CompiledCircuit) -> Calibration | None:
     """What the strategy's `calibration` asks for, checked if it is a user's own.
 
@@ -137,6 +156,11 @@ def calibrated(strategy: Strategy, compiled: CompiledCircuit) -> Calibration | N
         raise InvalidInputError(
             f"mitigation strategy {strategy.label}: calibration returned a {type(calibration).__name__}; wanted: a "
             "Calibration, or None"
+        )
+    if calibration.labels and len(calibration.labels) != len(calibration.experiments):
+        raise InvalidInputError(
+            f"mitigation strategy {strategy.label}: calibration has {len(calibration.labels)} labels for "
+            f"{len(calibration.experiments)} circuits; give one for each, or none"
         )
     for number, experiment in enumerate(calibration.experiments):
         _check_experiment(strategy, f"calibration asks as circuit {number} for", experiment)

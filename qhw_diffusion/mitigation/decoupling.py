@@ -66,6 +66,10 @@ class DynamicalDecoupling(Strategy):
             made[key] = replace(compiled, isa=_decoupled(compiled, *_pulses(self.sequence)))
         return [(made[key], rows)]
 
+    def labels(self, compiled: CompiledCircuit, made: Sequence[Experiment]) -> list[str]:
+        """``"decoupled, X-X"``."""
+        return ["decoupled, X-X" if self.sequence == "xx" else "decoupled, XY4"]
+
     def combine(
         self,
         estimates: Sequence[Estimate],
@@ -102,4 +106,5 @@ def _decoupled(compiled: CompiledCircuit, pulses: list[Gate], spacing: list[floa
     )
     isa = manager.run(without_delays(compiled))
     isa.metadata = {**(isa.metadata or {}), DECOUPLED: True}
+    isa._layout = compiled.isa.layout  # the qubits are where they were, which the manager has forgotten
     return isa

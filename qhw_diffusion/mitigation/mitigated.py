@@ -15,13 +15,13 @@ from qhw_diffusion.errors import InvalidInputError
 from qhw_diffusion.execution import CompiledCircuit, Engine, Estimate, Experiment, Plan, Usage
 from qhw_diffusion.execution.engine import Record, check_parameters, evaluate_varying, parts_of, rows_of
 from qhw_diffusion.execution.engines import engine_of
-from qhw_diffusion.mitigation.checks import calibrated, check_strategies, combined, constructed
-from qhw_diffusion.mitigation.strategy import Strategy, zero_rows
+from qhw_diffusion.mitigation.checks import calibrated, check_strategies, combined, constructed, labels_of
+from qhw_diffusion.mitigation.strategy import Calibration, Need, Strategy, numbered, zero_rows
 
 # A standard error that stands for an infinite one, to see which values depend on it
 _SMALL = 1e-3
-# (experiments of the strategies, calibration experiments) → estimates of all, in this order
-_Evaluate = Callable[[list[Experiment], list[Experiment]], list[Estimate]]
+# Estimates of the leaves, then of the calibrations
+_Evaluate = Callable[["Expansion"], list[Estimate]]
 
 
 @dataclass(frozen=True)
@@ -119,10 +119,12 @@ class Mitigated(Engine):
         """The same of several circuits, all of them and their calibrations in one call of the engine."""
         checked = [(compiled, check_parameters(compiled, parameters)) for compiled, parameters in experiments]
         with torch.no_grad():
-            return evaluate_varying(
-                checked,
-                lambda varying: self._run(varying, lambda leaves, asked: self.base.estimate_many([*leaves, *asked])),
-            )
+            return evaluate_varying(checked, lambda varying: self._run(varying, self._evaluate))
+
+    def _evaluate(self, expansion: Expansion) -> list[Estimate]:
+        packages = ["mitiq"] if any(Need.MITIQ in strategy.needs for strategy in self.strategies) else []
+        engine = self.base.labelled(expansion.all_labels, packages)
+        return engine.estimate_many([*expansion.leaves, *expansion.calibrations])
 
     def expectation(
         self, compiled: CompiledCircuit, inputs: Tensor, weights: Tensor, record: Record = lambda usage: None
@@ -131,7 +133,8 @@ class Mitigated(Engine):
         if not self.differentiable:
             return super().expectation(compiled, inputs, weights, record)
 
-        def evaluate(leaves: list[Experiment], asked: list[Experiment]) -> list[Estimate]:
+        def evaluate(expansion: Expansion) -> list[Estimate]:
+            leaves, asked = expansion.leaves, expansion.calibrations
             results = []
             for circuit, rows in leaves:
                 # The rows have been passed on as they are, so they share the weights: those of the first stand for all
@@ -153,11 +156,11 @@ class Mitigated(Engine):
         expansion = expand(self.strategies, experiments, self._calibrations)
         levels, sizes, keys, wanted = expansion.levels, expansion.sizes, expansion.keys, expansion.wanted
         asked = expansion.calibrations
-        results = evaluate(expansion.leaves, asked)
+        results = evaluate(expansion)
         estimates, answers = results[: len(levels[-1])], results[len(levels[-1]) :]
         for key, calibration in wanted.items():
-            self._calibrations[key] = answers[: len(calibration)]
-            answers = answers[len(calibration) :]
+            self._calibrations[key] = answers[: len(calibration.experiments)]
+            answers = answers[len(calibration.experiments) :]
         for strategy in self.strategies:
             levels.pop()
             parents, groups, calibrated = levels[-1], sizes.pop(), keys.pop()
@@ -205,12 +208,14 @@ class Expansion:
         sizes: for each expansion into how many every experiment was expanded.
         keys: for each expansion the key of the calibration that every experiment needs, None for none.
         wanted: calibrations that are not there yet, by their keys: each is made once, whoever needs it.
+        labels: what each of the leaves is.
     """
 
     levels: list[list[Experiment]]
     sizes: list[list[int]]
     keys: list[list[Any]]
-    wanted: dict[Any, tuple[Experiment, ...]]
+    wanted: dict[Any, Calibration]
+    labels: list[str] = field(default_factory=list)
 
     @property
     def leaves(self) -> list[Experiment]:
@@ -220,7 +225,12 @@ class Expansion:
     @property
     def calibrations(self) -> list[Experiment]:
         """Experiments of the calibrations that are wanted, in order."""
-        return [experiment for calibration in self.wanted.values() for experiment in calibration]
+        return [experiment for calibration in self.wanted.values() for experiment in calibration.experiments]
+
+    @property
+    def all_labels(self) -> list[str]:
+        """Of the leaves, then of the calibrations."""
+        return [*self.labels, *(label for calibration in self.wanted.values() for label in calibration.labels)]
 
 
 def expand(
@@ -235,18 +245,27 @@ def expand(
         dry: with `Strategy.plan` in place of `Strategy.construct`, to count.
     """
     expansion = Expansion([list(experiments)], [], [], {})
+    labels = [""] * len(experiments)
     for strategy in reversed(strategies):
         expanded = [constructed(strategy, *experiment, dry=dry) for experiment in expansion.leaves]
+        if not dry:
+            labels = [
+                "; ".join(filter(None, (before, label)))
+                for before, (compiled, _), made in zip(labels, expansion.leaves, expanded, strict=True)
+                for label in labels_of(strategy, compiled, made)
+            ]
         keys = []
         for compiled, _ in expansion.leaves:
             calibration = calibrated(strategy, compiled)
             key = None if calibration is None else (strategy.spec or id(strategy), *calibration.key)
             if calibration is not None and key not in known:
-                expansion.wanted[key] = calibration.experiments
+                numbers = numbered(f"{strategy.label}, calibration", len(calibration.experiments))
+                expansion.wanted[key] = replace(calibration, labels=calibration.labels or tuple(numbers))
             keys.append(key)
         expansion.keys.append(keys)
         expansion.sizes.append([len(children) for children in expanded])
         expansion.levels.append([child for children in expanded for child in children])
+    expansion.labels.extend(label or "circuit" for label in labels)
     return expansion
 
 

@@ -95,6 +95,10 @@ class MitiqCDR(Strategy):
         angles, _ = self._training(compiled, rows)
         return [measured, (circuit, angles.to(rows))]
 
+    def labels(self, compiled: CompiledCircuit, made: Sequence[Experiment]) -> list[str]:
+        """The circuit itself, and the training circuits."""
+        return ["", f"training circuits of {self.label}"]
+
     def combine(
         self,
         estimates: Sequence[Estimate],

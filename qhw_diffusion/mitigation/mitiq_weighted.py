@@ -18,7 +18,7 @@ from qhw_diffusion.errors import InvalidInputError, UnknownNameError, Unsupporte
 from qhw_diffusion.execution import CompiledCircuit, Estimate, Experiment
 from qhw_diffusion.mitigation.mitiq_bridge import bridge, check_basis
 from qhw_diffusion.mitigation.rewriting import kept, without_delays
-from qhw_diffusion.mitigation.strategy import MOST_CIRCUITS, Need, Strategy, require_mitiq
+from qhw_diffusion.mitigation.strategy import MOST_CIRCUITS, Need, Strategy, numbered, require_mitiq
 from qhw_diffusion.mitigation.strategy_text import number_text
 
 EXTRAPOLATIONS = ("linear", "polynomial2", "richardson")
@@ -171,6 +171,10 @@ class MitiqZNE(Weighted):
         weights = [self._extrapolate(unit) for unit in np.eye(len(self.scale_factors))]
         return Family(tuple(source.back(c) for c in circuits), torch.tensor(weights, dtype=torch.float64))
 
+    def labels(self, compiled: CompiledCircuit, made: Sequence[Experiment]) -> list[str]:
+        """``"folded by Mitiq, scale 3"``, by the scale factor asked for."""
+        return [f"folded by Mitiq, scale {factor:g}" for factor in self.scale_factors]
+
     def _folding(self) -> Callable[[Any, float], Any]:
         from mitiq.zne.scaling import fold_all, fold_gates_at_random, fold_global
 
@@ -292,6 +296,10 @@ class MitiqDDD(Weighted):
         if self.rule not in RULES:
             raise UnknownNameError.of("decoupling rule", str(self.rule), RULES)
 
+    def labels(self, compiled: CompiledCircuit, made: Sequence[Experiment]) -> list[str]:
+        """``"decoupled by Mitiq, xx"``."""
+        return [f"decoupled by Mitiq, {self.rule}"]
+
     @property
     def label(self) -> str:
         """``"Mitiq DDD xx"``."""
@@ -332,6 +340,10 @@ class MitiqTwirling(Weighted):
     def __post_init__(self) -> None:
         check_number("circuits", self.circuits, 1, MOST_CIRCUITS)
         check_number("seed", self.seed, 0)
+
+    def labels(self, compiled: CompiledCircuit, made: Sequence[Experiment]) -> list[str]:
+        """``"twirled by Mitiq, 2 of 16"``."""
+        return numbered("twirled by Mitiq", len(made))
 
     @property
     def label(self) -> str:

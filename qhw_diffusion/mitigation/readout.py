@@ -88,6 +88,11 @@ class Readout(Strategy):
         """The circuit once for each basis, with the sub-strings of its observables to measure."""
         return [(circuit, rows) for circuit in _plan(compiled, self.source).circuits]
 
+    def labels(self, compiled: CompiledCircuit, made: Sequence[Experiment]) -> list[str]:
+        """``"basis 1 of 2"``; nothing where all is measured in one."""
+        count = len(made)
+        return [""] if count == 1 else [f"basis {number} of {count}" for number in range(1, count + 1)]
+
     def calibration(self, compiled: CompiledCircuit) -> Calibration | None:
         """Circuits that prepare basis states; None with ``"snapshot"``."""
         if self.source == "snapshot":
@@ -95,7 +100,9 @@ class Readout(Strategy):
         plan = _plan(compiled, self.source)
         none = torch.zeros(1, 0, dtype=torch.float64)
         qubits = tuple(compiled.physical_qubits[q] for q in plan.measured)
-        return Calibration((compiled.device, qubits), tuple((circuit, none) for circuit in plan.preparations))
+        experiments = tuple((circuit, none) for circuit in plan.preparations)
+        labels = tuple(f"readout calibration, {state} prepared" for state in plan.states)
+        return Calibration((compiled.device, qubits), experiments, labels)
 
     def combine(
         self,
@@ -178,6 +185,7 @@ class _Plan:
         constants: [M] the observables' identity terms.
         measured: positions of the measured qubits.
         preparations: calibration circuits.
+        states: which basis state each of them prepares, the first digit that of the first measured qubit.
         snapshot: the device's own readout errors.
     """
 
@@ -187,6 +195,7 @@ class _Plan:
     constants: np.ndarray
     measured: tuple[int, ...]
     preparations: tuple[CompiledCircuit, ...]
+    states: tuple[str, ...]
     snapshot: Local
 
 
@@ -219,16 +228,17 @@ def _make_plan(compiled: CompiledCircuit, source: Source) -> _Plan:
         # Qubits whose basis is free are measured all the same: the others' errors may depend on them
         full = ["".join("Z" if q in measured and f == "I" else f for q, f in enumerate(basis)) for basis, _ in groups]
         strings = tuple(_strings(basis, measured) for basis in full)
-        ones = [[q for j, q in enumerate(measured) if state >> j & 1] for state in range(2 ** len(measured))]
-        preparations = tuple(prepared(compiled, each, together) for each in ones)
+        ones: list[Sequence[int]] = [
+            [q for j, q in enumerate(measured) if state >> j & 1] for state in range(2 ** len(measured))
+        ]
+        read = together
     else:
         strings = tuple(
             tuple(dict.fromkeys(part for _, _, label in members for part in substrings(label) if part.strip("I")))
             for _, members in groups
         )
         single = ["".join("Z" if q == at else "I" for q in range(n)) for at in measured]
-        each_end = ((), measured) if source == "measured" else ()
-        preparations = tuple(prepared(compiled, ones_, single) for ones_ in each_end)
+        read, ones = tuple(single), [(), measured] if source == "measured" else []
     errors = [compiled.device.readout_error(q) for q in compiled.physical_qubits]
     identity = np.array(
         [float(o.coeffs[~(o.paulis.x | o.paulis.z).any(axis=1)].sum().real) for o in compiled.observables]
@@ -239,7 +249,8 @@ def _make_plan(compiled: CompiledCircuit, source: Source) -> _Plan:
         members=tuple(members for _, members in groups),
         constants=identity,
         measured=measured,
-        preparations=preparations,
+        preparations=tuple(prepared(compiled, each, read) for each in ones),
+        states=tuple("".join(str(int(q in each)) for q in measured) for each in ones),
         snapshot=Local(
             np.array([1 - 2 * p10 for p10, _ in errors]), np.array([2 * p01 - 1 for _, p01 in errors]), np.zeros((2, n))
         ),

@@ -56,6 +56,7 @@ def with_isa(compiled: CompiledCircuit, isa: QuantumCircuit) -> CompiledCircuit:
             scheduling_method="alap",
         )
         isa = manager.scheduling.run(isa)
+        isa._layout = compiled.isa.layout  # the qubits are where they were, which the manager has forgotten
     return replace(compiled, isa=isa)
 
 

@@ -33,10 +33,12 @@ class Calibration:
     Attributes:
         key: hashable; evaluations with equal keys share the calibration.
         experiments: circuits with observables of their own, and their rows of parameters.
+        labels: what each of them is, in a few words, for the record of a job; empty: numbered.
     """
 
     key: tuple[Any, ...]
     experiments: tuple[Experiment, ...]
+    labels: tuple[str, ...] = ()
 
 
 class Need(Enum):
@@ -172,6 +174,18 @@ class Strategy(ABC):
             calibration: of what `calibration(compiled)` asked for, in that order.
         """
 
+    def labels(self, compiled: CompiledCircuit, made: Sequence[Experiment]) -> list[str]:
+        """What each circuit is that `construct` made, for the record of a job; as here the strategy's label, numbered.
+
+        Args:
+            compiled: as given to `construct`.
+            made: what that returned.
+
+        Returns:
+            A few words for each, such as ``"folded, scale 3"``; empty for the circuit as it was given.
+        """
+        return numbered(self.label, len(made))
+
     def calibration(self, compiled: CompiledCircuit) -> Calibration | None:
         """What to evaluate once before; None (as here) for strategies that need nothing."""
         return None
@@ -203,6 +217,11 @@ class Strategy(ABC):
 
     def __hash__(self) -> int:
         return hash((type(self), self.spec))
+
+
+def numbered(what: str, count: int) -> list[str]:
+    """``["twirled, 1 of 2", "twirled, 2 of 2"]``; one alone without a number."""
+    return [what] if count == 1 else [f"{what}, {number} of {count}" for number in range(1, count + 1)]
 
 
 def built_in(strategy: Strategy) -> bool:

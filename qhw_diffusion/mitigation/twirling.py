@@ -19,7 +19,7 @@ from torch import Tensor
 from qhw_diffusion.errors import InvalidInputError, UnsupportedCircuitError
 from qhw_diffusion.execution import CompiledCircuit, Estimate, Experiment
 from qhw_diffusion.mitigation.rewriting import kept, with_isa, without_delays
-from qhw_diffusion.mitigation.strategy import MOST_CIRCUITS, Strategy
+from qhw_diffusion.mitigation.strategy import MOST_CIRCUITS, Strategy, numbered
 
 TWIRLED = frozenset(["cx", "cz", "ecr"])
 Frame = tuple[int, int]  # a Pauli up to its sign, as exponents (x, z) of X^x Z^z
@@ -82,6 +82,10 @@ class PauliTwirling(Strategy):
             generator, bare = np.random.default_rng(self.seed), without_delays(compiled)
             made[key] = [with_isa(compiled, twirled(bare, generator)) for _ in range(self.randomisations)]
         return [(circuit, rows) for circuit in made[key]]
+
+    def labels(self, compiled: CompiledCircuit, made: Sequence[Experiment]) -> list[str]:
+        """``"twirled, 2 of 8"``."""
+        return numbered("twirled", len(made))
 
     def combine(
         self,

@@ -124,6 +124,10 @@ class ZNE(Strategy):
         self.reached(compiled)
         return [(folded(compiled, factor, self.folding)[0], rows) for factor in self.scale_factors]
 
+    def labels(self, compiled: CompiledCircuit, made: Sequence[Experiment]) -> list[str]:
+        """``"folded, scale 3"``, by the scale factor reached."""
+        return [f"folded, scale {factor:g}" for factor in self.reached(compiled)]
+
     def combine(
         self,
         estimates: Sequence[Estimate],

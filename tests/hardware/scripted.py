@@ -83,6 +83,7 @@ class ScriptedService:
     session: float = 0.0
     prefix: str = "job"
     instance: str = ""
+    plan: str = ""
 
     def snapshot(self) -> Device:
         return Device.load("fake_manila")
@@ -132,6 +133,15 @@ class ScriptedService:
 
     def qpu_seconds(self, job_id: str) -> float | None:
         return self.jobs[job_id].charged if job_id in self.jobs else None
+
+    def effective(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        return dict(options)
+
+    def where(self, job_id: str) -> dict[str, Any]:
+        return {}
+
+    def stated(self, job_id: str) -> dict[str, Any]:
+        return {}
 
     def cancel(self, job_id: str) -> None:
         self.calls.append("cancel")

@@ -50,6 +50,7 @@ PHASES = [Phase.generate, *([Phase.shrink] if os.environ.get("QHW_MODEL_SHRINK")
 # Nothing here loses power: a file system in memory, if there is one, does not wait for a disk
 MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 CAP = 30.0
+DEVICE = Device.load("fake_manila")
 KEYS = 3
 # A look-up every ten seconds, thirty at least, two minutes if need be; counted for twenty
 TIMES = Times(attempts=2, backoff=1, backoff_most=2, poll=5, poll_most=5, patience=30, grace=30, lookups=4,
@@ -128,9 +129,10 @@ class Service:
     paid: bool = True
     program: str = "executor"
     instance: str = "one"
+    plan: str = ""
 
     def snapshot(self) -> Device:
-        return Device.load("fake_manila")
+        return DEVICE
 
     def check(self, pubs: Sequence[Pub], options: Mapping[str, Any]) -> None:
         pass
@@ -186,6 +188,15 @@ class Service:
         if job.cancelled:
             return 0.0
         return job.charge if self.world.now >= job.stated else None
+
+    def effective(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        return dict(options)
+
+    def where(self, job_id: str) -> dict[str, Any]:
+        return {}
+
+    def stated(self, job_id: str) -> dict[str, Any]:
+        return {}
 
     def cancel(self, job_id: str) -> None:
         job = self.world.jobs[job_id]

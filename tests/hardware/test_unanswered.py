@@ -65,7 +65,7 @@ def test_a_list_that_is_behind_is_waited_for(
 def test_after_a_kill_too(standin: StandIn, ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
     standin.list_lag_seconds = LAG
     with live(ledger) as mine:
-        monkeypatch.setattr(ledger, "submitted", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        monkeypatch.setattr(ledger, "submitted", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             mine.run([pub()], options=RAW)
         monkeypatch.undo()

@@ -82,7 +82,7 @@ def test_the_same_with_the_real_client(standin: StandIn, ledger: Ledger, monkeyp
     standin.inject("jobs_post", LostReply())
     with live(ledger) as mine:
         submitted = ledger.submitted
-        monkeypatch.setattr(ledger, "submitted", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        monkeypatch.setattr(ledger, "submitted", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             mine.run([pub()], options=RAW)
         monkeypatch.setattr(ledger, "submitted", submitted)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from qhw_diffusion.devices import Device
 from qhw_diffusion.errors import BudgetError, InvalidInputError, QhwError
@@ -17,9 +18,14 @@ from qhw_diffusion.guidance.on_device.settings import AccessConfig
 from qhw_diffusion.hardware.cost import Cost
 from qhw_diffusion.hardware.ledger import Ledger, Row
 from qhw_diffusion.hardware.ledger_rows import total_charge
+from qhw_diffusion.hardware.provenance import record
 from qhw_diffusion.hardware.runner import Runner, open_runner
+from qhw_diffusion.masking import without_own_tokens
 from qhw_diffusion.mitigation import Mitigated
-from qhw_diffusion.runs import RunFolder
+from qhw_diffusion.runs import RunFolder, atomic_write_text
+
+# In the run folder: what the ledger knows of the run's jobs
+JOBS_FILE = "jobs.json"
 
 
 class DeviceAccess:
@@ -61,7 +67,12 @@ class DeviceAccess:
         jobs = tuple(row.job_id or "" for row in ended if row.state == "done")
         unused = tuple(job for row in ended for job in row.unused_jobs)
         reused = tuple(job for job in jobs if job in self.runner.reused_jobs)
-        return Receipt(jobs, total_charge(ended), unused, reused)
+        calibrations = {
+            told["snapshot"]: {"date": told["calibration_date"], "snapshot": told["snapshot"]}
+            for told in map(record, ended)
+            if told["state"] == "done" and told["snapshot"]
+        }
+        return Receipt(jobs, total_charge(ended), unused, reused, tuple(calibrations.values()))
 
     def settle(self) -> None:
         """After the last job: close the batch or session and read what is charged, so that receipts are final."""
@@ -140,16 +151,26 @@ def open_access(config: AccessConfig, run: str, *, device: Device | None = None)
             yield DeviceAccess(config, runner, ledger, run)
 
 
+def keep_jobs(folder: RunFolder, access: DeviceAccess) -> None:
+    """Write what the ledger knows of the run's jobs into its folder, if there are any."""
+    rows = access.ledger.rows(run=access.run)
+    if rows:
+        text = json.dumps([record(row) for row in rows], indent=1, ensure_ascii=False) + "\n"
+        atomic_write_text(folder.path / JOBS_FILE, without_own_tokens(text))
+
+
 @contextmanager
 def at_device(folder: RunFolder, access: DeviceAccess) -> Iterator[None]:
     """A context around the jobs of a run, which keeps its folder once a job is in the ledger.
 
     The folder's snapshot gives the same circuits again, and an error is followed on stderr by how the run goes on.
-    Before the first job the folder may be taken back.
+    Before the first job the folder may be taken back. However it ends, what is known of the jobs is kept in the folder.
     """
     before = len(access.ledger.rows(run=access.run))
     try:
         yield
+        access.settle()
+        keep_jobs(folder, access)
     except BaseException as error:
         refused = isinstance(error, REFUSALS)
         accident = isinstance(error, QhwError) and not isinstance(error, (*REFUSALS, BudgetError))
@@ -162,4 +183,7 @@ def at_device(folder: RunFolder, access: DeviceAccess) -> Iterator[None]:
         elif not folder.tentative and isinstance(error, QhwError):
             print(f"qhw: what was done is kept in {folder.path}; the same command with --resume goes on",
                   file=sys.stderr)  # fmt: skip
+        if not folder.tentative:
+            with suppress(QhwError, OSError):  # the error that ended it is what counts
+                keep_jobs(folder, access)
         raise

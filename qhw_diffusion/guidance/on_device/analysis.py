@@ -111,6 +111,26 @@ def compare_controllers(prepared: Prepared, played: Played) -> list[Compared]:
     return compared
 
 
+def predicted_with(prepared: Prepared) -> dict[str, Any]:
+    """The calibration that predicts, of the start of the rollout: date and snapshot, as a `Receipt` has them."""
+    device = prepared.compiled.device
+    return {"date": device.date, "snapshot": device.fingerprint}
+
+
+def changed_steps(prepared: Prepared, played: Played) -> list[int]:
+    """Steps, from 1, with jobs under another calibration than the jobs before; those of the first: than what predicts.
+
+    Steps whose calibration was not noted are left out.
+    """
+    last, changed = predicted_with(prepared)["snapshot"], []
+    for step, receipt in enumerate(played.receipts, start=1):
+        under = [one["snapshot"] for one in receipt.calibrations]
+        if any(snapshot != last for snapshot in under):
+            changed.append(step)
+        last = under[-1] if under else last
+    return changed
+
+
 def results_of(prepared: Prepared, played: Played, compared: list[Compared]) -> dict[str, Any]:
     """What results.json holds."""
     checks = check_steps(played, prepared.asked.shots)
@@ -118,6 +138,8 @@ def results_of(prepared: Prepared, played: Played, compared: list[Compared]) -> 
     return {
         "rollout": prepared.asked.to_dict(),
         "device": prepared.compiled.summary("model/device.snapshot.json.gz"),
+        "predicted_with": predicted_with(prepared),
+        "calibration_changed": changed_steps(prepared, played),
         "steps": [
             {**check.to_dict(), **receipt.to_dict(), "g_mean": float(g.mean()), "g_std": float(g.std(correction=0))}
             for check, receipt, g in zip(checks, played.receipts, played.g, strict=True)

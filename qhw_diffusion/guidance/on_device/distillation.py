@@ -143,8 +143,7 @@ def distill_on_device(
         purpose = f"{access.run} table"
         with at_device(run, access):
             stand_in = tabulate(original.on(engine=access.engine(purpose)))
-            access.settle()
-            receipt = access.receipt(purpose)
+        receipt = access.receipt(purpose)
     record = {**_compare(asked, trained, original, stand_in, models), **receipt.to_dict(), "shots": access_config.shots}
     _save(run, stand_in, record, models_of(asked.run).to_dict())
     return _text(asked, trained, record)

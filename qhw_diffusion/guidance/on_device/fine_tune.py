@@ -1,7 +1,7 @@
 """`qhw fine-tune`: a few PPO updates of a trained policy with its expectation values from a device.
 
     original/    the policy as it came, on the device's snapshot: what a run that goes on starts from
-    the rest     a run folder as `qhw train guidance` writes it, with fine_tuning.json (before and after)
+    the rest     a run folder as `qhw train guidance` writes it, with fine_tuning.json (before and after) and jobs.json
 
 Values come from the device in the forward pass; gradients from a simulation of it (surrogate), or from the device as
 well (SPSA, parameter-shift). Every job is filed in the ledger under its update, and the checkpoint is replaced after

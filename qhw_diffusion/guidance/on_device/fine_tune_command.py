@@ -73,7 +73,6 @@ def fine_tune_run(
             actor, history = fine_tune(
                 asked, run, trained, original, models, access, resume=place.resume, on_update=_say
             )
-        access.settle()
         spent = _spent(access)
     if len(history) < asked.updates:
         raise KeyboardInterrupt
@@ -155,6 +154,7 @@ def _spent(access: DeviceAccess) -> dict[str, Any]:
         "qpu_seconds": receipt.qpu_seconds,
         "unused_jobs": list(receipt.unused_jobs),
         "reused_jobs": list(receipt.reused_jobs),
+        "calibrations": list(receipt.calibrations),
     }
 
 

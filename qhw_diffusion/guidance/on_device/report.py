@@ -13,7 +13,7 @@ from torch import Tensor
 from qhw_diffusion.experiment import plots as figures
 from qhw_diffusion.experiment.page import Page as Report
 from qhw_diffusion.experiment.page import Section
-from qhw_diffusion.guidance.on_device.analysis import MIN_FD_IMAGES, Compared, StepCheck, check_steps
+from qhw_diffusion.guidance.on_device.analysis import MIN_FD_IMAGES, Compared, StepCheck, changed_steps, check_steps
 from qhw_diffusion.guidance.on_device.rollout import Played, Prepared
 from qhw_diffusion.runs import RunFolder
 
@@ -135,6 +135,20 @@ def _images(section: Section, count: int, compared: Sequence[Compared]) -> None:
         )
 
 
+def calibration_text(prepared: Prepared, played: Played) -> str:
+    """One sentence: whether the device was calibrated under way, and what predicts; empty where none was noted."""
+    if not any(receipt.calibrations for receipt in played.receipts):
+        return ""
+    steps, start = changed_steps(prepared, played), prepared.compiled.device.date or "no stated date"
+    if not steps:
+        return f"All steps ran under the calibration of {start}, which is also what predicts."
+    under = "; ".join(f"step {step}: {played.receipts[step - 1].calibrations_text}" for step in steps)
+    return (
+        f"The device was calibrated under way ({under}), while the predictions stay those of the calibration of "
+        f"{start}, with which the rollout began."
+    )
+
+
 def _device(section: Section, prepared: Prepared) -> None:
     compiled, device = prepared.compiled, prepared.compiled.device
     duration = "not stated" if compiled.duration is None else f"{compiled.duration * 1e6:.2f} µs"
@@ -150,7 +164,8 @@ def _device(section: Section, prepared: Prepared) -> None:
             ["transpiler seed, level", f"{compiled.seed}, {compiled.optimization_level}"],
             ["snapshot", "model/device.snapshot.json.gz (summary in device.json)"],
         ],
-        caption="Compiled once, before the first job; a rollout that goes on later keeps layout and snapshot.",
+        caption="Compiled once, before the first job; a rollout that goes on later keeps layout and snapshot, which "
+        "also predicts.",
     )
     section.figure(
         figures.circuit_drawing(compiled.isa, fold=40),
@@ -170,14 +185,17 @@ def _jobs(section: Section, prepared: Prepared, played: Played, mode: str, paid:
     level = "–" if not paid else str(asked.resilience_level or 0)
     section.text(
         f"Mode `{mode}`, resilience level {level}, mitigation `{asked.mitigation or 'none'}`, {asked.shots:,} shots. "
-        "All images of a step are one broadcast job; raw results are in the ledger."
+        "All images of a step are one broadcast job; raw results are in the ledger, and what is known of each job is "
+        "in jobs.json."
     )
+    if text := calibration_text(prepared, played):
+        section.note(text, "caution" if changed_steps(prepared, played) else "good")
     rows = [
-        [index + 1, receipt.jobs_text or "–",
+        [index + 1, receipt.jobs_text or "–", receipt.calibrations_text or "not noted",
          "not stated yet" if receipt.qpu_seconds is None else f"{receipt.qpu_seconds:.2f}"]
         for index, receipt in enumerate(played.receipts)
     ]  # fmt: skip
-    section.table(["step", "job", "QPU seconds"], rows)
+    section.table(["step", "job", "calibration of", "QPU seconds"], rows)
 
 
 def _reproduce(section: Section, folder: RunFolder, ledger: str, command: str) -> None:

@@ -2,6 +2,7 @@
 
     config.json  manifest.json  model/ (policy, circuit, device snapshot)  device.json  models.json
     checkpoint.safetensors      after every step: the episode, and what was measured so far
+    jobs.json                   whenever the run stops: what is known of its jobs (`hardware.provenance.record`)
     results.json  report.html   at the end
 
 The folder holds its own copy of the policy and of the device's snapshot, so that a rollout that goes on tomorrow asks
@@ -85,13 +86,15 @@ class Receipt:
 
     job_ids: of the jobs whose results are used; qpu_seconds: charged for all of its jobs, None until stated;
     unused_jobs: failed attempts and duplicates, which may have been charged too: job_id, qpu_seconds, why;
-    reused_jobs: those of `job_ids` whose results were in the ledger before this process asked for them.
+    reused_jobs: those of `job_ids` whose results were in the ledger before this process asked for them;
+    calibrations: of the device when these jobs were sent, each once: date (None if not stated) and snapshot (SHA-256).
     """
 
     job_ids: tuple[str, ...] = ()
     qpu_seconds: float | None = None
     unused_jobs: tuple[dict[str, Any], ...] = ()
     reused_jobs: tuple[str, ...] = ()
+    calibrations: tuple[dict[str, Any], ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """JSON types."""
@@ -100,8 +103,13 @@ class Receipt:
     @classmethod
     def from_dict(cls, told: Mapping[str, Any]) -> Receipt:
         """From `to_dict`, also of earlier versions. Raises KeyError or TypeError for something else."""
-        lists = {name: tuple(told.get(name, ())) for name in ("unused_jobs", "reused_jobs")}
+        lists = {name: tuple(told.get(name, ())) for name in ("unused_jobs", "reused_jobs", "calibrations")}
         return cls(tuple(told["job_ids"]), told["qpu_seconds"], **lists)
+
+    @property
+    def calibrations_text(self) -> str:
+        """Dates of the calibrations, for a table; empty where none was noted."""
+        return ", then ".join(str(one["date"] or f"no date ({one['snapshot'][:8]})") for one in self.calibrations)
 
     @property
     def jobs_text(self) -> str:

@@ -83,7 +83,6 @@ def rollout_on_device(
             played = play(
                 prepared, access, resume=place.resume, on_step=lambda done, so_far: _say(done, so_far, prepared)
             )
-        access.settle()
         if played is not None:
             played = with_final_receipts(prepared, played, access)
         paid = access.paid

@@ -24,6 +24,8 @@ class JobRecord:
     created: str
     not_before: float = 0.0
     posted: float = field(default_factory=time.monotonic)
+    started: str | None = None
+    finished: str | None = None
     state: str = "Queued"
     reason: str | None = None
     reason_code: int | None = None
@@ -31,6 +33,10 @@ class JobRecord:
     executions: int = 0
     seconds: float = 0.0
     fails: tuple[str, int, float] | None = None
+
+    def cancel(self, reason: str) -> None:
+        """End it; what it was charged so far stays."""
+        self.state, self.reason, self.finished = "Cancelled", reason, moment()
 
     def to_json(self) -> dict[str, Any]:
         """As ``GET /jobs/{id}`` answers."""
@@ -60,7 +66,8 @@ class JobRecord:
             "quantum_seconds": self.seconds,
             "qpu_charge_time_seconds": self.seconds,
         }
-        return {"usage": usage, "executions": self.executions, "timestamps": {"created": self.created}}
+        times = {"created": self.created, "running": self.started, "finished": self.finished}
+        return {"usage": usage, "executions": self.executions, "timestamps": times}
 
 
 @dataclass
@@ -109,6 +116,11 @@ class SessionRecord:
         }
 
 
+def moment() -> str:
+    """The time as the service writes it: UTC, ISO 8601."""
+    return datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
 class Records:
     """Jobs and sessions under one lock."""
 
@@ -127,7 +139,7 @@ class Records:
             tags=tuple(posted.get("tags") or ()),
             session_id=posted.get("session_id"),
             limit_seconds=posted.get("cost"),
-            created=datetime.now(UTC).isoformat(),
+            created=moment(),
             not_before=time.monotonic() + wait,
         )
         with self.lock:
@@ -148,7 +160,7 @@ class Records:
         with self.lock:
             for job in self.jobs.values():
                 if job.state == "Queued" and time.monotonic() >= job.not_before:
-                    job.state = "Running"
+                    job.state, job.started = "Running", moment()
                     session = self.sessions.get(job.session_id or "")
                     if session is not None and session.activated is None:
                         session.activated = time.monotonic()

@@ -181,7 +181,7 @@ class _Handler(BaseHTTPRequestHandler):
             if isinstance(fault, FailJob):
                 job.fails = (fault.reason, fault.code, fault.seconds)
             if isinstance(fault, CancelJob):
-                job.state, job.reason = "Cancelled", "cancelled by the service"
+                job.cancel("cancelled by the service")
         return 200, {"id": job.id, "backend": job.backend}
 
     def _jobs_get(self, name: str, query: dict[str, list[str]], body: bytes, fault: Fault | None) -> Reply:
@@ -218,7 +218,7 @@ class _Handler(BaseHTTPRequestHandler):
                 return 404, _error(1291, f"Job {name} not found.")
             if job.state not in ("Queued", "Running"):
                 return 409, _error(1292, f"Job {name} has ended already.")
-            job.state, job.reason = "Cancelled", "cancelled by the user"
+            job.cancel("cancelled by the user")
         return 204, None
 
     def _tags(self, name: str, query: dict[str, list[str]], body: bytes, fault: Fault | None) -> Reply:
@@ -256,7 +256,7 @@ class _Handler(BaseHTTPRequestHandler):
             session.close()
             for job in records.jobs.values():
                 if job.session_id == name and job.state in ("Queued", "Running"):
-                    job.state, job.reason = "Cancelled", "its session was cancelled"
+                    job.cancel("its session was cancelled")
         return 204, None
 
     # -- wire ------------------------------------------------------------------------------------------------------

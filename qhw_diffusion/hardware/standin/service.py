@@ -18,7 +18,7 @@ from qhw_diffusion.errors import InvalidInputError
 from qhw_diffusion.hardware.cost import JOB_OVERHEAD, RULE_PER_EXECUTION
 from qhw_diffusion.hardware.standin.faults import Fault, Planned, RandomFaults, check_endpoint
 from qhw_diffusion.hardware.standin.programs import run_program
-from qhw_diffusion.hardware.standin.records import JobRecord, Records
+from qhw_diffusion.hardware.standin.records import JobRecord, Records, moment
 from qhw_diffusion.hardware.standin.server import make_server
 
 TOKEN = "standin-key-that-opens-nothing"
@@ -202,6 +202,14 @@ class StandIn:
             planned.pop(0)
         return first.fault
 
+    def recalibrate(self, device: str | Device) -> None:
+        """Serve this device's configuration, calibration and noise from now on: the same one on another day.
+
+        Args:
+            device: as for the class.
+        """
+        self.device = device if isinstance(device, Device) else Device.load(device)
+
     # -- the truth -------------------------------------------------------------------------------------------------
 
     @property
@@ -255,6 +263,7 @@ class StandIn:
         with self.records.lock:
             if job.state == "Running":
                 job.state, job.reason, job.reason_code, job.seconds = state, reason, code, seconds
+                job.finished = moment()
 
 
 def serve_forever(device: str = "fake_manila", *, name: str = "ibm_standin", port: int = 0, seed: int = 0) -> None:

@@ -19,9 +19,12 @@ import torch
 
 from qhw_diffusion import cli, guidance
 from qhw_diffusion.checkpoints import load_checkpoint, save_checkpoint
+from qhw_diffusion.devices import Device
+from qhw_diffusion.devices.snapshot import canonical_json
 from qhw_diffusion.errors import BudgetError, InvalidInputError, JobError, RunFolderError
 from qhw_diffusion.execution import Engine, Noisy, Shots
 from qhw_diffusion.guidance import load_policy, rollout
+from qhw_diffusion.guidance.on_device import rollout_command
 from qhw_diffusion.guidance.on_device.access import AccessConfig, open_access
 from qhw_diffusion.guidance.on_device.analysis import check_steps
 from qhw_diffusion.guidance.on_device.report import expectation_figure
@@ -39,6 +42,7 @@ from qhw_diffusion.guidance.on_device.rollout import (
     with_final_receipts,
 )
 from qhw_diffusion.hardware.ledger import Ledger
+from qhw_diffusion.hardware.report import export_rows
 from qhw_diffusion.hardware.runner import Runner
 from qhw_diffusion.hardware.standin import FailJob, StandIn
 from qhw_diffusion.runs import RunFolder
@@ -428,6 +432,78 @@ def test_folders_with_one_name_measure_each_for_itself(small_policy: Path, tmp_p
         assert played is not None
         reused.append([len(receipt.reused_jobs) for receipt in played.receipts])
     assert reused == [[0] * STEPS, [1] * STEPS], "the same numbers, and it is said where they are from"
+
+
+# -- what is kept of its jobs ------------------------------------------------------------------------------------------
+
+
+def _on_another_day(device: Device, date: str) -> Device:
+    properties = json.loads(device.snapshot.properties)
+    properties["last_update_date"] = date
+    properties["qubits"][0][0]["value"] *= 0.9
+    provenance = {**device.snapshot.provenance, "date": date}
+    return Device(replace(device.snapshot, properties=canonical_json(properties), provenance=provenance))
+
+
+@pytest.mark.slow
+def test_a_calibration_under_way_is_told_and_in_the_report(
+    small_policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The device is calibrated after the first step, the run stopped after the second and resumed."""
+    out, ledger = tmp_path / "out", tmp_path / "ledger"
+    days = ["2026-11-20T08:00:00Z", "2026-11-21T08:00:00Z"]
+    with StandIn("fake_manila", seed=7, seconds_per_job=2.5) as standin, standin.as_account():
+        standin.recalibrate(_on_another_day(standin.device, days[0]))
+        step = rollout_command._say
+
+        def after(done: int, *more: Any) -> None:
+            step(done, *more)
+            if done == 1:
+                standin.recalibrate(_on_another_day(standin.device, days[1]))
+            if done == 2:
+                os.kill(os.getpid(), signal.SIGINT)
+
+        monkeypatch.setattr(rollout_command, "_say", after)
+        words = _command(
+            small_policy, out, ledger, standin.name, "--max-qpu-seconds", "60", "--mitigation", "readout:measured"
+        )
+        assert cli.main(words) == 130
+        said = capsys.readouterr().err
+        assert f"{standin.name} has been calibrated since the last job of" in said
+        assert all(day[:10] in said for day in days)
+        stopped = json.loads((out / "jobs.json").read_text())
+        assert [job["job_id"] for job in stopped] == [job.id for job in standin.jobs]
+        monkeypatch.setattr(rollout_command, "_say", step)
+        assert cli.main([*words, "--resume"]) == 0
+        assert "calibrated since" not in capsys.readouterr().err, "not once more"
+        jobs = json.loads((out / "jobs.json").read_text())
+        assert [job["job_id"] for job in jobs] == [job.id for job in standin.jobs]
+        assert [job["finished"] for job in jobs] == [job.finished for job in standin.jobs]
+    assert [job["calibration_date"][:10] for job in jobs] == ["2026-11-20", "2026-11-21", "2026-11-21"]
+    assert jobs[0]["pubs"][-1] == "readout calibration, 111 prepared"
+    results = json.loads((out / "results.json").read_text())
+    under = [[one["date"][:10] for one in step["calibrations"]] for step in results["steps"]]
+    assert under == [["2026-11-20"], ["2026-11-21"], ["2026-11-21"]]
+    assert results["predicted_with"] == results["steps"][0]["calibrations"][0]
+    assert results["calibration_changed"] == [2]
+    report = (out / "report.html").read_text()
+    assert "The device was calibrated under way (step 2: 2026-11-21" in report
+    assert "the predictions stay those of the calibration of 2026-11-20" in report
+    with Ledger.open(ledger) as opened:
+        export_rows(opened, opened.rows(), tmp_path / "all.json")
+    exported = json.loads((tmp_path / "all.json").read_text())
+    assert [{name: entry[name] for name in job} for entry, job in zip(exported, jobs, strict=True)] == jobs
+
+
+@pytest.mark.slow
+def test_jobs_are_kept_where_a_run_ends_in_an_error(small_policy: Path, tmp_path: Path) -> None:
+    out, ledger = tmp_path / "out", tmp_path / "ledger"
+    with StandIn("fake_manila", seed=7, seconds_per_job=2.5) as standin, standin.as_account():
+        standin.inject("jobs_post", FailJob(seconds=1.0), after=1)
+        assert cli.main(_command(small_policy, out, ledger, standin.name, "--max-qpu-seconds", "60")) == 5
+        jobs = json.loads((out / "jobs.json").read_text())
+        assert [job["state"] for job in jobs] == ["done", "failed"]
+        assert [job["finished"] for job in jobs] == [job.finished for job in standin.jobs]
 
 
 # -- the command -------------------------------------------------------------------------------------------------------

@@ -254,7 +254,11 @@ def test_the_command_tunes_and_distil_takes_the_result(
     assert tuned.policy.layer.engine.spec == "noisy"
     assert tuned.ppo.num_iterations == 1
     with Ledger.open(ledger) as opened:
-        assert len(opened.rows(run="out", state="done")) == 3
+        rows = opened.rows(run="out", state="done")
+        assert len(rows) == 3
+    jobs = json.loads((out / "jobs.json").read_text())
+    assert [job["job_id"] for job in jobs] == [row.job_id for row in rows]
+    assert all(job["snapshot"] == jobs[0]["snapshot"] == record["calibrations"][0]["snapshot"] for job in jobs)
 
     lookup = tmp_path / "lookup"
     assert cli.main(["distill", str(out), "--out", str(lookup), "--seeds", "2", "--images", "40"]) == 0
