@@ -46,7 +46,7 @@ def load_extension(text: str, *, what: str) -> Any:
         missing = error.name == place or place.startswith(f"{error.name}.")
         reason = f"there is no module {place}" if missing else f"importing {place} fails: {error}"
         raise InvalidInputError(f"{what} {text!r}: {reason}") from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         reason = f"importing {place} fails: {type(error).__name__}: {error}"
         raise InvalidInputError(f"{what} {text!r}: {reason}") from error
     try:

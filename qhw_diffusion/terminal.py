@@ -1,4 +1,4 @@
-"""Printing that cannot fail (missing characters, a closed stream), and errors of the operating system in one line.
+"""Printing that cannot fail (missing characters, a closed stream), and errors of the machine in one line.
 
 Every command starts here, so nothing heavy is imported.
 """
@@ -162,6 +162,18 @@ def naming(path: str | os.PathLike[str]) -> Iterator[None]:
         if error.filename is None:
             error.filename = os.fspath(path)
         raise
+
+
+def too_large_text(error: BaseException | None) -> str:
+    """What an error says that a number too large for the machine makes, in one line; empty for another error."""
+    text = " ".join(str(error).split())
+    signs = ("allocate memory", "size calculation overflowed", "unpacking long", "integer multiplication overflow",
+             "Maximum allowed dimension", "array is too big", "is too large", "Integer value out of")  # fmt: skip
+    if not isinstance(error, MemoryError | OverflowError) and not (
+        isinstance(error, RuntimeError | TypeError | ValueError) and any(sign in text for sign in signs)
+    ):
+        return ""
+    return f"a number is too large for this machine ({text[:200] or type(error).__name__}); give a smaller one"
 
 
 def os_error_text(error: OSError) -> str:

@@ -56,7 +56,28 @@ def test_list(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "11.50 QPU seconds measured or reserved, no cap of its own" in text  # 4 + 4 + 2.5 + 1, the refused one 0
     assert "aaaaaaaaaaaa" in told(capsys, "list", "--state", "planned", "--ledger", str(folder))
     assert "1 job: 1 failed" in told(capsys, "list", "--run", "second")
-    assert "no jobs" in told(capsys, "list", "--run", "third")
+    assert "1 job: 1 failed" in told(capsys, "list", "--run", "sec")
+    assert "1 job: 1 failed" in told(capsys, "list", "--run", "runs/second")
+    assert "no run that begins with 'third'; it has first, second" in refused(capsys, 2, "list", "--run", "third")
+
+
+def test_runs_are_given_by_the_name_of_their_folder(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """On a paid device the id of the folder stands behind its name."""
+    with Ledger.open(folder) as ledger:
+        for key, run in (
+            ("1", "rollout-7-1f0c9a2e"),
+            ("2", "rollout-7-77aa0011"),
+            ("3", "tuned-5b5b5b5b"),
+            ("4", "tuned"),
+        ):
+            plan(ledger, key * 64, run=run)
+    assert "1 job: 1 planned" in told(capsys, "list", "--run", "rollout-7-1f")
+    error = refused(capsys, 2, "list", "--run", "rollout-7")
+    assert "the beginning of 2 runs: rollout-7-1f0c9a2e, rollout-7-77aa0011; give more of it" in error
+    assert told(capsys, "list", "--run", "tuned").splitlines()[1].split()[2] == "tuned"  # a whole name is that run
+    assert "1 job in" in told(capsys, "export", str(folder.parent / "x.csv"), "--run", "rollout-7-7")
+    assert "begins with 'nothing'" in refused(capsys, 2, "export", str(folder.parent / "y.csv"), "--run", "nothing")
+    assert not (folder.parent / "y.csv").exists()
 
 
 def test_show_says_what_to_do_next(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

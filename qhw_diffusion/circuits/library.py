@@ -91,7 +91,8 @@ def load_circuit(path: str | Path) -> QuantumCircuit:
         raise MissingDataError(f"circuit file {str(path)!r} does not exist")
     if path.stat().st_size > _MAX_BYTES:
         raise DamagedFileError(f"{path} is too large for a circuit (over {_MAX_BYTES >> 20} MiB)")
-    data = path.read_bytes()
+    with naming(path):
+        data = path.read_bytes()
     if len(data) < 7 or data[:6] != b"QISKIT":
         raise DamagedFileError(f"{path} is not a QPY file; save_circuit writes one")
     if not MIN_QPY_VERSION <= data[6] <= qpy.common.QPY_VERSION:

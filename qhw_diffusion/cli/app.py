@@ -21,7 +21,7 @@ from qhw_diffusion.cli.flags import Call, UsageError, read_call
 from qhw_diffusion.errors import QhwError, UnknownNameError
 from qhw_diffusion.extensions import is_extension
 from qhw_diffusion.masking import traceback_of, without_tokens
-from qhw_diffusion.terminal import os_error_text, some_home, usable_streams
+from qhw_diffusion.terminal import os_error_text, some_home, too_large_text, usable_streams
 
 if TYPE_CHECKING:
     from qhw_diffusion.runs.place import Place
@@ -172,9 +172,22 @@ def _run(words: list[str]) -> int:
             code = int(call.run())
         sys.stdout.flush()  # what cannot be written is told here, not by Python at exit
         return code
-    except (QhwError, OSError, KeyboardInterrupt) as error:
-        if debug:
+    except (
+        QhwError,
+        OSError,
+        KeyboardInterrupt,
+        ArithmeticError,
+        MemoryError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ) as error:
+        too_large = "" if isinstance(error, QhwError | OSError) else too_large_text(error)
+        if debug or not (too_large or isinstance(error, QhwError | OSError | KeyboardInterrupt)):
             raise
+        if too_large:
+            print(f"qhw: error: {without_tokens(too_large)}{_large_numbers(words)}", file=sys.stderr)
+            return FAILED
         left = _how_to_go_on(call.place, started)
         if isinstance(error, QhwError):
             print(f"qhw: error: {error}", file=sys.stderr)
@@ -186,6 +199,16 @@ def _run(words: list[str]) -> int:
             left = "; nothing was saved yet: the same command starts from the beginning"
         print(f"qhw: stopped{left}", file=sys.stderr)
         return INTERRUPTED
+
+
+def _large_numbers(words: Sequence[str]) -> str:
+    """The flags of a command line that have large numbers, for the message; empty where there are none."""
+    told = []
+    for before, word in zip(["", *words], words, strict=False):
+        flag, _, value = word.rpartition("=")
+        if sum(sign.isdigit() for sign in value) > 5:
+            told.append(word if flag else f"{before} {word}" if before.startswith("--") else word)
+    return f": given are {', '.join(told)}" if told else ""
 
 
 def _chosen(words: list[str]) -> tuple[tuple[str, ...], list[str], bool]:

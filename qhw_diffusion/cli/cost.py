@@ -1,4 +1,4 @@
-"""`qhw cost`: what a trained policy or a circuit file takes on a device, and what the runs themselves announce."""
+"""`qhw cost`: what a policy, a denoiser or a circuit file takes on a device, and what the runs themselves announce."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from qiskit import QuantumCircuit
 from qiskit.quantum_info import SparsePauliOp
@@ -19,29 +20,32 @@ from qhw_diffusion.hardware.cost import Cost, DoneJob
 from qhw_diffusion.hardware.ledger_files import FILE as LEDGER_FILE
 from qhw_diffusion.runs import read_json
 
+if TYPE_CHECKING:
+    from qhw_diffusion.cli.sampling_cost import Sampling
+
 # as many images as a rollout on a device steers unless told otherwise
 IMAGES, SHOTS = 32, 4096
 # of one call: their parameters have to fit into memory to be counted
 MOST_ROWS = 1_000_000
 # Kinds of run folders (`RunFolder`) of policies and of denoisers
-_POLICY, _DENOISER = "guidance", "denoiser"
+POLICY, DENOISER = "guidance", "denoiser"
 # What a device has to do for them, and an Estimator does not
 _DYNAMIC = frozenset({"measure", "if_else", "for_loop", "while_loop", "switch_case", "break_loop", "continue_loop"})
 _COSTED = (
-    "`qhw cost` takes run folders of quantum policies (`qhw train guidance`, `qhw fine-tune`) and circuit files (.qpy) "
-    "without measurements in mid-circuit"
+    "`qhw cost` takes run folders of quantum policies (`qhw train guidance`, `qhw fine-tune`) and of denoisers "
+    "(`qhw train denoising`), and circuit files (.qpy) without measurements in mid-circuit"
 )
 
 
 @dataclass(frozen=True)
 class Workload:
-    """What is to be run: `calls` times one circuit at so many rows of parameters.
+    """What is to be run through an Estimator: `calls` times one circuit at so many rows of parameters.
 
     Attributes:
         name: for the first line of the text.
         compiled: the circuit on its device, with the observables.
         rows: of parameters in each call: images, or rows of a circuit file.
-        calls: one after another: sampling or reverse steps.
+        calls: one after another: sampling steps.
         note: what the count leaves out; empty for nothing.
     """
 
@@ -54,21 +58,22 @@ class Workload:
 
 def workload_of(
     target: str | Path, device: Device | None, *, images: int | None = None, rows: int | None = None
-) -> Workload:
+) -> Workload | Sampling:
     """What is to be run, and where.
 
     Args:
-        target: run folder of a quantum policy (one call a sampling step, one row an image), or a ``.qpy`` file (one
-            call).
+        target: run folder of a quantum policy (one call a sampling step, one row an image) or of a denoiser (one
+            circuit an image), or a ``.qpy`` file (one call).
         device: None: the one that the run was made for.
-        images: steered at once, for a run [32].
+        images: of a run [32].
         rows: rows of parameters, for a circuit file [1].
 
     Raises:
         MissingDataError: neither a folder nor a file.
         RunFolderError: no run folder, a run of another kind, or damaged.
-        InvalidInputError: a circuit wider than the device or compiled for another one, a policy without a circuit, a
-            denoiser or another dynamic circuit, counts below 1, a count that does not go with the target.
+        InvalidInputError: a circuit wider than the device, compiled for another one or in need of what it does not
+            have, a policy without a circuit, a dynamic circuit in a file, counts out of range, a count that does not
+            go with the target.
     """
     target = Path(target)
     if not target.exists():
@@ -83,12 +88,15 @@ def workload_of(
             raise InvalidInputError(f"--{name} must be at most {MOST_ROWS:,}, not {given}")
     if not target.is_dir():
         return _file(target, device, rows or 1)
-    _check_folder(target)
+    if _kind(target) == DENOISER:
+        from qhw_diffusion.cli.sampling_cost import sampling_of
+
+        return sampling_of(target, device, images or IMAGES)
     return _guidance(target, device, images or IMAGES)
 
 
 def cost_of(
-    workload: Workload,
+    workload: Workload | Sampling,
     *,
     shots: int = SHOTS,
     resilience_level: int = 0,
@@ -107,8 +115,17 @@ def cost_of(
         ledger: rows to take the device's history from.
 
     Raises:
-        InvalidInputError, UnknownNameError: an argument that is not allowed; a row that does not fit into a job.
+        InvalidInputError, UnknownNameError: an argument that is not allowed; a row that does not fit into a job;
+            mitigation of expectation values for a denoiser, which is sampled.
     """
+    if not isinstance(workload, Workload):
+        for flag, given in (("--resilience-level", resilience_level), ("--mitigation", mitigation)):
+            if given:
+                raise InvalidInputError(
+                    f"{flag} {given} corrects expectation values, and a denoiser is sampled: what counts are single "
+                    f"shots. Leave {flag} out"
+                )
+        return workload.cost(shots, repetition_delay=repetition_delay, history=ledger)
     return qpu_cost(
         engine_of("+".join(text for text in ("ideal", mitigation) if text)),
         workload.compiled,
@@ -135,9 +152,12 @@ def ledger_rows(folder: Path | None) -> Sequence[DoneJob]:
         return ledger.rows()
 
 
-def cost_text(workload: Workload, cost: Cost) -> str:
+def cost_text(workload: Workload | Sampling, cost: Cost) -> str:
     """What is run, the arithmetic, and what the count leaves out."""
-    lines = [f"{workload.name} on {cost.device}", cost.text]
+    lines = [f"{workload.name} on {cost.device}"]
+    if not isinstance(workload, Workload):
+        lines.append(workload.text(cost.shots))
+    lines.append(cost.text)
     if workload.note:
         lines.append(f"not counted     {workload.note}")
     if not cost.device.startswith("ibm_"):
@@ -145,13 +165,14 @@ def cost_text(workload: Workload, cost: Cost) -> str:
     return "\n".join(lines)
 
 
-def cost_json(workload: Workload, cost: Cost) -> str:
+def cost_json(workload: Workload | Sampling, cost: Cost) -> str:
     """The same as JSON."""
-    return json.dumps({"workload": workload.name, "not_counted": workload.note, **cost.to_dict()}, indent=2)
+    more = {} if isinstance(workload, Workload) else workload.to_dict()
+    return json.dumps({"workload": workload.name, "not_counted": workload.note, **more, **cost.to_dict()}, indent=2)
 
 
-def _check_folder(folder: Path) -> None:
-    """Raise unless it is the run folder of a policy; say what it is, and what to do."""
+def _kind(folder: Path) -> str:
+    """Kind of the run in a folder; raises unless it is a policy's or a denoiser's, with what it is and what to do."""
     if (folder / LEDGER_FILE).exists():
         raise RunFolderError(f"{folder} is a ledger: `qhw ledger list --ledger {folder}` says what its jobs cost")
     try:
@@ -160,15 +181,9 @@ def _check_folder(folder: Path) -> None:
         saved = folder.name == "model" and (folder.parent / "manifest.json").exists()
         hint = f"give {folder.parent}" if saved else _COSTED
         raise RunFolderError(f"{folder} is not a run folder: manifest.json is missing; {hint}") from error
-    if kind == _DENOISER:
-        raise InvalidInputError(
-            f"{folder} is a denoiser. It is sampled by a dynamic circuit, with measurements in mid-circuit and states "
-            "handed from step to step, which the client's Estimator does not take: it cannot be run through the "
-            "ledger, so there is no cost to tell. What its circuit takes in gates and time is in "
-            f"{folder / 'model' / 'device.json'}. {_COSTED}"
-        )
-    if kind != _POLICY:
+    if kind not in (POLICY, DENOISER):
         raise RunFolderError(f"{folder} is a run of kind {kind!r}, which has no single circuit to count. {_COSTED}")
+    return str(kind)
 
 
 def _guidance(folder: Path, device: Device | None, images: int) -> Workload:
@@ -203,7 +218,7 @@ def _compiled(circuit: QuantumCircuit, device: Device) -> CompiledCircuit:
     if dynamic := sorted(_DYNAMIC & set(bare.count_ops())):
         raise InvalidInputError(
             f"the circuit is dynamic ({', '.join(dynamic)} before its end), which the client's Estimator does not take:"
-            f" it cannot be run through the ledger, so there is no cost to tell. {_COSTED}"
+            f" a file of it cannot be run through the ledger, so there is no cost to tell. {_COSTED}"
         )
     if circuit.layout is None:
         zs = [SparsePauliOp.from_sparse_list([("Z", [q], 1.0)], bare.num_qubits) for q in range(bare.num_qubits)]

@@ -55,15 +55,16 @@ def cost(
     """Estimate the QPU seconds of a run or a circuit before anything is sent.
 
     Args:
-        target: run folder of a quantum policy (`qhw train guidance`, `qhw fine-tune`), or a circuit (.qpy).
+        target: run folder of a quantum policy (`qhw train guidance`, `qhw fine-tune`) or of a denoiser (`qhw train
+            denoising`), or a circuit (.qpy).
         device: device, live (ibm_…), fake, or a snapshot file; without it the run's own.
         shots: shots per circuit.
-        images: images of a run, one circuit per image and step; without it 32.
+        images: images of a run; without it 32. A policy has one circuit per image and step, a denoiser one per image.
         rows: rows of parameters of a circuit file; without it 1.
         resilience_level: resilience level of the client's estimator: 0 none, 1 readout, 2 also zero-noise
-            extrapolation.
+            extrapolation; not for a denoiser.
         mitigation: mitigation strategies of this package, as for `qhw evaluate guidance`, such as
-            readout+zne:linear:1,3.
+            readout+zne:linear:1,3; not for a denoiser.
         repetition_delay: µs between two shots, within the device's range; without it the device's default.
         ledger: ledger whose finished jobs correct the estimate; without it $QHW_LEDGER, else runs/ledger, if there is
             one.

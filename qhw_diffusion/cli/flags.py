@@ -434,9 +434,12 @@ def _reader(hint: Any) -> tuple[str, Callable[[str], Any]] | None:
 
 def _whole(word: str) -> int:
     try:
-        return int(word)
+        number = int(word)
     except ValueError:
-        raise ValueError(f"{word!r} is no whole number") from None
+        raise ValueError(f"{word[:40]!r} is no whole number") from None
+    if not -(2**63) <= number < 2**63:
+        raise ValueError(f"{word[:40]} has more than 64 bits")
+    return number
 
 
 def _number(word: str) -> float:

@@ -14,16 +14,18 @@ def list_jobs(*, run: str | None = None, state: State | None = None, ledger: Pat
     """List the jobs and what they cost.
 
     Args:
-        run: run whose jobs are listed, as the list names it; without it all.
+        run: run whose jobs are listed: its name in the list, or the beginning of it, such as the name of its folder;
+            without it all.
         state: state of the jobs that are listed; without it all.
         ledger: folder of the ledger; without it $QHW_LEDGER, else runs/ledger.
     """
     from qhw_diffusion.hardware import Ledger
-    from qhw_diffusion.hardware.report import list_text
+    from qhw_diffusion.hardware.report import find_run, list_text
     from qhw_diffusion.masking import without_tokens
 
     with Ledger.open(ledger, create=False) as opened:
-        print(without_tokens(list_text(opened, opened.rows(run, state))))
+        named = None if run is None else find_run(opened, run)
+        print(without_tokens(list_text(opened, opened.rows(named, state))))
     return 0
 
 
@@ -51,8 +53,12 @@ def adopt_job(key: Positional[str], job_id: Positional[str], *, ledger: Path | N
         job_id: id of the job at the service that was sent for it.
         ledger: folder of the ledger; without it $QHW_LEDGER, else runs/ledger.
     """
+    from qhw_diffusion.errors import InvalidInputError
     from qhw_diffusion.hardware import Ledger
     from qhw_diffusion.hardware.report import find_row, next_text
+
+    if not job_id.strip():
+        raise InvalidInputError(f"JOB-ID is {job_id!r}; give the id that the service gave the job")
 
     with Ledger.open(ledger, create=False) as opened:
         row = find_row(opened, key)
@@ -70,15 +76,15 @@ def export_jobs(
     Args:
         file: file to write: *.csv (a line for each expectation value) or *.json (rows, values and the service's raw
             answers).
-        run: run whose jobs are written, as `qhw ledger list` names it; without it all.
+        run: run whose jobs are written: its name in `qhw ledger list`, or the beginning of it; without it all.
         state: state of the jobs that are written; without it all.
         ledger: folder of the ledger; without it $QHW_LEDGER, else runs/ledger.
     """
     from qhw_diffusion.hardware import Ledger
-    from qhw_diffusion.hardware.report import export_rows
+    from qhw_diffusion.hardware.report import export_rows, find_run
 
     with Ledger.open(ledger, create=False) as opened:
-        rows = opened.rows(run, state)
+        rows = opened.rows(None if run is None else find_run(opened, run), state)
         path = export_rows(opened, rows, file)
     print(f"{len(rows)} job{'s' * (len(rows) != 1)} in {path}")
     return 0

@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from qhw_diffusion.guidance.on_device.settings import AccessConfig
 
 
+# of one study, on a cluster too
+MOST_WORKERS = 10_000
+
+
 @dataclass(frozen=True)
 class StudyOptions:
     """How a study is run, and what is written about it."""
@@ -30,6 +34,10 @@ class StudyOptions:
     """Markdown page to write as well."""
     figures: Path | None = None
     """Folder of the plots as PNGs, with --markdown."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.workers <= MOST_WORKERS:
+            raise InvalidInputError(f"workers must be at least 1, at most {MOST_WORKERS:,}, got {self.workers}")
 
 
 def access_given(given: Mapping[str, Any], device: str | None) -> AccessConfig | None:

@@ -15,6 +15,8 @@ from qhw_diffusion.execution.evolution import state_engine_of
 
 KINDS = ("unitary", "postselected", "measured", "reset")
 WEIGHT_SHARINGS = ("per_step", "time_embedding", "hypernetwork")
+# of a process and of a step: what nobody means, and no machine gets through
+MOST_LAYERS = 10_000
 CONDITIONINGS = ("none", "qubits", "angles", "weights")
 
 # Class → {old field: (its name now, {old value: its name now})}: what folders saved before the renaming hold.
@@ -106,10 +108,13 @@ class ReverseConfig(Config):
                 raise UnknownNameError.of(kind, str(given), allowed)
         check_ansatz(self.ansatz)
         state_engine_of(check_engine_text(self.engine))
-        for name in ("n_qubits", "n_steps", "depth", "n_labels", "hypernetwork_width"):
-            check_integer(name, getattr(self, name), 1, None)
-        for name in ("ancillas", "outer", "seed"):
-            check_integer(name, getattr(self, name), 0, None)
+        for name, least, most in (
+            *((name, 1, None) for name in ("n_qubits", "n_labels", "hypernetwork_width")),
+            *((name, 1, MOST_LAYERS) for name in ("n_steps", "depth")),
+            *((name, 0, None) for name in ("ancillas", "seed")),
+            ("outer", 0, MOST_LAYERS),
+        ):
+            check_integer(name, getattr(self, name), least, most)
         require(
             isinstance(self.init_scale, (int, float)) and 0 <= self.init_scale < math.inf,
             f"init_scale is {self.init_scale!r}; allowed: finite numbers from 0",

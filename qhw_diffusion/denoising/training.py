@@ -91,8 +91,12 @@ class TrainConfig(Config):
             raise InvalidInputError(
                 f"buffer_size is {self.buffer_size}; allowed: 0, or more with mode='greedy' and an ensemble loss"
             )
-        if not (self.learning_rate > 0 and self.max_norm > 0 and self.probability_weight >= 0):
-            raise InvalidInputError("learning_rate and max_norm are positive, probability_weight is not negative")
+        finite = all(map(math.isfinite, (self.learning_rate, self.max_norm, self.probability_weight)))
+        if not (finite and self.learning_rate > 0 and self.max_norm > 0 and self.probability_weight >= 0):
+            raise InvalidInputError(
+                f"learning_rate is {self.learning_rate}, max_norm {self.max_norm} and probability_weight "
+                f"{self.probability_weight}; allowed: positive numbers, and 0 for the last"
+            )
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:

@@ -123,6 +123,7 @@ class BackboneConfig(Config):
             raise UnknownNameError.of("noise schedule", self.beta_schedule, BETA_SCHEDULES)
         require(0 <= self.label_dropout < 1 and 0 <= self.ema_decay < 1, "label_dropout and ema_decay are in [0, 1)")
         require(self.learning_rate > 0, f"learning_rate must be positive, got {self.learning_rate}")
+        require(self.weight_decay >= 0, f"weight_decay must not be negative, got {self.weight_decay}")
 
     @property
     def side_factor(self) -> int:

@@ -96,6 +96,7 @@ class ClassifierConfig(Config):
         check_whole(self, "width", "n_features", "steps", "batch_size")
         check_whole(self, "shift", "seed", least=0)
         require(self.learning_rate > 0, f"learning_rate must be positive, got {self.learning_rate}")
+        require(self.weight_decay >= 0, f"weight_decay must not be negative, got {self.weight_decay}")
         require(self.noise >= 0, f"noise must not be negative, got {self.noise}")
         _, height, width = self.image_shape
         require(

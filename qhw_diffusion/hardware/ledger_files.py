@@ -171,6 +171,8 @@ def check_folder(folder: Path, *, create: bool, recovering: bool = False) -> Non
     for name in (RESULTS, LOCKS):
         if (folder / name).exists() and not (folder / name).is_dir():
             raise LedgerError(f"{folder / name} is a file, and should be a folder of the ledger; move it away")
+    if (folder / FILE).is_dir():
+        raise LedgerError(f"{folder / FILE} is a folder, and should be a file of the ledger; move it away")
     kind = file_system(folder)
     if kind in _NETWORK:
         raise LedgerError(f"{folder} is on a network drive ({kind}), where SQLite's write-ahead log is not safe; put "

@@ -49,6 +49,26 @@ def find_row(ledger: Ledger, prefix: str) -> Row:
     return found[0]
 
 
+def find_run(ledger: Ledger, name: str) -> str:
+    """The one run of the ledger that is called so, or whose name begins so.
+
+    On a paid device a run's name is its folder's with the run's id behind it: ``rollout-7-1f0c9a2e``.
+
+    Raises:
+        InvalidInputError: none, or several; the message lists them.
+    """
+    runs = list(dict.fromkeys(row.run for row in ledger.rows()))
+    text = Path(name).name
+    found = [run for run in runs if run in (name, text)] or [run for run in runs if text and run.startswith(text)]
+    if len(found) == 1:
+        return found[0]
+    listed = found or runs
+    names = ", ".join(listed[:5]) + (f" and {len(listed) - 5} more" if len(listed) > 5 else "")
+    if found:
+        raise InvalidInputError(f"{name!r} is the beginning of {len(found)} runs: {names}; give more of it")
+    raise InvalidInputError(f"{ledger.folder} has no run that begins with {name!r}; it has {names or 'none'}")
+
+
 def list_text(ledger: Ledger, rows: Sequence[Row]) -> str:
     """A table of these rows, and what the whole ledger has spent."""
     heads = ("key", "state", "run", "device", "job", "circuits × shots", "QPU s", "updated", "purpose")

@@ -25,7 +25,7 @@ from qhw_diffusion.errors import DamagedFileError, DamagedRunError, InvalidInput
 from qhw_diffusion.runs.files import atomic_write_json, atomic_write_text, check_writable, read_json
 from qhw_diffusion.runs.manifest import FORMAT_VERSION, build_manifest
 from qhw_diffusion.runs.progress import StopRequest, interruptible
-from qhw_diffusion.terminal import naming, os_error_text
+from qhw_diffusion.terminal import naming, os_error_text, too_large_text
 
 CONFIG, MANIFEST, METRICS, CHECKPOINT = "config.json", "manifest.json", "metrics.jsonl", "checkpoint.safetensors"
 
@@ -255,7 +255,11 @@ class RunFolder:
         if kind is None:
             self.begin()
         # other errors are defects: they leave their traces, unless an earlier run waits to be put back
-        elif issubclass(kind, QhwError | OSError | KeyboardInterrupt) or (self._place and self._place.replaces):
+        elif (
+            issubclass(kind, QhwError | OSError | KeyboardInterrupt)
+            or too_large_text(error)
+            or (self._place and self._place.replaces)
+        ):
             self.discard()
         self.close()
 

@@ -100,6 +100,23 @@ class ReferenceModelsConfig(Config):
         )
 
 
+def seconds_of(config: ReferenceModelsConfig, usual: ReferenceModelsConfig) -> dict[str, float]:
+    """About how many seconds each part takes, from what was measured with the usual settings.
+
+    Returns:
+        "preparation", "models" (of one seed), and in units of the usual settings' time "training" (of one policy) and
+        "images" (of one evaluation).
+    """
+    policies = [c.ppo.num_iterations * c.ppo.num_envs * c.ppo.update_epochs for c in (config, usual)]
+    training = policies[0] / policies[1]
+    return {
+        "preparation": 5 + 15 * config.autoencoder_steps / usual.autoencoder_steps,
+        "models": 15 * training + 15 * config.denoiser_iterations / usual.denoiser_iterations,
+        "training": training,
+        "images": config.eval_images / usual.eval_images,
+    }
+
+
 @lru_cache(maxsize=1)
 def models() -> Models:
     """Backbone, classifiers and images of the digits, loaded once per process."""

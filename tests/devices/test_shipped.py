@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +40,17 @@ def test_the_table_is_that_of_the_files() -> None:
     readme = (FOLDER / "README.md").read_text()
     assert with_table(readme, FOLDER) == readme
     assert readme.count("| `fake_") == len(SHIPPED)
+
+
+def test_only_the_folder_of_the_calibrations_is_written_to(tmp_path: Path) -> None:
+    """`--help` is no folder, and what is not the folder of the calibrations stays as it is."""
+    command = [sys.executable, "-m", "qhw_diffusion.devices.shipped"]
+    (tmp_path / "README.md").write_text("somebody's")
+    for arguments, code in ((["--help"], 0), (["."], 1)):
+        done = subprocess.run([*command, *arguments], cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == code, done.stderr
+        assert "Traceback" not in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["README.md"]
 
 
 def test_the_folder_can_be_written_anew(tmp_path: Path) -> None:

@@ -30,6 +30,23 @@ def test_folders_saved_under_former_names_are_read() -> None:
     assert ModelConfig.from_dict(old) == ModelConfig(evaluation_classifier="runs/mine")
 
 
+@pytest.mark.parametrize(("name", "most"), [("shots", 3), ("mitigation", 1)])
+def test_the_time_a_study_takes_goes_with_its_settings(name: str, most: float) -> None:
+    """`--dry-run` of the quick configuration does not tell the time of the whole one."""
+    study = load_study(name)
+    assert study.quick is not None
+    whole, quick = study.config(), study.quick
+    seconds = {
+        config: {cell.name: cell.seconds for cell in study.cells_of(config).values()} for config in (whole, quick)
+    }
+    shared = seconds[whole].keys() & seconds[quick].keys()
+    assert len(shared) >= 3
+    assert all(seconds[quick][cell] < seconds[whole][cell] for cell in shared)
+    assert sum(seconds[quick].values()) < 60 * most
+    twice = study.config.from_dict({**whole.to_dict(), "states": 2 * whole.states})
+    assert sum(cell.seconds for cell in study.cells_of(twice).values()) > sum(seconds[whole].values())
+
+
 def test_minibatches_without_two_rows_are_refused_by_whoever_knows_the_steps() -> None:
     ppo = PPOConfig(num_envs=20, num_minibatches=31)
     assert GuidanceStudyConfig(ppo=ppo).ppo == ppo  # 6 steps × 20 environments are enough for 31

@@ -19,6 +19,24 @@ if TYPE_CHECKING:
 GRADIENTS = ("surrogate", "spsa", "parameter-shift")
 
 
+# of one update: their parameters have to fit into memory to be sent
+MOST_ENVS = 1_000_000
+# of an evaluation, which holds all of them: a fine-tuning is paid for before it finds out
+MOST_IMAGES = 100_000
+
+
+def check_shots(shots: int) -> None:
+    """Check that one circuit with so many shots fits into a job.
+
+    Raises:
+        InvalidInputError: it does not.
+    """
+    from qhw_diffusion.hardware.split import JobLimits
+
+    most = JobLimits().executions
+    require(shots <= most, f"shots is {shots}; allowed: at most {most:,}, as many executions as a job may hold")
+
+
 @dataclass(frozen=True)
 class AccessConfig(Config):
     """How circuits get to the device: shots, mode of the jobs, caps, mitigation, ledger."""
@@ -50,6 +68,7 @@ class AccessConfig(Config):
         check_mode(self.mode)
         check_seconds(max_qpu_seconds=self.max_qpu_seconds, max_session_seconds=self.max_session_seconds)
         precision_of(self.shots)
+        check_shots(self.shots)
 
     def strategies(self) -> list[Strategy]:
         """The mitigation strategies, made anew.
@@ -109,6 +128,10 @@ class FineTuneConfig(Config):
             raise UnknownNameError.of("gradient", self.gradient, GRADIENTS)
         whole = isinstance(self.shots, int) and not isinstance(self.shots, bool)
         require(whole and self.shots >= 1, f"shots is {self.shots!r}; allowed: whole numbers from 1")
+        check_shots(self.shots)
+        require(self.num_envs <= MOST_ENVS, f"num_envs is {self.num_envs}; allowed: at most {MOST_ENVS:,}")
+        for name in ("updates", "epochs", "minibatches"):  # which have other names in `PPOConfig`
+            require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; allowed: whole numbers from 1")
 
     def ppo(self, trained: PPOConfig) -> PPOConfig:
         """The trained settings with those of the fine-tuning; rates stay constant. Validated by `PPOConfig`."""
@@ -151,3 +174,4 @@ class ComparisonConfig(Config):
     def __post_init__(self) -> None:
         if self.seeds < 1 or self.images < 20:
             raise InvalidInputError(f"at least 1 seed and 20 images are needed, not {self.seeds} and {self.images}")
+        require(self.images <= MOST_IMAGES, f"images is {self.images}; allowed: at most {MOST_IMAGES:,} a seed")

@@ -150,12 +150,22 @@ def check(config: MitigationConfig) -> None:
 
 def cells(config: MitigationConfig) -> list[Cell]:
     """Per seed the two models, and on every device three measurements on them."""
-    found = [Cell("preparation", {"part": "preparation"}, seconds=20)]
+    usual = MitigationConfig()
+    models_take = reference_models.seconds_of(config.models, usual.models)
+    tried = len(config.strategies) / len(usual.strategies)
+    draws = len(config.shots) / len(usual.shots) * tried
+    steered = len(config.steering) * len(config.steering_shots) / (len(usual.steering) * len(usual.steering_shots))
+    measurements = {
+        "policy": 1 + 39 * config.states * config.repeats / (usual.states * usual.repeats) * draws,
+        "denoiser": 1 + 59 * config.denoiser_rows / usual.denoiser_rows * draws,
+        "images": 1 + 29 * models_take["images"] * steered,
+    }
+    found = [Cell("preparation", {"part": "preparation"}, seconds=models_take["preparation"])]
     for seed in range(config.models.seeds):
         models, label = f"models-seed{seed}", f"policy and denoiser, seed {seed}"
-        found.append(Cell(models, {"part": "models", "seed": seed}, ("preparation",), 30, label))
+        found.append(Cell(models, {"part": "models", "seed": seed}, ("preparation",), models_take["models"], label))
         for device in config.devices:
-            for part, seconds in (("policy", 40), ("denoiser", 60), ("images", 30)):
+            for part, seconds in measurements.items():
                 parameters = {"part": part, "device": device, "seed": seed}
                 label = f"{part}, {device}, seed {seed}"
                 found.append(Cell(f"{part}-{Path(device).name}-seed{seed}", parameters, (models,), seconds, label))

@@ -96,18 +96,28 @@ QUICK = ShotsConfig(
 
 def cells(config: ShotsConfig) -> list[Cell]:
     """Per seed the two models, four measurements on them and all trainings."""
-    found = [Cell("preparation", {"part": "preparation"}, seconds=20)]
+    usual = ShotsConfig()
+    models_take = reference_models.seconds_of(config.models, usual.models)
+    draws, images = len(config.shots) / len(usual.shots), models_take["images"]
+    repeats = config.states * config.repeats / (usual.states * usual.repeats)
+    measurements = {
+        "values": 1 + 5 * repeats * draws,
+        "gradients": 1 + 19 * config.gradient_repeats / usual.gradient_repeats * draws,
+        "images": 1 + 14 * images * draws,
+        "denoiser": 1 + 4 * images * draws,
+    }
+    found = [Cell("preparation", {"part": "preparation"}, seconds=models_take["preparation"])]
     for seed in range(config.models.seeds):
         models, label = f"models-seed{seed}", f"policy and denoiser, seed {seed}"
-        found.append(Cell(models, {"part": "models", "seed": seed}, ("preparation",), 30, label))
-        for part, seconds in (("values", 6), ("gradients", 20), ("images", 15), ("denoiser", 5)):
+        found.append(Cell(models, {"part": "models", "seed": seed}, ("preparation",), models_take["models"], label))
+        for part, seconds in measurements.items():
             found.append(
                 Cell(f"{part}-seed{seed}", {"part": part, "seed": seed}, (models,), seconds, f"{part}, seed {seed}")
             )
         for name in config.trainings():
             parameters = {"part": "learning", "training": name, "seed": seed}
             label = f"training {training_label(name)}, seed {seed}"
-            seconds = 30 if "shift" in name else 13
+            seconds = 1 + 5 * images + (24 if "shift" in name else 7) * models_take["training"]
             found.append(Cell(f"learning-{name}-seed{seed}", parameters, ("preparation",), seconds, label))
     return found
 
