@@ -174,9 +174,11 @@ def share_budget(
             f"left: {why}.{later} Nothing was sent; use fewer shots or rows, or raise the cap"
         )
     spare = math.floor(left[why]) - need
+    # Another submission without reply would count with all it may cost: leave room to send it again
+    part = 8 if ledger.with_unanswered() else 1
     for job in jobs:
         share = spare * job.whole_seconds // need if need else spare
-        job.max_seconds = max(1, min(job.whole_seconds + share, LONGEST_JOB))
+        job.max_seconds = max(1, min(job.whole_seconds + share // part, LONGEST_JOB))
         job.summary = {**job.summary, LIMIT: job.max_seconds}
     return math.floor(left[why])
 

@@ -26,6 +26,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 import requests
+from qiskit.circuit import ControlFlowOp
 from qiskit.primitives import PrimitiveResult
 from qiskit_ibm_runtime import RuntimeJobV2
 from qiskit_ibm_runtime.decoders.defaults import DEFAULT_DECODERS
@@ -47,6 +48,7 @@ from qhw_diffusion.errors import (
     BudgetError,
     DamagedFileError,
     InvalidInputError,
+    JobError,
     MissingDataError,
     QhwError,
     ServiceError,
@@ -211,6 +213,12 @@ class IBMService:
                     f"the circuit has {pub.circuit.num_qubits} qubits, {self.device} has {width}; compile it for "
                     f"this device, compile_circuit(…, Device.load({self.device!r}))"
                 )
+            flow = sorted({one.name for one in pub.circuit.data if isinstance(one.operation, ControlFlowOp)})
+            if flow and self.program == "executor":
+                raise InvalidInputError(
+                    f"the circuit has {', '.join(flow)}, and the client's Estimator takes no control flow; measure at "
+                    "the end instead (deferred measurement)"
+                )
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
@@ -301,9 +309,9 @@ class IBMService:
         """
         try:
             job = self._job(job_id)
-        except RuntimeJobNotFound:
+            name = self._ask(f"look at job {job_id}", job.status)
+        except UnknownJobError:
             return JobState("UNKNOWN", "the service does not know this job")
-        name = self._ask(f"look at job {job_id}", job.status)
         if name in ("QUEUED", "RUNNING", "DONE", "INITIALIZING"):
             return JobState("QUEUED" if name == "INITIALIZING" else name)
         if name != "ERROR" and not name.startswith("CANCELLED"):  # the client passes on what it does not know itself
@@ -321,7 +329,7 @@ class IBMService:
             The service's text before any post-processing; empty if the service sent none.
 
         Raises:
-            RuntimeJobNotFound: the service does not know the job (an error of the client).
+            UnknownJobError: the service does not know the job.
             ServiceError: no answer, or one without meaning.
         """
         job = self._job(job_id)
@@ -356,7 +364,7 @@ class IBMService:
         """
         try:
             metrics = self._ask(f"read the usage of job {job_id}", lambda: self._job(job_id).metrics())
-        except RuntimeJobNotFound:  # of another account, or long ago
+        except UnknownJobError:  # of another account, or long ago
             return None
         if isinstance(metrics, dict):
             self._stated[job_id] = stated_in(metrics)
@@ -381,7 +389,7 @@ class IBMService:
         if job_id not in self._places:
             try:
                 job = self._job(job_id)
-            except RuntimeJobNotFound:
+            except UnknownJobError:
                 return {}
             session = self._ask(f"look up the session of job {job_id}", lambda: job.session_id)
             if not session:
@@ -409,7 +417,7 @@ class IBMService:
             job_id: the service's id of the job.
 
         Raises:
-            RuntimeJobNotFound: the service does not know the job (an error of the client).
+            UnknownJobError: the service does not know the job.
             ServiceError: no answer, or one without meaning.
         """
         job = self._job(job_id)
@@ -534,8 +542,12 @@ class IBMService:
 
         try:
             return self._authorized(asked)
-        except (QhwError, RuntimeJobNotFound):
+        except QhwError:
             raise
+        except RuntimeJobNotFound:
+            raise UnknownJobError(
+                f"{self.device} does not know the job, asked to {what}: another account or instance, or too long ago?"
+            ) from None
         except Exception as error:  # the client's own, and whatever a garbled reply makes it raise
             raise ServiceError(f"the service did not answer, asked to {what}: {self._clean(error)}") from None
 
@@ -576,6 +588,10 @@ def stated_in(metrics: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(executions, int) and not isinstance(executions, bool) and 0 < executions < 2**63:
         found["executions"] = executions
     return found
+
+
+class UnknownJobError(JobError):
+    """The service does not know a job that it was asked about."""
 
 
 class _SessionClosedError(Exception):

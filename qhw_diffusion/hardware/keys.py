@@ -20,10 +20,11 @@ from typing import Any, Protocol
 
 import numpy as np
 from qiskit.circuit import (
-    ClassicalRegister,
     Clbit,
+    ControlFlowOp,
     ControlledGate,
     Delay,
+    IfElseOp,
     Instruction,
     Parameter,
     ParameterExpression,
@@ -204,10 +205,9 @@ def _circuit_content(circuit: QuantumCircuit, columns: Mapping[str, int], *, pha
 def _operation_content(operation: Any, columns: Mapping[str, int], clbits: Mapping[Clbit, int]) -> list[Any]:
     if not isinstance(operation, Instruction):
         raise UnsupportedCircuitError(f"operation {operation.name!r} is no instruction; transpile the circuit first")
-    blocks = getattr(operation, "blocks", None)
-    if blocks is not None:  # control flow
-        inner = [_circuit_content(block, columns, phase=True) for block in blocks]
-        return ["flow", operation.name, _flow_content(operation, clbits), inner]
+    if isinstance(operation, ControlFlowOp):
+        inner = [_circuit_content(block, columns, phase=True) for block in operation.blocks]
+        return ["flow", operation.name, [_condition_content(operation, clbits)], inner]
     standard = _standard().get(operation.name)
     if operation.name == "barrier" or (standard is not None and operation.base_class is standard):
         unit = operation.unit if isinstance(operation, Delay) else ""
@@ -221,26 +221,16 @@ def _operation_content(operation: Any, columns: Mapping[str, int], clbits: Mappi
     raise UnsupportedCircuitError(f"operation {operation.name!r} has neither a definition nor plain parameters")
 
 
-def _flow_content(operation: Any, clbits: Mapping[Clbit, int]) -> list[Any]:
-    found: list[Any] = []
-    for value in (getattr(operation, "condition", None), getattr(operation, "target", None)):
-        if isinstance(value, tuple) and isinstance(value[0], (Clbit, ClassicalRegister)):
-            bits = [value[0]] if isinstance(value[0], Clbit) else list(value[0])
-            found.append([[clbits[bit] for bit in bits], int(value[1])])
-        elif isinstance(value, (Clbit, ClassicalRegister)):
-            found.append([clbits[bit] for bit in ([value] if isinstance(value, Clbit) else value)])
-        elif value is not None:
-            raise UnsupportedCircuitError(f"{operation.name!r} has a condition that is an expression: {value!r}")
-    if operation.name == "switch_case":
-        found.append([[repr(label) for label in labels] for labels, _ in operation.cases_specifier()])
-    elif operation.name == "for_loop":
-        indices, parameter, _ = operation.params
-        if parameter is not None:
-            raise UnsupportedCircuitError("a for-loop with a loop parameter; unroll it first")
-        found.append([int(index) for index in indices])
-    elif operation.name == "box":
-        found.append([str(operation.duration), operation.unit, [repr(a) for a in operation.annotations]])
-    return found
+def _condition_content(operation: ControlFlowOp, clbits: Mapping[Clbit, int]) -> list[Any]:
+    """The measured bits of an if_else and their value: what samplers send as a dynamic circuit. Loops are unrolled."""
+    if not isinstance(operation, IfElseOp):
+        raise UnsupportedCircuitError(f"{operation.name!r}: of control flow only if_else has a key; unroll the rest")
+    if not isinstance(operation.condition, tuple):
+        raise UnsupportedCircuitError(
+            f"{operation.name!r} has a condition that is an expression: {operation.condition!r}"
+        )
+    where, value = operation.condition
+    return [[clbits[bit] for bit in ([where] if isinstance(where, Clbit) else where)], int(value)]
 
 
 @lru_cache(maxsize=1)

@@ -386,21 +386,27 @@ class Ledger:
     def send_again(self, key: str, *, tag: str, seconds: float, limit: float, next_limit: float) -> Row:
         """Before a planned row's job is sent once more, after a submission without reply that no look-up has shown.
 
+        Until it is known what became of it, it counts with its estimate, since most were never accepted. But where
+        another one in this ledger counts with less than it may cost, it counts with all that it may cost itself: so
+        such jobs pass the cap by one job's limit at most.
+
         Args:
             key: content key of the row.
             tag: of the attempt.
-            seconds: that the earlier submission counts with until it is known what became of it.
-            limit: what its job may cost.
+            seconds: the estimate.
+            limit: what the job of the earlier submission may cost.
             next_limit: what the job that is sent now may cost.
 
         Raises:
             BudgetError: the caps do not leave enough for both.
             LedgerError: the row is not planned.
         """
-        kept = as_seconds("seconds", seconds)
+        least, most = as_seconds("seconds", seconds), max(seconds, limit)
 
         def change(row: Row, connection: sqlite3.Connection) -> Row:
             _allow(row, ("planned",), "sent again")
+            others = [one for other in rows_to_ask(connection) for one in other.summary.get(UNANSWERED, [])]
+            kept = most if any(one["seconds"] < one["limit"] for one in others) else least
             one = {"at": now(), "tag": tag, "seconds": kept, "limit": float(limit)}
             after = replace(row, summary={**row.summary, LIMIT: next_limit,
                                           UNANSWERED: [*row.summary.get(UNANSWERED, []), one]})  # fmt: skip
@@ -432,6 +438,34 @@ class Ledger:
                 most = max([summary.get(LIMIT, 0.0), *(one["limit"] for one in mine)])
                 summary |= {DUPLICATES: {**dict.fromkeys(new), **known}, LIMIT: most}
             return replace(row, summary=summary)
+
+        return self._change(key, change)
+
+    def take_duplicate(self, key: str, job_id: str, qpu_seconds: float | None = None) -> Row:
+        """Let a duplicate be the row's job, whose own gave no result, and is the duplicate from now on: → submitted.
+
+        Args:
+            key: content key of the row, which is submitted or failed.
+            job_id: of the duplicate.
+            qpu_seconds: charged for the row's own job; None if not known.
+
+        Raises:
+            LedgerError: another state.
+        """
+        stated = None if qpu_seconds is None else as_seconds("qpu_seconds", qpu_seconds)
+
+        def change(row: Row, connection: sqlite3.Connection) -> Row:
+            _allow(row, ("submitted", "failed"), f"given the result of {job_id}")
+            others = {other: seconds for other, seconds in row.summary.get(DUPLICATES, {}).items() if other != job_id}
+            own = row.summary.get(DUPLICATES, {}).get(job_id)
+            before = stated
+            if row.qpu_seconds is not None:
+                before = row.qpu_seconds - (own or 0.0) - sum(seconds or 0.0 for seconds in others.values())
+            others[str(row.job_id)] = before
+            total = None if own is None else own + sum(seconds or 0.0 for seconds in others.values())
+            kept = {name: value for name, value in row.summary.items() if name != AGAIN}
+            return replace(row, state="submitted", job_id=job_id, reason="", qpu_seconds=total,
+                           summary={**kept, DUPLICATES: others})  # fmt: skip
 
         return self._change(key, change)
 

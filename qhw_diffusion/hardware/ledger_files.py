@@ -18,12 +18,13 @@ import os
 import sqlite3
 import tempfile
 import threading
-import time
 import uuid
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from qhw_diffusion.errors import DamagedFileError, LedgerError
 from qhw_diffusion.hardware.ledger_rows import ID, SCHEMA, DamagedLedgerError, now, read_rows, store_note
@@ -333,9 +334,6 @@ def sync_folder(folder: Path) -> None:
 # -- locks -------------------------------------------------------------------------------------------------------------
 
 
-_POLL_SECONDS = 0.05
-
-
 @contextlib.contextmanager
 def exclusive_lock(path: Path, what: str, timeout: float | None) -> Iterator[None]:
     """Hold the lock file `path`, which is there only as long as somebody holds it or waits for it.
@@ -348,40 +346,25 @@ def exclusive_lock(path: Path, what: str, timeout: float | None) -> Iterator[Non
     Raises:
         LedgerError: another thread or process still holds it after that time.
     """
-    end = None if timeout is None else time.monotonic() + timeout
-    handle = _acquire(path, what, end)
+    path.parent.mkdir(exist_ok=True)
+    lock = FileLock(path, -1 if timeout is None else timeout, mode=0o644, fallback_to_soft=False, on_acquired=_sign)
+    try:
+        lock.acquire()
+    except Timeout:
+        with contextlib.suppress(OSError):
+            what += f" is in use by process {path.read_text(encoding='utf-8').strip() or 'unknown'}"
+        raise LedgerError(f"{what}; wait for it, or end it") from None
     try:
         yield
     finally:
         # removed while it is held: whoever waits for it sees that and makes a new one
         path.unlink(missing_ok=True)
-        os.close(handle)
+        lock.release()
 
 
-def _acquire(path: Path, what: str, end: float | None) -> int:
-    path.parent.mkdir(exist_ok=True)
-    while True:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        try:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                pass
-            else:
-                with contextlib.suppress(FileNotFoundError):
-                    if os.path.samestat(os.fstat(handle), os.stat(path)):
-                        os.truncate(handle, 0)
-                        os.write(handle, f"{os.getpid()}\n".encode())
-                        held, handle = handle, -1
-                        return held
-                continue  # the file was removed between opening and locking it
-            if end is not None and time.monotonic() > end:
-                holder = os.pread(handle, 20, 0).decode(errors="replace").strip() or "unknown"
-                raise LedgerError(f"{what} is in use by process {holder}; wait for it, or end it")
-        finally:
-            if handle >= 0:
-                os.close(handle)
-        time.sleep(_POLL_SECONDS)
+def _sign(handle: int) -> None:
+    os.truncate(handle, 0)
+    os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
 
 
 class FolderLock:

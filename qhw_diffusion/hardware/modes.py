@@ -1,16 +1,25 @@
 """Where a job runs: by itself, in a batch, or in a session; opened on first use, and again when the service closes it.
 
-Usage of a job or batch is QPU time; usage of a session is wall-clock time while it is active. So a batch is the default
-and a session, which is worth it only when the classical step between two jobs is short, always has a maximum time.
+Usage of a job or batch is QPU time; usage of a session is wall-clock time while it is active. So a batch is the
+default, and a session is worth it only when the classical step between two jobs is short. All rules of a session are
+here, but for two: before its first job its maximum is cut to what the caps leave (`submit.Sender.limit_session`), and
+what its clock says beyond its jobs counts when a budget is shared (`caps.share_budget`).
 """
 
 from __future__ import annotations
 
 import contextlib
 import math
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
-from qhw_diffusion.errors import InvalidInputError
+from qhw_diffusion.errors import AccountError, InvalidInputError, ServiceError
+
+if TYPE_CHECKING:
+    from qhw_diffusion.hardware.ledger import Ledger
+    from qhw_diffusion.hardware.ledger_rows import Row
+    from qhw_diffusion.hardware.service import Service
+    from qhw_diffusion.hardware.wait import Waiter
 
 MODES = ("job", "batch", "session")
 # How often the service is asked to close a session or batch, if it does not hear
@@ -111,6 +120,82 @@ class Context:
             if self.mode == "session":
                 self._end(final=heard)
             self._open = None
+
+
+class Clock:
+    """Counts the clock of sessions with their jobs, in the ledger.
+
+    A job in a session counts with the session's seconds since the job before it, if these are more than its own charge.
+    What the session took after its last job is added to that one, once, when the session has ended. Jobs that went to a
+    batch because their session was closed count with their own charge.
+
+    Args:
+        service, ledger, waiter: of the runner.
+        session: whether its mode is ``"session"``; otherwise no clock counts.
+    """
+
+    def __init__(self, service: Service, ledger: Ledger, waiter: Waiter, *, session: bool) -> None:
+        self.service = service
+        self.ledger = ledger
+        self.waiter = waiter
+        self.session = session
+        # by session id: seconds that rows count, and the key of the last job that was in it
+        self._counted: dict[str, float] = {}
+        self._last: dict[str, str] = {}
+
+    def charge(self, row: Row, own: float | None) -> float | None:
+        """A job's charge with the clock of its session since the job before, if it was in one and that is more."""
+        name = row.session_id or ""
+        with contextlib.suppress(ServiceError, AccountError):
+            clocks = self._read()
+            self._end(clocks)
+            since = self._left(name, clocks.get(name, 0.0))
+            if since > (own or 0.0):
+                own = since
+        self._last[name] = row.key
+        self.count(row, own or 0.0)
+        return own
+
+    def count(self, row: Row, seconds: float) -> None:
+        """Note that the row counts so many seconds of its session."""
+        name = row.session_id or ""
+        self._counted[name] = self._counted.get(name, 0.0) + seconds
+
+    def uncounted(self) -> float:
+        """Seconds of sessions that no row counts yet; what ended ones took is added to their last job."""
+        clocks = self.waiter.answered(self._read)
+        self._end(clocks)
+        return sum(self._left(name, seconds) for name, seconds in clocks.items())
+
+    def close(self) -> None:
+        """Close the batch or session; its time after the last job counts with that job."""
+        self.service.close()
+        with contextlib.suppress(ServiceError, AccountError):
+            for name, seconds in self._read().items():
+                self._add(name, seconds)
+
+    def _read(self) -> Mapping[str, float]:
+        return self.service.session_seconds() if self.session else {}
+
+    def _left(self, name: str, seconds: float) -> float:
+        return max(0.0, seconds - self._counted.get(name, 0.0))
+
+    def _end(self, clocks: Mapping[str, float]) -> None:
+        for name, seconds in clocks.items():
+            if name != self.service.session_id():
+                self._add(name, seconds)
+
+    def _add(self, name: str, seconds: float) -> None:
+        more = self._left(name, seconds)
+        if more <= 0:
+            return
+        if name not in self._last:  # none of its jobs has ended here: the clock waits for one with its row
+            out = [row.key for row in self.ledger.rows(state="submitted") if row.session_id == name]
+            if not out:
+                return
+            self._last[name] = out[-1]
+        self.ledger.add_clock(self._last[name], more)
+        self._counted[name] = self._counted.get(name, 0.0) + more
 
 
 def check_seconds(**given: float | None) -> None:

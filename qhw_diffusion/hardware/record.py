@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from qhw_diffusion.errors import AccountError, DamagedFileError, JobError, ServiceError
 from qhw_diffusion.hardware.ledger import Ledger
 from qhw_diffusion.hardware.ledger_rows import DUPLICATES, INSTANCE, STATED, UNANSWERED, Row
+from qhw_diffusion.hardware.modes import Clock
 from qhw_diffusion.hardware.service import JobState, Pub, Service
 from qhw_diffusion.hardware.submit import Job, Sender
 from qhw_diffusion.hardware.wait import Waiter
@@ -17,11 +18,7 @@ _NO_ANSWER = (ServiceError, AccountError)
 
 
 class Collector:
-    """Stores what became of jobs.
-
-    A session is charged by the clock, so a job in a session counts with the session's seconds since the job before it,
-    if these are more than its own. What the session took after its last job is added to that one, once, when the
-    session has ended. Jobs that went to a batch because their session was closed count with their own charge.
+    """Stores what became of jobs, with what they were charged; in a session its clock counts too (`modes.Clock`).
 
     Args:
         service, ledger, waiter, sender: of the runner.
@@ -32,9 +29,7 @@ class Collector:
         self.ledger = ledger
         self.waiter = waiter
         self.sender = sender
-        # by session id: seconds that rows count, and the key of the last job that was in it
-        self._counted: dict[str, float] = {}
-        self._last: dict[str, str] = {}
+        self.clock = Clock(service, ledger, waiter, session=sender.mode == "session")
 
     def store(self, job: Job, row: Row) -> Row:
         """The answer of a job that is done: on the disk first, with what it was charged.
@@ -131,7 +126,7 @@ class Collector:
                     break
                 self.waiter.sleep(pause)
                 waited, pause = waited + pause, pause * 2
-        return self._within_session(row, seconds)
+        return self.clock.charge(row, seconds)
 
     def read_again(self, settle: float = 0.0, run: str | None = None) -> bool:
         """Ask for the charges that the ledger does not know yet, for `settle` seconds if need be; whether one came.
@@ -151,7 +146,7 @@ class Collector:
                     came = True
                     self.ledger.measured(row.key, seconds, job_id)
                     if job_id == row.job_id:
-                        self._count(row, seconds)
+                        self.clock.count(row, seconds)
                         self.ledger.note(row.key, **self._stated(row))
             if waited >= settle or not any(run in (None, row.run) for row in self.ledger.with_unknown_charges()):
                 break
@@ -162,59 +157,6 @@ class Collector:
     def here(self, row: Row) -> bool:
         """Whether this account and instance can say something of the row's jobs."""
         return row.summary.get(INSTANCE) in (None, self.service.instance)
-
-    def session_overhead(self) -> float:
-        """Seconds of the clock of sessions that no row counts yet; what ended ones took is added to their last job."""
-        clocks = self.waiter.answered(self._clocks)
-        self._end_sessions(clocks)
-        return sum(self._uncounted(name, seconds) for name, seconds in clocks.items())
-
-    def close(self) -> None:
-        """Close the batch or session; its time after the last job counts with that job."""
-        self.service.close()
-        with contextlib.suppress(*_NO_ANSWER):
-            for name, seconds in self._clocks().items():
-                self._add_clock(name, seconds)
-
-    def _within_session(self, row: Row, own: float | None) -> float | None:
-        """A job's charge with the clock of its session since the job before, if it was in one and that is more."""
-        name = row.session_id or ""
-        with contextlib.suppress(*_NO_ANSWER):
-            clocks = self._clocks()
-            self._end_sessions(clocks)
-            since = self._uncounted(name, clocks.get(name, 0.0))
-            if since > (own or 0.0):
-                own = since
-        self._last[name] = row.key
-        self._count(row, own or 0.0)
-        return own
-
-    def _clocks(self) -> Mapping[str, float]:
-        return self.service.session_seconds() if self.sender.mode == "session" else {}
-
-    def _end_sessions(self, clocks: Mapping[str, float]) -> None:
-        for name, seconds in clocks.items():
-            if name != self.service.session_id():
-                self._add_clock(name, seconds)
-
-    def _count(self, row: Row, seconds: float) -> None:
-        name = row.session_id or ""
-        self._counted[name] = self._counted.get(name, 0.0) + seconds
-
-    def _uncounted(self, name: str, seconds: float) -> float:
-        return max(0.0, seconds - self._counted.get(name, 0.0))
-
-    def _add_clock(self, name: str, seconds: float) -> None:
-        more = self._uncounted(name, seconds)
-        if more <= 0:
-            return
-        if name not in self._last:  # none of its jobs has ended here: the clock waits for one with its row
-            out = [row.key for row in self.ledger.rows(state="submitted") if row.session_id == name]
-            if not out:
-                return
-            self._last[name] = out[-1]
-        self.ledger.add_clock(self._last[name], more)
-        self._counted[name] = self._counted.get(name, 0.0) + more
 
 
 def check_answer(service: Service, raw: str, pubs: Sequence[Pub]) -> None:

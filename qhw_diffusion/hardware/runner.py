@@ -191,7 +191,7 @@ class Runner:
 
     def close(self) -> None:
         """Close the batch or session; jobs in it go on."""
-        self._collector.close()
+        self._collector.clock.close()
 
     def settle(self) -> None:
         """Close, and wait a little for charges not stated so far, so that the ledger says what the run has cost."""
@@ -255,6 +255,8 @@ class Runner:
         self._check_instance(row)
         if row.state == "done":
             row = self._whole(job, row)
+        if row.state == "failed" and (other := self._sender.another_result(row, uncertain=False)):
+            row = self.ledger.take_duplicate(row.key, other)  # it was paid for
         job.sent_before = job.uncertain = row.state == "submitted"
         job.reused = row.state == "done"
         if row.state == "failed" and not (self.retry_failed or row.sent_again):
@@ -327,7 +329,7 @@ class Runner:
                 device=self.service.device,
                 cap=self.max_qpu_seconds,
                 remaining=self._waiter.answered(self.service.remaining_seconds),
-                session_overhead=self._collector.session_overhead(),
+                session_overhead=self._collector.clock.uncounted(),
             )
 
         self.read_charges()
@@ -365,11 +367,11 @@ class Runner:
         if may_exist:
             if self._sender.take_over(job, row):
                 return
-            ago = seconds_since(row.updated) if self.service.paid else 0.0
+            ago, limit = seconds_since(row.updated) if self.service.paid else 0.0, row.most_seconds
             # the tag stays: another job of this attempt may have it
             noted = {name: value for name, value in self._noted(job).items() if name != TAG}
             row = self.ledger.permit(job.key, run=self.name, cap=self.max_qpu_seconds, summary=noted)
-            row = self._sender.not_found(job, row, ago)
+            row = self._sender.not_found(job, row, ago, limit)
         self._sender.send(job, row)
 
     def _plan(self, job: Job, summary: dict[str, Any], attempt: int = 1, *, sent: bool = False) -> Row:
@@ -419,6 +421,9 @@ class Runner:
             state = self._waiter.wait(self.service, row.job_id or "", note=note)
             if state.name == "DONE":
                 row = self._collector.store(job, row)
+                continue
+            if state.name != "UNKNOWN" and (other := self._sender.another_result(row, uncertain=job.uncertain)):
+                row = self.ledger.take_duplicate(row.key, other, self._collector.charged(row))
                 continue
             # A free job ended with its process; a paid one was cancelled since an earlier call sent it
             again = not self.service.paid if state.name == "UNKNOWN" else state.name == "CANCELLED" and job.sent_before

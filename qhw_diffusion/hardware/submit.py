@@ -139,7 +139,7 @@ class Sender:
                 job.uncertain, trouble = True, error
                 job_id = self.look_up(row)
                 if job_id is None:
-                    row = self.not_found(job, row, self.waiter.times.until_absent)
+                    row = self.not_found(job, row, self.waiter.times.until_absent, job.max_seconds or 0.0)
             except NotSentError as error:
                 trouble = error
             except (RefusedError, AccountError, BudgetError, InvalidInputError) as error:
@@ -190,16 +190,19 @@ class Sender:
         self._check_tags(row)
         return None
 
-    def not_found(self, job: Job, row: Row, ago: float) -> Row:
+    def not_found(self, job: Job, row: Row, ago: float, limit: float) -> Row:
         """Prepare a job to be sent again after a submission that no look-up shows.
 
-        The earlier submission counts too, with its estimate, until it is found or was looked for in vain for
-        `Times.remembered`. The next one may take half of what is left of the job's share.
+        The earlier submission counts too, until it is found or was looked for in vain for `Times.remembered`: with its
+        estimate if it is the ledger's only one, or else with all that its job may cost (`Ledger.send_again`). The next
+        one may take an eighth of the job's share, and each further one a little less, so that the caps have room for
+        them; but twice the estimate if there is so much.
 
         Args:
             job: to be sent again; its limit is lowered.
             row: its row, planned.
             ago: seconds since the earlier submission.
+            limit: what the job of the earlier submission may cost, QPU seconds.
 
         Returns:
             The row, with the earlier submission noted.
@@ -209,15 +212,16 @@ class Sender:
         """
         if not self.service.paid or ago >= self.waiter.times.remembered:
             return row
-        limit = job.max_seconds or job.whole_seconds
-        job.max_seconds = max(job.whole_seconds, (limit - job.whole_seconds) // 2, 1)
+        share = job.max_seconds or 0
+        less = share * 3 // 4 if row.summary.get(UNANSWERED) else share // 8
+        job.max_seconds = max(job.whole_seconds, min(2 * job.whole_seconds, share // 2), less, 1)
         kept = {"seconds": job.whole_seconds, "limit": limit, "next_limit": job.max_seconds}
         try:
             return self.ledger.send_again(row.key, tag=self.tag(row), **kept)
         except BudgetError as error:
             raise BudgetError(
-                f"it is not known whether a submission of this job was accepted; no look-up finds it, and it counts "
-                f"with {job.whole_seconds} s in case it was: {error}"
+                "it is not known whether a submission of this job was accepted; no look-up finds it, and it counts in "
+                f"case it was: {error}"
             ) from None
 
     def look_again(self, row: Row) -> bool:
@@ -308,6 +312,34 @@ class Sender:
             self._cancel(others)
             return self._charges(others)
         return {}
+
+    def another_result(self, row: Row, *, uncertain: bool) -> str | None:
+        """The id of a duplicate with a result, for a row whose own job gave none; None if there is none.
+
+        Duplicates are asked to be cancelled when they are found; one that ran all the same was paid for, so its result
+        counts. One that has not ended yet is waited for.
+
+        Args:
+            row: the ledger's row, whose job has failed or was cancelled.
+            uncertain: whether there may be duplicates that the row does not know.
+
+        Raises:
+            ServiceError, AccountError: no answer.
+        """
+        if not self.service.paid or row.summary.get(INSTANCE) not in (None, self.service.instance):
+            return None
+        if self.look_again(row):
+            row = self.ledger.get(row.key) or row
+        others = dict.fromkeys(row.summary.get(DUPLICATES, {}))
+        if uncertain and TAG in row.summary:
+            found = self._found(self.tag(row))
+            self._cancel([job_id for job_id in found if job_id != row.job_id and job_id not in others])
+            others |= dict.fromkeys(found)
+        past = {row.job_id, *(attempt["job_id"] for attempt in row.earlier)}
+        for job_id in others:
+            if job_id not in past and self.waiter.wait(self.service, job_id).name == "DONE":
+                return job_id
+        return None
 
     def _charges(self, job_ids: Sequence[str]) -> dict[str, float | None]:
         charged: dict[str, float | None] = dict.fromkeys(job_ids)

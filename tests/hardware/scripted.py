@@ -14,6 +14,8 @@ from qiskit.quantum_info import SparsePauliOp, Statevector
 
 from qhw_diffusion.devices import Device
 from qhw_diffusion.hardware.cost import Cost
+from qhw_diffusion.hardware.ledger import Ledger
+from qhw_diffusion.hardware.runner import Runner
 from qhw_diffusion.hardware.service import JobState, Limits, Measured, Pub, UncertainError, precision_of
 from qhw_diffusion.hardware.wait import Times
 
@@ -163,3 +165,9 @@ class ScriptedService:
 def estimate(pubs: Sequence[Pub], options: Mapping[str, Any]) -> Cost:
     """Two seconds a job: only the overhead counts."""
     return Cost("ibm_scripted", 1, 1, 1, 0.0, 0.0, 0.0)
+
+
+def runner(service: ScriptedService, ledger: Ledger, **settings: Any) -> Runner:
+    """A runner with a cap of 100 s that waits for nothing."""
+    given = {"run": "test", "max_qpu_seconds": 100.0, "times": FAST, "estimate": estimate}
+    return Runner(service, ledger, **{**given, **settings})

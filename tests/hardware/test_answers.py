@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ import torch
 from qiskit import QuantumCircuit
 from qiskit.circuit import Parameter
 from qiskit.quantum_info import SparsePauliOp
-from scripted import FAST, Job, ScriptedService, estimate, pub
+from scripted import Job, ScriptedService, estimate, pub, runner
 from test_faults import TIMES
 
 from qhw_diffusion.devices import Device
@@ -28,24 +27,11 @@ from qhw_diffusion.hardware.cost import expected_cost
 from qhw_diffusion.hardware.ledger import Ledger
 from qhw_diffusion.hardware.ledger_rows import AGAIN, write_row
 from qhw_diffusion.hardware.report import export_rows
-from qhw_diffusion.hardware.runner import Answer, Runner, open_runner
+from qhw_diffusion.hardware.runner import Answer, open_runner
 from qhw_diffusion.hardware.standin import Body, FailJob, StandIn
 
 RAW = {"resilience_level": 0}
 PROGRAMS = ("executor", "estimator")
-
-
-@pytest.fixture
-def standin(monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIn]:
-    monkeypatch.setenv("USAGE_DATA_OPT_OUT", "True")
-    with StandIn("fake_manila", seed=5, seconds_per_job=3.0) as running, running.as_account():
-        yield running
-
-
-@pytest.fixture
-def ledger(tmp_path: Path) -> Iterator[Ledger]:
-    with Ledger.open(tmp_path / "ledger") as opened:
-        yield opened
 
 
 def live(ledger: Ledger, pubs: Any = None, *, purpose: str = "evaluate", **settings: Any) -> Answer:
@@ -139,16 +125,11 @@ def test_a_job_that_failed_is_not_sent_again_whatever_the_service_says(
     assert ledger.rows()[0].attempt == 2
 
 
-def scripted(service: ScriptedService, ledger: Ledger, **settings: Any) -> Runner:
-    given = {"run": "test", "max_qpu_seconds": 100.0, "times": FAST, "estimate": estimate}
-    return Runner(service, ledger, **{**given, **settings})
-
-
 def test_what_an_attempt_allows_does_not_go_over_to_the_next(ledger: Ledger) -> None:
     """Cancelled, sent again by itself, then failed on the device: the row says of the last attempt alone."""
     service = ScriptedService(new_job=lambda job: setattr(job, "state", "CANCELLED"))
     with pytest.raises(JobError, match="was cancelled"):
-        scripted(service, ledger).run([pub()])
+        runner(service, ledger).run([pub()])
 
     def fail(job: Job) -> None:
         job.state, job.reason = "ERROR", "the control system failed"
@@ -156,7 +137,7 @@ def test_what_an_attempt_allows_does_not_go_over_to_the_next(ledger: Ledger) -> 
     service.new_job = fail
     for _ in range(2):
         with pytest.raises(JobError, match="control system failed"):
-            scripted(service, ledger).run([pub()])
+            runner(service, ledger).run([pub()])
     assert len(service.jobs) == 2
 
 
@@ -166,7 +147,7 @@ def test_rows_of_ledgers_without_the_flag(ledger: Ledger, job_id: str | None, jo
     service = ScriptedService()
     service.on_submit = [KeyboardInterrupt()]
     with pytest.raises(KeyboardInterrupt):
-        scripted(service, ledger).run([pub()])
+        runner(service, ledger).run([pub()])
     (row,) = ledger.rows()
     if job_id is not None:
         ledger.submitted(row.key, job_id)
@@ -175,10 +156,10 @@ def test_rows_of_ledgers_without_the_flag(ledger: Ledger, job_id: str | None, jo
     with ledger._file.writing() as connection:
         write_row(connection, replace(failed, summary=old))
     if jobs:
-        scripted(service, ledger).run([pub()])
+        runner(service, ledger).run([pub()])
     else:
         with pytest.raises(JobError, match="--retry-failed"):
-            scripted(service, ledger).run([pub()])
+            runner(service, ledger).run([pub()])
     assert len(service.jobs) == jobs
 
 

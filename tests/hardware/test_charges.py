@@ -34,14 +34,7 @@ QUICK = replace(TIMES, settle=0.05)
 
 
 @pytest.fixture
-def ledger(tmp_path: Path) -> Iterator[Ledger]:
-    with Ledger.open(tmp_path / "ledger") as opened:
-        yield opened
-
-
-@pytest.fixture
-def standin(monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIn]:
-    monkeypatch.setenv("USAGE_DATA_OPT_OUT", "True")
+def standin() -> Iterator[StandIn]:
     with StandIn("fake_manila", seconds_per_job=20.0) as running, running.as_account():
         yield running
 
@@ -261,7 +254,7 @@ def test_a_sessions_clock_that_is_no_number_counts_with_its_maximum(
     with live(ledger, mode="session", max_session_seconds=25) as mine:
         monkeypatch.setattr(Session, "usage", lambda self: None)
         mine._sender.limit_session(60)
-        monkeypatch.setattr(mine._collector, "session_overhead", lambda: 0.0)
+        monkeypatch.setattr(mine._collector.clock, "uncounted", lambda: 0.0)
         monkeypatch.setattr(Session, "usage", lambda self: value)
         mine.run([pub()], options=RAW)
         assert ledger.rows()[0].state == "done", "what was paid for is stored"
@@ -287,7 +280,6 @@ def test_a_session_that_idles_out_is_counted_and_the_batch_after_it_too(
     monkeypatch: pytest.MonkeyPatch, ledger: Ledger
 ) -> None:
     """The session's clock, once, and the charge of every job in the batch that follows it."""
-    monkeypatch.setenv("USAGE_DATA_OPT_OUT", "True")
     with StandIn("fake_manila", seconds_per_job=0.25) as standin, standin.as_account():
         with live(ledger, mode="session", max_session_seconds=1, max_qpu_seconds=14) as mine:
             mine.run([pub()], options=RAW, purpose="in the session")

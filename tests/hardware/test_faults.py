@@ -6,7 +6,6 @@ Every row of the table of faults that the client does not survive by itself (doc
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from scripted import estimate, exact, pub
 from qhw_diffusion.devices import Device
 from qhw_diffusion.errors import AccountError, BudgetError, InvalidInputError, JobError, ServiceError
 from qhw_diffusion.hardware.ledger import Ledger
-from qhw_diffusion.hardware.runner import Answer, open_runner
+from qhw_diffusion.hardware.runner import Answer, Runner, open_runner
 from qhw_diffusion.hardware.service import RefusedError
 from qhw_diffusion.hardware.standin import (
     TOKEN,
@@ -56,18 +55,6 @@ TIMES = Times(
 SHOTS = 2000
 
 
-@pytest.fixture(autouse=True)
-def without_usage_data(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The client looks through the whole stack at every request otherwise, 15 ms each."""
-    monkeypatch.setenv("USAGE_DATA_OPT_OUT", "True")
-
-
-@pytest.fixture
-def standin() -> Iterator[StandIn]:
-    with StandIn("fake_manila", seed=5, seconds_per_job=3.0) as running, running.as_account():
-        yield running
-
-
 def run(folder: Path, *, options: dict[str, Any] | None = None, purpose: str = "evaluate", **settings: Any) -> Answer:
     """One call of a new process: new connection, new ledger object."""
     given: dict[str, Any] = {"run": "test", "max_qpu_seconds": 100.0, "times": TIMES, "estimate": estimate}
@@ -77,6 +64,12 @@ def run(folder: Path, *, options: dict[str, Any] | None = None, purpose: str = "
         open_runner("ibm_standin", ledger=ledger, **given) as runner,
     ):
         return runner.run([pub(shots=SHOTS)], options={"resilience_level": 0, **(options or {})}, purpose=purpose)
+
+
+def live(ledger: Ledger, **settings: Any) -> Runner:
+    """A new connection of the real client, with a cap of 50 s."""
+    given: dict[str, Any] = {"run": "test", "max_qpu_seconds": 50.0, "times": TIMES, "estimate": estimate}
+    return open_runner("ibm_standin", ledger=ledger, **{**given, **settings})
 
 
 def rows(folder: Path) -> list[Any]:

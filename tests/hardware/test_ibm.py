@@ -12,22 +12,16 @@ import numpy as np
 import pytest
 from qiskit import QuantumCircuit
 from qiskit.quantum_info import SparsePauliOp
-from scripted import estimate, pub
-from test_faults import TIMES, assert_right
+from scripted import pub
+from test_faults import TIMES, assert_right, live
 
-from qhw_diffusion.errors import BudgetError, DamagedFileError, InvalidInputError
+from qhw_diffusion.errors import BudgetError, DamagedFileError, InvalidInputError, JobError
 from qhw_diffusion.hardware.ibm import IBMService, decode
 from qhw_diffusion.hardware.ledger import Ledger
-from qhw_diffusion.hardware.runner import Runner, open_runner
 from qhw_diffusion.hardware.service import Limits, Pub
 from qhw_diffusion.hardware.standin import TOKEN, Delay, StandIn
 
 RAW = {"resilience_level": 0}
-
-
-@pytest.fixture(autouse=True)
-def without_usage_data(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("USAGE_DATA_OPT_OUT", "True")
 
 
 @pytest.fixture
@@ -36,21 +30,10 @@ def standin() -> Iterator[StandIn]:
         yield running
 
 
-@pytest.fixture
-def ledger(tmp_path: Path) -> Iterator[Ledger]:
-    with Ledger.open(tmp_path / "ledger") as opened:
-        yield opened
-
-
-def runner(ledger: Ledger, **settings: Any) -> Runner:
-    given: dict[str, Any] = {"run": "test", "max_qpu_seconds": 50.0, "times": TIMES, "estimate": estimate}
-    return open_runner("ibm_standin", ledger=ledger, **{**given, **settings})
-
-
 @pytest.mark.parametrize("program", ["executor", "estimator"])
 def test_both_programs_give_their_shots_and_decode_offline(standin: StandIn, ledger: Ledger, program: str) -> None:
     pubs = [pub((0.1, 0.9), shots=1000), pub((0.4,), shots=1000)]
-    with runner(ledger, program=program) as mine:
+    with live(ledger, program=program) as mine:
         answer = mine.run(pubs, options=RAW)
     assert_right(answer)
     assert (answer.shots, [v.shape for v in answer.values]) == ([1000, 1000], [(2, 2), (2, 1)])
@@ -68,7 +51,7 @@ def test_both_programs_give_their_shots_and_decode_offline(standin: StandIn, led
 
 
 def test_tags_limits_and_batch_reach_the_service(standin: StandIn, ledger: Ledger) -> None:
-    with runner(ledger) as mine:
+    with live(ledger) as mine:
         mine.run([pub()], options=RAW)
         mine.run([pub()], options=RAW, purpose="second")
         assert mine.service.find("qhw")[0] == standin.jobs[0].id, "oldest first"
@@ -83,7 +66,7 @@ def test_tags_limits_and_batch_reach_the_service(standin: StandIn, ledger: Ledge
 
 
 def test_job_mode_needs_no_batch(standin: StandIn, ledger: Ledger) -> None:
-    with runner(ledger, mode="job") as mine:
+    with live(ledger, mode="job") as mine:
         mine.run([pub()], options=RAW)
     assert (standin.jobs[0].session_id, standin.records.sessions) == (None, {})
 
@@ -92,7 +75,7 @@ def test_a_session_has_a_maximum_time_and_the_ledger_counts_its_clock(ledger: Le
     with (
         StandIn("fake_manila", seconds_per_job=0.01) as standin,
         standin.as_account(),
-        runner(ledger, mode="session", max_qpu_seconds=30) as mine,
+        live(ledger, mode="session", max_qpu_seconds=30) as mine,
     ):
         mine.run([pub()], options=RAW)
         time.sleep(0.3)
@@ -107,7 +90,7 @@ def test_a_session_has_a_maximum_time_and_the_ledger_counts_its_clock(ledger: Le
 
 def test_resilience_levels_are_passed_through(standin: StandIn, ledger: Ledger) -> None:
     """Level 1 of the executor mitigates readout on this side: the asymmetric bias goes away."""
-    with runner(ledger) as mine:
+    with live(ledger) as mine:
         raw = mine.run([pub(shots=4000)], options=RAW)
         mitigated = mine.run([pub(shots=4000)], options={"resilience_level": 1})
     theta = pub().values[:, 0]
@@ -120,7 +103,7 @@ def test_ctrl_c_asks_the_service_to_cancel(
     standin: StandIn, ledger: Ledger, capsys: pytest.CaptureFixture[str]
 ) -> None:
     standin.inject("jobs_post", Delay(30.0))
-    with runner(ledger) as mine:
+    with live(ledger) as mine:
         status = mine.service.status
         seen: list[str] = []
 
@@ -136,7 +119,7 @@ def test_ctrl_c_asks_the_service_to_cancel(
     assert [job.state for job in standin.jobs] == ["Cancelled"]
     assert ledger.rows()[0].state == "submitted", "cancelled is what the service says, later"
     assert "asked ibm_standin to cancel" in capsys.readouterr().err
-    with runner(ledger) as mine:
+    with live(ledger) as mine:
         assert_right(mine.run([pub()], options=RAW))
     assert [job.state for job in standin.jobs] == ["Cancelled", "Completed"]
 
@@ -145,7 +128,7 @@ def test_two_workers_with_one_ledger_run_a_job_once(standin: StandIn, tmp_path: 
     answers: list[Any] = []
 
     def work() -> None:
-        with Ledger.open(tmp_path / "shared") as ledger, runner(ledger) as mine:
+        with Ledger.open(tmp_path / "shared") as ledger, live(ledger) as mine:
             answers.append(mine.run([pub()], options=RAW))
 
     Ledger.open(tmp_path / "shared").close()
@@ -160,9 +143,9 @@ def test_two_workers_with_one_ledger_run_a_job_once(standin: StandIn, tmp_path: 
 
 
 def test_estimates_and_the_default_cap_on_a_served_device(standin: StandIn, ledger: Ledger) -> None:
-    with runner(ledger, max_qpu_seconds=None) as mine, pytest.raises(BudgetError, match="there is no cap"):
+    with live(ledger, max_qpu_seconds=None) as mine, pytest.raises(BudgetError, match="there is no cap"):
         mine.run([pub()], options=RAW)
-    with runner(ledger, estimate=None) as mine:
+    with live(ledger, estimate=None) as mine:
         mine.run([pub(shots=1000)], options=RAW)
         first = ledger.rows()[0]
         assert 2 < first.estimate_seconds < 4
@@ -181,6 +164,12 @@ def test_circuits_that_do_not_fit_are_refused_before_anything_is_sent(standin: S
     foreign.ecr(0, 1)
     with pytest.raises(InvalidInputError, match=r"does not fit ibm_standin.*Compile it"):
         service.check([Pub(foreign, (SparsePauliOp("Z" * 5),), (), np.zeros((1, 0)), 0.1)], {})
+    dynamic = QuantumCircuit(5, 1)
+    dynamic.measure(0, 0)
+    with dynamic.if_test((dynamic.clbits[0], 1)):
+        dynamic.x(1)
+    with pytest.raises(InvalidInputError, match=r"has if_else, and the client's Estimator takes no control flow"):
+        service.check([Pub(dynamic, (SparsePauliOp("Z" * 5),), (), np.zeros((1, 0)), 0.1)], {})
     with pytest.raises(InvalidInputError, match=r"client refuses these options.*no_such_option"):
         service.check([pub()], {"no_such_option": 1})
     with pytest.raises(InvalidInputError, match="program is 'sampler'"):
@@ -191,6 +180,10 @@ def test_circuits_that_do_not_fit_are_refused_before_anything_is_sent(standin: S
 def test_jobs_and_states_of_the_service(standin: StandIn) -> None:
     service = IBMService("ibm_standin", times=TIMES)
     assert service.status("nothing").name == "UNKNOWN"
+    assert service.qpu_seconds("nothing") is None
+    for ask in (service.raw, service.cancel):
+        with pytest.raises(JobError, match=r"ibm_standin does not know the job, .*job nothing: another account"):
+            ask("nothing")
     standin.inject("jobs_post", Delay(30.0))
     job_id = service.submit([pub()], RAW, ["tag-a"], Limits(mode="job"))
     assert service.status(job_id).name == "QUEUED"

@@ -9,7 +9,6 @@ import math
 import os
 import sqlite3
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +25,6 @@ def plan(ledger: Ledger, key: str, seconds: float = 5.0, cap: float | None = 100
     settings: dict[str, Any] = {"run": "first", "purpose": "step 1", "device": "ibm_standin", "circuits": 3,
                                 "shots": 9, "estimate_seconds": seconds, "paid": True, "summary": {"n": 1}}  # fmt: skip
     return ledger.plan(key, cap=cap, **{**settings, **change})
-
-
-@pytest.fixture
-def ledger(tmp_path: Path) -> Iterator[Ledger]:
-    with Ledger.open(tmp_path / "ledger") as opened:
-        yield opened
 
 
 # -- a job's life ------------------------------------------------------------------------------------------------------

@@ -7,7 +7,6 @@ import json
 import os
 import sqlite3
 import threading
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,8 @@ from typing import Any
 import pytest
 from qiskit.primitives import StatevectorEstimator
 from qiskit_ibm_runtime.exceptions import IBMNotAuthorizedError
-from scripted import FAST, Job, ScriptedService, estimate, pub
-from test_faults import TIMES
+from scripted import FAST, Job, ScriptedService, pub, runner
+from test_faults import TIMES, live
 
 from qhw_diffusion.devices import Device
 from qhw_diffusion.devices.snapshot import Snapshot
@@ -27,22 +26,11 @@ from qhw_diffusion.hardware.ledger import Ledger
 from qhw_diffusion.hardware.ledger_files import FILE
 from qhw_diffusion.hardware.local import LocalService
 from qhw_diffusion.hardware.recover import recover
-from qhw_diffusion.hardware.runner import Runner, open_runner
+from qhw_diffusion.hardware.runner import Runner
 from qhw_diffusion.hardware.split import JobLimits
 from qhw_diffusion.hardware.standin import Delay, ExpireSession, StandIn, Status, Truncate
 
 RAW = {"resilience_level": 0}
-
-
-@pytest.fixture
-def ledger(tmp_path: Path) -> Iterator[Ledger]:
-    with Ledger.open(tmp_path / "ledger") as opened:
-        yield opened
-
-
-def runner(service: ScriptedService, ledger: Ledger, **settings: Any) -> Runner:
-    given = {"run": "test", "max_qpu_seconds": 100.0, "times": FAST, "estimate": estimate}
-    return Runner(service, ledger, **{**given, **settings})
 
 
 def failing(job: Job) -> None:
@@ -161,18 +149,6 @@ def test_a_job_longer_than_the_service_allows_is_not_sent(ledger: Ledger) -> Non
     with pytest.raises(BudgetError, match=r"40002 s; .* three hours.*fewer shots"):
         runner(service, ledger, max_qpu_seconds=1e6, estimate=long).run([pub()])
     assert service.jobs == {}
-
-
-@pytest.fixture
-def standin(monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIn]:
-    monkeypatch.setenv("USAGE_DATA_OPT_OUT", "True")
-    with StandIn("fake_manila", seconds_per_job=3.0) as running, running.as_account():
-        yield running
-
-
-def live(ledger: Ledger, **settings: Any) -> Runner:
-    given: dict[str, Any] = {"run": "test", "max_qpu_seconds": 50.0, "times": TIMES, "estimate": estimate}
-    return open_runner("ibm_standin", ledger=ledger, **{**given, **settings})
 
 
 def test_a_state_that_nobody_has_heard_of_is_no_failure(standin: StandIn, ledger: Ledger) -> None:

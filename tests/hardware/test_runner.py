@@ -2,30 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from scripted import FAST, Job, ScriptedService, estimate, exact, pub
+from scripted import FAST, Job, ScriptedService, exact, pub, runner
 
 from qhw_diffusion.errors import AccountError, InvalidInputError, JobError, ServiceError
 from qhw_diffusion.hardware.ledger import Ledger
-from qhw_diffusion.hardware.runner import Runner
 from qhw_diffusion.hardware.service import NotSentError, RefusedError
 from qhw_diffusion.hardware.split import JobLimits
-
-
-@pytest.fixture
-def ledger(tmp_path: Path) -> Iterator[Ledger]:
-    with Ledger.open(tmp_path / "ledger") as opened:
-        yield opened
-
-
-def runner(service: ScriptedService, ledger: Ledger, **settings: Any) -> Runner:
-    given = {"run": "test", "max_qpu_seconds": 100.0, "times": FAST, "estimate": estimate}
-    return Runner(service, ledger, **{**given, **settings})
 
 
 def only_row(ledger: Ledger) -> Any:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,12 +15,6 @@ from qhw_diffusion.hardware.runner import Runner
 from qhw_diffusion.hardware.split import JobLimits
 
 ONE_ROW = JobLimits(executions=200)
-
-
-@pytest.fixture
-def ledger(tmp_path: Path) -> Iterator[Ledger]:
-    with Ledger.open(tmp_path / "ledger") as opened:
-        yield opened
 
 
 def runner(service: ScriptedService, ledger: Ledger, **settings: Any) -> Runner:

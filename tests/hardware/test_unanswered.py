@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
-from scripted import FAST, Job, ScriptedService, estimate, pub
+from scripted import FAST, Job, ScriptedService, estimate, pub, runner
 from test_faults import TIMES
 
 from qhw_diffusion.errors import BudgetError, JobError, ServiceError
@@ -27,27 +25,9 @@ LAG = 0.5
 LATE = replace(TIMES, grace=0.1, late=1.2, settle=0.5)
 
 
-@pytest.fixture
-def ledger(tmp_path: Path) -> Iterator[Ledger]:
-    with Ledger.open(tmp_path / "ledger") as opened:
-        yield opened
-
-
-@pytest.fixture
-def standin(monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIn]:
-    monkeypatch.setenv("USAGE_DATA_OPT_OUT", "True")
-    with StandIn("fake_manila", seconds_per_job=3.0) as running, running.as_account():
-        yield running
-
-
 def live(ledger: Ledger, **settings: Any) -> Runner:
     given: dict[str, Any] = {"run": "test", "max_qpu_seconds": 50.0, "times": LATE, "estimate": estimate}
     return open_runner("ibm_standin", ledger=ledger, **{**given, **settings})
-
-
-def scripted(service: ScriptedService, ledger: Ledger, **settings: Any) -> Runner:
-    given = {"run": "test", "max_qpu_seconds": 100.0, "times": FAST, "estimate": estimate}
-    return Runner(service, ledger, **{**given, **settings})
 
 
 def test_a_list_that_is_behind_is_waited_for(
@@ -93,8 +73,8 @@ def test_one_that_shows_only_after_another_was_sent_is_cancelled_and_counted(
         mine.service.submit = noted  # type: ignore[method-assign,assignment]
         mine.run([pub()], options=RAW)
         assert len(standin.jobs) == 2
-        assert counted == [50.0, 2.0 + 24], "both are kept room for before it is sent again: estimate, half of the rest"
-        assert [job.limit_seconds for job in standin.jobs] == [50, 24]
+        assert counted == [50.0, 2.0 + 6], "both are kept room for before it is sent again"
+        assert [job.limit_seconds for job in standin.jobs] == [50, 6]
         assert "got no reply" in show_text(ledger, ledger.rows()[0])
         time.sleep(2.0)
         with contextlib.suppress(BudgetError):  # of an unstated charge the limit counts
@@ -162,9 +142,9 @@ def test_tags_that_are_cut_too_short_are_noticed(standin: StandIn, ledger: Ledge
 
 def test_jobs_that_were_deleted_prove_nothing(ledger: Ledger) -> None:
     service = ScriptedService()
-    scripted(service, ledger).run([pub()])
+    runner(service, ledger).run([pub()])
     service = ScriptedService(prefix="later", on_submit=["dropped"])
-    assert scripted(service, ledger).run([pub()], purpose="another").job_ids
+    assert runner(service, ledger).run([pub()], purpose="another").job_ids
 
 
 @pytest.mark.parametrize("others", [49, 120])
@@ -206,31 +186,31 @@ def test_a_killed_process_leaves_what_it_knows(ledger: Ledger) -> None:
     service = ScriptedService(on_submit=["lost reply"], on_find=["not yet"] * 100)
     service.new_job = lambda job: service.on_status.append(KeyboardInterrupt()) if service.jobs else None
     with pytest.raises(KeyboardInterrupt):
-        scripted(service, ledger, times=times).run([pub()])
+        runner(service, ledger, times=times).run([pub()])
     assert len(service.jobs) == 2
     assert ledger.rows()[0].unanswered_seconds == 2.0
     service.on_find.clear()
-    answer = scripted(service, ledger, times=times).run([pub()])
+    answer = runner(service, ledger, times=times).run([pub()])
     assert (answer.job_ids, ledger.spent(), answer.qpu_seconds) == (["job-2"], 4.0, 4.0)
     assert "unanswered" not in ledger.rows()[0].summary
     assert [job["job_id"] for job in ledger.rows()[0].unused_jobs] == ["job-1"]
 
 
 def test_a_retry_goes_on_counting_what_got_no_reply(ledger: Ledger) -> None:
-    times = replace(FAST, late=0.02)
+    times = replace(FAST, late=0.2)
 
     def fail(job: Job) -> None:
         job.state, job.charged = "ERROR", 3.0
 
     service = ScriptedService(on_submit=["lost reply"], on_find=["not yet"] * 100, new_job=fail)
     with pytest.raises(JobError):
-        scripted(service, ledger, times=times).run([pub()])
+        runner(service, ledger, times=times).run([pub()])
     assert ledger.spent() == 3.0 + 2.0
     service.new_job = lambda job: None
-    scripted(service, ledger, times=times, retry_failed=True).run([pub()])
+    runner(service, ledger, times=times, retry_failed=True).run([pub()])
     assert ledger.spent() == 3.0 + 2.0 + 2.0
     service.on_find.clear()
-    scripted(service, ledger, times=times).run([pub()], purpose="another")
+    runner(service, ledger, times=times).run([pub()], purpose="another")
     assert ledger.spent() == sum(job.charged or 0 for job in service.jobs.values()) == 3.0 + 3.0 + 2.0 + 2.0
 
 
@@ -244,7 +224,80 @@ def test_a_job_that_fails_has_its_duplicate_counted_too(ledger: Ledger) -> None:
         on_submit=["lost reply", "lost reply"], on_find=["not yet"] * (FAST.lookups + 1), new_job=fail
     )
     with pytest.raises(JobError):
-        scripted(service, ledger).run([pub()])
+        runner(service, ledger).run([pub()])
     (row,) = ledger.rows()
     assert {job["job_id"] for job in row.unused_jobs} == set(service.jobs) == {"job-1", "job-2"}
     assert ledger.spent() == 6.0
+
+
+def one_fails(*failing: int) -> ScriptedService:
+    """Two jobs for one key, the first one found only after the second was sent; some fail, after three seconds."""
+    service = ScriptedService(on_submit=["lost reply"], on_find=["not yet"] * (FAST.lookups + 1))
+
+    def new(job: Job) -> None:
+        job.charged = 2.0
+        if len(service.jobs) in failing:
+            job.state, job.reason, job.charged = "ERROR", "broken", 3.0
+
+    service.new_job = new
+    return service
+
+
+def test_the_result_of_a_duplicate_counts_when_the_older_job_fails(ledger: Ledger) -> None:
+    service = one_fails(0)
+    answer = runner(service, ledger).run([pub()])
+    (row,) = ledger.rows()
+    assert (row.state, row.job_id, answer.job_ids) == ("done", "job-2", ["job-2"])
+    assert row.unused_jobs == [{"job_id": "job-1", "qpu_seconds": 3.0, "why": "sent twice"}]
+    assert ledger.spent() == answer.qpu_seconds == 5.0
+    assert service.cancelled[0] == "job-2", "it ran all the same"
+    assert runner(service, ledger).run([pub()]).reused == 1
+
+
+def test_of_two_that_fail_none_is_asked_for_its_result(ledger: Ledger) -> None:
+    service = one_fails(0, 1)
+    with pytest.raises(JobError, match="broken"):
+        runner(service, ledger).run([pub()])
+    assert ("raw" in service.calls, ledger.rows()[0].charge) == (False, 6.0)
+
+
+@pytest.mark.parametrize("retry", [True, False])
+def test_a_duplicate_that_shows_after_the_failure_gives_the_result(ledger: Ledger, retry: bool) -> None:
+    service = one_fails(1)
+    service.on_find += ["not yet"] * 100
+    with pytest.raises(JobError, match="broken"):
+        runner(service, ledger, times=replace(FAST, late=0.02)).run([pub()])
+    service.on_find.clear()
+    answer = runner(service, ledger, retry_failed=retry).run([pub()])
+    assert (answer.job_ids, len(service.jobs), ledger.spent()) == (["job-1"], 2, 5.0)
+    assert ledger.rows()[0].charge == 5.0
+
+
+@pytest.mark.parametrize("stated", [True, False])
+def test_charges_of_both_are_known_later(ledger: Ledger, stated: bool) -> None:
+    service = one_fails(0)
+    mine = runner(service, ledger)
+    late = [2.0, 3.0]
+    real = service.qpu_seconds
+    service.qpu_seconds = lambda job_id: real(job_id) if stated and job_id == "job-2" else None  # type: ignore[method-assign]
+    mine.run([pub()])
+    assert ledger.spent() > sum(late), "the limit of what is not known"
+    service.qpu_seconds = real  # type: ignore[method-assign]
+    assert mine.read_charges()
+    assert ledger.spent() == ledger.rows()[0].charge == sum(late)
+
+
+def test_of_several_without_reply_one_counts_with_its_estimate(ledger: Ledger) -> None:
+    """The others with all that their jobs may cost, so that the cap is passed by one job's limit at most."""
+    service = ScriptedService(on_submit=["lost reply", "accept"] * 2)
+    find = service.find
+    service.find = lambda tag: [name for name in find(tag) if name not in ("job-1", "job-3")]  # type: ignore[method-assign]
+    for purpose in ("first", "second"):
+        runner(service, ledger, times=replace(FAST, late=0.5)).run([pub()], purpose=purpose)
+    limits = [job.limits.max_execution_seconds for job in service.jobs.values()]
+    assert [row.unanswered_seconds for row in ledger.rows()] == [2.0, limits[2]]
+    assert limits[0] == 100
+    assert limits[2] == 2 + (96 - 2) // 8, "room for another one is left"
+    assert limits[1] == 100 // 8
+    assert limits[3] == 2 * 2, "twice the estimate"
+    assert ledger.spent() + 98 >= 100 + 2 + (limits[2] or 0) + 2, "what all of them may cost, and do"

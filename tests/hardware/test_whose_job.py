@@ -3,47 +3,22 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from scripted import FAST, Job, ScriptedService, estimate, pub
-from test_faults import TIMES
+from scripted import FAST, Job, ScriptedService, pub, runner
+from test_faults import live
 
 from qhw_diffusion.errors import AccountError, JobError, ServiceError
 from qhw_diffusion.hardware.keys import tag_of
 from qhw_diffusion.hardware.ledger import Ledger
 from qhw_diffusion.hardware.recover import recover
-from qhw_diffusion.hardware.runner import Runner, open_runner
 from qhw_diffusion.hardware.service import Limits, NotSentError
 from qhw_diffusion.hardware.standin import INSTANCE, LostReply, StandIn
 
 RAW = {"resilience_level": 0}
-
-
-@pytest.fixture
-def ledger(tmp_path: Path) -> Iterator[Ledger]:
-    with Ledger.open(tmp_path / "ledger") as opened:
-        yield opened
-
-
-def runner(service: ScriptedService, ledger: Ledger, **settings: Any) -> Runner:
-    given = {"run": "test", "max_qpu_seconds": 100.0, "times": FAST, "estimate": estimate}
-    return Runner(service, ledger, **{**given, **settings})
-
-
-@pytest.fixture
-def standin(monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIn]:
-    monkeypatch.setenv("USAGE_DATA_OPT_OUT", "True")
-    with StandIn("fake_manila", seconds_per_job=3.0) as running, running.as_account():
-        yield running
-
-
-def live(ledger: Ledger, **settings: Any) -> Runner:
-    given: dict[str, Any] = {"run": "test", "max_qpu_seconds": 50.0, "times": TIMES, "estimate": estimate}
-    return open_runner("ibm_standin", ledger=ledger, **{**given, **settings})
 
 
 # -- another account ---------------------------------------------------------------------------------------------------

@@ -1,0 +1,30 @@
+"""Fixtures of the tests of hardware: a ledger in an empty folder, and a stand-in that the real client talks to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from qhw_diffusion.hardware.ledger import Ledger
+from qhw_diffusion.hardware.standin import StandIn
+
+
+@pytest.fixture(autouse=True)
+def without_usage_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The client looks through the whole stack at every request otherwise, 15 ms each."""
+    monkeypatch.setenv("USAGE_DATA_OPT_OUT", "True")
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Iterator[Ledger]:
+    with Ledger.open(tmp_path / "ledger") as opened:
+        yield opened
+
+
+@pytest.fixture
+def standin() -> Iterator[StandIn]:
+    """Each job is charged three seconds."""
+    with StandIn("fake_manila", seed=5, seconds_per_job=3.0) as running, running.as_account():
+        yield running
