@@ -281,9 +281,9 @@ def test_a_session_that_idles_out_is_counted_and_the_batch_after_it_too(
 ) -> None:
     """The session's clock, once, and the charge of every job in the batch that follows it."""
     with StandIn("fake_manila", seconds_per_job=0.25) as standin, standin.as_account():
-        with live(ledger, mode="session", max_session_seconds=1, max_qpu_seconds=14) as mine:
+        with live(ledger, mode="session", max_session_seconds=2, max_qpu_seconds=14) as mine:
             mine.run([pub()], options=RAW, purpose="in the session")
-            time.sleep(1.1)
+            time.sleep(2.1)
             for number in range(3):
                 mine.run([pub()], options=RAW, purpose=f"in the batch {number}")
         assert [session.mode for session in standin.records.sessions.values()] == ["dedicated", "batch"]
