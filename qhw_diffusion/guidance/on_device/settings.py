@@ -131,7 +131,7 @@ class FineTuneConfig(Config):
         check_shots(self.shots)
         require(self.num_envs <= MOST_ENVS, f"num_envs is {self.num_envs}; allowed: at most {MOST_ENVS:,}")
         for name in ("updates", "epochs", "minibatches"):  # which have other names in `PPOConfig`
-            require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; allowed: whole numbers from 1")
+            require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
 
     def ppo(self, trained: PPOConfig) -> PPOConfig:
         """The trained settings with those of the fine-tuning; rates stay constant. Validated by `PPOConfig`."""
