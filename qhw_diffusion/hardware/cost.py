@@ -414,7 +414,10 @@ Estimator = Callable[[Sequence[Pub], Mapping[str, Any]], Cost]
 def job_estimator(
     device: Device, rows: Callable[[], Iterable[DoneJob]], *, repetition_delay: float | None = None
 ) -> Estimator:
-    """An estimator for jobs on `device`, corrected by what the ledger's `rows` say of earlier ones."""
+    """An estimator for jobs on `device`, corrected by what the ledger's `rows` say of earlier ones.
+
+    A repetition delay (seconds) in a job's own options goes before `repetition_delay`.
+    """
     durations: dict[int, tuple[Any, float]] = {}
 
     def duration(pub: Pub) -> float:
@@ -428,13 +431,14 @@ def job_estimator(
 
     def estimate(pubs: Sequence[Pub], options: Mapping[str, Any]) -> Cost:
         circuits, shots = asked(pubs)
+        wanted = (options.get("execution") or {}).get("rep_delay")
         mean = sum(pub.rows * bases(pub) * duration(pub) for pub in pubs) / circuits
         cost = estimate_cost(
             mean,
             circuits,
             shots,
             device,
-            repetition_delay=repetition_delay,
+            repetition_delay=repetition_delay if wanted is None else float(wanted),
             added=added_by(options),
             history=history_of(rows(), device.name),
         )

@@ -102,6 +102,16 @@ def test_a_shorter_repetition_delay_within_the_range_of_the_device() -> None:
         estimate_cost(1e-6, 1, 1000, Device.load("fake_almaden"), repetition_delay=100e-6)
 
 
+def test_a_repetition_delay_among_the_options_counts() -> None:
+    """400 µs instead of the device's 250 µs: 150 µs more for each execution."""
+    wide = QuantumCircuit(MARRAKESH.n_qubits or 0)
+    one = Pub(wide, (SparsePauliOp("Z" * wide.num_qubits),), (), np.zeros((1, 0)), 0.1)
+    estimate = job_estimator(MARRAKESH, list)
+    usual, longer = (estimate([one], {"resilience_level": 0, "execution": more}) for more in ({}, {"rep_delay": 4e-4}))
+    assert (usual.repetition_delay, longer.repetition_delay) == (2.5e-4, 4e-4)
+    assert longer.seconds - usual.seconds == pytest.approx(longer.executions * (4e-4 - usual.repetition_delay))
+
+
 def test_history_corrects_by_the_ratio_of_sums() -> None:
     """(14 + 3) measured / (10 + 2.5) estimated = 1.36; the formula's estimate counts, not the one corrected already."""
     rows = [
