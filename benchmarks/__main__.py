@@ -13,7 +13,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 CONTENDERS = ("ours", "pennylane", "tensorcircuit")
-PARTS = ("policy", "re-uploading", "denoiser", "first", "wide", "others", "scaling")
+PARTS = ("policy", "re-uploading", "denoiser", "first", "wide", "others", "scaling", "pipelines")
 
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -137,7 +137,7 @@ def extras(
     options: argparse.Namespace, posed: list[Any], sections: list[Any], say: Callable[[str], None]
 ) -> dict[str, Any]:
     """What is not timed side by side in rounds."""
-    from benchmarks import first_gradient, other_peers, scaling, wide_noise
+    from benchmarks import first_gradient, other_peers, pipelines, scaling, wide_noise
 
     found: dict[str, Any] = {}
     if "first" in options.parts:
@@ -152,6 +152,8 @@ def extras(
         ]
     if "scaling" in options.parts:
         found["scaling"] = scaling.run(say, peer="tensorcircuit" in options.only)
+    if "pipelines" in options.parts:
+        found["pipelines"] = pipelines.run(say)
     return found
 
 

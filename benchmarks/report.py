@@ -169,6 +169,23 @@ def markdown(sections: list[Section], data: dict[str, Any]) -> str:
             "Denoiser blocks; the noisy line compiled for `fake_marrakesh`.",
             "",
         ]
+    if data.get("pipelines"):
+        lines += [
+            "## A text-to-image pipeline",
+            "",
+            "Milliseconds of processor time a sampling step, from prompts to images: the pipeline's own call and "
+            "`guidance.sample` on the same parts, timed in turn, with the same images bit for bit. *Policy*: a step of "
+            "the quantum policy under the noise of `fake_marrakesh`, and its share of the U-Net's time.",
+            "",
+            "| images | pipeline's own call | ours | pipeline / ours (best times) | U-Net | policy | share |",
+            "|---:|---:|---:|---:|---:|---:|---:|",
+            *(
+                f"| {r['batch']} | {r['pipeline']:.2f} | {r['ours']:.2f} | {r['ratio']:.2f} ({r['best_ratio']:.2f}) | "
+                f"{r['unet']:.2f} | {r['policy']:.2f} | {r['share']:.1%} |"
+                for r in data["pipelines"]
+            ),
+            "",
+        ]
     versions = ", ".join(f"{name} {version}" for name, version in data["versions"].items())
     notes = {(r.contender.name, r.contender.kind, r.contender.note): r for s in sections for r in s.results}
     lines += [

@@ -45,6 +45,10 @@ COMMANDS: dict[tuple[str, ...], tuple[str, str | Callable[..., int]]] = {
         "qhw_diffusion.cli.models:train_classifier",
     ),
     ("train", "denoising"): ("train a quantum denoiser", "qhw_diffusion.cli.denoising:train_denoising"),
+    ("sample",): (
+        "sample a text-to-image pipeline, steered by a trained policy or a guidance scale",
+        "qhw_diffusion.cli.sample:sample",
+    ),
     ("evaluate", "guidance"): (
         "evaluate a trained policy: simulated, or with --shots on a device",
         "qhw_diffusion.cli.policies:evaluate_guidance",

@@ -81,6 +81,13 @@ class FromFlags:
     """Help texts of single fields in this command, in place of the field's own."""
 
 
+class Repeated:
+    """Mark of a tuple of texts that is given by its flag several times, one text each: `Annotated[…, Repeated]`.
+
+    Other tuples are one word with commas between their entries, which a text may hold itself.
+    """
+
+
 @dataclass(frozen=True)
 class Flag:
     """One flag or argument of a command."""
@@ -203,6 +210,12 @@ def _plain(parameter: inspect.Parameter, text: str) -> _Parameter:
     base = get_args(hint)[0] if get_origin(hint) is Annotated else hint
     default = None if missing else _text(parameter.default)
     word = parameter.name.rstrip("_")  # the ending of a word that Python keeps for itself
+    if Repeated in getattr(hint, "__metadata__", ()):
+        from tyro.conf import UseAppendAction
+
+        several: Any = _annotated(list[str], text, default, name=word, metavar="TEXT")
+        several = Annotated[several, UseAppendAction]
+        return _Parameter(parameter.name, several, [], [Flag(_dashed(word), text, "")])
     if not _is_positional(hint):
         annotation, shown = _annotated(base, text, default, name=word), _dashed(word)
     else:

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from qhw_diffusion.cli.flags import FromFlags, changed
-from qhw_diffusion.guidance.config import GuidanceTraining
+from qhw_diffusion.errors import InvalidInputError
+from qhw_diffusion.guidance.config import GuidanceConfig, GuidanceTraining
 from qhw_diffusion.runs.place import Place
 
 
@@ -15,10 +16,26 @@ def _training(given: Mapping[str, Any], place: Place) -> GuidanceTraining:
     from qhw_diffusion.guidance.command import saved_training
 
     saved = saved_training(place)
+    pipeline = given.get("models", {}).get("pipeline")
+    if saved is None and pipeline is not None:
+        return _on_pipeline(given, pipeline)
     # a scale given by hand needs no sweep; neither does a run that had its sweep
     if saved is not None or "g0" in given.get("guidance", {}):
         given = {**given, "sweep_images": 0}
     return changed(saved or GuidanceTraining(), given)  # type: ignore[no-any-return]
+
+
+def _on_pipeline(given: Mapping[str, Any], pipeline: str) -> GuidanceTraining:
+    """The training on a pipeline: the base scale is the user's, and the range of scales lies around it."""
+    guidance = given.get("guidance", {})
+    if "g0" not in guidance:
+        raise InvalidInputError(
+            "a training on a pipeline needs the base guidance scale, which no sweep finds without real images: give "
+            "--g0 (Stable Diffusion's own is 7.5)"
+        )
+    around = GuidanceConfig.around(guidance["g0"], guidance.get("action_limit", GuidanceConfig.action_limit))
+    given = {**given, "guidance": {**around, **guidance}}
+    return changed(GuidanceTraining.for_pipeline(pipeline), given)  # type: ignore[no-any-return]
 
 
 def train_guidance(
@@ -35,6 +52,9 @@ def train_guidance(
     ] = GuidanceTraining(),  # noqa: B008
 ) -> int:
     """Train a guidance policy.
+
+    On a data set, or on a text-to-image pipeline: --pipeline, --prompts, --scorer and --g0, and a reward that needs no
+    real images (--reward-distribution 0 --reward-confidence 1).
 
     Args:
         place: run folder to write.

@@ -1,7 +1,13 @@
-"""DDIM with classifier-free guidance, without the clipping trap, over any denoiser; coefficients computed once."""
+"""Sampling with classifier-free guidance over any denoiser: our own DDIM, and any deterministic diffusers scheduler.
+
+Our DDIM knows the clipping trap and has its coefficients computed once. A denoiser that brings a diffusers scheduler is
+sampled by that scheduler's own steps, so a diffusers pipeline's own images come out.
+"""
 
 from __future__ import annotations
 
+import copy
+import inspect
 import math
 from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
@@ -11,7 +17,7 @@ import torch
 from torch import Tensor
 
 from qhw_diffusion.diffusion.checks import check_shape_and_classes
-from qhw_diffusion.errors import InvalidInputError, UnknownNameError
+from qhw_diffusion.errors import DamagedFileError, InvalidInputError, UnknownNameError
 
 Guidance = float | Tensor | Callable[[int, Tensor, Tensor, Tensor], Tensor]
 """A guidance scale: a number, [n_steps], [n_steps, B], or a function (i, x_t, ε_c, ε_∅) → [B]."""
@@ -19,6 +25,12 @@ Guidance = float | Tensor | Callable[[int, Tensor, Tensor, Tensor], Tensor]
 SPACINGS = ("leading", "trailing", "linspace")
 """How the timesteps are spread, by diffusers' names: "leading" from 0 upwards, which need not reach the noisiest level;
 "trailing" from the noisiest level downwards; "linspace" from the noisiest level to 0."""
+
+OWN_SPACING = "scheduler"
+"""The spacing that a denoiser's own diffusers scheduler is configured with."""
+
+PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
+"""What the network of a denoiser with a diffusers scheduler may predict: ε, v = √ᾱ ε − √(1−ᾱ) x₀, or x₀."""
 
 MAX_START_SIGNAL = 0.4
 """Largest √ᾱ of the first timestep: the share of its amplitude that a real image noised to there still has, and that
@@ -64,6 +76,74 @@ class Denoiser(Protocol):
         """
 
 
+@runtime_checkable
+class LatentDenoiser(Denoiser, Protocol):
+    """What a denoiser may have besides; one without these works on pixels and is sampled by `GuidedDDIM`.
+
+    A text-to-image model is one over a table of prompts: label i asks for prompts[i], and `n_classes` is their number.
+    A method ``preview(x)``, [B, *latent_shape] → images, may be there too: a cheap stand-in for `decode` for the
+    estimates in mid-course, which only scorers look at.
+    """
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of what is denoised; that of the images for a model that works on pixels."""
+
+    @property
+    def scheduler(self) -> Any:
+        """A diffusers scheduler; None for `GuidedDDIM`.
+
+        With one, `predict` gets an entry of ``scheduler.timesteps`` and the scheduler's scaled input, and gives the
+        network's output of the scheduler's prediction type.
+        """
+
+    def decode(self, x: Tensor) -> Tensor:
+        """Images [B, C, H, W] in [−1, 1] of latents [B, *latent_shape]; differentiable."""
+
+
+def latent_shape_of(denoiser: Denoiser) -> tuple[int, int, int]:
+    """(C, H, W) of what a denoiser denoises."""
+    return tuple(getattr(denoiser, "latent_shape", denoiser.image_shape))  # type: ignore[return-value]
+
+
+def is_latent(denoiser: Denoiser) -> bool:
+    """Whether a denoiser works on something else than pixels."""
+    return latent_shape_of(denoiser) != tuple(denoiser.image_shape)
+
+
+def dtype_of(denoiser: Denoiser) -> torch.dtype:
+    """Floating-point type of what a denoiser denoises: its `dtype` where it says one, else float32."""
+    return getattr(denoiser, "dtype", torch.float32)
+
+
+def scale_dtype(x: Tensor) -> torch.dtype:
+    """Floating-point type of guidance scales and states for `x`: its own, at least single precision."""
+    return torch.promote_types(x.dtype, torch.float32)
+
+
+def decoded(denoiser: Denoiser, x: Tensor, *, preview: bool = False) -> Tensor:
+    """Images [B, C, H, W] of what a denoiser denoises, [B, *latent_shape].
+
+    Args:
+        denoiser: whose `decode` is called; without one `x` is the images.
+        x: what was denoised.
+        preview: whether the denoiser's cheap `preview`, if it has one, will do.
+
+    Raises:
+        InvalidInputError: it decodes to something else than images of its `image_shape`.
+    """
+    decode = getattr(denoiser, "preview", None) if preview else None
+    decode = decode or getattr(denoiser, "decode", None)
+    if decode is None:
+        return x
+    images = decode(x)
+    wanted = (len(x), *denoiser.image_shape)
+    if not isinstance(images, Tensor) or tuple(images.shape) != wanted:
+        given = list(images.shape) if isinstance(images, Tensor) else type(images).__name__
+        raise InvalidInputError(f"denoiser {type(denoiser).__name__} decodes to {given}, need a tensor {list(wanted)}")
+    return images
+
+
 def check_denoiser(denoiser: Any) -> None:
     """Check the attributes of a denoiser; nothing is predicted.
 
@@ -79,9 +159,19 @@ def check_denoiser(denoiser: Any) -> None:
         check_shape_and_classes(denoiser.image_shape, denoiser.n_classes)
     except InvalidInputError as error:
         raise InvalidInputError(f"{who}: {error}") from error
+    latent_shape = getattr(denoiser, "latent_shape", denoiser.image_shape)
+    try:
+        check_shape_and_classes(latent_shape, denoiser.n_classes)
+    except InvalidInputError as error:
+        raise InvalidInputError(f"{who}: latent_shape is {latent_shape!r}, need (C, H, W), whole numbers") from error
+    if is_latent(denoiser) and not callable(getattr(denoiser, "decode", None)):
+        raise InvalidInputError(f"{who} denoises {list(latent_shape)} and lacks decode(x), which makes images of it")
     alphas = denoiser.alphas_cumprod
+    with_scheduler = getattr(denoiser, "scheduler", None) is not None
     fits = isinstance(alphas, Tensor) and alphas.ndim == 1 and len(alphas) > 0 and alphas.is_floating_point()
-    if not fits or not bool(((alphas > 0) & (alphas < 1)).all()) or not bool((alphas.diff() <= 0).all()):
+    # diffusers' rescaled schedules end at ᾱ = 0 exactly
+    inside = fits and bool(((alphas > 0) | ((alphas == 0) & with_scheduler)).all()) and bool((alphas < 1).all())
+    if not inside or not bool((alphas.diff() <= 0).all()):
         given = f"{alphas.dtype} {list(alphas.shape)}" if isinstance(alphas, Tensor) else type(alphas).__name__
         raise InvalidInputError(
             f"{who}: alphas_cumprod is {given}, need a float tensor [n_train_timesteps] that falls and lies "
@@ -89,7 +179,152 @@ def check_denoiser(denoiser: Any) -> None:
         )
 
 
-class GuidedDDIM:
+def sampler_of(denoiser: Denoiser, n_steps: int = 10, *, spacing: str = "leading") -> Sampler:
+    """The sampler of a denoiser: that of its diffusers scheduler, or `GuidedDDIM` where it brings none.
+
+    Args:
+        denoiser: a `Backbone` or any other `Denoiser`.
+        n_steps: sampling steps.
+        spacing: one of `SPACINGS`, or `OWN_SPACING`.
+
+    Raises:
+        UnknownNameError: no such spacing.
+        InvalidInputError: what `GuidedDDIM` or `SchedulerSampler` refuses.
+    """
+    if getattr(denoiser, "scheduler", None) is not None:
+        return SchedulerSampler(denoiser, n_steps, spacing=spacing)
+    return GuidedDDIM(denoiser, n_steps, spacing=spacing)
+
+
+class Sampler:
+    """What the two samplers have in common: checked predictions, and the sampling loop.
+
+    Attributes: `denoiser`, `n_steps` (predictions of one image; a diffusers scheduler may make one more than it was
+    asked for), `spacing`, `timesteps` (list of numbers, one per prediction, descending), `init_noise_sigma` (factor of
+    the standard normal noise that sampling starts from).
+    """
+
+    denoiser: Denoiser
+    n_steps: int
+    spacing: str
+    timesteps: list[Any]
+    init_noise_sigma: Any = 1.0
+
+    def begin(self, noise: Tensor) -> Tensor:
+        """Start anew: x_T of standard normal noise [B, *latent_shape]."""
+        return noise * self.init_noise_sigma
+
+    def seen(self, x_t: Tensor, i: int) -> Tensor:
+        """x_t at step `i` as √ᾱ x₀ + √(1−ᾱ) ε, the scale that the network sees."""
+        raise TypeError(f"{type(self).__name__} does not say what the network sees: define seen")
+
+    def output(self, x_t: Tensor, i: int, labels: Tensor) -> Any:
+        """What the denoiser returns at step `i`."""
+        raise TypeError(f"{type(self).__name__} does not ask its denoiser: define output")
+
+    def guided(self, output_cond: Tensor, output_null: Tensor, g: float | Tensor) -> Tensor:
+        """The guided output of the two; `g`: a number or [B]."""
+        return guided(output_cond, output_null, g)
+
+    def noise(self, x_t: Tensor, i: int, output: Tensor) -> Tensor:
+        """ε̂ [B, …] of an output of the network for x_t at step `i`."""
+        raise TypeError(f"{type(self).__name__} does not convert outputs: define noise")
+
+    def estimate(self, x_t: Tensor, i: int, output: Tensor) -> Tensor:
+        """The estimate x̂₀ [B, …] that an output of the network for x_t at step `i` means."""
+        raise TypeError(f"{type(self).__name__} estimates nothing: define estimate")
+
+    def step(self, x_t: Tensor, i: int, output: Tensor) -> tuple[Tensor, Tensor]:
+        """One step: (x at the next timestep, the estimate x̂₀), both [B, *latent_shape].
+
+        Args:
+            x_t: [B, *latent_shape] at timestep `timesteps[i]`.
+            i: index of the step, 0 … n_steps − 1.
+            output: the guided prediction, [B, *latent_shape].
+        """
+        raise TypeError(f"{type(self).__name__} takes no steps: define step")
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What a run that goes on in mid-course needs besides x; empty where a step depends on nothing else."""
+        return {}
+
+    def load_state_dict(self, tensors: dict[str, Tensor], i: int) -> None:
+        """Be as after `i` steps: inverse of `state_dict`."""
+
+    def predict(self, x_t: Tensor, i: int, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """The denoiser's outputs with the labels and without at step `i`, each [B, *latent_shape], checked.
+
+        Args:
+            x_t: [B, *latent_shape] at timestep `timesteps[i]`.
+            i: index of the step, 0 … n_steps − 1.
+            labels: int64 [B].
+
+        Raises:
+            InvalidInputError: a denoiser that returns anything else than two finite tensors of x_t's shape and dtype.
+        """
+        who = f"denoiser {type(self.denoiser).__name__}"
+        pair = self.output(x_t, i, labels)
+        wanted = f"need two tensors (with the labels, without) of {x_t.dtype} {list(x_t.shape)}"
+        if not isinstance(pair, tuple) or len(pair) != 2 or not all(isinstance(one, Tensor) for one in pair):
+            raise InvalidInputError(f"{who} predicts a {type(pair).__name__}, {wanted}")
+        for one in pair:
+            if one.shape != x_t.shape or one.dtype != x_t.dtype:
+                raise InvalidInputError(f"{who} predicts {one.dtype} {list(one.shape)}, {wanted}")
+        # a finite sum has finite terms, and is the cheaper question; one that overflows is asked again
+        if not math.isfinite(float(pair[0].detach().sum() + pair[1].detach().sum())):
+            for one in pair:
+                if not bool(torch.isfinite(one).all()):
+                    raise InvalidInputError(f"{who} predicts NaN or infinity at timestep {self.timesteps[i]}")
+        return pair[0], pair[1]
+
+    @torch.no_grad()
+    def sample(self, labels: Tensor, g: Guidance, noise: Tensor) -> Tensor:
+        """Images [B, C, H, W] in [−1, 1] from starting noise, ε̂ = ε_∅ + g (ε_c − ε_∅).
+
+        Args:
+            labels: int64 [B].
+            g: guidance scale: a number; a tensor [n_steps] or [n_steps, B]; or a function
+                (i, x_t, ε_c, ε_∅) → [B], which gets the network's outputs as they are. g = 1 is plain conditional
+                sampling, g = 0 unconditional.
+            noise: [B, *latent_shape], standard normal.
+
+        Raises:
+            InvalidInputError: shapes that do not fit, or a guidance scale that is not finite.
+        """
+        scales = self._scales(g, len(noise))
+        x = self.begin(noise)
+        for i in range(self.n_steps):
+            cond, null = self.predict(x, i, labels)
+            scale = g(i, x, cond, null) if callable(g) else scales[i].to(x.device, scale_dtype(x))
+            x, _ = self.step(x, i, self.guided(cond, null, scale))
+        return decoded(self.denoiser, x)
+
+    def _scales(self, g: Guidance, batch: int) -> Tensor:
+        """The scales [n_steps, B] of a guidance that is no function."""
+        if callable(g):
+            return torch.empty(0)
+        scales = torch.as_tensor(g, dtype=torch.float32)
+        if not torch.isfinite(scales).all():
+            raise InvalidInputError("the guidance scale must be finite")
+        if scales.ndim == 1 and len(scales) == self.n_steps:
+            scales = scales[:, None]
+        elif scales.ndim != 0 and scales.shape != (self.n_steps, batch):
+            raise InvalidInputError(
+                f"guidance scale of shape {tuple(scales.shape)}: "
+                f"need a number, [{self.n_steps}] or [{self.n_steps}, {batch}]"
+            )
+        return scales.expand(self.n_steps, batch)
+
+    def _check_step(self, x_t: Tensor, i: int, output: Tensor) -> None:
+        if not 0 <= i < self.n_steps:
+            raise InvalidInputError(f"step {i} is outside 0 … {self.n_steps - 1}")
+        if output.shape != x_t.shape:
+            raise InvalidInputError(
+                f"the guided prediction {tuple(output.shape)} and x_t {tuple(x_t.shape)} differ in shape"
+            )
+
+
+class GuidedDDIM(Sampler):
     """Deterministic DDIM (Song et al. 2021, arXiv 2010.02502, eq. 12 with η = 0) over `n_steps` timesteps.
 
     A step goes to the next timestep, the last one to the image. (diffusers' `DDIMScheduler` goes to t − N // n_steps
@@ -99,38 +334,47 @@ class GuidedDDIM:
 
     The estimate x̂₀ is clipped to [−1, 1] and **the noise is recomputed from the clipped x̂₀** (what diffusers calls
     `use_clipped_model_output=True`). Clipping x̂₀ alone, which is diffusers' default, leaves x̂₀ and ε̂ inconsistent;
-    at g ≥ 2 the error piles up from step to step and the images are destroyed.
+    at g ≥ 2 the error piles up from step to step and the images are destroyed. Latents have no such bounds: the x̂₀ of
+    a model that works on latents is not clipped.
 
-    Attributes: `denoiser`, `n_steps`, `spacing`, `timesteps` (list of int, descending, one per step),
-    `init_noise_sigma` (1.0), `clip` (whether x̂₀ is clipped).
+    Attributes: those of `Sampler`; `clip` (whether x̂₀ is clipped).
     """
 
-    init_noise_sigma = 1.0
-
-    def __init__(self, denoiser: Denoiser, n_steps: int = 10, *, spacing: str = "leading", clip: bool = True) -> None:
+    def __init__(
+        self, denoiser: Denoiser, n_steps: int = 10, *, spacing: str = "leading", clip: bool | None = None
+    ) -> None:
         """Compute timesteps and coefficients; nothing is sampled.
 
         Args:
             denoiser: a `Backbone` or any other `Denoiser`.
             n_steps: steps, each of one prediction.
             spacing: one of `SPACINGS`.
-            clip: whether x̂₀ is clipped to [−1, 1].
+            clip: whether x̂₀ is clipped to [−1, 1]; None: that of a model that works on pixels is.
 
         Raises:
             UnknownNameError: no such spacing.
-            InvalidInputError: no denoiser, `n_steps` is not a whole number in 1 … its number of training timesteps, or
-                the timesteps start where a noised image keeps more than `MAX_START_SIGNAL` of its signal.
+            InvalidInputError: no denoiser or one that brings a scheduler, `n_steps` is not a whole number in 1 … its
+                number of training timesteps, or the timesteps start where a noised image keeps more than
+                `MAX_START_SIGNAL` of its signal.
         """
         check_denoiser(denoiser)
+        if getattr(denoiser, "scheduler", None) is not None:
+            raise InvalidInputError(
+                f"denoiser {type(denoiser).__name__} brings a {type(denoiser.scheduler).__name__}: sample it by "  # type: ignore[attr-defined]
+                "sampler_of(denoiser, n_steps)"
+            )
         total = len(denoiser.alphas_cumprod)
+        if spacing == OWN_SPACING:
+            raise InvalidInputError(
+                f"denoiser {type(denoiser).__name__} brings no scheduler that spacing {spacing!r} could take its "
+                f"timesteps from; allowed: {', '.join(map(repr, SPACINGS))}"
+            )
         if spacing not in SPACINGS:
             raise UnknownNameError.of("spacing", str(spacing), SPACINGS)
-        if isinstance(n_steps, bool) or not isinstance(n_steps, (int, np.integer)) or not 1 <= n_steps <= total:
-            raise InvalidInputError(f"n_steps is {n_steps!r}, must be a whole number in 1 … {total}")
         self.denoiser = denoiser
-        self.n_steps = int(n_steps)
+        self.n_steps = _whole_steps(n_steps, total)
         self.spacing = spacing
-        self.clip = clip
+        self.clip = not is_latent(denoiser) if clip is None else clip
         timesteps = timesteps_of(spacing, self.n_steps, total)
         if not _starts_in_noise(denoiser, timesteps[0]):
             raise InvalidInputError(_late_start(denoiser, spacing, self.n_steps, timesteps[0]))
@@ -150,84 +394,280 @@ class GuidedDDIM:
         self._from_x0: list[float] = (alpha_prev.sqrt() - ratio * alpha.sqrt()).tolist()
         self._from_xt: list[float] = ratio.tolist()
 
-    def predict(self, x_t: Tensor, i: int, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """The denoiser's (ε_c, ε_∅) at step `i`, each [B, C, H, W], checked.
+    def seen(self, x_t: Tensor, i: int) -> Tensor:
+        """x_t itself."""
+        return x_t
+
+    def output(self, x_t: Tensor, i: int, labels: Tensor) -> Any:
+        """The denoiser's (ε_c, ε_∅) at step `i`."""
+        return self.denoiser.predict(x_t, self.timesteps[i], labels)
+
+    def noise(self, x_t: Tensor, i: int, output: Tensor) -> Tensor:
+        """The output itself."""
+        return output
+
+    def estimate(self, x_t: Tensor, i: int, output: Tensor) -> Tensor:
+        """The estimate x̂₀, [B, *latent_shape]; clipped where `clip` says so."""
+        x0_hat = (x_t * self._inv_signal[i]).sub_(output, alpha=self._noise_over_signal[i])
+        return x0_hat.clamp_(-1.0, 1.0) if self.clip else x0_hat
+
+    def step(self, x_t: Tensor, i: int, output: Tensor) -> tuple[Tensor, Tensor]:
+        """One step: (x at the next lower timestep, the estimate x̂₀), both [B, *latent_shape].
 
         Args:
-            x_t: [B, C, H, W] at timestep `timesteps[i]`.
+            x_t: [B, *latent_shape] at timestep `timesteps[i]`.
             i: index of the step, 0 … n_steps − 1.
-            labels: int64 [B].
-
-        Raises:
-            InvalidInputError: a denoiser that returns anything else than two finite tensors of x_t's shape and dtype.
+            output: the guided noise prediction, [B, *latent_shape].
         """
-        who = f"denoiser {type(self.denoiser).__name__}"
-        pair: Any = self.denoiser.predict(x_t, self.timesteps[i], labels)
-        wanted = f"need two tensors (with the labels, without) of {x_t.dtype} {list(x_t.shape)}"
-        if not isinstance(pair, tuple) or len(pair) != 2 or not all(isinstance(eps, Tensor) for eps in pair):
-            raise InvalidInputError(f"{who} predicts a {type(pair).__name__}, {wanted}")
-        for eps in pair:
-            if eps.shape != x_t.shape or eps.dtype != x_t.dtype:
-                raise InvalidInputError(f"{who} predicts {eps.dtype} {list(eps.shape)}, {wanted}")
-            # a finite sum has finite terms, and is the cheaper question; one that overflows is asked again
-            if not math.isfinite(float(eps.detach().sum())) and not bool(torch.isfinite(eps).all()):
-                raise InvalidInputError(f"{who} predicts NaN or infinity at timestep {self.timesteps[i]}")
-        return pair[0], pair[1]
-
-    def step(self, x_t: Tensor, i: int, eps_hat: Tensor) -> tuple[Tensor, Tensor]:
-        """One step: (x at the next lower timestep, the estimate x̂₀), both [B, C, H, W].
-
-        Args:
-            x_t: [B, C, H, W] at timestep `timesteps[i]`.
-            i: index of the step, 0 … n_steps − 1.
-            eps_hat: the guided noise prediction, [B, C, H, W].
-        """
-        if not 0 <= i < self.n_steps:
-            raise InvalidInputError(f"step {i} is outside 0 … {self.n_steps - 1}")
-        if eps_hat.shape != x_t.shape:
-            raise InvalidInputError(f"eps_hat {tuple(eps_hat.shape)} and x_t {tuple(x_t.shape)} differ in shape")
-        x0_hat = (x_t * self._inv_signal[i]).sub_(eps_hat, alpha=self._noise_over_signal[i])
-        if self.clip:
-            x0_hat.clamp_(-1.0, 1.0)
+        self._check_step(x_t, i, output)
+        x0_hat = self.estimate(x_t, i, output)
         x_prev = (x_t * self._from_xt[i]).add_(x0_hat, alpha=self._from_x0[i])
         return x_prev, x0_hat
 
-    @torch.no_grad()
-    def sample(self, labels: Tensor, g: Guidance, noise: Tensor) -> Tensor:
-        """Images [B, C, H, W] in [−1, 1] from starting noise, ε̂ = ε_∅ + g (ε_c − ε_∅).
+
+class SchedulerSampler(Sampler):
+    """Sampling by a diffusers scheduler's own steps, ``scheduler.step(output, t, x)``, without noise of their own.
+
+    DDIM (η = 0), Euler, DPM-Solver++ and PNDM are tested; any other that predicts once a step, draws no noise and knows
+    ᾱ will do. What is guided is the network's output of the scheduler's prediction type, as diffusers' pipelines do it:
+    at a constant scale the images are the pipeline's own, bit for bit.
+
+    The scheduler is copied: the denoiser's own stays as it is, and every batch begins with a fresh copy, since some
+    schedulers remember earlier steps. So steps are taken in order, and one batch at a time.
+
+    Where the scheduler clips x̂₀ of a model that works on pixels, the noise is recomputed from the clipped x̂₀ (see
+    `GuidedDDIM`); x̂₀ of a model that works on latents is treated as diffusers' pipelines do.
+
+    Attributes: those of `Sampler`; `scheduler` (the running copy).
+    """
+
+    def __init__(self, denoiser: Denoiser, n_steps: int = 10, *, spacing: str = OWN_SPACING) -> None:
+        """Prepare the scheduler; nothing is sampled.
 
         Args:
-            labels: int64 [B].
-            g: guidance scale: a number; a tensor [n_steps] or [n_steps, B]; or a function
-                (i, x_t, ε_c, ε_∅) → [B]. g = 1 is plain conditional sampling, g = 0 unconditional.
-            noise: [B, C, H, W], standard normal.
+            denoiser: one with a scheduler.
+            n_steps: what the scheduler's ``set_timesteps`` gets; PNDM makes one prediction more.
+            spacing: one of `SPACINGS`; `OWN_SPACING`: what the scheduler is configured with.
 
         Raises:
-            InvalidInputError: shapes that do not fit, or a guidance scale that is not finite.
+            UnknownNameError: no such spacing.
+            InvalidInputError: no denoiser, a scheduler that is not as this class says, steps that it does not take, or
+                timesteps that start where a noised image keeps more than `MAX_START_SIGNAL` of its signal.
         """
-        scales = self._scales(g, len(noise))
-        x = noise
-        for i in range(self.n_steps):
-            eps_cond, eps_null = self.predict(x, i, labels)
-            scale = g(i, x, eps_cond, eps_null) if callable(g) else scales[i].to(x)
-            x, _ = self.step(x, i, guided(eps_cond, eps_null, scale))
-        return x
+        check_denoiser(denoiser)
+        if spacing not in (*SPACINGS, OWN_SPACING):
+            raise UnknownNameError.of("spacing", str(spacing), (*SPACINGS, OWN_SPACING))
+        given = denoiser.scheduler  # type: ignore[attr-defined]
+        self.denoiser, self.spacing = denoiser, spacing
+        asked = _whole_steps(n_steps, len(denoiser.alphas_cumprod))
+        self._kind = check_scheduler(given)
+        self._fresh = _respaced(given, spacing)
+        self._who = f"{type(given).__name__} of denoiser {type(denoiser).__name__}"
+        try:
+            self._fresh.set_timesteps(asked, device=denoiser.alphas_cumprod.device)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise InvalidInputError(f"the {self._who} does not take {asked} steps: {error}") from error
+        self._places = list(self._fresh.timesteps)
+        self.timesteps = self._fresh.timesteps.tolist()
+        if min(self.timesteps) < 0:  # numpy.arange's rounding, with some numbers of "trailing" steps
+            raise InvalidInputError(f"the {self._who} places {asked} steps down to timestep -1: take {asked + 1} steps")
+        self.n_steps = len(self.timesteps)
+        self.init_noise_sigma = self._fresh.init_noise_sigma
+        self._levels()
+        self._refuse_noise()
+        clips = self._fresh.config.get("clip_sample") or self._fresh.config.get("thresholding")
+        known = inspect.signature(self._fresh.step).parameters
+        recompute = clips and not is_latent(denoiser) and "use_clipped_model_output" in known
+        self._options: dict[str, Any] = {"use_clipped_model_output": True} if recompute else {}
+        self._taken, self._start, self._outputs = 0, torch.empty(0), list[Tensor]()
+        self.scheduler = copy.deepcopy(self._fresh)
 
-    def _scales(self, g: Guidance, batch: int) -> Tensor:
-        """The scales [n_steps, B] of a guidance that is no function."""
-        if callable(g):
-            return torch.empty(0)
-        scales = torch.as_tensor(g, dtype=torch.float32)
-        if not torch.isfinite(scales).all():
-            raise InvalidInputError("the guidance scale must be finite")
-        if scales.ndim == 1 and len(scales) == self.n_steps:
-            scales = scales[:, None]
-        elif scales.ndim != 0 and scales.shape != (self.n_steps, batch):
+    def _levels(self) -> None:
+        """√ᾱ and √(1−ᾱ) at each timestep, and whether the scheduler's x is x₀ + σ ε."""
+        scheduler = self._fresh
+        sigmas = getattr(scheduler, "sigmas", None)
+        if sigmas is None:
+            alpha = scheduler.alphas_cumprod.double().cpu()[torch.tensor(self.timesteps).long()]
+        else:
+            alpha = 1 / (1 + torch.as_tensor(sigmas).double().cpu()[: self.n_steps].square())
+        self._signal: list[float] = alpha.sqrt().tolist()
+        self._spread: list[float] = (1 - alpha).sqrt().tolist()
+        probe = torch.ones(1, dtype=torch.float64)
+        scaled = float(copy.deepcopy(scheduler).scale_model_input(probe, self._places[0]))
+        self._scaled = not math.isclose(scaled, 1.0)
+        if self._signal[0] > MAX_START_SIGNAL and self.timesteps[0] < len(self.denoiser.alphas_cumprod) - 1:
             raise InvalidInputError(
-                f"guidance scale of shape {tuple(scales.shape)}: "
-                f"need a number, [{self.n_steps}] or [{self.n_steps}, {batch}]"
+                f"the {self._who} starts at timestep {self.timesteps[0]:g} of {len(self.denoiser.alphas_cumprod) - 1}, "
+                f"where a noised image keeps {self._signal[0]:.0%} of its amplitude (√ᾱ; allowed: "
+                f"{MAX_START_SIGNAL:.0%}), but sampling starts from pure noise. Take spacing='trailing', or more steps"
             )
-        return scales.expand(self.n_steps, batch)
+
+    def _refuse_noise(self) -> None:
+        """Refuse a scheduler that draws noise: two steps from one state must give one result."""
+        kind, config = type(self._fresh), dict(self._fresh.config)
+        settings = f"{kind.__module__}.{kind.__name__} {self.n_steps} {config}"
+        if settings in _NO_NOISE:
+            return
+        shape, results = (1, *latent_shape_of(self.denoiser)), []
+        for seed in (0, 1):
+            scheduler = copy.deepcopy(self._fresh)
+            place, x = self._places[0], torch.ones(shape, device=self.denoiser.alphas_cumprod.device)
+            with torch.random.fork_rng([x.device] if x.is_cuda else []), torch.no_grad():
+                torch.manual_seed(seed)
+                scheduler.scale_model_input(x, place)
+                results.append(scheduler.step(torch.zeros_like(x), place, x, return_dict=False)[0])
+        if torch.equal(*results):
+            _NO_NOISE.add(settings)
+        else:
+            raise InvalidInputError(
+                f"the {self._who} draws noise at every step; {_SUPPORTED}. Give the model another scheduler: "
+                "pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)"
+            )
+
+    def begin(self, noise: Tensor) -> Tensor:
+        """Start anew, with a fresh copy of the scheduler: x_T of standard normal noise [B, *latent_shape]."""
+        self.scheduler = copy.deepcopy(self._fresh)
+        self._taken, self._outputs = 0, []
+        self._start = noise * self.init_noise_sigma
+        return self._start
+
+    def seen(self, x_t: Tensor, i: int) -> Tensor:
+        """x_t at step `i` as √ᾱ x₀ + √(1−ᾱ) ε, the scale that the network sees; after the last step x itself."""
+        return x_t * self._signal[i] if self._scaled and i < self.n_steps else x_t
+
+    def output(self, x_t: Tensor, i: int, labels: Tensor) -> Any:
+        """The denoiser's outputs with the labels and without at step `i`."""
+        self._in_order(i)
+        t = self._places[i]
+        return self.denoiser.predict(self.scheduler.scale_model_input(x_t, t), t, labels)
+
+    def guided(self, output_cond: Tensor, output_null: Tensor, g: float | Tensor) -> Tensor:
+        """The guided output of the two, by the operations of diffusers' pipelines; `g`: a number or [B]."""
+        difference = output_cond - output_null
+        if not isinstance(g, Tensor):
+            return output_null + g * difference
+        _check_scale(g, output_cond)
+        # in half precision the product of a number and a tensor is rounded once, and so is this one
+        scaled = g.view(-1, *([1] * (output_cond.ndim - 1))) * difference
+        return output_null + scaled.to(difference.dtype)
+
+    def noise(self, x_t: Tensor, i: int, output: Tensor) -> Tensor:
+        """ε̂ [B, …] of an output of the network for x_t at step `i`, by the scheduler's prediction type."""
+        if self._kind == "epsilon":
+            return output
+        signal, spread, seen = self._signal[i], self._spread[i], self.seen(x_t, i)
+        if self._kind == "v_prediction":
+            return signal * output + spread * seen
+        return (seen - signal * output) / spread
+
+    def estimate(self, x_t: Tensor, i: int, output: Tensor) -> Tensor:
+        """The estimate x̂₀ [B, …] by the scheduler's formula and prediction type, clipped where the scheduler clips."""
+        signal, spread, seen = self._signal[i], self._spread[i], self.seen(x_t, i)
+        if self._kind == "sample":
+            x0_hat = output
+        elif self._kind == "v_prediction":
+            x0_hat = signal * seen - spread * output
+        else:
+            x0_hat = (seen - spread * output) / signal
+        settings = self.scheduler.config
+        if settings.get("thresholding"):
+            return self.scheduler._threshold_sample(x0_hat)  # type: ignore[no-any-return]
+        if settings.get("clip_sample"):
+            limit = settings.get("clip_sample_range", 1.0)
+            return x0_hat.clamp(-limit, limit)
+        return x0_hat
+
+    def step(self, x_t: Tensor, i: int, output: Tensor) -> tuple[Tensor, Tensor]:
+        """One step of the scheduler: (x at the next timestep, the estimate x̂₀), both [B, *latent_shape].
+
+        Args:
+            x_t: [B, *latent_shape] at timestep `timesteps[i]`.
+            i: index of the step; steps are taken in order.
+            output: the guided output of the network, [B, *latent_shape].
+        """
+        self._check_step(x_t, i, output)
+        self._in_order(i)
+        x_prev = self.scheduler.step(output, self._places[i], x_t, **self._options, return_dict=False)[0]
+        self._taken += 1
+        self._outputs.append(output)
+        return x_prev, self.estimate(x_t, i, output)
+
+    def _in_order(self, i: int) -> None:
+        if i != self._taken:
+            raise InvalidInputError(
+                f"step {i} of the {self._who} cannot follow on {self._taken} steps: it takes its steps in order, from "
+                "begin(noise)"
+            )
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """x_T and the guided outputs of the steps taken: taken again, they leave the scheduler as it is."""
+        return {"start": self._start.clone(), **{f"output{j}": one.clone() for j, one in enumerate(self._outputs)}}
+
+    def load_state_dict(self, tensors: dict[str, Tensor], i: int) -> None:
+        """Be as after `i` steps: inverse of `state_dict`.
+
+        Raises:
+            DamagedFileError: the outputs of so many steps are not in `tensors`.
+        """
+        try:
+            start, outputs = tensors["start"], [tensors[f"output{j}"] for j in range(i)]
+        except KeyError as error:
+            raise DamagedFileError(f"the saved sampling run lacks {error}: {self._who} cannot go on") from error
+        self.scheduler = copy.deepcopy(self._fresh)
+        self._start = x = start.clone()
+        self._taken, self._outputs = i, [one.clone() for one in outputs]
+        for place, output in zip(self._places, self._outputs, strict=False):
+            self.scheduler.scale_model_input(x, place)
+            x = self.scheduler.step(output, place, x, **self._options, return_dict=False)[0]
+
+
+_NO_NOISE: set[str] = set()  # schedulers, by class and settings, that were seen to draw none
+_SUPPORTED = (
+    "supported are diffusers schedulers that predict once a step, draw no noise and know ᾱ: DDIMScheduler, "
+    "EulerDiscreteScheduler, DPMSolverMultistepScheduler, PNDMScheduler and their like"
+)
+
+
+def check_scheduler(scheduler: Any) -> str:
+    """Check that `SchedulerSampler` drives a diffusers scheduler, as far as it can be told without a step.
+
+    Returns:
+        What the network predicts: one of `PREDICTION_TYPES`.
+
+    Raises:
+        InvalidInputError: it does not; the message names what is supported.
+    """
+    who = f"a {type(scheduler).__name__}"
+    lacking = [n for n in ("step", "set_timesteps", "scale_model_input", "alphas_cumprod") if not hasattr(scheduler, n)]
+    if lacking or not hasattr(scheduler, "config"):
+        raise InvalidInputError(f"{who} has no {', '.join(lacking or ['config'])}; {_SUPPORTED}")
+    if getattr(scheduler, "order", 1) != 1:
+        raise InvalidInputError(f"{who} predicts {scheduler.order} times a step; {_SUPPORTED}")
+    kind = scheduler.config.get("prediction_type", "epsilon")
+    flow = " of a flow" if scheduler.config.get("use_flow_sigmas") else ""
+    if kind not in PREDICTION_TYPES or flow:
+        raise InvalidInputError(
+            f"{who} is for networks that predict {kind!r}{flow}; allowed: {', '.join(map(repr, PREDICTION_TYPES))} of "
+            "a diffusion"
+        )
+    return str(kind)
+
+
+def _respaced(scheduler: Any, spacing: str) -> Any:
+    """A copy of a scheduler with this spacing of its timesteps."""
+    if spacing == OWN_SPACING or scheduler.config.get("timestep_spacing") == spacing:
+        return copy.deepcopy(scheduler)
+    if "timestep_spacing" not in scheduler.config:
+        raise InvalidInputError(
+            f"a {type(scheduler).__name__} has no timestep_spacing to set to {spacing!r}: take spacing={OWN_SPACING!r}"
+        )
+    return type(scheduler).from_config(scheduler.config, timestep_spacing=spacing)
+
+
+def _whole_steps(n_steps: Any, total: int) -> int:
+    if isinstance(n_steps, bool) or not isinstance(n_steps, (int, np.integer)) or not 1 <= n_steps <= total:
+        raise InvalidInputError(f"n_steps is {n_steps!r}, must be a whole number in 1 … {total}")
+    return int(n_steps)
 
 
 def timesteps_of(spacing: str, n_steps: int, total: int) -> list[int]:
@@ -285,6 +725,10 @@ def guided(eps_cond: Tensor, eps_null: Tensor, g: float | Tensor) -> Tensor:
     difference = eps_cond - eps_null
     if not isinstance(g, Tensor):
         return eps_null + g * difference
-    if g.shape != eps_cond.shape[:1]:
-        raise InvalidInputError(f"guidance scale of shape {tuple(g.shape)}: need [{eps_cond.shape[0]}]")
+    _check_scale(g, eps_cond)
     return torch.addcmul(eps_null, g.view(-1, *([1] * (eps_cond.ndim - 1))), difference)
+
+
+def _check_scale(g: Tensor, output: Tensor) -> None:
+    if g.shape != output.shape[:1]:
+        raise InvalidInputError(f"guidance scale of shape {tuple(g.shape)}: need [{output.shape[0]}]")

@@ -35,6 +35,7 @@ from qhw_diffusion.guidance.policies import (
 from qhw_diffusion.guidance.ppo import generalised_advantages, train_ppo
 from qhw_diffusion.guidance.rewards import REWARD_TERMS, Reward, RewardTerm, StepView
 from qhw_diffusion.guidance.rollout import PolicyOrSchedule, Rollout, mean_return, rollout
+from qhw_diffusion.guidance.sampling import Samples, sample
 from qhw_diffusion.guidance.saving import load_policy_model, save_policy_model
 from qhw_diffusion.guidance.scorers import Scorer, scorer_of
 from qhw_diffusion.guidance.sweep import Sweep, SweepRow, sweep_constants
@@ -72,6 +73,7 @@ __all__ = [
     "RewardConfig",
     "RewardTerm",
     "Rollout",
+    "Samples",
     "Scorer",
     "SingleGuidanceEnv",
     "StepView",
@@ -97,6 +99,7 @@ __all__ = [
     "quantum_parameters",
     "rewards",
     "rollout",
+    "sample",
     "save_policy_model",
     "schedules",
     "scorer_of",

@@ -7,6 +7,7 @@ from typing import Any
 
 from qhw_diffusion.checkpoints import one_thread
 from qhw_diffusion.devices import Device
+from qhw_diffusion.diffusion.pipeline import PROMPTS_FILE
 from qhw_diffusion.errors import InvalidInputError
 from qhw_diffusion.execution import check_engine_text
 from qhw_diffusion.experiment import p_text
@@ -28,12 +29,21 @@ from qhw_diffusion.guidance.config import BUILT_IN_SCORER, GuidanceTraining, Mod
 from qhw_diffusion.guidance.evaluation import (
     EVALUATION_SEED,
     Models,
+    NoImages,
     draw_initial_noise,
     load_models,
     sample_and_measure,
 )
 from qhw_diffusion.guidance.training import KIND
-from qhw_diffusion.runs import Place, RunFolder, atomic_write_json, check_writable, progress, read_json
+from qhw_diffusion.runs import (
+    Place,
+    RunFolder,
+    atomic_write_json,
+    atomic_write_text,
+    check_writable,
+    progress,
+    read_json,
+)
 
 MODELS_FILE = "models.json"
 
@@ -52,6 +62,10 @@ def train_policy(training: GuidanceTraining, place: Place) -> TrainedPolicy:
     # a mistyped device, or whatever else does not fit, is told now, not after the sweep
     device = Device.load(training.policy.device) if training.policy.uses_circuit else None
     models = load_models(training.models, evaluates=False)
+    if isinstance(models.train, NoImages) and (training.reward.distribution or training.sweep_images):
+        _ = models.train.images  # refuses
+    if training.guidance.scorer == BUILT_IN_SCORER:
+        models.scorer(BUILT_IN_SCORER)  # a pipeline has none
     checked: dict[str, Any] = {
         "backbone": models.backbone,
         "scorer": models.reward if training.guidance.scorer == BUILT_IN_SCORER else None,
@@ -67,6 +81,8 @@ def train_policy(training: GuidanceTraining, place: Place) -> TrainedPolicy:
         # where the models came from: what --resume and `qhw evaluate` need besides the run's own settings
         if not (place.out / MODELS_FILE).exists():
             atomic_write_json(place.out / MODELS_FILE, training.models.to_dict())
+            if training.models.pipeline is not None:
+                atomic_write_text(place.out / PROMPTS_FILE, "\n".join(models.backbone.prompts) + "\n")
 
     trained = train_guidance(
         guidance,
@@ -160,6 +176,8 @@ def evaluate_run(
         if value is not None
     }
     models = load_models(models_of(Path(folder)).replace(**changes))
+    if models.config.pipeline is not None and models.config.evaluation_classifier == trained.config.scorer:
+        raise InvalidInputError(f"the training looked through {trained.config.scorer}: name another evaluation scorer")
     home = f"as trained{_where(trained)}"
     players: dict[str, Any] = {f"constant g = {trained.config.g0:g}": trained.config.g0, home: trained.policy}
     if elsewhere:
@@ -189,9 +207,14 @@ def evaluate_run(
 
 
 def models_of(folder: Path) -> ModelConfig:
-    """Data set, backbone and classifiers of a run; the shipped ones of its data set for a run made from Python."""
+    """Data set, backbone and classifiers of a run; the shipped ones of its data set for a run made from Python.
+
+    The table of prompts of a pipeline is the run's own copy.
+    """
     try:
-        return ModelConfig.from_dict(read_json(folder / MODELS_FILE))
+        found = ModelConfig.from_dict(read_json(folder / MODELS_FILE))
+        own = folder / PROMPTS_FILE
+        return found.replace(prompts=str(own)) if found.pipeline is not None and own.exists() else found
     except FileNotFoundError:
         # a run made from Python: its data set is known, its models are the shipped ones unless named
         run = RunFolder.open(folder, kind="guidance")
@@ -209,21 +232,25 @@ def _where(trained: TrainedPolicy) -> str:
 def _evaluation_text(
     values: dict[str, dict[str, list[float]]], n_steps: int, seeds: int, images: int, file: Path
 ) -> str:
-    lines = [
-        f"{n_steps} steps, {seeds} seeds, {images} images each; FD in the evaluation classifier's features, "
-        "against held-out images"
-    ]
-    lines.append(f"{'policy':<36} {'FD [95 %]':>22} {'accuracy':>9} {'reward':>9}")
-    for name, metrics in values.items():
-        accuracy, reward = mean_interval(metrics["accuracy"]).mean, mean_interval(metrics["return"]).mean
-        lines.append(f"{name:<36} {mean_interval(metrics['fd']).format():>22} {accuracy:>9.1%} {reward:>9.3f}")
     names = list(values)
+    judged, title, where = "probability", "probability [95 %]", "probability of the prompts by the evaluation scorer"
+    if "fd" in values[names[0]]:
+        judged, title = "fd", "FD [95 %]"
+        where = "FD in the evaluation classifier's features, against held-out images"
+    lines = [f"{n_steps} steps, {seeds} seeds, {images} images each; {where}"]
+    shown = [name for name in ("accuracy", "return") if name in values[names[0]]]
+    titles = {"accuracy": "accuracy", "return": "reward"}
+    lines.append(f"{'policy':<36} {title:>22} {' '.join(f'{titles[name]:>9}' for name in shown)}")
+    for name, metrics in values.items():
+        means = {one: mean_interval(metrics[one]).mean for one in shown}
+        others = " ".join(f"{mean:>9.1%}" if one == "accuracy" else f"{mean:>9.3f}" for one, mean in means.items())
+        lines.append(f"{name:<36} {mean_interval(metrics[judged]).format():>22} {others}")
     if seeds >= 2:
         for name in names[1:]:
-            test = paired_test(values[name]["fd"], values[names[0]]["fd"])
+            test = paired_test(values[name][judged], values[names[0]][judged])
             d = test.difference
             lines.append(f"{name} minus {names[0]}: {d.mean:+.3f} [{d.low:+.3f}, {d.high:+.3f}], {p_text(test.t_p)}")
         if len(names) == 3:
-            d = paired_test(values[names[2]]["fd"], values[names[1]]["fd"]).difference
+            d = paired_test(values[names[2]][judged], values[names[1]][judged]).difference
             lines.append(f"{names[2]} minus {names[1]}: {d.mean:+.3f} [{d.low:+.3f}, {d.high:+.3f}]")
     return "\n".join([*lines, f"saved: {file}"])

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from qhw_diffusion.circuits.policy import PAPER_ANSATZ, check_policy_ansatz
 from qhw_diffusion.config import Config, check_finite, check_whole, require
-from qhw_diffusion.diffusion.sampler import SPACINGS
+from qhw_diffusion.diffusion.sampler import OWN_SPACING, SPACINGS
 from qhw_diffusion.errors import UnknownNameError
 from qhw_diffusion.execution import check_engine_text
 from qhw_diffusion.extensions import is_extension
@@ -76,7 +76,7 @@ class GuidanceConfig(_Renamed):
     """DDIM steps of one episode."""
     spacing: str = "leading"
     """Spacing of the timesteps: "leading" (from 4 steps; the first of 6 is timestep 830 of 999), "trailing" or
-    "linspace" (both start at the noisiest level)."""
+    "linspace" (both start at the noisiest level), or "scheduler": that of the model's own diffusers scheduler."""
     g0: float = 1.2
     """Base guidance scale: what a_t = 0 gives."""
     g_min: float = 0.0
@@ -106,8 +106,8 @@ class GuidanceConfig(_Renamed):
     def __post_init__(self) -> None:
         check_finite(self)
         check_whole(self, "n_steps")
-        if self.spacing not in SPACINGS:
-            raise UnknownNameError.of("spacing", str(self.spacing), SPACINGS)
+        if self.spacing not in (*SPACINGS, OWN_SPACING):
+            raise UnknownNameError.of("spacing", str(self.spacing), (*SPACINGS, OWN_SPACING))
         require(
             self.g_min <= self.g0 <= self.g_max and self.g_min < self.g_max,
             f"the guidance scale needs g_min ≤ g0 ≤ g_max and g_min < g_max, "
@@ -417,20 +417,39 @@ class ModelConfig(_Renamed):
     """Data set, backbone and the two classifiers. A shipped one is named by its data set, others by their folder."""
 
     data: str = "digits"
-    """Data set: digits, mnist16, mnist28, fashion16, fashion28, module:name or file.py:name."""
+    """Data set: digits, mnist16, mnist28, fashion16, fashion28, module:name or file.py:name. With a pipeline: own
+    images of the prompts, label i those of prompt i; without it there are none."""
     data_root: str | None = None
     """Folder that holds MNIST or FashionMNIST (torchvision's layout); digits need none."""
     backbone: str | None = None
     """Folder of a trained backbone; without it the one shipped for the data set."""
+    pipeline: str | None = None
+    """Stable Diffusion pipeline in place of a backbone: folder in diffusers' format, or name of one that comes with the
+    package."""
+    prompts: str | None = None
+    """Text file of the pipeline's prompts, one a line; without it the table that the pipeline's folder holds."""
+    pipeline_batch: int = 16
+    """Images that the pipeline's networks are given at once, at most; less takes less memory."""
     reward_classifier: str | None = None
     """Folder of the reward classifier; without it the shipped one."""
     evaluation_classifier: str | None = None
-    """Folder of the evaluation (held-out) classifier; without it the shipped one."""
+    """Folder of the evaluation (held-out) classifier; without it the shipped one. With a pipeline: a scorer that no
+    training saw, as module:name or file.py:name."""
     reference_images: int = 5000
     """Training images (at most) that the reward side compares with, a fixed random choice."""
 
     def __post_init__(self) -> None:
         require(self.reference_images >= 10, f"reference_images must be at least 10, got {self.reference_images}")
+        require(self.pipeline_batch >= 1, f"pipeline_batch must be at least 1, got {self.pipeline_batch}")
+        require(
+            self.pipeline is None or self.backbone is None, "a pipeline takes the place of a backbone: give one of them"
+        )
+        require(self.prompts is None or self.pipeline is not None, "prompts are for a pipeline: give its folder too")
+
+    @property
+    def images_of_prompts(self) -> bool:
+        """Whether there are real images of a pipeline's prompts."""
+        return self.pipeline is not None and self.data != "digits"
 
 
 @dataclass(frozen=True)
@@ -452,8 +471,21 @@ class GuidanceTraining(Config):
 
     def __post_init__(self) -> None:
         extra = self.policy.kind == "annealing" or self.guidance.extra_state
-        guidance = self.guidance.replace(dataset=self.models.data, extra_state=extra)
+        guidance = self.guidance.replace(dataset=self.models.pipeline or self.models.data, extra_state=extra)
         object.__setattr__(self, "guidance", guidance)
         require(self.sweep_images >= 0, f"sweep_images must not be negative, got {self.sweep_images}")
         # told now, not after the sweep
         self.ppo.check_minibatches(self.ppo.num_steps or guidance.n_steps)
+
+    @classmethod
+    def for_pipeline(cls, pipeline: str) -> GuidanceTraining:
+        """The settings that a training on a pipeline starts from.
+
+        The timesteps are those of the pipeline's own scheduler. Without real images nothing is compared with images of
+        the base scale, so there is no pool of initial noise and no sweep.
+        """
+        return cls(
+            models=ModelConfig(pipeline=pipeline),
+            guidance=GuidanceConfig(spacing=OWN_SPACING, noise_pool=0),
+            sweep_images=0,
+        )

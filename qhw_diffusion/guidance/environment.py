@@ -13,6 +13,7 @@ from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
 from qhw_diffusion.checkpoints import pack_generator, unpack_generator
+from qhw_diffusion.diffusion import latent_shape_of
 from qhw_diffusion.errors import DamagedFileError, InvalidInputError
 from qhw_diffusion.guidance.config import GuidanceConfig
 from qhw_diffusion.guidance.episode import GuidedEpisode, calibrate_state, draw_episode, state_metrics
@@ -30,7 +31,7 @@ OBSERVATION_BOUND = 100.0
 class GuidanceEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
     """Guided sampling of B images side by side. Observation: normalised state [B, 6 or 7]; action: ΔCFG [B, 1].
 
-    An episode is one image: `config.n_steps` DDIM steps from fresh noise with a fresh label, all B in lockstep, then
+    An episode is one image: all sampling steps from fresh noise with a fresh label, all B in lockstep, then
     `terminated` is True for all (the horizon is part of the task and time is in the state, so it is no truncation).
     Autoreset mode is SAME_STEP: the step that ends an episode already returns the next one's first observation, and
     the last one is in `info["final_obs"]`, so no step is wasted. Labels and noise come from the environment's own
@@ -65,7 +66,7 @@ class GuidanceEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
         self.episode = GuidedEpisode(backbone, self.config, reward.scorer)
-        self.n_steps = self.config.n_steps
+        self.n_steps = self.episode.n_steps
         self.last_images: Tensor | None = None
         """Images [B, C, H, W] of the last finished episodes, None before the first end."""
         self.last_labels: Tensor | None = None
@@ -101,7 +102,7 @@ class GuidanceEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
 
     @torch.no_grad()
     def step_tensor(self, action: Tensor) -> TensorStep:
-        """One DDIM step with ΔCFG [B, 1] (clipped to ± the limit)."""
+        """One sampling step with ΔCFG [B, 1] (clipped to ± the limit)."""
         if not self._started:
             raise InvalidInputError("call reset before the first step")
         if tuple(action.shape) != (self.num_envs, 1) or not bool(torch.isfinite(action).all()):
@@ -109,25 +110,26 @@ class GuidanceEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
                 f"actions must be finite and of shape {(self.num_envs, 1)}, got {tuple(action.shape)}"
             )
         episode = self.episode
-        clipped, g = episode.guidance(action.detach().to(self._device)[:, 0])
-        x0_previous, score_previous = episode.x0, episode.score
+        clipped, g = episode.guidance(action.detach().cpu()[:, 0])
+        x0_previous, score_previous = episode.images, episode.score
         episode.advance(g, clipped)
         view = StepView(
             last=episode.done,
-            x0=episode.x0,
+            x0=episode.images,
             x0_previous=x0_previous,
             labels=episode.labels,
-            action=clipped,
+            action=clipped.to(self._device),
             scorer=self.reward_function.scorer,
             known_scores=(score_previous, episode.score),
             reference=self._pool[2][self._rows] if self._pool is not None and episode.done else None,
         )
         reward, terms = self.reward_function(view)
+        reward, terms = reward.cpu(), {name: share.cpu() for name, share in terms.items()}  # where policies are
         obs = episode.state()
-        ended = torch.full((self.num_envs,), episode.done, device=self._device)
+        ended = torch.full((self.num_envs,), episode.done)
         final = None
         if episode.done:
-            final, self.last_images, self.last_labels = obs, episode.x0, episode.labels
+            final, self.last_images, self.last_labels = obs, episode.images, episode.labels
             obs = self.reset_tensor()
         return TensorStep(obs, reward, ended, torch.zeros_like(ended), final, terms, g)
 
@@ -165,10 +167,10 @@ class GuidanceEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
     def load_state_dict(self, tensors: dict[str, Tensor]) -> Tensor:
         """Inverse of `state_dict`; returns the current observations [B, n_state]."""
         episode = {k.removeprefix("episode."): v for k, v in tensors.items() if k.startswith("episode.")}
-        expected = (self.num_envs, *self._backbone.image_shape)
+        expected = (self.num_envs, *latent_shape_of(self._backbone))
         if not {"generator", "rows"} <= set(tensors) or tuple(episode.get("x", torch.empty(0)).shape) != expected:
             raise DamagedFileError(
-                f"the saved environment does not hold {self.num_envs} running episodes of {expected[1:]} images; "
+                f"the saved environment does not hold {self.num_envs} running episodes of {expected[1:]}; "
                 f"the checkpoint is damaged or belongs to another configuration"
             )
         self._fill_pool()  # from the generator's own seed, before it goes on where the run stopped

@@ -16,6 +16,10 @@ The policy sees six or seven entries of the sampler at each step (arXiv 2509.141
 | 6 | ‖ε_c − ε_∅‖/√d at x_t (optional) | ≥ 0 |
 
 Before the first step the prediction at the base scale stands in for "the last step"; it costs no further evaluation.
+Of a model that works on latents, x_t, ε̂ and x̂₀ are latents, and the scorer sees the decoded images. With a diffusers
+scheduler x_t is what the network sees (√ᾱ x₀ + √(1−ᾱ) ε) and ε̂ is derived from the network's output by the scheduler's
+prediction type, so the entries mean the same whatever the scheduler.
+
 The raw entries live on very different scales (the norms move by a few per cent), so the policy sees
 (entry − centre) / width with fixed numbers measured once per backbone; nothing is clipped.
 """
@@ -27,8 +31,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from qhw_diffusion.diffusion import GuidedDDIM, check_labels
-from qhw_diffusion.diffusion.sampler import guided
+from qhw_diffusion.diffusion import check_labels, decoded, latent_shape_of, sampler_of
+from qhw_diffusion.diffusion.sampler import dtype_of, scale_dtype
 from qhw_diffusion.errors import InvalidInputError
 from qhw_diffusion.guidance.config import GuidanceConfig
 from qhw_diffusion.guidance.scorers import Score, Scorer, check_scorer_fit, score
@@ -60,11 +64,11 @@ def raw_state(
 
     Args:
         remaining: t/T, the share of the steps still to do.
-        x: x_t, [B, C, H, W].
-        eps_last: guided prediction of the last step, [B, C, H, W].
+        x: x_t, [B, …], images or latents.
+        eps_last: guided prediction of the last step, [B, …].
         action_last: last action in units of the action limit, [B].
         confidence: softened probability of the label, [B].
-        eps_difference: ε_c − ε_∅ at x, [B, C, H, W]; adds the seventh entry.
+        eps_difference: ε_c − ε_∅ at x, [B, …]; adds the seventh entry.
 
     Returns:
         [B, 6] or [B, 7].
@@ -117,10 +121,13 @@ class GuidedEpisode:
     """One batch of images being sampled: x_t, the predictions at x_t, and what the last step left behind.
 
     Attributes:
-        x: x_t, [B, C, H, W]; after the last step the images.
-        x0: the last step's estimate x̂₀ of the images, [B, C, H, W].
-        score: what the scorer says of `x0` (None without a scorer).
+        x: x_t, [B, *latent_shape]; after the last step what the images are decoded from.
+        x0: the last step's estimate x̂₀ of that, [B, *latent_shape].
+        images: the images that `x0` is decoded to, [B, C, H, W] in [−1, 1]; before the end the denoiser's preview of
+            them, where it has one.
+        score: what the scorer says of `images` (None without a scorer).
         labels: int64 [B].
+        n_steps: steps of the episode, each with a prediction.
         step_index: steps taken.
     """
 
@@ -131,7 +138,7 @@ class GuidedEpisode:
             backbone: makes the predictions.
             config: sampler and guidance range.
             scorer: whose confidence is a state entry; None where no state is wanted (open-loop schedules), which saves
-                its evaluations.
+                its evaluations, and decoding.
 
         Raises:
             InvalidInputError: a scorer of other images or classes than the backbone, or steps that do not start in
@@ -140,50 +147,63 @@ class GuidedEpisode:
         if scorer is not None:
             check_scorer_fit(backbone=backbone, reward_classifier=scorer)
         self.backbone, self.config, self.scorer = backbone, config, scorer
-        self.sampler = GuidedDDIM(backbone, n_steps=config.n_steps, spacing=config.spacing)
+        self.sampler = sampler_of(backbone, config.n_steps, spacing=config.spacing)
+        self.n_steps = self.sampler.n_steps
         self.step_index = 0
+        self._images: Tensor | None = None
         self.labels = torch.empty(0, dtype=torch.int64)
         self.score: Score | None = None
 
     def begin(self, labels: Tensor, noise: Tensor) -> None:
-        """Start at x_T. labels: int64 [B]; noise: standard normal [B, C, H, W]."""
+        """Start at x_T. labels: int64 [B]; noise: standard normal [B, *latent_shape]."""
         check_initial_noise(self.backbone, labels, noise)
         if not bool(torch.isfinite(noise).all()):
             raise InvalidInputError("noise holds NaN or infinity")
         self.step_index, self.labels = 0, labels
-        self.x = noise * self.sampler.init_noise_sigma
-        self.action_last = torch.zeros(labels.shape[0], device=noise.device, dtype=noise.dtype)
+        self.x = self.sampler.begin(noise)
+        self.action_last = torch.zeros(labels.shape[0], device=noise.device, dtype=scale_dtype(noise))
         self._predict()
-        self.eps_last = guided(self.eps_cond, self.eps_null, self.config.g0)
-        self.x0 = self.sampler.step(self.x, 0, self.eps_last)[1]
-        self._score()
+        output = self.sampler.guided(self.cond, self.null, self.config.g0)
+        self.eps_last = self.sampler.noise(self.x, 0, output)
+        self._estimated(self.sampler.estimate(self.x, 0, output))
 
     @property
     def done(self) -> bool:
         """Whether all steps have been taken; then `x` holds the images."""
-        return self.step_index == self.config.n_steps
+        return self.step_index == self.n_steps
+
+    @property
+    def images(self) -> Tensor:
+        """What `x0` is decoded to, [B, C, H, W]; decoded when it is first asked for."""
+        if self._images is None:
+            self._images = decoded(self.backbone, self.x0, preview=not self.done)
+        return self._images
 
     def advance(self, g: Tensor, action: Tensor | None = None) -> None:
-        """One DDIM step at guidance scale g [B]; `action` [B] (ΔCFG) is remembered for the next state."""
+        """One step at guidance scale g [B]; `action` [B] (ΔCFG) is remembered for the next state."""
         if self.done:
             raise InvalidInputError("the episode is over: call begin(labels, noise) first")
-        self.eps_last = guided(self.eps_cond, self.eps_null, g)
-        self.x, self.x0 = self.sampler.step(self.x, self.step_index, self.eps_last)
+        output = self.sampler.guided(self.cond, self.null, g.to(self.x.device))
+        self.eps_last = self.sampler.noise(self.x, self.step_index, output)
+        self.x, x0 = self.sampler.step(self.x, self.step_index, output)
         self.step_index += 1
         if action is not None:
-            self.action_last = action
-        if self.done:
-            self.x0 = self.x  # the image itself is what rewards and evaluations look at
-        else:
+            self.action_last = action.to(self.x.device)
+        if not self.done:
             self._predict()
+        # at the end the image itself is what rewards and evaluations look at
+        self._estimated(self.x if self.done else x0)
+
+    def _estimated(self, x0: Tensor) -> None:
+        self.x0, self._images = x0, None
         self._score()
 
     def _score(self) -> None:
         if self.scorer is not None:
-            self.score = score(self.scorer, self.x0, self.labels, self.config.confidence_temperature)
+            self.score = score(self.scorer, self.images, self.labels, self.config.confidence_temperature)
 
     def _predict(self) -> None:
-        self.eps_cond, self.eps_null = self.sampler.predict(self.x, self.step_index, self.labels)
+        self.cond, self.null = self.sampler.predict(self.x, self.step_index, self.labels)
 
     def raw_state(self) -> Tensor:
         """State entries before normalisation, [B, n_state]. Needs a scorer.
@@ -192,57 +212,73 @@ class GuidedEpisode:
         """
         if self.score is None:
             raise InvalidInputError("the state needs a scorer: GuidedEpisode(backbone, config, scorer)")
-        config = self.config
         return raw_state(
-            remaining=(config.n_steps - self.step_index) / config.n_steps,
-            x=self.x,
-            eps_last=self.eps_last,
-            action_last=self.action_last / config.action_limit,
+            remaining=(self.n_steps - self.step_index) / self.n_steps,
+            x=_at_least_single(self.sampler.seen(self.x, self.step_index)),
+            eps_last=_at_least_single(self.eps_last),
+            action_last=self.action_last / self.config.action_limit,
             confidence=self.score.confidence,
-            eps_difference=self.eps_cond - self.eps_null if config.extra_state else None,
+            eps_difference=self._eps_difference() if self.config.extra_state else None,
         )
+
+    def _eps_difference(self) -> Tensor:
+        """ε_c − ε_∅ of the last prediction made; ε is linear in the output, so x falls out."""
+        i = min(self.step_index, self.n_steps - 1)
+        return _at_least_single(self.sampler.noise(torch.zeros_like(self.x), i, self.cond - self.null))
 
     def state(self) -> Tensor:
         """Normalised state [B, n_state], what policies see. Needs a calibrated configuration."""
         if not self.config.calibrated:
             raise InvalidInputError("the state's centre and width are unknown: pass the config through calibrate_state")
-        raw = self.raw_state()
+        raw = self.raw_state().cpu()  # where policies are
         return (raw - raw.new_tensor(self.config.state_centre)) / raw.new_tensor(self.config.state_width)
 
     def guidance(self, action: Tensor) -> tuple[Tensor, Tensor]:
         """Applied ΔCFG and guidance scale g, [B] each, of actions [B] (`GuidanceConfig.applied`, `scale`)."""
         return self.config.applied(action), self.config.scale(action)
 
+    # the two predictions stand in files under the names that they had when all outputs were ε
     _STATE = ("x", "eps_cond", "eps_null", "eps_last", "action_last", "x0", "labels")
+    _ATTRIBUTES = {"eps_cond": "cond", "eps_null": "null"}  # noqa: RUF012 (never changed)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Everything needed to go on mid-episode, bit for bit."""
-        tensors = {name: getattr(self, name).clone() for name in self._STATE if hasattr(self, name)}
-        return {**tensors, "step_index": torch.tensor(self.step_index)}
+        named = {name: getattr(self, self._ATTRIBUTES.get(name, name), None) for name in self._STATE}
+        tensors = {name: value.clone() for name, value in named.items() if value is not None}
+        sampler = {f"sampler.{name}": value for name, value in self.sampler.state_dict().items()}
+        return {**tensors, **sampler, "step_index": torch.tensor(self.step_index)}
 
     def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
         """Inverse of `state_dict`."""
         for name in self._STATE:
             if name in tensors:
-                setattr(self, name, tensors[name].clone())
+                setattr(self, self._ATTRIBUTES.get(name, name), tensors[name].clone())
         self.step_index = int(tensors["step_index"])
+        own = {name.removeprefix("sampler."): v for name, v in tensors.items() if name.startswith("sampler.")}
+        self.sampler.load_state_dict(own, self.step_index)
+        self._images = None
         self._score()
+
+
+def _at_least_single(x: Tensor) -> Tensor:
+    return x.to(scale_dtype(x))
 
 
 def check_initial_noise(backbone: Denoiser, labels: Tensor, noise: Tensor) -> None:
     """Check that there is one label (the null label is none) for each image of initial noise.
 
     Args:
-        backbone: whose labels and image shape are wanted.
+        backbone: whose labels and latent shape are wanted.
         labels: int64 [B], B ≥ 1.
-        noise: [B, C, H, W].
+        noise: [B, *latent_shape].
 
     Raises:
         InvalidInputError: it is not so; the message says what was given.
     """
-    if not isinstance(noise, Tensor) or tuple(noise.shape[1:]) != tuple(backbone.image_shape):
+    shape = latent_shape_of(backbone)
+    if not isinstance(noise, Tensor) or tuple(noise.shape[1:]) != shape:
         given = list(noise.shape) if isinstance(noise, Tensor) else type(noise).__name__
-        raise InvalidInputError(f"noise is {given}, need a tensor [B, {', '.join(map(str, backbone.image_shape))}]")
+        raise InvalidInputError(f"noise is {given}, need a tensor [B, {', '.join(map(str, shape))}]")
     check_labels(labels, backbone.n_classes, len(noise), null_label=getattr(backbone, "null_label", None))
 
 
@@ -252,18 +288,18 @@ def draw_episode(
     """Labels and initial noise of a batch of episodes.
 
     Args:
-        backbone: whose labels and image shape are drawn.
+        backbone: for whose labels and latent shape is drawn.
         batch: number of images.
         generator: CPU generator.
         device: where the tensors are put.
 
     Returns:
         Labels, int64 [batch], every class as often as the others, to within one, in random order; standard normal
-        noise, [batch, C, H, W].
+        noise, [batch, *latent_shape].
     """
     labels = torch.randperm(batch, generator=generator) % backbone.n_classes
-    noise = torch.randn((batch, *backbone.image_shape), generator=generator)
-    return labels.to(device), noise.to(device)
+    noise = torch.randn((batch, *latent_shape_of(backbone)), generator=generator)
+    return labels.to(device), noise.to(device, dtype_of(backbone))
 
 
 @torch.no_grad()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any
@@ -12,52 +13,114 @@ from torch import Tensor
 from qhw_diffusion.diffusion import (
     Backbone,
     Classifier,
+    Denoiser,
     ImageDataset,
+    PipelineDenoiser,
     accuracy,
     check_fit,
     evaluate_samples,
     frechet_distance,
     image_features,
     kernel_distance,
+    latent_shape_of,
     load_dataset,
+    load_pipeline,
+    read_prompts,
 )
+from qhw_diffusion.diffusion.pipeline import PROMPTS_FILE, pipeline_folder
+from qhw_diffusion.diffusion.sampler import dtype_of
+from qhw_diffusion.errors import InvalidInputError
+from qhw_diffusion.extensions import is_extension, load_extension
 from qhw_diffusion.guidance import GuidanceConfig, PolicyOrSchedule, Reward, RewardConfig, Rollout, mean_return, rollout
 from qhw_diffusion.guidance.config import BUILT_IN_SCORER, ModelConfig
 from qhw_diffusion.guidance.rewards import Distribution
-from qhw_diffusion.guidance.scorers import Scorer, scorer_of
+from qhw_diffusion.guidance.scorers import (
+    ClassifierScorer,
+    FunctionScorer,
+    ProbabilityScorer,
+    Scorer,
+    check_scorer,
+    check_scorer_fit,
+    score,
+    scorer_for,
+    scorer_of,
+)
 
 _CHOICE_SEED = 31
 _WITNESS_IMAGES = 2000
 EVALUATION_SEED = 1_000_000  # seed k of an evaluation is this + k: far from those of trainings and choices
 
 
+class NoImages:
+    """Stands where a pipeline has no real images of its prompts: what asks for them is refused."""
+
+    split = "train"
+
+    def __init__(self, denoiser: Denoiser) -> None:
+        self.name, self.image_shape, self.n_classes = denoiser.name, denoiser.image_shape, denoiser.n_classes
+
+    @property
+    def images(self) -> Tensor:
+        """None."""
+        raise InvalidInputError(
+            f"there are no real images of the prompts of pipeline {self.name!r} to compare with, as the distribution "
+            "term does: set its weight to 0 and reward the scorer's confidence or a term of your own "
+            "(--reward-distribution 0 --reward-confidence 1), or name a data set whose label i shows prompt i (--data)"
+        )
+
+    @property
+    def labels(self) -> Tensor:
+        """None."""
+        return self.images
+
+
 @dataclass(frozen=True, eq=False)
 class Models:
-    """Backbone, classifiers and images.
+    """Denoiser, classifiers and images.
 
     Attributes:
         config: what was asked for.
-        backbone: the backbone.
-        reward: the reward classifier.
-        train: images of the reward side.
-        heldout: images of the evaluation.
+        backbone: the backbone, or a pipeline over its table of prompts.
+        reward: the reward classifier; a pipeline may have none, and is rewarded by a scorer then.
+        train: images of the reward side (`NoImages` where a pipeline has none).
+        heldout: images of the evaluation (`NoImages` where a pipeline has none).
     """
 
     config: ModelConfig
-    backbone: Backbone
-    reward: Classifier
-    train: ImageDataset
-    heldout: ImageDataset
+    backbone: Any
+    reward: Any
+    train: Any
+    heldout: Any
+
+    def scorer(self, text: str) -> Scorer:
+        """What rewards and states look through, by the name of the configuration.
+
+        Raises:
+            InvalidInputError: the built-in one, of a pipeline that has no reward classifier; one that cannot be loaded.
+        """
+        if text == BUILT_IN_SCORER and self.reward is None:
+            raise InvalidInputError(
+                f"pipeline {self.backbone.name!r} has no reward classifier: name a scorer that tells how well images "
+                "show their prompts (--scorer module:name or file.py:name), or a classifier of the prompts "
+                "(--reward-classifier FOLDER)"
+            )
+        found: Scorer = self.reward if text == BUILT_IN_SCORER else scorer_of(text, self.backbone.name)
+        return scorer_for(found, self.backbone)
 
     @cached_property
-    def evaluation_classifier(self) -> Classifier:
+    def evaluation_classifier(self) -> Any:
         """The evaluation (held-out) classifier, loaded when it is first asked for: a training needs none.
+
+        With a pipeline it may be any scorer.
 
         Raises:
             MissingDataError: it is not there.
-            InvalidInputError: it does not fit the data.
+            InvalidInputError: it does not fit the data, or a pipeline has none.
         """
-        found = Classifier.load(self.config.evaluation_classifier or self.config.data, role="evaluation")
+        named = self.config.evaluation_classifier
+        if self.config.pipeline is not None and (named is None or is_extension(named)):
+            return _evaluation_scorer(named, self.backbone)
+        found = Classifier.load(named or self.config.data, role="evaluation")
         check_fit(evaluation_classifier=found, heldout_images=self.heldout)
         return found
 
@@ -72,6 +135,26 @@ class Models:
         return image_features(self.evaluation_classifier, self.heldout.images)
 
 
+def _evaluation_scorer(named: str | None, denoiser: Denoiser) -> Scorer:
+    """A scorer that judges a pipeline's images; unlike that of a training it may be of role "evaluation"."""
+    if named is None:
+        raise InvalidInputError(
+            f"pipeline {denoiser.name!r} has no evaluation classifier: name a scorer that the training did not look "
+            "through (--evaluation-classifier module:name or file.py:name)"
+        )
+    given = load_extension(named, what="evaluation scorer")
+    made = given() if inspect.isclass(given) else given
+    if not isinstance(made, ClassifierScorer | ProbabilityScorer):
+        if not callable(made):
+            raise InvalidInputError(f"evaluation scorer {named!r} is a {type(made).__name__}, which scores nothing")
+        made = FunctionScorer(made)
+    prompts = getattr(denoiser, "prompts", ())
+    bound: Scorer = made.for_prompts(prompts) if hasattr(made, "for_prompts") else made
+    check_scorer_fit(pipeline=denoiser, evaluation_scorer=bound)
+    check_scorer(bound, denoiser.image_shape, denoiser.n_classes, device=denoiser.alphas_cumprod.device)
+    return bound
+
+
 def load_models(config: ModelConfig, *, evaluates: bool = True) -> Models:
     """Load everything that `config` names.
 
@@ -81,34 +164,84 @@ def load_models(config: ModelConfig, *, evaluates: bool = True) -> Models:
 
     Raises:
         MissingDataError: something is not there.
-        InvalidInputError: the parts do not fit each other.
+        InvalidInputError: the parts do not fit each other, or a pipeline's table holds less than two prompts.
     """
-    backbone = Backbone.load(config.backbone or config.data)
-    reward = Classifier.load(config.reward_classifier or config.data, role="reward")
-    train = load_dataset(config.data, "train", config.data_root)
-    heldout = load_dataset(config.data, "heldout", config.data_root)
-    check_fit(data_set=train, backbone=backbone, reward_classifier=reward, heldout_images=heldout)
-    if len(train) > config.reference_images:
-        generator = torch.Generator().manual_seed(_CHOICE_SEED)
-        train = train.subset(torch.randperm(len(train), generator=generator)[: config.reference_images])
-    models = Models(config, backbone, reward, train, heldout)
+    if config.pipeline is not None:
+        models = _pipeline_models(config)
+    else:
+        backbone = Backbone.load(config.backbone or config.data)
+        reward = Classifier.load(config.reward_classifier or config.data, role="reward")
+        train = load_dataset(config.data, "train", config.data_root)
+        heldout = load_dataset(config.data, "heldout", config.data_root)
+        check_fit(data_set=train, backbone=backbone, reward_classifier=reward, heldout_images=heldout)
+        models = Models(config, backbone, reward, _at_most(train, config.reference_images), heldout)
     if evaluates:
         _ = models.evaluation_classifier  # now, not after the work
     return models
 
 
-def draw_initial_noise(backbone: Backbone, data: ImageDataset, n: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Labels int64 [n] in the proportions of `data`, and initial noise [n, C, H, W]; order and noise by the seed.
+def _at_most(data: ImageDataset, count: int) -> ImageDataset:
+    """A fixed random choice of so many of the images."""
+    if len(data) <= count:
+        return data
+    return data.subset(torch.randperm(len(data), generator=torch.Generator().manual_seed(_CHOICE_SEED))[:count])
+
+
+def _pipeline_models(config: ModelConfig) -> Models:
+    """A pipeline with its table of prompts; classifier and images where they are named."""
+    assert config.pipeline is not None
+    prompts = table_of_prompts(config)
+    denoiser = PipelineDenoiser(
+        load_pipeline(config.pipeline), prompts, name=config.pipeline, batch=config.pipeline_batch
+    )
+    reward = None if config.reward_classifier is None else Classifier.load(config.reward_classifier, role="reward")
+    train: Any = NoImages(denoiser)
+    heldout: Any = train
+    if config.images_of_prompts:
+        train, heldout = (load_dataset(config.data, split, config.data_root) for split in ("train", "heldout"))
+        train = _at_most(train, config.reference_images)
+    parts = {} if reward is None else {"reward_classifier": reward}
+    check_fit(pipeline=denoiser, data_set=train, heldout_images=heldout, **parts)
+    return Models(config, denoiser, reward, train, heldout)
+
+
+def table_of_prompts(config: ModelConfig) -> tuple[str, ...]:
+    """The prompts that the labels of a pipeline stand for.
+
+    Raises:
+        InvalidInputError: no file is named and the pipeline's folder holds none, or there are less than two prompts.
+        MissingDataError: no such file or pipeline.
+    """
+    assert config.pipeline is not None
+    file = config.prompts or pipeline_folder(config.pipeline) / PROMPTS_FILE
+    if config.prompts is None and not pipeline_folder(config.pipeline).joinpath(PROMPTS_FILE).exists():
+        raise InvalidInputError(
+            f"the pipeline {config.pipeline} brings no table of prompts: give a text file with one prompt a line "
+            "(--prompts FILE)"
+        )
+    prompts = read_prompts(file)
+    if len(set(prompts)) < 2:
+        raise InvalidInputError(
+            f"{file} holds one prompt, {prompts[0]!r}: a policy is trained on two or more, so that it does not learn "
+            "one picture; write one prompt a line"
+        )
+    return prompts
+
+
+def draw_initial_noise(backbone: Denoiser, data: Any, n: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Labels int64 [n] in the proportions of `data`, and initial noise [n, *latent_shape]; order and noise by the seed.
 
     The counts of the labels are the same for every seed: which labels a set happens to hold would otherwise show in
-    every distance between sets.
+    every distance between sets. Where there are no images, every label is drawn as often as the others.
     Raises InvalidInputError for a backbone of other images or classes than the data set.
     """
     check_fit(backbone=backbone, data_set=data)
     generator = torch.Generator().manual_seed(seed)
-    places = ((torch.arange(n, dtype=torch.float64) + 0.5) * len(data) / n).long()
-    labels = data.labels.sort().values[places][torch.randperm(n, generator=generator)]
-    return labels, torch.randn((n, *backbone.image_shape), generator=generator)
+    own = torch.arange(data.n_classes) if isinstance(data, NoImages) else data.labels.sort().values
+    places = ((torch.arange(n, dtype=torch.float64) + 0.5) * len(own) / n).long()
+    labels = own[places][torch.randperm(n, generator=generator)]
+    noise = torch.randn((n, *latent_shape_of(backbone)), generator=generator)
+    return labels.to(backbone.alphas_cumprod.device), noise.to(backbone.alphas_cumprod.device, dtype_of(backbone))
 
 
 @dataclass(frozen=True)
@@ -135,38 +268,47 @@ def sample_and_measure(
 ) -> Sampled:
     """Sample with `policy` from labels [N] and initial noise [N, C, H, W], and measure.
 
-    Reward side, all by the reward classifier against the training images: "distance", the unbiased kernel distance
-    that the reward's distribution term lowers (schedules are chosen by it: everybody is tuned on one objective), "fd",
-    "kd", "accuracy"; with a calibrated `reward` also "return", the mean episode reward, and "return/NAME", the share
-    of every term in it (`guidance.mean_return`).
+    Reward side, by the reward classifier against the training images where there are both: "distance", the unbiased
+    kernel distance that the reward's distribution term lowers (schedules are chosen by it: everybody is tuned on one
+    objective), "fd", "kd", "accuracy"; with a calibrated `reward` also "return", the mean episode reward, and
+    "return/NAME", the share of every term in it (`guidance.mean_return`).
     reference: images of the base scale from the same initial noise; with them the distribution term is the gain over
-    those images instead of over a stored mean. Judged: see `diffusion.evaluate_samples`.
+    those images instead of over a stored mean. Judged: see `diffusion.evaluate_samples`; by a scorer in place of an
+    evaluation classifier, "probability", its mean probability of the prompts.
     """
     scorer = _scorer(models, config.scorer)
     calibrated = not reward.distribution or reward.distribution_scale is not None
     function = _reward_function(models, reward, config.scorer) if calibrated else None
     played = rollout(models.backbone, config, labels, noise, policy, scorer=scorer, reward=function, batch=batch)
-    features = image_features(models.reward, played.images)
-    side = {
-        "distance": _distribution(models, reward).distance(played.images[:_WITNESS_IMAGES], labels[:_WITNESS_IMAGES]),
-        "fd": frechet_distance(features, models.train_features),
-        "kd": kernel_distance(features[:_WITNESS_IMAGES], models.train_features[:_WITNESS_IMAGES]),
-        "accuracy": accuracy(models.reward, played.images, labels),
-    }
+    side: dict[str, float] = {}
+    if models.reward is not None and not isinstance(models.train, NoImages):
+        features = image_features(models.reward, played.images)
+        rows = slice(0, _WITNESS_IMAGES)
+        side = {
+            "distance": _distribution(models, reward).distance(played.images[rows], labels[rows]),
+            "fd": frechet_distance(features, models.train_features),
+            "kd": kernel_distance(features[rows], models.train_features[rows]),
+            "accuracy": accuracy(models.reward, played.images, labels),
+        }
     if function is not None:
         shares = mean_return(function, played, reference, images=_WITNESS_IMAGES)
         side |= {"return": sum(shares.values()), **{f"return/{name}": share for name, share in shares.items()}}
-    judgement = None
-    if judged:
-        judgement = evaluate_samples(
-            played.images, labels, models.evaluation_classifier, models.heldout, real_features=models.heldout_features
-        )
-    return Sampled(played, side, judgement)
+    return Sampled(played, side, _judged(models, played.images, labels, batch) if judged else None)
+
+
+def _judged(models: Models, images: Tensor, labels: Tensor, batch: int) -> dict[str, float]:
+    """The evaluation classifier's numbers; of a scorer its mean probability of the prompts."""
+    judge = models.evaluation_classifier
+    if isinstance(judge, Classifier) and not isinstance(models.heldout, NoImages):
+        return evaluate_samples(images, labels, judge, models.heldout, real_features=models.heldout_features)
+    parts = zip(images.split(batch), labels.split(batch), strict=True)
+    told = [score(judge, some, wanted).probability for some, wanted in parts]
+    return {"probability": float(torch.cat(told).mean())}
 
 
 @lru_cache(maxsize=2)
 def _scorer(models: Models, text: str) -> Scorer:
-    return models.reward if text == BUILT_IN_SCORER else scorer_of(text, models.reward.name)
+    return models.scorer(text)
 
 
 @lru_cache(maxsize=2)

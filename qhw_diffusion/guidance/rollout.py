@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from qhw_diffusion.diffusion.sampler import scale_dtype
 from qhw_diffusion.errors import InvalidInputError
 from qhw_diffusion.guidance.config import GuidanceConfig
 from qhw_diffusion.guidance.episode import GuidedEpisode, check_initial_noise
@@ -60,6 +62,7 @@ def rollout(
     reward: Reward | None = None,
     generator: torch.Generator | None = None,
     batch: int = 512,
+    on_step: Callable[[GuidedEpisode], None] | None = None,
 ) -> Rollout:
     """Sample one image per label, steered by a policy or schedule.
 
@@ -69,12 +72,14 @@ def rollout(
         backbone: makes the predictions.
         config: sampler, guidance range and state.
         labels: int64 [B].
-        noise: [B, C, H, W], standard normal.
-        policy: a policy (its mean action), an open-loop schedule of g, [T] or [T, B], or one number.
+        noise: [B, *latent_shape], standard normal.
+        policy: a policy (its mean action), an open-loop schedule of g, [T], [1, B] or [T, B], or one number; T is
+            the number of steps of an episode (`GuidedEpisode.n_steps`).
         scorer: what a policy's state looks through; not needed by schedules.
         reward: whose terms are recorded, for `mean_return`.
         generator: draws a policy's actions instead of taking their mean.
         batch: images sampled at a time.
+        on_step: called after each step of each batch, with the episode.
 
     Returns:
         Images, scales, states and, with a reward, what its return is made of.
@@ -92,9 +97,10 @@ def rollout(
         if not config.calibrated:
             raise InvalidInputError("the configuration is not calibrated: use the one the policy was trained with")
     else:
-        schedule = _schedule(policy, config.n_steps, labels.shape[0])
         scorer = None
     episode = GuidedEpisode(backbone, config, scorer)
+    if not isinstance(policy, Policy):
+        schedule = _schedule(policy, episode.n_steps, labels.shape[0])
     parts: list[dict[str, Tensor]] = []
     for start in range(0, labels.shape[0], batch):
         rows = slice(start, start + batch)
@@ -102,9 +108,9 @@ def rollout(
         kept: dict[str, list[Tensor]] = {"g": [], "actions": [], "states": []}
         part: dict[str, Tensor] = {}
         while not episode.done:
-            before = episode.x0, episode.score
+            before = episode.images if reward is not None else None, episode.score
             if schedule is not None:
-                g = schedule[episode.step_index, rows].to(noise)
+                g = schedule[episode.step_index, rows].to(scale_dtype(noise))
                 action = g - config.g0
                 episode.advance(g)
             else:
@@ -114,14 +120,17 @@ def rollout(
                 action, g = episode.guidance(wanted[:, 0])
                 episode.advance(g, action)
                 kept["states"].append(state)
+            if on_step is not None:
+                on_step(episode)
             kept["g"].append(g)
             kept["actions"].append(action)
             if reward is not None:
+                assert before[0] is not None
                 part["x0_previous"] = before[0]
-                for name, values in _step_values(reward, episode, before, action).items():
+                for name, values in _step_values(reward, episode, before[0], before[1], action).items():
                     kept.setdefault(f"term.{name}", []).append(values)
         part |= {name: torch.stack(values) for name, values in kept.items() if values}
-        part["images"] = episode.x
+        part["images"] = episode.images
         if episode.score is not None:
             part["confidence"] = episode.score.probability
         parts.append(part)
@@ -136,19 +145,21 @@ def rollout(
         labels=labels,
         g=joined("g", 1),
         actions=joined("actions", 1),
-        states=joined("states", 1) if is_actor else torch.zeros(config.n_steps, 0, config.n_state),
+        states=joined("states", 1) if is_actor else torch.zeros(episode.n_steps, 0, config.n_state),
         confidence=joined("confidence", 0) if is_actor else None,
-        circuits=policy.circuits_per_state * config.n_steps * labels.shape[0] if is_actor else 0,  # type: ignore[union-attr]
+        circuits=policy.circuits_per_state * episode.n_steps * labels.shape[0] if is_actor else 0,  # type: ignore[union-attr]
         x0_previous=None if reward is None else joined("x0_previous", 0),
         step_values=None if reward is None else {name.removeprefix("term."): joined(name, 1) for name in step_terms},
     )
 
 
 def _step_values(
-    reward: Reward, episode: GuidedEpisode, before: tuple[Tensor, Score | None], action: Tensor
+    reward: Reward, episode: GuidedEpisode, x0_previous: Tensor, score_previous: Score | None, action: Tensor
 ) -> dict[str, Tensor]:
-    known = (before[1], episode.score) if episode.scorer is reward.scorer else (None, None)
-    view = StepView(episode.done, episode.x0, before[0], episode.labels, action, reward.scorer, known_scores=known)
+    known = (score_previous, episode.score) if episode.scorer is reward.scorer else (None, None)
+    view = StepView(
+        episode.done, episode.images, x0_previous, episode.labels, action, reward.scorer, known_scores=known
+    )
     return {term.name: term_values(term, view) for _, term in reward.terms if term.per_step}
 
 
@@ -199,9 +210,11 @@ def _schedule(policy: Tensor | float, n_steps: int, batch: int) -> Tensor:
         values = values.expand(n_steps)
     if values.ndim == 1 and values.shape[0] == n_steps:
         values = values[:, None].expand(n_steps, batch)
+    if tuple(values.shape) == (1, batch):
+        values = values.expand(n_steps, batch)
     if tuple(values.shape) != (n_steps, batch) or not bool(torch.isfinite(values).all()):
         raise InvalidInputError(
-            f"a schedule is a number, [n_steps] or [n_steps, B] of finite scales, n_steps = {n_steps}, B = {batch}; "
-            f"got {tuple(torch.as_tensor(policy).shape)}"
+            f"a schedule is a number, [n_steps], [1, B] or [n_steps, B] of finite scales, n_steps = {n_steps}, "
+            f"B = {batch}; got {tuple(torch.as_tensor(policy).shape)}"
         )
     return values

@@ -134,6 +134,29 @@ def scorer_of(text: str, dataset: str, *, given: Any = None) -> Scorer:
     return as_scorer(load_extension(text, what="scorer"))
 
 
+def scorer_for(scorer: Scorer, denoiser: Any) -> Scorer:
+    """The scorer for the images of a denoiser.
+
+    A text-to-image model has `prompts`, and its labels are rows of that table: a scorer with a method
+    ``for_prompts(prompts)``, which gives a scorer for the labels of a table, is asked for the one of its table. Any
+    other scorer is given the labels as they are.
+
+    Raises:
+        InvalidInputError: `for_prompts` raises, or gives something that is no scorer.
+    """
+    prompts, bind = getattr(denoiser, "prompts", None), getattr(scorer, "for_prompts", None)
+    if prompts is None or not callable(bind):
+        return scorer
+    try:
+        return as_scorer(bind(prompts))
+    except QhwError:
+        raise
+    except Exception as error:
+        raise InvalidInputError(
+            f"scorer {scorer_name(scorer)!r}: for_prompts raises {type(error).__name__}: {error}"
+        ) from error
+
+
 def score(scorer: Scorer, images: Tensor, labels: Tensor, temperature: float = 1.0) -> Score:
     """What the scorer says of images [B, C, H, W] with labels int64 [B].
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from qhw_diffusion.diffusion import check_fit, frechet_distance
+from qhw_diffusion.diffusion import check_fit, frechet_distance, latent_shape_of
 from qhw_diffusion.errors import InvalidInputError
 from qhw_diffusion.guidance.config import GuidanceConfig
 from qhw_diffusion.guidance.rewards import Distribution
@@ -138,7 +138,7 @@ def sweep_constants(
     generator = torch.Generator().manual_seed(seed)
     device = backbone.alphas_cumprod.device
     labels = real.labels[torch.randint(len(real.labels), (n_images,), generator=generator)].to(device)
-    noise = torch.randn((n_images, *backbone.image_shape), generator=generator).to(device)
+    noise = torch.randn((n_images, *latent_shape_of(backbone)), generator=generator).to(device)
     config = GuidanceConfig(
         dataset=backbone.name, n_steps=n_steps, spacing=spacing, g0=1.0, g_min=0.0, g_max=max(2.0, *scales)
     )

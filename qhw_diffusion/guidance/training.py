@@ -47,6 +47,7 @@ from qhw_diffusion.guidance.scorers import (
     as_scorer,
     check_scorer,
     check_scorer_fit,
+    scorer_for,
     scorer_name,
     scorer_of,
     scorer_text,
@@ -176,7 +177,8 @@ def calibrate(
         generator = torch.Generator().manual_seed(_CALIBRATION_SEED)
         device = backbone.alphas_cumprod.device
         labels, noise = draw_episode(backbone, _CALIBRATION_IMAGES, generator, device)
-        draws = torch.rand((guidance.n_steps, _CALIBRATION_IMAGES), generator=generator).to(device)
+        steps = GuidedEpisode(backbone, guidance, None).n_steps
+        draws = torch.rand((steps, _CALIBRATION_IMAGES), generator=generator).to(device)
         random = guidance.scale(guidance.action_limit * (2.0 * draws - 1.0))
         base_images, random_images = (
             rollout(backbone, guidance, labels, noise, policy).images for policy in (guidance.g0, random)
@@ -208,7 +210,7 @@ def check_training(
     The arguments are those of `train_guidance`. Circuit, reward and environment are built; scorer and reward terms of
     a user's own are called on a few random images.
     """
-    guidance, scorer = _scorer(guidance, scorer)
+    guidance, scorer = _scorer(guidance, scorer, backbone)
     own, reward = _with_objects(reward, terms)
     _check_parts(guidance, ppo, policy, backbone, scorer, real)
     build_policy(policy, n_features=guidance.n_state, seed=ppo.seed, device=device, ansatz=ansatz)
@@ -219,10 +221,10 @@ def check_training(
     GuidanceEnv(backbone, reward_function, bare, num_envs=ppo.num_envs)
 
 
-def _scorer(guidance: GuidanceConfig, given: Any) -> tuple[GuidanceConfig, Scorer]:
+def _scorer(guidance: GuidanceConfig, given: Any, backbone: Denoiser) -> tuple[GuidanceConfig, Scorer]:
     """The scorer, passed as an object or named by the configuration, and the configuration that records it."""
     if given is None:
-        return guidance, scorer_of(guidance.scorer, guidance.dataset)
+        return guidance, scorer_for(scorer_of(guidance.scorer, guidance.dataset), backbone)
     scorer = as_scorer(given)
     text = extension_text(given) or scorer_text(scorer)
     if guidance.scorer not in (BUILT_IN_SCORER, text):
@@ -230,7 +232,7 @@ def _scorer(guidance: GuidanceConfig, given: Any) -> tuple[GuidanceConfig, Score
             f"the configuration names the scorer {guidance.scorer!r} and {scorer_name(scorer)!r} is passed as an "
             "object; give one of them"
         )
-    return guidance.replace(scorer=text), scorer
+    return guidance.replace(scorer=text), scorer_for(scorer, backbone)
 
 
 def _with_objects(reward: RewardConfig, terms: Sequence[tuple[float, Any]]) -> tuple[list[Any], RewardConfig]:
@@ -333,7 +335,7 @@ def train_guidance(
         RunFolderError: an impossible resume, or a folder that is in use.
     """
     backbone = backbone if backbone is not None else Backbone.load(guidance.dataset)
-    guidance, scorer = _scorer(guidance, scorer)
+    guidance, scorer = _scorer(guidance, scorer, backbone)
     real = real if real is not None else load_dataset(guidance.dataset, split="train")
     own, reward = _with_objects(reward, terms)
     if ansatz is not None:

@@ -49,8 +49,8 @@ def test_every_step_agrees_with_diffusers(backbone: Backbone, spacing: str, n_st
         x, eps = torch.randn(2, 5, 1, 8, 8, generator=generator).double()  # √ᾱ is 5e-5 at timestep 999
         x_prev, x0_hat = sampler.step(x, i, eps)
         wanted = scheduler.step(eps, t, x, eta=0.0, use_clipped_model_output=clip)
-        torch.testing.assert_close(x_prev, wanted.prev_sample, rtol=2e-5, atol=2e-5)
-        torch.testing.assert_close(x0_hat, wanted.pred_original_sample, rtol=2e-5, atol=2e-5)
+        torch.testing.assert_close(x_prev, wanted.prev_sample, rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(x0_hat, wanted.pred_original_sample, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize(("spacing", "n_steps"), [("leading", 7), ("leading", 10), ("trailing", 4), ("trailing", 10)])
@@ -59,7 +59,7 @@ def test_a_whole_trajectory_agrees_with_diffusers(backbone: Backbone, spacing: s
     scheduler = diffusers_scheduler(backbone, n_steps, prediction_type="v_prediction", timestep_spacing=spacing)
     x = played_by(scheduler, scheduler.timesteps.tolist(), backbone, noise, labels)
     ours = GuidedDDIM(double(backbone), n_steps, spacing=spacing).sample(labels, 2.0, noise.double())
-    torch.testing.assert_close(ours, x, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(ours, x, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize(("spacing", "n_steps"), [("linspace", 2), ("linspace", 10), ("trailing", 7)])
@@ -74,7 +74,7 @@ def test_a_trajectory_goes_from_timestep_to_timestep(backbone: Backbone, spacing
     scheduler.alphas_cumprod = kept
     scheduler.set_timesteps(n_steps)
     x = played_by(scheduler, sampler.timesteps, backbone, noise, labels)
-    torch.testing.assert_close(sampler.sample(labels, 2.0, noise.double()), x, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(sampler.sample(labels, 2.0, noise.double()), x, rtol=1e-6, atol=1e-6)
 
 
 def double(backbone: Backbone) -> Backbone:

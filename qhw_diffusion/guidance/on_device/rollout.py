@@ -336,7 +336,7 @@ def _action(policy: QuantumPolicy, values: Tensor) -> Tensor:
 
 def _played(episode: GuidedEpisode, kept: dict[str, list[Tensor]], receipts: list[Receipt]) -> Played:
     stacked = {name: torch.stack(values) for name, values in kept.items()}
-    return Played(**stacked, images=episode.x, labels=episode.labels, receipts=tuple(receipts))
+    return Played(**stacked, images=episode.images, labels=episode.labels, receipts=tuple(receipts))
 
 
 def _save(folder: RunFolder, episode: GuidedEpisode, kept: dict[str, list[Tensor]], receipts: list[Receipt]) -> None:
