@@ -136,7 +136,7 @@ def stable_diffusion(folder: Path, kind: str = "ddim", *, unet_settings: Any = N
     return pipeline
 
 
-def modular_xl(folder: Path, kind: str = "ddim", **scheduler_settings: Any) -> Any:
+def modular_xl(folder: Path, kind: str = "ddim", *, unet_settings: Any = None, **scheduler_settings: Any) -> Any:
     """A modular pipeline (`StableDiffusionXLModularPipeline`) in the style of SDXL, with all its blocks.
 
     `modular_xl(folder)(prompt="a", num_inference_steps=4, output="images", output_type="pt")` gives images. The guider
@@ -155,6 +155,7 @@ def modular_xl(folder: Path, kind: str = "ddim", **scheduler_settings: Any) -> A
         addition_embed_type="text_time",
         addition_time_embed_dim=8,
         projection_class_embeddings_input_dim=6 * 8 + 32,
+        **(unet_settings or {}),
     )
     pipeline = StableDiffusionXLAutoBlocks().init_pipeline()
     pipeline.update_components(
@@ -171,7 +172,10 @@ def modular_xl(folder: Path, kind: str = "ddim", **scheduler_settings: Any) -> A
 
 
 def modular_sd3(folder: Path) -> Any:
-    """A modular pipeline in the style of Stable Diffusion 3: a transformer, flow matching, no third text encoder."""
+    """A modular pipeline in the style of Stable Diffusion 3: a transformer, flow matching, no third text encoder.
+
+    Its blocks make unconditional embeddings only where they are given a negative_prompt, "" for none.
+    """
     from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
     from diffusers.modular_pipelines.stable_diffusion_3.modular_blocks_stable_diffusion_3 import (
         StableDiffusion3AutoBlocks,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from qhw_diffusion.guidance import rewards, schedules
 from qhw_diffusion.guidance.config import (
     POLICY_KINDS,
@@ -50,6 +52,14 @@ from qhw_diffusion.guidance.training import (
     train_guidance,
 )
 
+if TYPE_CHECKING:
+    from qhw_diffusion.guidance.diffusers_guider import (
+        PolicyCallback,
+        PolicyGuidance,
+        policy_callback,
+        scorer_confidence,
+    )
+
 __all__ = [
     "POLICY_KINDS",
     "QUANTUM_KINDS",
@@ -66,7 +76,9 @@ __all__ = [
     "MLPPolicy",
     "PPOConfig",
     "Policy",
+    "PolicyCallback",
     "PolicyConfig",
+    "PolicyGuidance",
     "PolicyOrSchedule",
     "QuantumPolicy",
     "Reward",
@@ -96,12 +108,14 @@ __all__ = [
     "load_policy_model",
     "matched_mlp",
     "mean_return",
+    "policy_callback",
     "quantum_parameters",
     "rewards",
     "rollout",
     "sample",
     "save_policy_model",
     "schedules",
+    "scorer_confidence",
     "scorer_of",
     "sweep_constants",
     "tabulate",
@@ -109,3 +123,13 @@ __all__ = [
     "train_ppo",
     "visited_states",
 ]
+
+_OF_DIFFUSERS = ("PolicyCallback", "PolicyGuidance", "policy_callback", "scorer_confidence")
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _OF_DIFFUSERS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from qhw_diffusion.guidance import diffusers_guider  # when used: diffusers' guiders take seconds to import
+
+    return getattr(diffusers_guider, name)

@@ -34,7 +34,7 @@ from qhw_diffusion.guidance.evaluation import (
     load_models,
     sample_and_measure,
 )
-from qhw_diffusion.guidance.training import KIND
+from qhw_diffusion.guidance.training import EVALUATIONS, KIND, MODELS_FILE
 from qhw_diffusion.runs import (
     Place,
     RunFolder,
@@ -44,8 +44,6 @@ from qhw_diffusion.runs import (
     progress,
     read_json,
 )
-
-MODELS_FILE = "models.json"
 
 
 def train_policy(training: GuidanceTraining, place: Place) -> TrainedPolicy:
@@ -185,7 +183,7 @@ def evaluate_run(
         where = Device.load(device) if device is not None else None
         moved = trained.policy.on(where, engine)
         players[f"on {moved.layer.compiled.device.name}, {moved.layer.engine.label}"] = moved
-    file = Path(folder) / "evaluations" / f"{device or 'home'}-{engine or 'home'}.json".replace("/", "_")
+    file = Path(folder) / EVALUATIONS / f"{device or 'home'}-{engine or 'home'}.json".replace("/", "_")
     check_writable(file)
     values: dict[str, dict[str, list[float]]] = {name: {} for name in players}
     with progress(total=seeds * len(players), desc="evaluation", unit="run") as bar:

@@ -87,6 +87,9 @@ class GuidanceConfig(_Renamed):
     """Largest |a_t|."""
     extra_state: bool = False
     """Seventh state entry, ‖ε_c − ε_∅‖/√d."""
+    confidence_entry: bool = True
+    """The scorer's confidence as sixth state entry. Without it the entry is held at its centre, and the policy needs no
+    scorer where it is used: for prompts that no scorer knows."""
     confidence_temperature: float = 4.0
     """Temperature of the confidence in the sixth state entry (logits are divided by it); at 1 it sits at its upper
     bound in most states of a well-trained backbone. Rewards always use temperature 1."""

@@ -206,20 +206,25 @@ class GuidedEpisode:
         self.cond, self.null = self.sampler.predict(self.x, self.step_index, self.labels)
 
     def raw_state(self) -> Tensor:
-        """State entries before normalisation, [B, n_state]. Needs a scorer.
+        """State entries before normalisation, [B, n_state]. Needs a scorer, except without the confidence entry.
 
         After the last step there is no further prediction; the seventh entry is then that of the last one made.
         """
-        if self.score is None:
-            raise InvalidInputError("the state needs a scorer: GuidedEpisode(backbone, config, scorer)")
         return raw_state(
             remaining=(self.n_steps - self.step_index) / self.n_steps,
             x=_at_least_single(self.sampler.seen(self.x, self.step_index)),
             eps_last=_at_least_single(self.eps_last),
             action_last=self.action_last / self.config.action_limit,
-            confidence=self.score.confidence,
+            confidence=self._confidence(),
             eps_difference=self._eps_difference() if self.config.extra_state else None,
         )
+
+    def _confidence(self) -> Tensor:
+        if self.score is not None:
+            return self.score.confidence
+        if self.config.confidence_entry or not self.config.calibrated:
+            raise InvalidInputError("the state needs a scorer: GuidedEpisode(backbone, config, scorer)")
+        return torch.full_like(self.action_last, self.config.state_centre[STATE_NAMES.index("confidence")])
 
     def _eps_difference(self) -> Tensor:
         """ε_c − ε_∅ of the last prediction made; ε is linear in the output, so x falls out."""
@@ -231,7 +236,10 @@ class GuidedEpisode:
         if not self.config.calibrated:
             raise InvalidInputError("the state's centre and width are unknown: pass the config through calibrate_state")
         raw = self.raw_state().cpu()  # where policies are
-        return (raw - raw.new_tensor(self.config.state_centre)) / raw.new_tensor(self.config.state_width)
+        state = (raw - raw.new_tensor(self.config.state_centre)) / raw.new_tensor(self.config.state_width)
+        if not self.config.confidence_entry:
+            state[:, STATE_NAMES.index("confidence")] = 0.0
+        return state
 
     def guidance(self, action: Tensor) -> tuple[Tensor, Tensor]:
         """Applied ΔCFG and guidance scale g, [B] each, of actions [B] (`GuidanceConfig.applied`, `scale`)."""

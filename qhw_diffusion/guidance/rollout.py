@@ -33,7 +33,7 @@ class Rollout:
         g: guidance scales used, [T, B].
         actions: ΔCFG as applied, [T, B] (g − g0 for a schedule).
         states: normalised states, [T, B, n_state] (empty, [T, 0, n_state], for an open-loop schedule).
-        confidence: p(y | image) by the scorer, [B]; None for a schedule.
+        confidence: p(y | image) by the scorer, [B]; None without one, as for a schedule.
         circuits: circuits a device would have run (0 for everything classical).
         x0_previous: the estimate x̂₀ before the last step, [B, C, H, W]; only with a reward.
         step_values: value of every term that acts per step, by its name, [T, B] each, unweighted; only with a reward.
@@ -75,7 +75,7 @@ def rollout(
         noise: [B, *latent_shape], standard normal.
         policy: a policy (its mean action), an open-loop schedule of g, [T], [1, B] or [T, B], or one number; T is
             the number of steps of an episode (`GuidedEpisode.n_steps`).
-        scorer: what a policy's state looks through; not needed by schedules.
+        scorer: what a policy's state looks through; not needed by schedules, nor without the confidence entry.
         reward: whose terms are recorded, for `mean_return`.
         generator: draws a policy's actions instead of taking their mean.
         batch: images sampled at a time.
@@ -92,7 +92,7 @@ def rollout(
     check_initial_noise(backbone, labels, noise)
     schedule: Tensor | None = None
     if isinstance(policy, Policy):
-        if scorer is None:
+        if scorer is None and config.confidence_entry:
             raise InvalidInputError("a policy's state has the scorer's confidence: pass scorer=")
         if not config.calibrated:
             raise InvalidInputError("the configuration is not calibrated: use the one the policy was trained with")
@@ -146,7 +146,7 @@ def rollout(
         g=joined("g", 1),
         actions=joined("actions", 1),
         states=joined("states", 1) if is_actor else torch.zeros(episode.n_steps, 0, config.n_state),
-        confidence=joined("confidence", 0) if is_actor else None,
+        confidence=joined("confidence", 0) if "confidence" in parts[0] else None,
         circuits=policy.circuits_per_state * episode.n_steps * labels.shape[0] if is_actor else 0,  # type: ignore[union-attr]
         x0_previous=None if reward is None else joined("x0_previous", 0),
         step_values=None if reward is None else {name.removeprefix("term."): joined(name, 1) for name in step_terms},

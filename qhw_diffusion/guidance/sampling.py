@@ -28,7 +28,7 @@ from qhw_diffusion.guidance.scorers import (
     scorer_name,
     scorer_of,
 )
-from qhw_diffusion.guidance.training import TrainedPolicy, load_policy
+from qhw_diffusion.guidance.training import TrainedPolicy
 from qhw_diffusion.runs import atomic_folder, atomic_write_json, check_writable, progress
 
 if TYPE_CHECKING:
@@ -87,14 +87,15 @@ def sample(
 
     Args:
         pipeline: the pipeline, or its folder or name (`load_pipeline`).
-        policy: a trained policy or its run folder; a number; scales [T] of the steps, or [1, B] or [T, B] of the
-            images.
+        policy: a trained policy, its folder, or its name on the Hub; a number; scales [T] of the steps, or [1, B] or
+            [T, B] of the images.
         prompts: one prompt, or one for each image.
         seed: seed of the generator of the latents.
         generator: a generator in place of a seed.
         steps: sampling steps; None: those the policy was trained with, or 50.
         negative_prompt: what guidance leads away from.
-        scorer: what the policy's state looks through; None: the scorer that the policy was trained with.
+        scorer: what the policy's state looks through; None: the scorer that the policy was trained with, or none where
+            its state has no confidence entry.
         batch: images, at most, that go through the networks at once; None: all of them.
         on_step: called after every step with (steps taken, steps in all).
 
@@ -115,18 +116,19 @@ def sample(
         raise InvalidInputError(f"batch must be at least 1, got {batch}")
     generator = generator if generator is not None else torch.Generator().manual_seed(_seed(seed))
     folder = Path(policy) if isinstance(policy, str | Path) else None
-    steering = load_policy(folder) if folder is not None else policy
+    steering = TrainedPolicy.from_pretrained(policy) if isinstance(policy, str | Path) else policy
     denoiser = PipelineDenoiser(pipeline, texts, negative_prompt=negative_prompt, batch=batch)
     if isinstance(steering, TrainedPolicy):
         config = steering.config if steps is None else steering.config.replace(n_steps=steps)
-        looks_through = _scorer(steering, scorer, denoiser, folder)
+        needed = config.confidence_entry or scorer is not None
+        looks_through = _scorer(steering, scorer, denoiser, folder) if needed else None
         acts: Any = steering.policy
     else:
         if isinstance(steering, Policy):
             raise InvalidInputError("a bare policy has no settings: give the TrainedPolicy or its run folder")
         acts, looks_through = steering, None
         config = GuidanceConfig(n_steps=DEFAULT_STEPS if steps is None else steps, spacing=OWN_SPACING)
-    if looks_through is None:
+    if not isinstance(acts, Policy):
         acts = _scales(acts)
     noise = _latents(denoiser, len(texts), generator)
     labels = torch.arange(len(texts), device=noise.device)

@@ -1,14 +1,23 @@
-"""Policies on disk: model.safetensors and config.json, and of a quantum one its layer (circuit, device, engine)."""
+"""Policies on disk and on the Hugging Face Hub.
+
+model.safetensors  config.json     weights, and what the policy is built from again; with the settings of its
+                                   training, so that the folder is enough to use it
+circuit.qpy  isa.qpy  …            of a quantum policy its layer: circuit, device, engine
+README.md                          the model card, where the folder is made to be shared (`TrainedPolicy`)
+"""
 
 from __future__ import annotations
 
+import re
+import tempfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from qhw_diffusion.checkpoints import check_format, frozen_parameters, load_module_state, put_state, save_module
 from qhw_diffusion.circuits import PolicyCircuit, load_circuit, policy_circuit
 from qhw_diffusion.devices import Device
-from qhw_diffusion.errors import DamagedFileError, InvalidInputError, QhwError, UnknownNameError
+from qhw_diffusion.errors import DamagedFileError, InvalidInputError, MissingDataError, QhwError, UnknownNameError
 from qhw_diffusion.execution import Engine, QuantumLayer, engine_of
 from qhw_diffusion.execution.layer import read_layer, write_layer
 from qhw_diffusion.execution.saving import SNAPSHOT
@@ -21,11 +30,12 @@ CLASSICAL: dict[str, type[MLPPolicy] | type[AnnealingPolicy] | type[LookupPolicy
     "annealing": AnnealingPolicy,
     "lookup": LookupPolicy,
 }
-# Format 1 held five settings of the circuit instead of the circuit, and no gradient method.
-FORMAT = 2
+# Format 1 held five settings of the circuit instead of the circuit, and no gradient method; 2 no settings of the
+# training.
+FORMAT = 3
 
 
-def save_policy_model(policy: Policy, folder: str | Path) -> Path:
+def save_policy_model(policy: Policy, folder: str | Path, settings: Mapping[str, Any] | None = None) -> Path:
     """Write a policy into a folder that `load_policy_model` reads.
 
     Weights and configuration; of a quantum policy also its layer: the circuit (circuit.qpy, circuit.qasm), the ISA
@@ -35,6 +45,8 @@ def save_policy_model(policy: Policy, folder: str | Path) -> Path:
     Args:
         policy: one of the package's policies.
         folder: replaced as a whole if it exists.
+        settings: what was trained how, of JSON types; "guidance" is the `GuidanceConfig` that states and actions refer
+            to. `saved_settings` reads it.
 
     Returns:
         The folder.
@@ -50,6 +62,8 @@ def save_policy_model(policy: Policy, folder: str | Path) -> Path:
         )
     with atomic_folder(folder) as aside:
         config = {"format": FORMAT, **policy.config(), "frozen": frozen_parameters(policy)}
+        if settings is not None:
+            config["settings"] = dict(settings)
         if isinstance(policy, QuantumPolicy):
             config |= {"layer": write_layer(policy.layer, aside), "circuit": _circuit_settings(policy.circuit)}
         save_module(aside, policy, config)
@@ -77,6 +91,7 @@ def load_policy_model(
     """
     folder = Path(folder)
     state, config = load_module_state(folder)
+    config.pop("settings", None)
     try:
         frozen = config.pop("frozen", None)
         policy = _build(folder, config, device, engine)
@@ -89,11 +104,92 @@ def load_policy_model(
     return policy
 
 
+def saved_settings(folder: str | Path) -> dict[str, Any]:
+    """The settings that were saved with a policy (`save_policy_model`).
+
+    Raises:
+        DamagedFileError: the folder holds no policy, or one without settings.
+    """
+    _, config = load_module_state(folder)
+    settings = config.get("settings")
+    if not isinstance(settings, dict) or "guidance" not in settings:
+        raise DamagedFileError(
+            f"{folder} holds a policy without the settings of its training (earlier versions did not save them there): "
+            "load the run folder instead, guidance.load_policy(run), and save that: .save_pretrained(folder)"
+        )
+    return settings
+
+
+def fetch(name: str | Path, **where: Any) -> Path:
+    """The folder of a saved policy or guider: `name` itself, or downloaded from the Hub into its cache.
+
+    Args:
+        name: a folder; a text may also be a name on the Hub, ``owner/name``, unless there is a folder ``owner`` here.
+        where: revision, cache_dir, token, force_download, local_files_only, as `huggingface_hub.snapshot_download`.
+
+    Raises:
+        MissingDataError: neither a folder nor found on the Hub.
+    """
+    folder = Path(name)
+    if folder.is_dir():
+        return folder
+    if isinstance(name, Path) or not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or folder.parent.is_dir():
+        raise MissingDataError(f"{name}: no such folder, and no name on the Hugging Face Hub (owner/name)")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(str(snapshot_download(str(name), **where)))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise MissingDataError(f"{name}: no such folder, and the Hugging Face Hub gives none: {reason}") from error
+
+
+def push(
+    write: Callable[[Path], object],
+    repo_id: str,
+    *,
+    private: bool | None = None,
+    token: str | None = None,
+    revision: str | None = None,
+    commit_message: str = "Upload a guidance policy",
+    create_pr: bool = False,
+) -> str:
+    """Write a folder and upload it to the Hub; the repository is made where it is not there.
+
+    Args:
+        write: fills the folder it is given.
+        repo_id: ``owner/name``.
+        private: whether a new repository is private; None: the account's default.
+        token: access token; None: that of ``hf auth login``.
+        revision: branch; None: main.
+        commit_message: of the upload.
+        create_pr: open a pull request instead of pushing.
+
+    Returns:
+        The address of the commit.
+    """
+    from huggingface_hub import HfApi
+
+    api = HfApi(token=token)
+    with tempfile.TemporaryDirectory() as aside:
+        write(Path(aside))  # first: what cannot be saved makes no repository
+        repo = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        done = api.upload_folder(
+            repo_id=repo,
+            folder_path=aside,
+            revision=revision,
+            commit_message=commit_message,
+            create_pr=create_pr,
+        )
+    return str(done)
+
+
 def _build(
     folder: Path, config: dict[str, Any], device: str | Path | Device | None, engine: str | Engine | None
 ) -> Policy:
     kind, version = config.pop("kind"), config.pop("format", 1)
-    check_format(folder, version, 1, FORMAT)
+    check_format(folder, version, 1, 2, FORMAT)
     if kind in CLASSICAL:
         if device is not None or engine is not None:
             raise InvalidInputError(f"{folder} holds a classical policy ({kind}): it runs on no device and no engine")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from qhw_diffusion.diffusion import Backbone, Denoiser, ImageDataset, load_datas
 from qhw_diffusion.errors import DamagedFileError, InvalidInputError
 from qhw_diffusion.execution import Engine, QuantumLayer
 from qhw_diffusion.extensions import extension_text
+from qhw_diffusion.guidance.card import save_with_card
 from qhw_diffusion.guidance.config import (
     BUILT_IN_SCORER,
     OBJECT,
@@ -41,7 +42,7 @@ from qhw_diffusion.guidance.policies import (
 from qhw_diffusion.guidance.ppo import History, train_ppo
 from qhw_diffusion.guidance.rewards import Distribution, Reward, as_term
 from qhw_diffusion.guidance.rollout import rollout
-from qhw_diffusion.guidance.saving import load_policy_model, save_policy_model
+from qhw_diffusion.guidance.saving import fetch, load_policy_model, push, save_policy_model, saved_settings
 from qhw_diffusion.guidance.scorers import (
     Scorer,
     as_scorer,
@@ -52,9 +53,12 @@ from qhw_diffusion.guidance.scorers import (
     scorer_of,
     scorer_text,
 )
-from qhw_diffusion.runs import RunFolder, atomic_write_bytes, atomic_write_json
+from qhw_diffusion.runs import RunFolder, atomic_write_bytes, atomic_write_json, read_json
+from qhw_diffusion.runs.folder import MANIFEST
 
 KIND = "guidance"
+MODELS_FILE = "models.json"
+EVALUATIONS = "evaluations"
 _PARTS: dict[str, Any] = {"guidance": GuidanceConfig, "reward": RewardConfig, "ppo": PPOConfig, "policy": PolicyConfig}
 _CALIBRATION_SEED, _CALIBRATION_IMAGES = 20_240_901, 200
 
@@ -71,6 +75,8 @@ class TrainedPolicy:
         policy_config: which policy it is.
         history: metrics of every iteration.
         findings: the diagnostics.
+        record: what its run folder knows besides, for the model card: the manifest's command, date, commit and
+            versions, the models, and the evaluations (`qhw evaluate guidance`).
     """
 
     policy: Policy
@@ -80,6 +86,71 @@ class TrainedPolicy:
     policy_config: PolicyConfig
     history: History
     findings: tuple[Finding, ...]
+    record: Mapping[str, Any] = field(default_factory=dict)
+
+    def settings(self) -> dict[str, Any]:
+        """What is saved with the policy: every setting, and the record."""
+        parts = {"guidance": self.config, "reward": self.reward, "ppo": self.ppo, "policy": self.policy_config}
+        return {**{name: part.to_dict() for name, part in parts.items()}, "record": dict(self.record)}
+
+    def save_pretrained(self, folder: str | Path, *, name: str | None = None, license: str = "apache-2.0") -> Path:
+        """Write a folder to share: the policy with its settings, and a model card (README.md).
+
+        Args:
+            folder: new, or one whose files give way.
+            name: what the card says to load: the name on the Hub, ``owner/name``; None: the folder's name.
+            license: that of the weights, by its name on the Hub.
+
+        Returns:
+            The folder, for `from_pretrained`, here or uploaded. Metrics and checkpoint stay in the run folder.
+
+        Raises:
+            InvalidInputError: a policy that files cannot hold (`save_policy_model`).
+        """
+        return save_with_card(self.policy, folder, self.settings(), name=name, license=license)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | Path,
+        *,
+        device: str | Path | Device | None = None,
+        engine: str | Engine | None = None,
+        **where: Any,
+    ) -> TrainedPolicy:
+        """The policy that `save_pretrained` wrote or `push_to_hub` uploaded, without the history of its training.
+
+        A run folder is loaded too, as by `load_policy`.
+
+        Args:
+            name: folder, or name on the Hub, ``owner/name``.
+            device: see `load_policy_model`.
+            engine: see `load_policy_model`.
+            where: revision, token, cache_dir, local_files_only, force_download, as `huggingface_hub.snapshot_download`.
+
+        Raises:
+            MissingDataError: neither a folder nor found on the Hub.
+            DamagedFileError: it does not hold a whole policy with its settings.
+        """
+        folder = fetch(name, **where)
+        if is_run(folder):
+            return load_policy(folder, device=device, engine=engine)
+        saved = saved_settings(folder)
+        parts = _parts(saved, folder)
+        return cls(load_policy_model(folder, device=device, engine=engine), *parts, [], (), saved.get("record", {}))
+
+    def push_to_hub(self, repo_id: str, *, license: str = "apache-2.0", **how: Any) -> str:
+        """Upload what `save_pretrained` writes to the Hugging Face Hub, into a repository that is made if need be.
+
+        Args:
+            repo_id: ``owner/name``.
+            license: that of the weights.
+            how: private, token, revision, commit_message, create_pr (`saving.push`).
+
+        Returns:
+            The address of the commit.
+        """
+        return push(lambda folder: self.save_pretrained(folder, name=repo_id, license=license), repo_id, **how)
 
 
 def policy_circuit_of(config: PolicyConfig, n_features: int, ansatz: Callable[..., Any] | None = None) -> PolicyCircuit:
@@ -383,7 +454,7 @@ def train_guidance(
         history = train_ppo(env, model, critic, ppo, run=run, resume=going_on, on_update=watch)
         findings = tuple(diagnose(history, trains_circuit=trains_circuit))
         if run is not None:
-            save_policy_model(model, run.path / "model")
+            save_policy_model(model, run.path / "model", settings)
             if isinstance(model, QuantumPolicy):
                 atomic_write_bytes(run.path / "device.json", (run.path / "model" / "device.json").read_bytes())
             _write_findings(run, findings)
@@ -405,16 +476,37 @@ def load_policy(
         DamagedFileError: it is damaged (DamagedRunError is both).
     """
     run = RunFolder.open(path, kind=KIND)
-    try:
-        saved = today(run.config, "run")
-        guidance, reward, ppo, policy = (part.from_dict(saved[name]) for name, part in _PARTS.items())
-    except (KeyError, TypeError, InvalidInputError) as error:
-        raise DamagedFileError(f"{run.path / 'config.json'} does not describe a guidance run ({error})") from error
+    parts = _parts(today(run.config, "run"), run.path / "config.json")
     with run.whole():
         model = load_policy_model(run.path / "model", device=device, engine=engine)
     history = _plain(run.metrics())
     findings = tuple(diagnose(history, trains_circuit=bool(model.parameter_groups()["circuit"])))
-    return TrainedPolicy(model, guidance, reward, ppo, policy, history, findings)
+    return TrainedPolicy(model, *parts, history, findings, _record(run))
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder is a run folder, and not that of a policy alone."""
+    return (folder / MANIFEST).is_file()
+
+
+def _parts(saved: Mapping[str, Any], where: Path) -> tuple[GuidanceConfig, RewardConfig, PPOConfig, PolicyConfig]:
+    """The configurations of a saved training, in the order of `TrainedPolicy`."""
+    try:
+        guidance, reward, ppo, policy = (part.from_dict(saved[name]) for name, part in _PARTS.items())
+    except (KeyError, TypeError, InvalidInputError) as error:
+        raise DamagedFileError(f"{where} does not describe a guidance run ({error})") from error
+    return guidance, reward, ppo, policy
+
+
+def _record(run: RunFolder) -> dict[str, Any]:
+    names = ("command", "created", "commit", "qhw_diffusion", "packages")
+    record: dict[str, Any] = {name: run.manifest[name] for name in names if run.manifest.get(name) is not None}
+    if (run.path / MODELS_FILE).is_file():
+        record["models"] = read_json(run.path / MODELS_FILE)
+    files = sorted((run.path / EVALUATIONS).glob("*.json"))
+    if files:
+        record["evaluations"] = {file.stem: read_json(file) for file in files}
+    return record
 
 
 def with_later_settings(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -315,7 +315,7 @@ def test_a_policy_of_format_1_still_loads(tmp_path: Path, manila: Device, engine
         states(),
     )
     _, config = load_module_state(save_policy_model(load_policy_model(folder), tmp_path / "new"))
-    assert config["format"] == 2
+    assert config["format"] == 3
 
 
 def test_format_1_without_a_schedule_loads_too(tmp_path: Path, manila: Device) -> None:
@@ -346,8 +346,8 @@ def test_a_later_format_is_refused(tmp_path: Path, manila: Device) -> None:
     for policy in (MLPPolicy(), policy_of(own_circuit(), manila)):
         folder = save_policy_model(policy, tmp_path / policy.kind)
         _, config = load_module_state(folder)
-        save_module(folder, policy, {**config, "format": 3})
-        with pytest.raises(DamagedFileError, match="format version 3, this package reads 1 and 2"):
+        save_module(folder, policy, {**config, "format": 4})
+        with pytest.raises(DamagedFileError, match="format version 4, this package reads 1 and 2 and 3"):
             load_policy_model(folder)
         save_module(folder, policy, {k: v for k, v in config.items() if k not in ("layer", "kind")})
         with pytest.raises(QhwError, match="whole policy"):

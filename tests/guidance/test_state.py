@@ -95,6 +95,22 @@ def test_calibration_is_reproducible_and_kept(
     assert guidance.calibrate_state(config, backbone, reward_classifier, seed=5) is config
 
 
+def test_without_the_confidence_entry_it_stays_at_its_centre(
+    backbone: Backbone, reward_classifier: Classifier, config: GuidanceConfig
+) -> None:
+    labels, noise = guidance.draw_episode(backbone, 8, torch.Generator().manual_seed(5))
+    states = []
+    for entry in (True, False):
+        episode = guidance.GuidedEpisode(backbone, config.replace(confidence_entry=entry), reward_classifier)
+        episode.begin(labels, noise)
+        states.append(episode.state())
+    j = STATE_NAMES.index("confidence")
+    assert not states[1][:, j].any()
+    assert states[0][:, j].abs().min() > 0
+    others = [k for k in range(config.n_state) if k != j]
+    assert torch.equal(states[0][:, others], states[1][:, others])
+
+
 def test_an_episode_is_differentiable_and_its_users_are_not(
     backbone: diffusion.Backbone, reward_classifier: diffusion.Classifier, config: guidance.GuidanceConfig
 ) -> None:
