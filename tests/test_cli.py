@@ -359,14 +359,38 @@ def test_train_resume_evaluate_overwrite(tmp_path: Path, capsys: pytest.CaptureF
     assert (out / "model" / "model.safetensors").read_bytes() == weights  # same seed, same bits
     capsys.readouterr()
 
-    assert main(["evaluate", "guidance", str(out), "--seeds", "2", "--images", "40"]) == 0
+    evaluate = ["evaluate", "guidance", str(out), "--seeds", "2", "--images", "40", "--schedule-iterations"]
+    assert main([*evaluate, "2"]) == 0
     told = capsys.readouterr().out
     assert "constant g = 1.2" in told
+    assert "free schedule (pathwise) minus constant g = 1.2: energy" in told
+    free = json.loads((out / "evaluations" / "free-schedule.json").read_text())
+    assert (free["iterations"], len(free["g"])) == (2, 3)
+    assert main([*evaluate, "0"]) == 0
+    assert "free schedule" not in capsys.readouterr().out
     saved = json.loads((out / "evaluations" / "home-home.json").read_text())
     assert len(saved["values"]["as trained (matched)"]["fd"]) == 2
     assert main(["evaluate", "guidance", str(out), "--engine", "ideal"]) == 2
     assert "classical" in capsys.readouterr().err
     assert main(["evaluate", "guidance", str(out), "--seeds", "0"]) == 2
+
+
+def test_pathwise_training_has_settings_of_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "run"
+    train = ["train", "guidance", "--out", str(out), "--g0", "1.2", "--policy", "matched", "--method", "pathwise"]
+    assert main([*train, "--num-iterations", "2"]) == 2
+    assert "--num-iterations: for --method ppo; the method is pathwise" in capsys.readouterr().err
+    assert main([*train[:-2], "--pathwise-num-images", "20"]) == 2
+    assert "--pathwise-num-images: for --method pathwise; the method is ppo" in capsys.readouterr().err
+    assert main([*train[:-1], "reinforce"]) == 2
+    assert "allowed: pathwise, ppo" in capsys.readouterr().err
+    assert not out.exists()
+    settings = ["--pathwise-num-iterations", "2", "--pathwise-num-images", "20"]
+    assert main([*train, *settings]) == 0
+    assert "evaluate it with" in capsys.readouterr().out
+    assert main(["train", "guidance", "--out", str(out), "--resume", "--pathwise-num-images", "40"]) == 2
+    assert "pathwise.num_images = 20, now 40" in capsys.readouterr().err
+    assert main(["train", "guidance", "--out", str(out), "--resume"]) == 0
 
 
 @pytest.mark.slow

@@ -16,6 +16,12 @@ def _training(given: Mapping[str, Any], place: Place) -> GuidanceTraining:
     from qhw_diffusion.guidance.command import saved_training
 
     saved = saved_training(place)
+    method = given.get("method", saved.method if saved is not None else "ppo")
+    for other, prefix in (("ppo", ""), ("pathwise", "pathwise-")):
+        if method != other and given.get(other):
+            flags = ", ".join(f"--{prefix}{name.replace('_', '-')}" for name in given[other])
+            ours = ", whose settings are --pathwise-…" if method == "pathwise" else ""
+            raise InvalidInputError(f"{flags}: for --method {other}; the method is {method}{ours}")
     pipeline = given.get("models", {}).get("pipeline")
     if saved is None and pipeline is not None:
         return _on_pipeline(given, pipeline)
@@ -47,7 +53,7 @@ def train_guidance(
             _training,
             skip=("models.evaluation_classifier", "guidance.dataset", "guidance.state_centre", "guidance.state_width"),
             rename={"policy.kind": "policy"},
-            prefix={"reward": "reward"},
+            prefix={"reward": "reward", "pathwise": "pathwise"},
         ),
     ] = GuidanceTraining(),  # noqa: B008
 ) -> int:

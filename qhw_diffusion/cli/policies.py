@@ -51,6 +51,7 @@ def evaluate_guidance(
     data_root: str | None = None,
     seeds: int | None = None,
     images: int | None = None,
+    schedule_iterations: int | None = None,
     seed: int = 0,
     access: Annotated[AccessConfig | None, FromFlags(access_given, skip=("device",))] = None,
     place: Annotated[Place | None, FromFlags(_rollout_place, skip=("command",), help=_ROLLOUT)] = None,
@@ -68,6 +69,8 @@ def evaluate_guidance(
         data_root: folder of the data set; without it that of the run.
         seeds: evaluation seeds of the simulated evaluation; without it 5.
         images: images per seed (simulated; without it 500), or images in all (on a device; without it 32).
+        schedule_iterations: updates of the free schedule that is trained to compare with, and kept in the run's folder
+            (simulated; 0: none; without it 30, and none for a pipeline).
         seed: seed of labels and starting noise on a device.
         access: run on a device, with --device and --shots.
         place: folder of the rollout on a device.
@@ -85,6 +88,7 @@ def evaluate_guidance(
             data_root=data_root,
             seeds=5 if seeds is None else seeds,
             images=500 if images is None else images,
+            schedule_iterations=schedule_iterations,
         )
         print(found)
         return 0
@@ -92,6 +96,8 @@ def evaluate_guidance(
 
     if engine is not None:
         raise InvalidInputError("--engine is for the simulated evaluation; with --shots the device is the engine")
+    if schedule_iterations is not None:
+        raise InvalidInputError("--schedule-iterations is for the simulated evaluation; on a device leave it out")
     if seeds is not None:
         raise InvalidInputError("--seeds is for the simulated evaluation; on a device give --images and --seed")
     found = rollout_on_device(

@@ -16,6 +16,7 @@ from qhw_diffusion.diffusion.datasets import (
 from qhw_diffusion.diffusion.metrics import (
     METRICS,
     Lpips,
+    class_energy_distance,
     diversity,
     evaluate_samples,
     frechet_distance,
@@ -68,6 +69,7 @@ __all__ = [
     "check_fit",
     "check_labels",
     "check_pipeline",
+    "class_energy_distance",
     "decoded",
     "diversity",
     "evaluate_samples",

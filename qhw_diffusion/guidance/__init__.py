@@ -9,6 +9,7 @@ from qhw_diffusion.guidance.config import (
     POLICY_KINDS,
     QUANTUM_KINDS,
     GuidanceConfig,
+    PathwiseConfig,
     PolicyConfig,
     PPOConfig,
     RewardConfig,
@@ -25,6 +26,7 @@ from qhw_diffusion.guidance.distill import (
 )
 from qhw_diffusion.guidance.environment import GuidanceEnv, SingleGuidanceEnv
 from qhw_diffusion.guidance.episode import STATE_NAMES, GuidedEpisode, calibrate_state, draw_episode
+from qhw_diffusion.guidance.pathwise import FreeSchedule, train_pathwise
 from qhw_diffusion.guidance.policies import (
     AnnealingPolicy,
     Critic,
@@ -69,12 +71,14 @@ __all__ = [
     "AnnealingPolicy",
     "Critic",
     "Finding",
+    "FreeSchedule",
     "GuidanceConfig",
     "GuidanceEnv",
     "GuidedEpisode",
     "LookupPolicy",
     "MLPPolicy",
     "PPOConfig",
+    "PathwiseConfig",
     "Policy",
     "PolicyCallback",
     "PolicyConfig",
@@ -120,6 +124,7 @@ __all__ = [
     "sweep_constants",
     "tabulate",
     "train_guidance",
+    "train_pathwise",
     "train_ppo",
     "visited_states",
 ]

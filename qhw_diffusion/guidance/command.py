@@ -5,6 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from qhw_diffusion.checkpoints import one_thread
 from qhw_diffusion.devices import Device
 from qhw_diffusion.diffusion.pipeline import PROMPTS_FILE
@@ -13,10 +16,14 @@ from qhw_diffusion.execution import check_engine_text
 from qhw_diffusion.experiment import p_text
 from qhw_diffusion.experiment.statistics import mean_interval, paired_test
 from qhw_diffusion.guidance import (
+    FreeSchedule,
     GuidanceConfig,
+    GuidedEpisode,
+    PathwiseConfig,
     PolicyConfig,
     PPOConfig,
     QuantumPolicy,
+    Reward,
     RewardConfig,
     TrainedPolicy,
     check_training,
@@ -24,6 +31,7 @@ from qhw_diffusion.guidance import (
     rollout,
     sweep_constants,
     train_guidance,
+    train_pathwise,
 )
 from qhw_diffusion.guidance.config import BUILT_IN_SCORER, GuidanceTraining, ModelConfig, today
 from qhw_diffusion.guidance.evaluation import (
@@ -45,9 +53,12 @@ from qhw_diffusion.runs import (
     read_json,
 )
 
+SCHEDULE_ITERATIONS = 30
+"""Updates of the free schedule that an evaluation trains to compare with."""
+
 
 def train_policy(training: GuidanceTraining, place: Place) -> TrainedPolicy:
-    """Train a guidance policy: a sweep where the training asks for one, then PPO; prints what is found.
+    """Train a guidance policy: a sweep where the training asks for one, then PPO or pathwise; prints what is found.
 
     Args:
         training: everything that decides it.
@@ -70,7 +81,8 @@ def train_policy(training: GuidanceTraining, place: Place) -> TrainedPolicy:
         "real": models.train,
         "device": device,
     }
-    check_training(training.guidance, training.ppo, training.reward, training.policy, **checked)
+    method = training.method_config
+    check_training(training.guidance, method, training.reward, training.policy, **checked)
     if place.resume:
         place.goes_on(RunFolder.open(place.out, kind=KIND))
     guidance = _swept(training, models) if training.sweep_images else training.guidance
@@ -84,7 +96,7 @@ def train_policy(training: GuidanceTraining, place: Place) -> TrainedPolicy:
 
     trained = train_guidance(
         guidance,
-        training.ppo,
+        method,
         training.reward,
         training.policy,
         path=place.out,
@@ -94,7 +106,7 @@ def train_policy(training: GuidanceTraining, place: Place) -> TrainedPolicy:
         on_update=remember,
         **checked,
     )
-    if len(trained.history) < training.ppo.num_iterations:
+    if len(trained.history) < method.num_iterations:
         raise KeyboardInterrupt
     for finding in trained.findings:
         print(f"· {finding.sentence}")
@@ -112,6 +124,9 @@ def _swept(training: GuidanceTraining, models: Models) -> GuidanceConfig:
             n_steps=guidance.n_steps,
             spacing=guidance.spacing,
             n_images=training.sweep_images,
+            by_class=training.reward.distribution_by_class,
+            kernel=training.reward.distribution_kernel,
+            features=training.reward.distribution_features,
             on_scale=lambda row: bar.update(1),
         )
     around = GuidanceConfig.around(sweep.g0, guidance.action_limit)
@@ -136,7 +151,9 @@ def saved_training(place: Place) -> GuidanceTraining | None:
         models=models_of(place.out),
         guidance=GuidanceConfig.from_dict(saved["guidance"]),
         reward=RewardConfig.from_dict(saved["reward"]),
-        ppo=PPOConfig.from_dict(saved["ppo"]),
+        method="pathwise" if "pathwise" in saved else "ppo",
+        ppo=PPOConfig.from_dict(saved.get("ppo", {})),
+        pathwise=PathwiseConfig.from_dict(saved.get("pathwise", {})),
         policy=PolicyConfig.from_dict(saved["policy"]),
         sweep_images=0,  # it had its sweep
     )
@@ -151,8 +168,13 @@ def evaluate_run(
     data_root: str | None = None,
     seeds: int = 5,
     images: int = 500,
+    schedule_iterations: int | None = None,
 ) -> str:
-    """Evaluate a trained policy against the constant of its base scale, on the same initial noise; returns a text.
+    """Evaluate a trained policy against the constant of its base scale and a free schedule, on the same initial noise.
+
+    Returns a text. The free schedule is trained pathwise on the run's own reward, once: RUN/evaluations/ keeps it.
+    schedule_iterations: updates of that training; 0: no free schedule; None: `SCHEDULE_ITERATIONS`, and none for a
+    pipeline, whose gradients take long.
 
     device, engine: where the policy runs, if not where it was trained; then the trained setting is evaluated as well.
     The engine may be mitigated, "noisy+readout".
@@ -160,6 +182,8 @@ def evaluate_run(
     """
     if seeds < 1 or images < 20:
         raise InvalidInputError(f"at least 1 seed and 20 images are needed, not {seeds} and {images}")
+    if schedule_iterations is not None and schedule_iterations < 0:
+        raise InvalidInputError(f"schedule_iterations must not be negative, got {schedule_iterations}")
     if engine is not None:
         check_engine_text(engine)  # a mistyped engine is told before anything is loaded
     trained = load_policy(folder)
@@ -177,7 +201,16 @@ def evaluate_run(
     if models.config.pipeline is not None and models.config.evaluation_classifier == trained.config.scorer:
         raise InvalidInputError(f"the training looked through {trained.config.scorer}: name another evaluation scorer")
     home = f"as trained{_where(trained)}"
-    players: dict[str, Any] = {f"constant g = {trained.config.g0:g}": trained.config.g0, home: trained.policy}
+    players: dict[str, Any] = {f"constant g = {trained.config.g0:g}": trained.config.g0}
+    note = ""
+    if schedule_iterations is None:
+        schedule_iterations = SCHEDULE_ITERATIONS if models.config.pipeline is None else 0
+    if schedule_iterations:
+        try:
+            players["free schedule (pathwise)"] = free_schedule(Path(folder), trained, models, schedule_iterations)
+        except InvalidInputError as error:
+            note = f"no free schedule beside it: {error}"
+    players[home] = trained.policy
     if elsewhere:
         assert isinstance(trained.policy, QuantumPolicy)
         where = Device.load(device) if device is not None else None
@@ -201,7 +234,26 @@ def evaluate_run(
                 bar.update(1)
     sampler = {"n_steps": trained.config.n_steps, "spacing": trained.config.spacing}
     atomic_write_json(file, {"seeds": seeds, "images": images, **sampler, "values": values})
-    return _evaluation_text(values, trained.config.n_steps, seeds, images, file)
+    text = _evaluation_text(values, trained.config.n_steps, seeds, images, file)
+    return f"{text}\n{note}" if note else text
+
+
+def free_schedule(folder: Path, trained: TrainedPolicy, models: Models, iterations: int) -> Tensor:
+    """The free schedule [T] of a run's reward, trained pathwise from the base scale on and kept in its folder.
+
+    Raises:
+        InvalidInputError: the reward has a term without gradient, or one that was passed as an object.
+    """
+    file = folder / "evaluations" / "free-schedule.json"
+    if file.exists() and (kept := read_json(file))["iterations"] == iterations:
+        return torch.tensor(kept["g"])
+    reward = Reward.from_config(trained.reward, models.scorer(trained.config.scorer), models.train)
+    free = FreeSchedule(GuidedEpisode(models.backbone, trained.config, None).n_steps, trained.config.g0)
+    images = max(PathwiseConfig().num_images, reward.smallest_batch(models.backbone.n_classes))
+    settings = PathwiseConfig(num_iterations=iterations, num_images=images, learning_rate_head=0.03)
+    train_pathwise(models.backbone, reward, trained.config, free, settings)
+    atomic_write_json(file, {"iterations": iterations, "g": free.g.tolist()})
+    return free.g.detach()
 
 
 def models_of(folder: Path) -> ModelConfig:
@@ -231,24 +283,32 @@ def _evaluation_text(
     values: dict[str, dict[str, list[float]]], n_steps: int, seeds: int, images: int, file: Path
 ) -> str:
     names = list(values)
-    judged, title, where = "probability", "probability [95 %]", "probability of the prompts by the evaluation scorer"
+    judged, where = ["probability"], "probability of the prompts by the evaluation scorer"
     if "fd" in values[names[0]]:
-        judged, title = "fd", "FD [95 %]"
-        where = "FD in the evaluation classifier's features, against held-out images"
+        judged = [key for key in ("energy", "fd") if key in values[names[0]]]
+        where = (
+            "energy distance within each class and FD in the evaluation classifier's features, against held-out images"
+        )
     lines = [f"{n_steps} steps, {seeds} seeds, {images} images each; {where}"]
     shown = [name for name in ("accuracy", "return") if name in values[names[0]]]
-    titles = {"accuracy": "accuracy", "return": "reward"}
-    lines.append(f"{'policy':<36} {title:>22} {' '.join(f'{titles[name]:>9}' for name in shown)}")
+    titles = {"energy": "energy", "fd": "FD", "probability": "probability", "accuracy": "accuracy", "return": "reward"}
+    heads = [f"{titles[key] + ' [95 %]':>22}" for key in judged] + [f"{titles[name]:>9}" for name in shown]
+    lines.append(f"{'policy':<36} {' '.join(heads)}")
     for name, metrics in values.items():
+        cells = [f"{mean_interval(metrics[key]).format():>22}" for key in judged]
         means = {one: mean_interval(metrics[one]).mean for one in shown}
-        others = " ".join(f"{mean:>9.1%}" if one == "accuracy" else f"{mean:>9.3f}" for one, mean in means.items())
-        lines.append(f"{name:<36} {mean_interval(metrics[judged]).format():>22} {others}")
+        cells += [f"{mean:>9.1%}" if one == "accuracy" else f"{mean:>9.3f}" for one, mean in means.items()]
+        lines.append(f"{name:<36} {' '.join(cells)}")
     if seeds >= 2:
         for name in names[1:]:
-            test = paired_test(values[name][judged], values[names[0]][judged])
-            d = test.difference
-            lines.append(f"{name} minus {names[0]}: {d.mean:+.3f} [{d.low:+.3f}, {d.high:+.3f}], {p_text(test.t_p)}")
-        if len(names) == 3:
-            d = paired_test(values[names[2]][judged], values[names[1]][judged]).difference
-            lines.append(f"{names[2]} minus {names[1]}: {d.mean:+.3f} [{d.low:+.3f}, {d.high:+.3f}]")
+            told = []
+            for key in judged:
+                test = paired_test(values[name][key], values[names[0]][key])
+                d = test.difference
+                told.append(f"{titles[key]} {d.mean:+.3f} [{d.low:+.3f}, {d.high:+.3f}], {p_text(test.t_p)}")
+            lines.append(f"{name} minus {names[0]}: {'; '.join(told)}")
+        for name in (name for name in names if name.startswith("on ")):
+            home = names[names.index(name) - 1]
+            d = paired_test(values[name][judged[-1]], values[home][judged[-1]]).difference
+            lines.append(f"{name} minus {home}: {titles[judged[-1]]} {d.mean:+.3f} [{d.low:+.3f}, {d.high:+.3f}]")
     return "\n".join([*lines, f"saved: {file}"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from qhw_diffusion.circuits.policy import PAPER_ANSATZ, check_policy_ansatz
@@ -19,8 +20,11 @@ if TYPE_CHECKING:
 
 STEPWISE_KINDS = ("confidence", "ssim", "lpips")
 KERNELS = ("distance", "polynomial")
+FEATURES = ("classifier", "layers", "pixels")
 POLICY_KINDS = ("quantum", "frozen", "unentangled", "matched", "mlp", "annealing")
 QUANTUM_KINDS = ("quantum", "frozen", "unentangled")
+METHODS = ("ppo", "pathwise")
+"""How a policy is trained: by proximal policy optimisation, or by the exact gradient through the sampler."""
 BUILT_IN_SCORER = "classifier"
 """The scorer of a configuration that names no other: the reward classifier of its data set."""
 OBJECT = "object:"
@@ -182,6 +186,11 @@ class RewardConfig(Config):
     """Compare images of the same label only: the joint distribution of image and label."""
     distribution_kernel: str = "distance"
     """Kernel of the witness: "distance" (energy distance on standardised features) or "polynomial" (KID's)."""
+    distribution_features: str = "classifier"
+    """What the distribution term compares images in: "classifier" (the scorer's features), "layers" (several layers of
+    the scorer), "pixels", the folder of another reward classifier, or own features as module:name or file.py:name;
+    several joined by +: "classifier+pixels", or an ensemble of networks. What is gained in some features is not always
+    gained in others."""
     distribution_offset: float | None = None
     """MMD² of the images of the base scale; without it measured before training."""
     distribution_scale: float | None = None
@@ -196,6 +205,7 @@ class RewardConfig(Config):
             raise UnknownNameError.of("stepwise_kind", self.stepwise_kind, STEPWISE_KINDS)
         if self.distribution_kernel not in KERNELS:
             raise UnknownNameError.of("distribution_kernel", self.distribution_kernel, KERNELS)
+        check_features_text(self.distribution_features)
         for name in ("confidence", "stepwise", "action_penalty", "total_variation", "distribution"):
             value = getattr(self, name)
             require(value >= 0, f"the weight {name} must not be negative (the terms carry the sign), got {value}")
@@ -240,6 +250,22 @@ class RewardConfig(Config):
         return cls(confidence=1.0, stepwise=0.2, action_penalty=0.005, distribution=0.0)
 
 
+def check_features_text(text: str) -> None:
+    """Refuse a text that names no features of the distribution term (`RewardConfig.distribution_features`).
+
+    Raises:
+        UnknownNameError: a part that is neither built in, a folder, nor ``module:name``.
+    """
+    for part in text.split("+"):
+        if part not in FEATURES and not is_extension(part) and not (part and Path(part).is_dir()):
+            raise UnknownNameError(
+                f"unknown features {part!r} in {text!r}; allowed: {', '.join(FEATURES)}, the folder of a reward "
+                "classifier, own features as module:name or file.py:name, and several of them joined by +"
+            )
+    parts = text.split("+")
+    require(len(set(parts)) == len(parts), f"features named twice: {text}")
+
+
 def check_scorer_text(text: str) -> None:
     """Refuse a text that names no scorer.
 
@@ -250,6 +276,12 @@ def check_scorer_text(text: str) -> None:
         raise UnknownNameError(
             f"unknown scorer {text!r}; allowed: {BUILT_IN_SCORER!r}, or an own scorer as module:name or file.py:name"
         )
+
+
+def cosine_decay(iteration: int, iterations: int, final: float) -> float:
+    """Factor of a learning rate that falls by a cosine from 1 at iteration 0 to `final` at the last one."""
+    progress = iteration / max(1, iterations - 1)
+    return final + (1.0 - final) * 0.5 * (1.0 + math.cos(math.pi * progress))
 
 
 @dataclass(frozen=True)
@@ -358,8 +390,61 @@ class PPOConfig(_Renamed):
 
     def learning_rate_factor(self, iteration: int) -> float:
         """Cosine decay from 1 at iteration 0 to `learning_rate_final` at the last one."""
-        progress = iteration / max(1, self.num_iterations - 1)
-        return self.learning_rate_final + (1.0 - self.learning_rate_final) * 0.5 * (1.0 + math.cos(math.pi * progress))
+        return cosine_decay(iteration, self.num_iterations, self.learning_rate_final)
+
+
+@dataclass(frozen=True)
+class PathwiseConfig(Config):
+    """Training by the exact gradient of the mean reward through sampler, diffusion model, scorer and policy.
+
+    The gradient runs through all sampling steps, as in DRaFT (arXiv 2309.17400), and through the policy's circuit with
+    its device noise. The policy acts by its mean action, which is also what is evaluated.
+    """
+
+    num_iterations: int = 60
+    """Iterations: one batch of images and one update each."""
+    num_images: int = 160
+    """Images per iteration, B: fresh labels and noise, every class as often as the others."""
+    truncate_steps: int | None = None
+    """Last sampling steps K that the gradient runs through (DRaFT-K); without it all of them."""
+    gradient_checkpointing: bool = False
+    """Activations of the diffusion model recomputed in the backward pass, step by step, instead of kept: memory of
+    one step in place of all, for one more evaluation a step."""
+    learning_rate_circuit: float = 5e-2
+    """Learning rate of the quantum part (weights and input scaling)."""
+    learning_rate_head: float = 1e-2
+    """Learning rate of the policy's classical part, and of a free schedule's scales."""
+    learning_rate_final: float = 0.1
+    """Fraction of each learning rate at which the cosine decay ends; 1 keeps it constant."""
+    max_grad_norm: float = 0.5
+    """Largest gradient norm (all parameters together); clipped to it."""
+    weight_decay: float = 0.0
+    """AdamW's decoupled weight decay."""
+    adam_eps: float = 1e-8
+    """Adam's ε."""
+    seed: int = 0
+    """Seed of labels, noise and network initialisation."""
+    checkpoint_every: int = 10
+    """Iterations between two checkpoints."""
+
+    def __post_init__(self) -> None:
+        check_finite(self)
+        check_whole(self, "num_iterations", "num_images", "checkpoint_every")
+        if self.truncate_steps is not None:
+            check_whole(self, "truncate_steps")
+        for name in ("max_grad_norm", "adam_eps"):
+            require(getattr(self, name) > 0, f"{name} must be positive, got {getattr(self, name)}")
+        for name in ("learning_rate_circuit", "learning_rate_head", "weight_decay"):
+            require(getattr(self, name) >= 0, f"{name} must not be negative, got {getattr(self, name)}")
+        require(
+            0 <= self.learning_rate_final <= 1,
+            f"learning_rate_final must lie in [0, 1], got {self.learning_rate_final}",
+        )
+        require(0 <= self.seed < 2**63, f"seed must be a non-negative 63-bit integer, got {self.seed}")
+
+    def learning_rate_factor(self, iteration: int) -> float:
+        """Cosine decay from 1 at iteration 0 to `learning_rate_final` at the last one."""
+        return cosine_decay(iteration, self.num_iterations, self.learning_rate_final)
 
 
 @dataclass(frozen=True)
@@ -387,6 +472,9 @@ class PolicyConfig(Config):
     """Encoding repeated before every layer."""
     output_scaling: bool = False
     """Trainable factor for each expectation value."""
+    discrete_actions: tuple[float, ...] = ()
+    """Discrete actions: ΔCFG values that the policy chooses among, such as -1,-0.5,0,0.5,1 (categorical; trained by
+    PPO); without them its action is a Gaussian ΔCFG."""
     initial_std: float = 0.7
     """Standard deviation of the actions before training."""
     gain: float = 1.0
@@ -407,6 +495,10 @@ class PolicyConfig(Config):
         if not self.ansatz.startswith(OBJECT):
             check_policy_ansatz(self.ansatz)
         require(self.n_qubits >= 1 and self.depth >= 1, f"n_qubits and depth ≥ 1: {self.n_qubits}, {self.depth}")
+        require(
+            len(self.discrete_actions) != 1 and len(set(self.discrete_actions)) == len(self.discrete_actions),
+            f"discrete_actions are two or more different values, or none, got {self.discrete_actions}",
+        )
         require(self.initial_std > 0 and self.gain > 0, f"initial_std and gain > 0: {self.initial_std}, {self.gain}")
 
     @property
@@ -465,8 +557,13 @@ class GuidanceTraining(Config):
     """Sampler and state; its data set is that of `models`."""
     reward: RewardConfig = field(default_factory=RewardConfig)
     """Reward terms."""
+    method: str = "ppo"
+    """Training method: "ppo" (proximal policy optimisation: samples actions, takes any reward) or "pathwise" (the exact
+    gradient through sampler, diffusion model, scorer and noisy circuit: needs reward terms with a gradient)."""
     ppo: PPOConfig = field(default_factory=PPOConfig)
-    """Training."""
+    """Training by PPO."""
+    pathwise: PathwiseConfig = field(default_factory=PathwiseConfig)
+    """Pathwise training."""
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     """Policy, device and engine."""
     sweep_images: int = 512
@@ -477,8 +574,15 @@ class GuidanceTraining(Config):
         guidance = self.guidance.replace(dataset=self.models.pipeline or self.models.data, extra_state=extra)
         object.__setattr__(self, "guidance", guidance)
         require(self.sweep_images >= 0, f"sweep_images must not be negative, got {self.sweep_images}")
-        # told now, not after the sweep
-        self.ppo.check_minibatches(self.ppo.num_steps or guidance.n_steps)
+        if self.method not in METHODS:
+            raise UnknownNameError.of("method", self.method, METHODS)
+        if self.method == "ppo":  # told now, not after the sweep
+            self.ppo.check_minibatches(self.ppo.num_steps or guidance.n_steps)
+
+    @property
+    def method_config(self) -> PPOConfig | PathwiseConfig:
+        """Settings of the method asked for."""
+        return self.ppo if self.method == "ppo" else self.pathwise
 
     @classmethod
     def for_pipeline(cls, pipeline: str) -> GuidanceTraining:

@@ -19,7 +19,7 @@ from qhw_diffusion.execution import CompiledCircuit
 from qhw_diffusion.execution.gradients import unrolled
 from qhw_diffusion.guidance.config import GuidanceConfig
 from qhw_diffusion.guidance.episode import draw_episode
-from qhw_diffusion.guidance.policies import GaussianHead, MLPPolicy, Policy, QuantumPolicy
+from qhw_diffusion.guidance.policies import MLPPolicy, Policy, QuantumPolicy, policy_head
 from qhw_diffusion.guidance.rollout import rollout
 
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ class LookupPolicy(Policy):
         *,
         hidden: Sequence[int] = (64, 32),
         action_dim: int = 1,
+        choices: Sequence[float] = (),
         initial_std: float = 0.5,
         gain: float = 0.1,
         seed: int = 0,
@@ -62,6 +63,7 @@ class LookupPolicy(Policy):
             n_outputs: expectation values.
             hidden: widths of the head.
             action_dim: A.
+            choices: values of ΔCFG that the policy chooses among; none: a Gaussian.
             initial_std: standard deviation of the actions of a fresh head.
             gain: size of the last layer of a fresh head.
             seed: seed of a fresh head.
@@ -74,12 +76,13 @@ class LookupPolicy(Policy):
         if n_outputs < 1:
             raise InvalidInputError(f"n_outputs is {n_outputs}; a table holds at least one expectation value")
         self.degrees, self.n_outputs, self.hidden = tuple(int(k) for k in degrees), n_outputs, tuple(hidden)
-        self.n_features, self.action_dim = len(self.degrees), action_dim
+        self.n_features, self.action_dim, self.choices = len(self.degrees), action_dim, tuple(choices)
         self.initial_std, self.gain, self.seed = initial_std, gain, seed
         self.register_buffer("table", torch.zeros(rows, n_outputs))
         self.register_buffer("input_scale", torch.ones(self.n_features))
         generator = torch.Generator().manual_seed(seed)
-        self.head = GaussianHead([n_outputs, *self.hidden], action_dim, generator, initial_std=initial_std, gain=gain)
+        sizes = [n_outputs, *self.hidden]
+        self.head = policy_head(sizes, action_dim, self.choices, generator, initial_std=initial_std, gain=gain)
 
     def expectations(self, obs: Tensor) -> Tensor:
         """Interpolated ⟨Z⟩ (times the output scale of the policy tabulated), [B, n_features] → [B, n_outputs]."""
@@ -103,6 +106,7 @@ class LookupPolicy(Policy):
             "n_outputs": self.n_outputs,
             "hidden": list(self.hidden),
             "action_dim": self.action_dim,
+            "choices": list(self.choices),
             "initial_std": self.initial_std,
             "gain": self.gain,
             "seed": self.seed,
@@ -171,6 +175,7 @@ def tabulate(policy: QuantumPolicy) -> LookupPolicy:
         values.shape[1],
         hidden=policy.hidden,
         action_dim=policy.action_dim,
+        choices=policy.choices,
         initial_std=policy.initial_std,
         gain=policy.gain,
         seed=policy.seed,
@@ -304,7 +309,15 @@ def fit_network(
     """An MLP policy fitted to the original's mean and log standard deviation on `states` [N, n_state].
 
     Mean squared error, Adam from .01 with a cosine decay to 0, batches of 512. The same seed gives the same weights.
+
+    Raises:
+        InvalidInputError: no iterations, or a policy that chooses among values, whose action jumps between them.
     """
+    if original.choices:
+        raise InvalidInputError(
+            "a policy with discrete actions is not fitted by a network: its action jumps; distil it into a table "
+            "(tabulate), which keeps its head"
+        )
     if iterations < 1:
         raise InvalidInputError(f"iterations must be at least 1, got {iterations}")
     with torch.no_grad():

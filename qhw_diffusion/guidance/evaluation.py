@@ -313,8 +313,7 @@ def _scorer(models: Models, text: str) -> Scorer:
 
 @lru_cache(maxsize=2)
 def _distribution(models: Models, reward: RewardConfig) -> Distribution:
-    by_class, kernel = reward.distribution_by_class, reward.distribution_kernel
-    return Distribution(models.reward, models.train, by_class=by_class, kernel=kernel)
+    return Distribution.from_config(reward, models.reward, models.train)
 
 
 @lru_cache(maxsize=2)

@@ -1,4 +1,4 @@
-"""Policies: state → mean and log standard deviation of a Gaussian ΔCFG; quantum and classical ones, and the critic."""
+"""Policies: state → distribution of ΔCFG, a Gaussian or one over a few values; quantum and classical; the critic."""
 
 from __future__ import annotations
 
@@ -38,7 +38,10 @@ def mlp_parameters(sizes: Sequence[int]) -> int:
 
 
 class Policy(nn.Module):
-    """A Gaussian policy. Subclasses give `_outputs`, [B, n_features] → [B, 2·action_dim] (means, then log σ).
+    """A stochastic policy. Subclasses give `_outputs`, [B, n_features] → what their head gives.
+
+    Gaussian: [B, 2·action_dim], means, then log σ. With `choices`, values of ΔCFG, the policy is categorical over
+    these: [B, len(choices)], logits. "The action" of a state is then the most probable value.
 
     Every policy is built from `config()` alone, so it can be saved and loaded; `kind` is its name there.
     """
@@ -47,6 +50,7 @@ class Policy(nn.Module):
     uses_circuit: ClassVar[bool] = False
     n_features: int
     action_dim: int
+    choices: tuple[float, ...] = ()
 
     def _outputs(self, obs: Tensor) -> Tensor:
         raise TypeError(f"{type(self).__name__} does not say how it acts: define _outputs")
@@ -56,20 +60,48 @@ class Policy(nn.Module):
         raise TypeError(f"{type(self).__name__} cannot be saved: define config")
 
     def forward(self, obs: Tensor) -> tuple[Tensor, Tensor]:
-        """Normalised states [B, n_features] → μ [B, action_dim], log σ [B, action_dim] within [−20, 2]."""
+        """Normalised states [B, n_features] → action [B, action_dim], log σ [B, action_dim] within [−20, 2].
+
+        The action is the mean of a Gaussian, or the most probable of the choices; σ the standard deviation.
+        """
+        return self.action_of(self._checked_outputs(obs))
+
+    def action_of(self, outputs: Tensor) -> tuple[Tensor, Tensor]:
+        """As `forward`, of what the head gives for each state, [B, outputs]."""
+        if not self.choices:
+            mean, log_std = outputs.chunk(2, dim=1)
+            return mean, log_std.clamp(LOG_STD_MIN, LOG_STD_MAX)
+        values, probability = outputs.new_tensor(self.choices), outputs.softmax(1)
+        mean = probability @ values
+        variance = (probability * (values - mean[:, None]).square()).sum(1, keepdim=True)
+        return values[outputs.argmax(1)][:, None], (0.5 * variance.log()).clamp(LOG_STD_MIN, LOG_STD_MAX)
+
+    def _checked_outputs(self, obs: Tensor) -> Tensor:
         if obs.ndim != 2 or obs.shape[1] != self.n_features:
             raise InvalidInputError(f"the policy takes states [B, {self.n_features}], got {tuple(obs.shape)}")
-        mean, log_std = self._outputs(obs).chunk(2, dim=1)
-        return mean, log_std.clamp(LOG_STD_MIN, LOG_STD_MAX)
+        return self._outputs(obs)
 
     def sample(self, obs: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """Action a ~ N(μ, σ²) [B, A] (CPU generator), its log probability [B], and μ [B, A]."""
+        """Draw an action [B, A] (CPU generator); with its log probability [B] and the action of `forward` [B, A]."""
+        if self.choices:
+            outputs = self._checked_outputs(obs)
+            row = torch.multinomial(outputs.softmax(1).cpu(), 1, generator=generator).to(outputs.device)
+            drawn = outputs.new_tensor(self.choices)[row]
+            return drawn, outputs.log_softmax(1).gather(1, row)[:, 0], self.action_of(outputs)[0]
         mean, log_std = self(obs)
         noise = torch.randn(mean.shape, generator=generator, dtype=mean.dtype).to(mean.device)
         return mean + log_std.exp() * noise, log_prob(noise, log_std), mean
 
     def evaluate(self, obs: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
-        """Log probability and entropy of given actions, [B] each; differentiable."""
+        """Log probability and entropy of given actions [B, A], [B] each; differentiable.
+
+        Of a policy with choices the actions are among these.
+        """
+        if self.choices:
+            log_probability = self._checked_outputs(obs).log_softmax(1)
+            row = (action - log_probability.new_tensor(self.choices)).abs().argmin(1, keepdim=True)
+            entropy = -(log_probability.exp() * log_probability).sum(1)
+            return log_probability.gather(1, row)[:, 0], entropy
         mean, log_std = self(obs)
         return log_prob((action - mean) / log_std.exp(), log_std), (log_std + 0.5 + _HALF_LOG_TAU).sum(1)
 
@@ -116,6 +148,60 @@ class GaussianHead(nn.Module):
         return out
 
 
+class CategoricalHead(nn.Module):
+    """MLP to a logit for each choice, which starts near a Gaussian of the standard deviation initial_std around 0."""
+
+    def __init__(
+        self,
+        sizes: Sequence[int],
+        choices: Sequence[float],
+        generator: torch.Generator,
+        *,
+        initial_std: float,
+        gain: float,
+    ) -> None:
+        super().__init__()
+        if any(size < 1 for size in sizes):
+            raise InvalidInputError(f"layer sizes must be positive, got {tuple(sizes)}")
+        if len(choices) < 2 or len(set(choices)) != len(choices) or not all(math.isfinite(v) for v in choices):
+            raise InvalidInputError(
+                f"a policy with choices chooses among two or more different finite values, got {tuple(choices)}"
+            )
+        if not initial_std > 0:
+            raise InvalidInputError(f"initial_std must be positive, got {initial_std}")
+        self.layers = mlp([*sizes, len(choices)], generator, gain=gain)
+        with torch.no_grad():
+            last = self.layers[-1]
+            assert isinstance(last, nn.Linear)
+            last.bias[:] = -0.5 * (torch.tensor(choices) / initial_std).square()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, sizes[0]] → [B, len(choices)]."""
+        out: Tensor = self.layers(x)
+        return out
+
+
+def policy_head(
+    sizes: Sequence[int],
+    action_dim: int,
+    choices: Sequence[float],
+    generator: torch.Generator,
+    *,
+    initial_std: float,
+    gain: float,
+) -> GaussianHead | CategoricalHead:
+    """The head of a policy: categorical over the choices where there are some, Gaussian else.
+
+    Raises:
+        InvalidInputError: choices with more than one action, or settings that the head does not take.
+    """
+    if not choices:
+        return GaussianHead(sizes, action_dim, generator, initial_std=initial_std, gain=gain)
+    if action_dim != 1:
+        raise InvalidInputError(f"a policy with choices has one action, not {action_dim}")
+    return CategoricalHead(sizes, choices, generator, initial_std=initial_std, gain=gain)
+
+
 class MLPPolicy(Policy):
     """The classical policy. The default, 6→128→64→2, is the published one: 9,282 parameters (arXiv 2509.14163)."""
 
@@ -127,15 +213,18 @@ class MLPPolicy(Policy):
         *,
         n_features: int = 6,
         action_dim: int = 1,
+        choices: Sequence[float] = (),
         initial_std: float = 0.5,
         gain: float = 0.1,
         seed: int = 0,
     ) -> None:
         super().__init__()
         self.n_features, self.action_dim, self.hidden = n_features, action_dim, tuple(hidden)
+        self.choices = tuple(choices)
         self.initial_std, self.gain, self.seed = initial_std, gain, seed
         generator = torch.Generator().manual_seed(seed)
-        self.head = GaussianHead([n_features, *self.hidden], action_dim, generator, initial_std=initial_std, gain=gain)
+        sizes = [n_features, *self.hidden]
+        self.head = policy_head(sizes, action_dim, self.choices, generator, initial_std=initial_std, gain=gain)
 
     def _outputs(self, obs: Tensor) -> Tensor:
         out: Tensor = self.head(obs)
@@ -148,23 +237,24 @@ class MLPPolicy(Policy):
             "hidden": list(self.hidden),
             "n_features": self.n_features,
             "action_dim": self.action_dim,
+            "choices": list(self.choices),
             "initial_std": self.initial_std,
             "gain": self.gain,
             "seed": self.seed,
         }
 
 
-def matched_hidden(n_parameters: int, *, n_features: int = 6, action_dim: int = 1) -> tuple[int, int]:
+def matched_hidden(n_parameters: int, *, n_features: int = 6, n_outputs: int = 2) -> tuple[int, int]:
     """Two hidden widths whose MLP has as nearly as possible `n_parameters`; among equals the one nearest to 2:1."""
-    if n_parameters < mlp_parameters([n_features, 1, 1, 2 * action_dim]):
+    if n_parameters < mlp_parameters([n_features, 1, 1, n_outputs]):
         raise InvalidInputError(f"no MLP with two hidden layers has only {n_parameters} parameters")
     widest = n_parameters // (n_features + 1) + 1
     best: tuple[float, float, tuple[int, int]] | None = None
     for first in range(1, widest + 1):
-        fixed, slope = (n_features + 1) * first + 2 * action_dim, first + 1 + 2 * action_dim
+        fixed, slope = (n_features + 1) * first + n_outputs, first + 1 + n_outputs
         exact = (n_parameters - fixed) / slope
         for second in {max(1, math.floor(exact)), max(1, math.ceil(exact))}:
-            miss = abs(mlp_parameters([n_features, first, second, 2 * action_dim]) - n_parameters)
+            miss = abs(mlp_parameters([n_features, first, second, n_outputs]) - n_parameters)
             candidate = (miss, abs(math.log(first / second / 2.0)), (first, second))
             # an MLP with a bottleneck of a few neurons is no fair opponent: stay within 1:1 … 4:1
             if 1.0 <= first / second <= 4.0 and (best is None or candidate < best):
@@ -176,7 +266,8 @@ def matched_hidden(n_parameters: int, *, n_features: int = 6, action_dim: int = 
 
 def matched_mlp(n_parameters: int, *, n_features: int = 6, **settings: Any) -> MLPPolicy:
     """The MLP policy with as nearly as possible `n_parameters` trainable parameters (`parameter_counts` tells)."""
-    hidden = matched_hidden(n_parameters, n_features=n_features, action_dim=settings.get("action_dim", 1))
+    n_outputs = len(settings.get("choices", ())) or 2 * settings.get("action_dim", 1)
+    hidden = matched_hidden(n_parameters, n_features=n_features, n_outputs=n_outputs)
     return MLPPolicy(hidden, n_features=n_features, **settings)
 
 
@@ -196,6 +287,7 @@ class AnnealingPolicy(Policy):
         *,
         n_features: int = 7,
         action_dim: int = 1,
+        choices: Sequence[float] = (),
         initial_std: float = 0.5,
         gain: float = 0.1,
         seed: int = 0,
@@ -206,10 +298,11 @@ class AnnealingPolicy(Policy):
                 "the annealing policy needs the seventh state entry: GuidanceConfig(extra_state=True)"
             )
         self.n_features, self.action_dim, self.hidden = n_features, action_dim, tuple(hidden)
+        self.choices = tuple(choices)
         self.initial_std, self.gain, self.seed = initial_std, gain, seed
         generator = torch.Generator().manual_seed(seed)
         sizes = [len(self.ENTRIES), *self.hidden]
-        self.head = GaussianHead(sizes, action_dim, generator, initial_std=initial_std, gain=gain)
+        self.head = policy_head(sizes, action_dim, self.choices, generator, initial_std=initial_std, gain=gain)
 
     def _outputs(self, obs: Tensor) -> Tensor:
         out: Tensor = self.head(obs[:, self.ENTRIES])
@@ -256,6 +349,7 @@ class QuantumPolicy(Policy):
         *,
         hidden: Sequence[int] = HIDDEN,
         action_dim: int = 1,
+        choices: Sequence[float] = (),
         output_scaling: bool = False,
         freeze_circuit: bool = False,
         initial_std: float = 0.5,
@@ -270,6 +364,7 @@ class QuantumPolicy(Policy):
             circuit: the policy circuit.
             hidden: hidden widths of the head.
             action_dim: A.
+            choices: values of ΔCFG that the policy chooses among; none: a Gaussian.
             output_scaling: train one factor per expectation value.
             freeze_circuit: leave weights and scales as they are.
             initial_std: standard deviation of the actions before training.
@@ -291,13 +386,15 @@ class QuantumPolicy(Policy):
             )
         self.layer, self.circuit = layer, circuit
         self.n_features, self.action_dim = len(circuit.inputs), action_dim
+        self.choices = tuple(choices)
         self.hidden, self.output_scaling, self.freeze_circuit = tuple(hidden), output_scaling, freeze_circuit
         self.initial_std, self.gain, self.seed = initial_std, gain, seed
         self.input_scale = nn.Parameter(torch.full((self.n_features,), initial_scale))
         n_out = len(circuit.observables)
         self.output_scale = nn.Parameter(torch.ones(n_out)) if output_scaling else None
         generator = torch.Generator().manual_seed(seed)
-        self.head = GaussianHead([n_out, *self.hidden], action_dim, generator, initial_std=initial_std, gain=gain)
+        sizes = [n_out, *self.hidden]
+        self.head = policy_head(sizes, action_dim, self.choices, generator, initial_std=initial_std, gain=gain)
         if freeze_circuit:
             for parameter in self._quantum():
                 parameter.requires_grad_(False)
@@ -337,6 +434,7 @@ class QuantumPolicy(Policy):
         return {
             "hidden": list(self.hidden),
             "action_dim": self.action_dim,
+            "choices": list(self.choices),
             "output_scaling": self.output_scaling,
             "freeze_circuit": self.freeze_circuit,
             "initial_std": self.initial_std,

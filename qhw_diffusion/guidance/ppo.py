@@ -196,7 +196,7 @@ def train_ppo(
 
                     optimizer.zero_grad()
                     loss.backward()
-                    norms = {f"gradients/{name}": _gradient_norm(p) for name, p in groups.items()}
+                    norms = {f"gradients/{name}": gradient_norm(p) for name, p in groups.items()}
                     nn.utils.clip_grad_norm_(trainable, config.max_grad_norm, error_if_nonfinite=True)
                     optimizer.step()
 
@@ -257,7 +257,8 @@ def train_ppo(
     return history
 
 
-def _gradient_norm(parameters: list[nn.Parameter]) -> float:
+def gradient_norm(parameters: list[nn.Parameter]) -> float:
+    """Euclidean norm of the gradients of these parameters together; 0 where there are none."""
     squares = [p.grad.square().sum() for p in parameters if p.grad is not None]
     return float(torch.stack(squares).sum().sqrt()) if squares else 0.0
 

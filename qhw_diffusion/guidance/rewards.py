@@ -25,7 +25,7 @@ from qhw_diffusion.diffusion import Lpips, check_every_class, check_labels, poly
 from qhw_diffusion.errors import InvalidInputError, MissingDependencyError, QhwError, UnknownNameError
 from qhw_diffusion.extensions import load_extension
 from qhw_diffusion.guidance.config import KERNELS, OBJECT, STEPWISE_KINDS, RewardConfig
-from qhw_diffusion.guidance.scorers import Score, Scorer, check_scorer_fit, device_of, features, score
+from qhw_diffusion.guidance.scorers import Score, Scorer, check_scorer_fit, device_of, dtype_of, feature_maps, score
 
 if TYPE_CHECKING:
     from qhw_diffusion.diffusion import ImageDataset
@@ -183,6 +183,9 @@ class Distribution:
     (Sejdinovic et al. 2013, arXiv 1207.6076); "polynomial" is that of KID on the features as they are, which weighs
     their length above all and ranks constants quite unlike the Fréchet distance does.
 
+    features: what images are compared in (`RewardConfig.distribution_features`). With several sets the kernel is their
+    mean, each divided by the root of its number of features.
+
     The term of a sample is (w − base)/scale plus one number for the whole batch. The base is the witness, among the
     same other images, of the image that the base scale g0 makes of the same label and noise, where that is known (else
     0). Which image a sampler makes is mostly decided by the noise; the base takes that part out and, as it does not
@@ -202,9 +205,11 @@ class Distribution:
         *,
         by_class: bool = True,
         kernel: str = "distance",
+        features: str = "classifier",
         offset: float = 0.0,
         scale: float = 1.0,
         device: torch.device | None = None,
+        oracle: bool = False,
     ) -> None:
         """Embed the real images.
 
@@ -213,14 +218,25 @@ class Distribution:
             real: the training split.
             by_class: whether images of the same label only are compared.
             kernel: "distance" or "polynomial".
+            features: what is compared; see `RewardConfig.distribution_features`.
             offset: MMD² of the base scale, for steps without a reference.
             scale: unit of the term.
             device: where the images to come lie; None: where the scorer's parameters do.
+            oracle: compare with the evaluation's own features, to tell how much there is to win (`headroom`). A reward
+                that trains or chooses does not take such a term.
 
         Raises:
             UnknownNameError: another kernel.
-            InvalidInputError: a scorer without features or for other images, fewer than two real images (of a class).
+            InvalidInputError: a scorer without features or for other images, fewer than two real images (of a class),
+                the evaluation classifier or held-out images without `oracle`.
         """
+        seen = getattr(scorer, "role", "reward") == "evaluation" or real.split == "heldout"
+        if seen and not oracle:
+            raise InvalidInputError(
+                "the distribution term looks through the reward classifier at training images; the evaluation "
+                "classifier and the held-out images must stay unseen (only an oracle, reported as such, sees them)"
+            )
+        self.oracle = oracle
         if kernel not in KERNELS:
             raise UnknownNameError.of("distribution kernel", kernel, KERNELS)
         if not scale > 0:
@@ -228,7 +244,7 @@ class Distribution:
         check_scorer_fit(reward_classifier=scorer, data_set=real)
         self._n_classes = real.n_classes
         device = device or device_of(scorer)
-        images, self._real_labels = real.images.to(device), real.labels.to(device)
+        images, self._real_labels = real.images.to(device, dtype_of(scorer)), real.labels.to(device)
         sizes = self._real_labels.bincount(minlength=real.n_classes) if by_class else torch.tensor([len(images)])
         few = (sizes < 2).nonzero().flatten().tolist()
         if few:
@@ -236,27 +252,52 @@ class Distribution:
             raise InvalidInputError(f"the distribution term needs two real images{which if by_class else ''}")
         self.scorer, self.by_class, self.kernel = scorer, by_class, kernel
         self.offset, self.scale = offset, scale
-        self._shift, self._width = torch.zeros((), device=device), torch.ones((), device=device)
-        if kernel == "distance":
-            with torch.no_grad():
-                embedded = features(scorer, images)
-            deviation = embedded.std(0)
-            # a feature that is (nearly) dead on real images must not outweigh all others where it fires
-            self._shift, self._width = embedded.mean(0), deviation.clamp_min(0.1 * float(deviation.mean()))
-        self._real = self.embed(images)
+        self._maps = feature_maps(features, scorer)
+        with torch.no_grad():
+            sets = [values for mapped in self._maps for values in mapped(images)]
+            self._sizes = [values.shape[1] for values in sets]
+            embedded = torch.cat(sets, 1)
+            self._shift, self._width = torch.zeros((), device=device), torch.ones((), device=device)
+            if kernel == "distance":
+                # a feature that is (nearly) dead on real images must not outweigh all others where it fires
+                deviations = [values.std(0) for values in sets]
+                self._shift = embedded.mean(0)
+                self._width = torch.cat([d.clamp_min(0.1 * float(d.mean())) for d in deviations])
+            self._real = self.embed(images)
         self._real_rows: Tensor | None = None
 
-    @torch.no_grad()
     def embed(self, images: Tensor) -> Tensor:
-        """The features the kernel works on, [B, F]."""
-        return (features(self.scorer, images) - self._shift) / self._width
+        """The features the kernel works on, [B, F]; differentiable in the images."""
+        sets = [values for mapped in self._maps for values in mapped(images)]
+        return (torch.cat(sets, 1) - self._shift) / self._width
+
+    @classmethod
+    def from_config(
+        cls, config: RewardConfig, scorer: Scorer, real: ImageDataset, *, device: torch.device | None = None
+    ) -> Distribution:
+        """The term that a configuration describes; with offset 0 and scale 1 where they are not measured yet."""
+        return cls(
+            scorer,
+            real,
+            by_class=config.distribution_by_class,
+            kernel=config.distribution_kernel,
+            features=config.distribution_features,
+            offset=config.distribution_offset or 0.0,
+            scale=config.distribution_scale or 1.0,
+            device=device,
+        )
 
     def smallest_batch(self, n_classes: int) -> int:
         """Fewest images that can be compared with each other: two, of every class with `by_class`."""
         return 2 * n_classes if self.by_class else 2
 
     def _k(self, x: Tensor, y: Tensor) -> Tensor:
-        return -torch.cdist(x, y) if self.kernel == "distance" else polynomial_kernel(x, y)
+        if len(self._sizes) == 1:
+            return -torch.cdist(x, y) if self.kernel == "distance" else polynomial_kernel(x, y)
+        parts = zip(x.split(self._sizes, 1), y.split(self._sizes, 1), strict=True)
+        if self.kernel == "polynomial":
+            return torch.stack([polynomial_kernel(a, b) for a, b in parts]).mean(0)
+        return -torch.stack([torch.cdist(a, b) / a.shape[1] ** 0.5 for a, b in parts]).mean(0)
 
     def _pairs(self, labels: Tensor, others: Tensor) -> Tensor:
         if self.by_class:
@@ -290,6 +331,7 @@ class Distribution:
         own = self.embed(images)
         return self.witness_at(own, own, labels)
 
+    @torch.no_grad()
     def distance(self, images: Tensor, labels: Tensor) -> float:
         """Unbiased MMD² between images and real images; by class, the mean over the labels given.
 
@@ -298,16 +340,16 @@ class Distribution:
         Raises:
             InvalidInputError: as `witness`.
         """
-        check_labels(labels, self._n_classes, len(images))
-        own, pairs, real_pairs = (
-            self.embed(images),
-            self._generated_pairs(labels),
-            self._pairs(labels, self._real_labels),
-        )
+        return float(self.embedded_distance(self.embed(images), labels))
+
+    def embedded_distance(self, own: Tensor, labels: Tensor) -> Tensor:
+        """As `distance`, of embedded images [B, F], as a scalar tensor; differentiable."""
+        check_labels(labels, self._n_classes, len(own))
+        pairs, real_pairs = self._generated_pairs(labels), self._pairs(labels, self._real_labels)
         generated = (self._k(own, own) * pairs).sum(1) / pairs.sum(1)
         cross = (self._k(own, self._real) * real_pairs).sum(1) / real_pairs.sum(1)
         among_real = (real_pairs * self._among_real()).sum(1) / real_pairs.sum(1)
-        return float((generated + among_real - 2.0 * cross).mean())
+        return (generated + among_real - 2.0 * cross).mean()
 
     def gain(self, images: Tensor, reference: Tensor, labels: Tensor) -> float:
         """How much nearer to the real images `images` are than `reference` (of the base scale).
@@ -345,12 +387,14 @@ class Distribution:
         """Values (w − base)/scale plus the batch's number, [B]."""
         own = self.embed(step.x0)
         shares = self.witness_at(own, own, step.labels)
-        at_base = self.offset
+        at_base: float | Tensor = self.offset
         if step.reference is not None:
-            shares = shares - self.witness_at(self.embed(step.reference), own, step.labels)
-            at_base = self.distance(step.reference, step.labels)
-        gain = (at_base - self.distance(step.x0, step.labels)) / 2.0
-        return (shares - shares.mean() + gain) / self.scale
+            reference = self.embed(step.reference)
+            shares = shares - self.witness_at(reference, own, step.labels)
+            at_base = self.embedded_distance(reference, step.labels)
+        gain = (at_base - self.embedded_distance(own, step.labels)) / 2.0
+        # what tells the samples apart has the mean 0, and so has its gradient
+        return ((shares - shares.mean()).detach() + gain) / self.scale
 
 
 class FunctionTerm:
@@ -395,21 +439,24 @@ def as_term(given: Any) -> RewardTerm:
 class Reward:
     """Weighted sum of terms; each term's weighted share is logged on its own, and the shares add up to the reward."""
 
-    def __init__(self, terms: Sequence[tuple[float, Any]], scorer: Scorer) -> None:
+    def __init__(self, terms: Sequence[tuple[float, Any]], scorer: Scorer, *, oracle: bool = False) -> None:
         """Take the terms.
 
         Args:
             terms: pairs of a weight and a term (see `as_term`).
             scorer: what the terms, and the confidence entry of the state, look through.
+            oracle: whether a term may look through the evaluation's own features; for `headroom` alone.
 
         Raises:
-            InvalidInputError: no terms, two of one name, something that is no term, or a distribution term of another
-                scorer's images.
+            InvalidInputError: no terms, two of one name, something that is no term, a distribution term of another
+                scorer's images, or an oracle's.
         """
         self.terms: tuple[tuple[float, RewardTerm], ...] = tuple((weight, as_term(term)) for weight, term in terms)
         self.scorer = scorer
         for _, term in self.terms:
             if isinstance(term, Distribution):
+                if term.oracle and not oracle:
+                    raise InvalidInputError("a reward that trains or chooses does not take the term of an oracle")
                 check_scorer_fit(reward_classifier=scorer, classifier_of_the_distribution_term=term.scorer)
         names = [term.name for _, term in self.terms]
         if not names or len(set(names)) != len(names):
@@ -459,7 +506,6 @@ class Reward:
             )
         return cls(terms, scorer)
 
-    @torch.no_grad()
     def __call__(self, step: StepView) -> tuple[Tensor, dict[str, Tensor]]:
         """Reward [B] and each term's weighted share [B]."""
         shares = {term.name: weight * term_values(term, step) for weight, term in self.terms}
@@ -545,15 +591,7 @@ class _Parts:
         return StepwiseImprovement(kind, references=means, distance=distance)
 
     def distribution(self) -> Distribution:
-        return Distribution(
-            self.scorer,
-            self.real,
-            by_class=self.config.distribution_by_class,
-            kernel=self.config.distribution_kernel,
-            offset=self.config.distribution_offset or 0.0,
-            scale=self.config.distribution_scale or 1.0,
-            device=self.device,
-        )
+        return Distribution.from_config(self.config, self.scorer, self.real, device=self.device)
 
 
 REWARD_TERMS: dict[str, Callable[[_Parts], RewardTerm]] = {

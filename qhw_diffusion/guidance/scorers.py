@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from qhw_diffusion.diffusion import Classifier, check_fit
 from qhw_diffusion.errors import InvalidInputError, QhwError
-from qhw_diffusion.extensions import load_extension
+from qhw_diffusion.extensions import is_extension, load_extension
 from qhw_diffusion.guidance.config import BUILT_IN_SCORER, OBJECT, check_scorer_text
 
 _SMALLEST = 1e-7
@@ -211,6 +211,77 @@ def features(scorer: Scorer, images: Tensor) -> Tensor:
     return values
 
 
+def feature_maps(text: str, scorer: Scorer) -> list[Callable[[Tensor], list[Tensor]]]:
+    """What `RewardConfig.distribution_features` names: functions of images [B, C, H, W] → feature sets [B, F] each.
+
+    Args:
+        text: "classifier", "layers", "pixels", the folder of a reward classifier, ``module:name`` or ``file.py:name``;
+            several joined by ``+``.
+        scorer: whose features and layers are meant.
+
+    Raises:
+        InvalidInputError: what is named cannot be loaded, is an evaluation classifier, or has no features.
+    """
+    return [_feature_map(part, scorer) for part in text.split("+")]
+
+
+def _feature_map(part: str, scorer: Scorer) -> Callable[[Tensor], list[Tensor]]:
+    if part == "classifier":
+        return lambda images: [features(scorer, images)]
+    if part == "layers":
+        return lambda images: layer_features(scorer, images)
+    if part == "pixels":
+        return lambda images: [images.flatten(1)]
+    if not is_extension(part):
+        classifier = Classifier.load(part, role="reward")
+        return lambda images: [features(classifier, images)]
+    own = load_extension(part, what="features")
+    if inspect.isclass(own):
+        own = own()
+    if hasattr(own, "features"):
+        network = as_scorer(own)
+        return lambda images: [features(network, images)]
+    if not callable(own):
+        raise InvalidInputError(
+            f"a {type(own).__name__} gives no features; needed is an object with features(images) -> [B, F] or a "
+            "function (images) -> [B, F]"
+        )
+    return lambda images: [_checked_features(part, own(images), images)]
+
+
+def _checked_features(name: str, values: Any, images: Tensor) -> Tensor:
+    wrong = not isinstance(values, Tensor) or values.ndim != 2 or len(values) != len(images)
+    if wrong or not values.is_floating_point():
+        given = f"{values.dtype} {list(values.shape)}" if isinstance(values, Tensor) else type(values).__name__
+        raise InvalidInputError(f"features {name!r} are {given}, wanted: a tensor of floats [{len(images)}, F]")
+    found: Tensor = values
+    return found
+
+
+def layer_features(scorer: Scorer, images: Tensor) -> list[Tensor]:
+    """What a scorer's network holds after every pooling, and its features: [B, F] each.
+
+    A scorer of a user's own tells it by a method ``layers(images)``, a list of [B, F].
+
+    Raises:
+        InvalidInputError: a scorer that has no layers to look at.
+    """
+    if hasattr(scorer, "layers"):
+        return [_checked_features("layers", values, images) for values in scorer.layers(images)]
+    body = getattr(scorer, "body", None)
+    if not isinstance(body, nn.Sequential):
+        raise InvalidInputError(
+            f"scorer {scorer_name(scorer)!r} has no layers(images) -> list of [B, F], which the features 'layers' "
+            "need; add the method, or take the features 'classifier' or 'pixels'"
+        )
+    found, values = [], images
+    for module in body:
+        values = module(values)
+        if isinstance(module, nn.MaxPool2d | nn.AvgPool2d):
+            found.append(values.flatten(1))
+    return [*found, values]
+
+
 @torch.no_grad()
 def check_scorer(
     scorer: Scorer,
@@ -256,6 +327,13 @@ def device_of(scorer: Any) -> torch.device:
     if isinstance(scorer, nn.Module):
         return next((p.device for p in scorer.parameters()), torch.device("cpu"))
     return torch.device("cpu")
+
+
+def dtype_of(scorer: Any) -> torch.dtype:
+    """The dtype of a scorer's parameters; float32 where it has none."""
+    if isinstance(scorer, nn.Module):
+        return next((p.dtype for p in scorer.parameters()), torch.float32)
+    return torch.float32
 
 
 def _called(scorer: Any, method: str, *arguments: Tensor) -> Tensor:

@@ -100,6 +100,7 @@ def sweep_constants(
     n_images: int = 512,
     by_class: bool = True,
     kernel: str = "distance",
+    features: str = "classifier",
     seed: int = 0,
     on_scale: Callable[[SweepRow], None] | None = None,
 ) -> Sweep:
@@ -115,6 +116,7 @@ def sweep_constants(
         n_images: images per constant.
         by_class: whether the distance that decides compares images of the same label only (`rewards.Distribution`).
         kernel: kernel of that distance.
+        features: what it compares images in (`RewardConfig.distribution_features`).
         seed: seed of labels and noise.
         on_scale: called with the row of each constant.
 
@@ -142,7 +144,7 @@ def sweep_constants(
     config = GuidanceConfig(
         dataset=backbone.name, n_steps=n_steps, spacing=spacing, g0=1.0, g_min=0.0, g_max=max(2.0, *scales)
     )
-    term = Distribution(classifier, real, by_class=by_class, kernel=kernel)
+    term = Distribution(classifier, real, by_class=by_class, kernel=kernel, features=features)
     real_features = classifier.features(real.images.to(device))
     rows = []
     for g in sorted({float(scale) for scale in scales}):

@@ -1,4 +1,4 @@
-"""From settings to a trained policy: device → circuit → layer → policy → environment → PPO, in a run folder."""
+"""From settings to a trained policy: device → circuit → layer → policy → PPO or pathwise training, in a run folder."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from qhw_diffusion.guidance.config import (
     BUILT_IN_SCORER,
     OBJECT,
     GuidanceConfig,
+    PathwiseConfig,
     PolicyConfig,
     PPOConfig,
     RewardConfig,
@@ -29,6 +30,7 @@ from qhw_diffusion.guidance.config import (
 from qhw_diffusion.guidance.diagnostics import Finding, diagnose
 from qhw_diffusion.guidance.environment import GuidanceEnv, check_num_envs
 from qhw_diffusion.guidance.episode import GuidedEpisode, calibrate_state, draw_episode
+from qhw_diffusion.guidance.pathwise import check_pathwise, train_pathwise
 from qhw_diffusion.guidance.policies import (
     AnnealingPolicy,
     Critic,
@@ -59,7 +61,13 @@ from qhw_diffusion.runs.folder import MANIFEST
 KIND = "guidance"
 MODELS_FILE = "models.json"
 EVALUATIONS = "evaluations"
-_PARTS: dict[str, Any] = {"guidance": GuidanceConfig, "reward": RewardConfig, "ppo": PPOConfig, "policy": PolicyConfig}
+_PARTS: dict[str, Any] = {
+    "guidance": GuidanceConfig,
+    "reward": RewardConfig,
+    "ppo": PPOConfig,
+    "pathwise": PathwiseConfig,
+    "policy": PolicyConfig,
+}
 _CALIBRATION_SEED, _CALIBRATION_IMAGES = 20_240_901, 200
 
 
@@ -71,12 +79,13 @@ class TrainedPolicy:
         policy: the policy.
         config: calibrated configuration that its states and actions refer to.
         reward: calibrated reward.
-        ppo: settings of the training.
+        ppo: settings of a training by PPO; of one trained pathwise the defaults, for training it further by PPO.
         policy_config: which policy it is.
         history: metrics of every iteration.
         findings: the diagnostics.
         record: what its run folder knows besides, for the model card: the manifest's command, date, commit and
             versions, the models, and the evaluations (`qhw evaluate guidance`).
+        pathwise: settings of a pathwise training; None of one by PPO.
     """
 
     policy: Policy
@@ -87,10 +96,17 @@ class TrainedPolicy:
     history: History
     findings: tuple[Finding, ...]
     record: Mapping[str, Any] = field(default_factory=dict)
+    pathwise: PathwiseConfig | None = None
+
+    @property
+    def num_iterations(self) -> int:
+        """Iterations the training was to have."""
+        return (self.pathwise or self.ppo).num_iterations
 
     def settings(self) -> dict[str, Any]:
         """What is saved with the policy: every setting, and the record."""
-        parts = {"guidance": self.config, "reward": self.reward, "ppo": self.ppo, "policy": self.policy_config}
+        method: dict[str, Any] = {"ppo": self.ppo} if self.pathwise is None else {"pathwise": self.pathwise}
+        parts = {"guidance": self.config, "reward": self.reward, **method, "policy": self.policy_config}
         return {**{name: part.to_dict() for name, part in parts.items()}, "record": dict(self.record)}
 
     def save_pretrained(self, folder: str | Path, *, name: str | None = None, license: str = "apache-2.0") -> Path:
@@ -136,8 +152,10 @@ class TrainedPolicy:
         if is_run(folder):
             return load_policy(folder, device=device, engine=engine)
         saved = saved_settings(folder)
-        parts = _parts(saved, folder)
-        return cls(load_policy_model(folder, device=device, engine=engine), *parts, [], (), saved.get("record", {}))
+        config, reward, ppo, policy_config, pathwise = _parts(saved, folder)
+        policy = load_policy_model(folder, device=device, engine=engine)
+        record = saved.get("record", {})
+        return cls(policy, config, reward, ppo, policy_config, [], (), record, pathwise)
 
     def push_to_hub(self, repo_id: str, *, license: str = "apache-2.0", **how: Any) -> str:
         """Upload what `save_pretrained` writes to the Hugging Face Hub, into a repository that is made if need be.
@@ -184,7 +202,7 @@ def quantum_parameters(config: PolicyConfig, n_features: int, ansatz: Callable[.
     circuit = policy_circuit_of(config, n_features, ansatz)
     outputs = len(circuit.observables)
     quantum = len(circuit.weights) + len(circuit.inputs) + (outputs if config.output_scaling else 0)
-    return quantum + mlp_parameters([outputs, *QuantumPolicy.HIDDEN, 2])
+    return quantum + mlp_parameters([outputs, *QuantumPolicy.HIDDEN, len(config.discrete_actions) or 2])
 
 
 def build_policy(
@@ -205,6 +223,8 @@ def build_policy(
         ansatz: a function that takes the place of the one `config.ansatz` names.
     """
     common: dict[str, Any] = {"initial_std": config.initial_std, "gain": config.gain, "seed": seed}
+    if config.discrete_actions:
+        common["choices"] = config.discrete_actions
     if config.kind == "mlp":
         return MLPPolicy(n_features=n_features, **common)
     if config.kind == "annealing":
@@ -245,26 +265,37 @@ def calibrate(
     """
     guidance = calibrate_state(guidance, backbone, scorer)
     if reward.distribution and reward.distribution_scale is None:
-        generator = torch.Generator().manual_seed(_CALIBRATION_SEED)
-        device = backbone.alphas_cumprod.device
-        labels, noise = draw_episode(backbone, _CALIBRATION_IMAGES, generator, device)
-        steps = GuidedEpisode(backbone, guidance, None).n_steps
-        draws = torch.rand((steps, _CALIBRATION_IMAGES), generator=generator).to(device)
-        random = guidance.scale(guidance.action_limit * (2.0 * draws - 1.0))
-        base_images, random_images = (
-            rollout(backbone, guidance, labels, noise, policy).images for policy in (guidance.g0, random)
-        )
-        term = Distribution(
-            scorer, real, by_class=reward.distribution_by_class, kernel=reward.distribution_kernel, device=device
-        )
-        term = term.calibrated(base_images, random_images, labels)
+        term = Distribution.from_config(reward, scorer, real, device=backbone.alphas_cumprod.device)
+        term = measured_scale(term, backbone, guidance)
         reward = reward.replace(distribution_offset=term.offset, distribution_scale=term.scale)
     return guidance, reward
 
 
+def measured_scale(term: Distribution, backbone: Denoiser, guidance: GuidanceConfig) -> Distribution:
+    """A distribution term with its offset and scale measured on images of the base scale and of random actions.
+
+    Args:
+        term: the term.
+        backbone: makes the images.
+        guidance: sampler, base scale and range.
+    """
+    generator = torch.Generator().manual_seed(_CALIBRATION_SEED)
+    device = backbone.alphas_cumprod.device
+    # of every class two images at least, where the term compares within classes
+    images = max(_CALIBRATION_IMAGES, term.smallest_batch(backbone.n_classes))
+    labels, noise = draw_episode(backbone, images, generator, device)
+    steps = GuidedEpisode(backbone, guidance, None).n_steps
+    draws = torch.rand((steps, images), generator=generator).to(device)
+    random = guidance.scale(guidance.action_limit * (2.0 * draws - 1.0))
+    base_images, random_images = (
+        rollout(backbone, guidance, labels, noise, policy).images for policy in (guidance.g0, random)
+    )
+    return term.calibrated(base_images, random_images, labels)
+
+
 def check_training(
     guidance: GuidanceConfig,
-    ppo: PPOConfig,
+    method: PPOConfig | PathwiseConfig,
     reward: RewardConfig,
     policy: PolicyConfig,
     *,
@@ -283,13 +314,15 @@ def check_training(
     """
     guidance, scorer = _scorer(guidance, scorer, backbone)
     own, reward = _with_objects(reward, terms)
-    _check_parts(guidance, ppo, policy, backbone, scorer, real)
-    build_policy(policy, n_features=guidance.n_state, seed=ppo.seed, device=device, ansatz=ansatz)
+    _check_parts(guidance, method, policy, backbone, scorer, real)
+    model = build_policy(policy, n_features=guidance.n_state, seed=method.seed, device=device, ansatz=ansatz)
     reward_function = _checked_reward(reward, backbone, scorer, real, own, distance)
-    check_num_envs(ppo.num_envs, reward_function, guidance, backbone.n_classes)
+    _check_method(method, reward_function, guidance, backbone, model)
+    if isinstance(method, PathwiseConfig):
+        return
     n = guidance.n_state
     bare = guidance.replace(noise_pool=0, state_centre=(0.0,) * n, state_width=(1.0,) * n)  # nothing to be sampled
-    GuidanceEnv(backbone, reward_function, bare, num_envs=ppo.num_envs)
+    GuidanceEnv(backbone, reward_function, bare, num_envs=method.num_envs)
 
 
 def _scorer(guidance: GuidanceConfig, given: Any, backbone: Denoiser) -> tuple[GuidanceConfig, Scorer]:
@@ -328,7 +361,11 @@ def _checked_reward(
     """The reward, after a call of the scorer and of the terms that are not built in."""
     device = backbone.alphas_cumprod.device
     check_scorer(
-        scorer, backbone.image_shape, backbone.n_classes, device=device, needs_features=reward.distribution > 0
+        scorer,
+        backbone.image_shape,
+        backbone.n_classes,
+        device=device,
+        needs_features=reward.distribution > 0 and "classifier" in reward.distribution_features.split("+"),
     )
     made = Reward.from_config(reward, scorer, real, objects=objects, distance=distance, device=device)
     made.check(backbone.image_shape, backbone.n_classes, device=device)
@@ -337,7 +374,7 @@ def _checked_reward(
 
 def _check_parts(
     guidance: GuidanceConfig,
-    ppo: PPOConfig,
+    method: PPOConfig | PathwiseConfig,
     policy: PolicyConfig,
     backbone: Denoiser,
     scorer: Scorer,
@@ -345,14 +382,30 @@ def _check_parts(
 ) -> None:
     if policy.kind == "annealing" and not guidance.extra_state:
         raise InvalidInputError("the annealing policy needs the seventh state entry: GuidanceConfig(extra_state=True)")
+    far = [value for value in policy.discrete_actions if abs(value) > guidance.action_limit]
+    if far:
+        raise InvalidInputError(
+            f"discrete_actions {', '.join(f'{value:g}' for value in far)}: allowed is up to ± action_limit = "
+            f"{guidance.action_limit:g}"
+        )
     check_scorer_fit(backbone=backbone, reward_classifier=scorer, data_set=real)
-    ppo.check_minibatches(ppo.num_steps or guidance.n_steps)
+    if isinstance(method, PPOConfig):
+        method.check_minibatches(method.num_steps or guidance.n_steps)
     GuidedEpisode(backbone, guidance, scorer)  # refuses a sampler that does not start in noise
+
+
+def _check_method(
+    method: PPOConfig | PathwiseConfig, reward: Reward, guidance: GuidanceConfig, backbone: Denoiser, policy: Policy
+) -> None:
+    if isinstance(method, PathwiseConfig):
+        check_pathwise(backbone, reward, guidance, policy, method)
+    else:
+        check_num_envs(method.num_envs, reward, guidance, backbone.n_classes)
 
 
 def train_guidance(
     guidance: GuidanceConfig,
-    ppo: PPOConfig,
+    method: PPOConfig | PathwiseConfig,
     reward: RewardConfig,
     policy: PolicyConfig,
     *,
@@ -378,7 +431,7 @@ def train_guidance(
 
     Args:
         guidance: sampler, guidance range, state, and the scorer's name.
-        ppo: training; `ppo.seed` seeds everything.
+        method: training by PPO or pathwise, by the settings given; its seed seeds everything.
         reward: weights of the reward terms, and the names of own ones.
         policy: policy, circuit, device and engine.
         path: run folder; None: nothing is written.
@@ -412,25 +465,22 @@ def train_guidance(
     if ansatz is not None:
         name = getattr(ansatz, "__name__", type(ansatz).__name__)
         policy = policy.replace(ansatz=extension_text(ansatz) or f"{OBJECT}{name}")
-    _check_parts(guidance, ppo, policy, backbone, scorer, real)
+    _check_parts(guidance, method, policy, backbone, scorer, real)
     if resume and path is None:
         raise InvalidInputError("resuming needs the path of the run folder")
-    check_num_envs(
-        ppo.num_envs, _checked_reward(reward, backbone, scorer, real, own, distance), guidance, backbone.n_classes
-    )
-    model = build_policy(policy, n_features=guidance.n_state, seed=ppo.seed, device=device, ansatz=ansatz)
+    model = build_policy(policy, n_features=guidance.n_state, seed=method.seed, device=device, ansatz=ansatz)
+    checked = _checked_reward(reward, backbone, scorer, real, own, distance)
+    _check_method(method, checked, guidance, backbone, model)
     guidance, reward = calibrate(guidance, reward, backbone, scorer, real)
     settings = {
         "guidance": guidance.to_dict(),
         "reward": reward.to_dict(),
-        "ppo": ppo.to_dict(),
+        "pathwise" if isinstance(method, PathwiseConfig) else "ppo": method.to_dict(),
         "policy": policy.to_dict(),
     }
     reward_function = Reward.from_config(
         reward, scorer, real, objects=own, distance=distance, device=backbone.alphas_cumprod.device
     )
-    env = GuidanceEnv(backbone, reward_function, guidance, num_envs=ppo.num_envs, seed=ppo.seed)
-    critic = Critic(guidance.n_state, seed=ppo.seed)
     run = None
     if path is not None and resume:
         run = RunFolder.open(path, kind=KIND)
@@ -445,20 +495,31 @@ def train_guidance(
         trains_circuit = bool(model.parameter_groups()["circuit"])
 
         def watch(update: int, metrics: dict[str, float]) -> None:
-            if run is not None and (update + 1) % ppo.checkpoint_every == 0:
+            if run is not None and (update + 1) % method.checkpoint_every == 0:
                 _write_findings(run, diagnose(_plain(run.metrics()), trains_circuit=trains_circuit))
             if on_update is not None:
                 on_update(update, metrics)
 
         going_on = run is not None and run.has_checkpoint
-        history = train_ppo(env, model, critic, ppo, run=run, resume=going_on, on_update=watch)
+        how: dict[str, Any] = {"run": run, "resume": going_on, "on_update": watch}
+        if isinstance(method, PathwiseConfig):
+            history = train_pathwise(backbone, reward_function, guidance, model, method, **how)
+        else:
+            env = GuidanceEnv(backbone, reward_function, guidance, num_envs=method.num_envs, seed=method.seed)
+            history = train_ppo(env, model, Critic(guidance.n_state, seed=method.seed), method, **how)
         findings = tuple(diagnose(history, trains_circuit=trains_circuit))
         if run is not None:
             save_policy_model(model, run.path / "model", settings)
             if isinstance(model, QuantumPolicy):
                 atomic_write_bytes(run.path / "device.json", (run.path / "model" / "device.json").read_bytes())
             _write_findings(run, findings)
-    return TrainedPolicy(model, guidance, reward, ppo, policy, history, findings)
+    ppo, pathwise = _both(method)
+    record = {} if run is None else _record(run)
+    return TrainedPolicy(model, guidance, reward, ppo, policy, history, findings, record, pathwise)
+
+
+def _both(method: PPOConfig | PathwiseConfig) -> tuple[PPOConfig, PathwiseConfig | None]:
+    return (PPOConfig(seed=method.seed), method) if isinstance(method, PathwiseConfig) else (method, None)
 
 
 def load_policy(
@@ -476,12 +537,12 @@ def load_policy(
         DamagedFileError: it is damaged (DamagedRunError is both).
     """
     run = RunFolder.open(path, kind=KIND)
-    parts = _parts(today(run.config, "run"), run.path / "config.json")
+    config, reward, ppo, policy_config, pathwise = _parts(today(run.config, "run"), run.path / "config.json")
     with run.whole():
         model = load_policy_model(run.path / "model", device=device, engine=engine)
     history = _plain(run.metrics())
     findings = tuple(diagnose(history, trains_circuit=bool(model.parameter_groups()["circuit"])))
-    return TrainedPolicy(model, *parts, history, findings, _record(run))
+    return TrainedPolicy(model, config, reward, ppo, policy_config, history, findings, _record(run), pathwise)
 
 
 def is_run(folder: Path) -> bool:
@@ -489,13 +550,19 @@ def is_run(folder: Path) -> bool:
     return (folder / MANIFEST).is_file()
 
 
-def _parts(saved: Mapping[str, Any], where: Path) -> tuple[GuidanceConfig, RewardConfig, PPOConfig, PolicyConfig]:
-    """The configurations of a saved training, in the order of `TrainedPolicy`."""
+def _parts(
+    saved: Mapping[str, Any], where: Path
+) -> tuple[GuidanceConfig, RewardConfig, PPOConfig, PolicyConfig, PathwiseConfig | None]:
+    """The configurations of a saved training, in the order of `TrainedPolicy`, that of a pathwise one last."""
     try:
-        guidance, reward, ppo, policy = (part.from_dict(saved[name]) for name, part in _PARTS.items())
+        name = "pathwise" if "pathwise" in saved else "ppo"
+        guidance, reward, method, policy = (
+            _PARTS[part].from_dict(saved[part]) for part in ("guidance", "reward", name, "policy")
+        )
     except (KeyError, TypeError, InvalidInputError) as error:
         raise DamagedFileError(f"{where} does not describe a guidance run ({error})") from error
-    return guidance, reward, ppo, policy
+    ppo, pathwise = _both(method)
+    return guidance, reward, ppo, policy, pathwise
 
 
 def _record(run: RunFolder) -> dict[str, Any]:
@@ -528,7 +595,12 @@ def _write_findings(run: RunFolder, findings: Iterable[Finding]) -> None:
 def _same_settings(stored: dict[str, Any], given: dict[str, Any]) -> None:
     for part, values in given.items():
         for name, value in values.items():
-            before = stored.get(part, {}).get(name)
+            if part not in stored:
+                raise InvalidInputError(
+                    f"the run was started by {'PPO' if part == 'pathwise' else 'pathwise training'}; it goes on the "
+                    "same way: leave out --method, or start another run"
+                )
+            before = stored[part].get(name)
             if before != value:
                 raise InvalidInputError(
                     f"the run was started with {part}.{name} = {before!r}, now {value!r} is given; "

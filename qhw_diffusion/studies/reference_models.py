@@ -271,8 +271,8 @@ def denoiser_labels(images: int) -> torch.Tensor:
 def scale(policy: QuantumPolicy, z: torch.Tensor, guidance: GuidanceConfig) -> torch.Tensor:
     """⟨Z⟩ [B, qubits] → guidance scale [B] of the mean action."""
     with torch.no_grad():
-        mean = policy.head(z.to(next(policy.head.parameters())))[:, 0]
-    return guidance.scale(mean)
+        action, _ = policy.action_of(policy.head(z.to(next(policy.head.parameters()))))
+    return guidance.scale(action[:, 0])
 
 
 @lru_cache(maxsize=2)

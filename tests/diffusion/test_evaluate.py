@@ -26,6 +26,8 @@ def test_every_key_is_its_metric(evaluator: Classifier, splits: tuple[ImageDatas
     with torch.no_grad():
         mine, theirs = evaluator.features(x), evaluator.features(heldout.images)
     assert result["fd"] == pytest.approx(diffusion.frechet_distance(mine, theirs), rel=1e-4)
+    energy = diffusion.class_energy_distance(mine, labels, theirs, heldout.labels)
+    assert result["energy"] == pytest.approx(energy, rel=1e-4)
     assert result["kd"] == pytest.approx(diffusion.kernel_distance(mine, theirs), rel=1e-3)
     assert result["accuracy"] == pytest.approx(diffusion.accuracy(evaluator, x, labels))
     assert result["diversity"] == pytest.approx(diffusion.diversity(mine, labels), rel=1e-4)
@@ -55,11 +57,12 @@ def test_metrics_get_worse_as_images_get_worse(
     results = [
         diffusion.evaluate_samples((x + s * noise).clamp(-1, 1), labels, evaluator, heldout) for s in (0, 0.5, 1.0)
     ]
-    for key, sign in (("fd", 1), ("kd", 1), ("accuracy", -1), ("precision", -1)):
+    for key, sign in (("energy", 1), ("fd", 1), ("kd", 1), ("accuracy", -1), ("precision", -1)):
         values = [sign * r[key] for r in results]
         assert values[0] < values[1] < values[2], key
     collapsed = diffusion.evaluate_samples(x[:10].repeat(60, 1, 1, 1), labels[:10].repeat(60), evaluator, heldout)
     assert collapsed["diversity"] < 0.6 * results[0]["diversity"]
+    assert collapsed["energy"] > 4 * results[0]["energy"]
     assert collapsed["recall"] < 0.3 * results[0]["recall"]
 
 

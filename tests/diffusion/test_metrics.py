@@ -5,6 +5,7 @@ import pytest
 import scipy.linalg
 import scipy.spatial.distance
 import torch
+from scipy import stats
 from sklearn.neighbors import NearestNeighbors
 from torch import Tensor
 from torchmetrics.image.fid import FrechetInceptionDistance
@@ -145,6 +146,28 @@ def test_following_the_witness_lowers_the_kernel_distance() -> None:
         (gradient,) = torch.autograd.grad(own.sum(), x)
         x = (x + 0.05 * gradient / gradient.norm(dim=1, keepdim=True).clamp(min=1.0)).detach()
     assert diffusion.kernel_distance(x, real) < 0.5 * before
+
+
+def test_energy_distance_of_classes_agrees_with_scipy() -> None:
+    """In one dimension scipy has it with the pairs of a point with itself, which are none here."""
+    generator = torch.Generator().manual_seed(0)
+    a, b = torch.randn(50, 1, generator=generator).double(), 0.3 + 2 * torch.randn(60, 1, generator=generator).double()
+    labels_a, labels_b = torch.arange(50) % 2, (torch.arange(60) // 15) % 3  # class 2 is in the second set alone
+    width, wanted = b.std(0), 0.0
+    for label in (0, 1):
+        x, y = ((f[of == label] / width)[:, 0].numpy() for f, of in ((a, labels_a), (b, labels_b)))
+        own = [np.abs(v[:, None] - v[None, :]).mean() / (len(v) - 1) for v in (x, y)]  # of the pairs left out
+        wanted += (stats.energy_distance(x, y) ** 2 - sum(own)) / 2
+    found = diffusion.class_energy_distance(a, labels_a, b, labels_b)
+    assert found == pytest.approx(wanted, rel=1e-9)
+    assert diffusion.class_energy_distance(3 * a, labels_a, 3 * b, labels_b) == pytest.approx(found, rel=1e-9)
+    # the same sets with the labels of one swapped: the marginal distributions have not changed
+    far = torch.cat([torch.zeros(20, 1), 9 + torch.zeros(20, 1)]) + 0.1 * torch.randn(40, 1, generator=generator)
+    of = torch.arange(40) // 20
+    assert diffusion.class_energy_distance(far, 1 - of, far, of) > 1.0
+    assert abs(diffusion.class_energy_distance(far, of, far, of)) < 0.1
+    with pytest.raises(InvalidInputError, match="no class has two images in both"):
+        diffusion.class_energy_distance(a[:2], torch.tensor([0, 1]), b, labels_b)
 
 
 def test_diversity_agrees_with_scipy_and_sees_collapse() -> None:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from scipy import stats
 
+from qhw_diffusion.diffusion import METRICS
 from qhw_diffusion.errors import InvalidInputError, RunFolderError, UnknownNameError
 from qhw_diffusion.experiment import Results, load_study, open_study, run_study, write_page
 from qhw_diffusion.experiment.study import cell_file, load_results
-from qhw_diffusion.guidance import PPOConfig
+from qhw_diffusion.guidance import PathwiseConfig, PPOConfig
 from qhw_diffusion.runs import RunFolder, atomic_write_json
 from qhw_diffusion.studies.guidance import experiment
 from qhw_diffusion.studies.guidance.experiment import DEMO, POLICIES, SHAPES, GuidanceStudyConfig, base_scale
@@ -25,7 +27,9 @@ from qhw_diffusion.studies.guidance.page import (
     curves,
     findings,
     label_of,
+    oracle,
     read_samples,
+    shares_of_headroom,
     values,
 )
 
@@ -40,8 +44,9 @@ CONFIG = GuidanceStudyConfig(
     tune_means=(1.0,),
     eval_images=40,
     noise_pool=32,
-    policies=("quantum", "annealing"),
+    policies=("quantum", "annealing", "matched_pathwise"),
     ppo=PPOConfig(num_iterations=2, num_envs=24, checkpoint_every=1),
+    pathwise=PathwiseConfig(num_iterations=2, num_images=24, checkpoint_every=1),
 )
 
 
@@ -60,7 +65,7 @@ def results(finished: RunFolder) -> Results[GuidanceStudyConfig]:
 @pytest.mark.slow
 def test_all_that_is_evaluated_has_every_seed(results: Results[GuidanceStudyConfig]) -> None:
     for name in CONFIG.evaluated():
-        for metric in ("fd", "kd", "accuracy", "diversity", "precision", "recall", "return"):
+        for metric in ("energy", "fd", "kd", "accuracy", "diversity", "precision", "recall", "return"):
             found = values(results, name, metric)
             assert len(found) == 2, (name, metric)
             assert np.all(np.isfinite(found))
@@ -120,7 +125,7 @@ def test_all_share_initial_noise_and_the_constant_can_be_recomputed(results: Res
 def test_paired_tests_are_those_of_scipy(results: Results[GuidanceStudyConfig]) -> None:
     tests = compared_with_all(results, "constant")
     assert set(tests) == set(CONFIG.evaluated()) - {"constant", "quantum@untrained"}
-    expected = stats.ttest_rel(values(results, "linear_up", "fd"), values(results, "constant", "fd")).pvalue
+    expected = stats.ttest_rel(values(results, "linear_up", "energy"), values(results, "constant", "energy")).pvalue
     assert tests["linear_up"].t_p == pytest.approx(expected)
     assert all(test.p_holm >= test.t_p for test in tests.values())
 
@@ -134,7 +139,15 @@ def test_the_page_says_what_the_numbers_say(results: Results[GuidanceStudyConfig
     winners = [t for t in tests if t.significant() and t.difference.mean < 0]
     assert ("Nobody beat" in sentences[0]) == (not winners)
     assert sentences[0].split("**")[-1].strip() in html.replace("&#39;", "'")
-    for heading in ("Samples", "Paired tests", "Learning", "Diagnostics", "The circuit", "How to reproduce"):
+    for heading in (
+        "Headroom",
+        "Samples",
+        "Paired tests",
+        "Learning",
+        "Diagnostics",
+        "The circuit",
+        "How to reproduce",
+    ):
         assert f">{heading}</h2>" in html
     assert html.count("<img ") == 9
     assert "156" in html
@@ -144,6 +157,58 @@ def test_the_page_says_what_the_numbers_say(results: Results[GuidanceStudyConfig
     assert f"{mean:.2f} [" in text
     assert text.count("| --- |") >= 5
     assert any("FD" in line and "accuracy" in line for line in page.findings)
+
+
+@pytest.mark.slow
+def test_the_page_begins_with_the_headroom_and_tells_shares(results: Results[GuidanceStudyConfig]) -> None:
+    page, file = write_page(results)
+    html = file.read_text()
+    assert html.index(">Headroom</h2>") < html.index(">What came out</h2>")
+    means = {what: np.mean(oracle(results, what, "energy")) for what in ("constant", "schedule", "feedback")}
+    share = (means["constant"] - np.mean(values(results, "quantum", "energy"))) / (
+        means["constant"] - means["feedback"]
+    )
+    told = shares_of_headroom(results)["quantum"]
+    assert told == pytest.approx(share) if means["constant"] > means["feedback"] else np.isnan(told)
+    assert f"{means['feedback']:.3f} with the best state feedback" in " ".join(page.findings)
+    best = min(CONFIG.constants, key=lambda g: results.values("energy", part="sweep", g=g)[0])
+    assert {row["g0"] for row in results.rows if row.get("part") == "oracle"} == {best}
+    assert values(results, "greedy_search", "scorer_evaluations_per_image") == [5 * 3] * 2
+    assert values(results, "quantum", "scorer_evaluations_per_image") == [3] * 2
+    assert values(results, "class_schedule", "n_parameters") == [30] * 2
+
+
+def test_an_oracle_leaks_into_nothing() -> None:
+    """No cell but those of the headroom waits for an oracle's, directly or through others."""
+    cells = {cell.name: cell for cell in STUDY.cells(CONFIG)}
+
+    def needed(name: str) -> set[str]:
+        return {name}.union(*(needed(other) for other in cells[name].needs))
+
+    seen = {cells[name].parameters["part"] for name in cells if any("oracle" in n for n in needed(name))}
+    assert seen == {"oracle", "headroom"}
+    assert not any(cells[n].parameters["part"] == "headroom" for cell in cells.values() for n in cell.needs)
+
+
+@pytest.mark.slow
+def test_nothing_else_reads_what_an_oracle_left(finished: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Choices, free schedules, trainings and evaluations come out the same with the oracle's results out of reach."""
+    read = experiment.cell_result
+
+    def guarded(folder: Path, name: str) -> dict[str, Any]:
+        assert not name.startswith(("oracle", "headroom")), name
+        # of the sweep, what the evaluation measured: energy, fd, …
+        found = read(folder, name)
+        return {key: value for key, value in found.items() if key not in METRICS} if "tried" in found else found
+
+    monkeypatch.setattr(experiment, "cell_result", guarded)
+    for cell in STUDY.cells(CONFIG):
+        wanted = ("free_schedule", "choice", "calibration", "linear_up-1-0", "evaluation-matched_pathwise-seed0")
+        if cell.name in wanted:
+            again = STUDY.run(CONFIG, cell, finished.path)
+            before = json.loads(cell_file(finished.path, cell.name).read_text())
+            del before["parameters"]
+            assert {**json.loads(json.dumps(again)), "seconds": 0} == {**before, "seconds": 0}, cell.name
 
 
 @pytest.mark.slow
@@ -226,6 +291,9 @@ def test_every_policy_of_the_line_up_and_every_schedule_has_a_label() -> None:
     labels = [label_of(name) for name in config.evaluated()]
     assert len(set(labels)) == len(labels)
     assert set(POLICIES) == set(POLICY_LABELS)
+    assert isinstance(config.method_config("quantum_pathwise"), PathwiseConfig)
+    assert isinstance(config.method_config("quantum"), PPOConfig)
+    assert config.policy_config("frozen_pathwise") == config.policy_config("frozen")
     assert {"constant", *SHAPES} == set(SCHEDULE_LABELS)
 
 

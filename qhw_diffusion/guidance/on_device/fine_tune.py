@@ -171,7 +171,9 @@ def critic_of(folder: Path, trained: TrainedPolicy) -> Critic:
     critic = Critic(trained.config.n_state, seed=trained.ppo.seed)
     if (folder / CHECKPOINT).is_file():
         tensors, _ = read_tensors(folder / CHECKPOINT, kind="checkpoint")
-        critic.load_state_dict({k.removeprefix("critic."): v for k, v in tensors.items() if k.startswith("critic.")})
+        kept = {k.removeprefix("critic."): v for k, v in tensors.items() if k.startswith("critic.")}
+        if kept:  # pathwise training has no critic
+            critic.load_state_dict(kept)
     return critic
 
 

@@ -330,8 +330,8 @@ def _action(policy: QuantumPolicy, values: Tensor) -> Tensor:
     """Mean ΔCFG [B] for expectation values [B, M]."""
     if policy.output_scale is not None:
         values = values * policy.output_scale
-    mean: Tensor = policy.head(values.to(torch.float32))[:, 0]
-    return mean
+    mean, _ = policy.action_of(policy.head(values.to(torch.float32)))
+    return mean[:, 0]
 
 
 def _played(episode: GuidedEpisode, kept: dict[str, list[Tensor]], receipts: list[Receipt]) -> Played:

@@ -4,12 +4,16 @@
     tuning          one candidate of a schedule, on the reward side
     calibration     state normalisation and reward scale, the same for all policies
     choice          per schedule the candidate that is nearest on the reward side
-    training        one PPO training, a run folder trainings/<policy>-seed<k>
+    free            a free schedule, trained pathwise on the reward side: of all images, and of every class
+    training        one training by PPO or pathwise, a run folder trainings/<policy>-seed<k>
     evaluation      one policy or schedule on the images of one seed
+    oracle          a free schedule and a policy trained on what the evaluation measures
+    headroom        best constant, schedule and policy of an oracle on the images of one seed
     floor           real training images in the place of generated ones
 
 Everything that is chosen is chosen on the reward side (reward classifier, training images); the evaluation classifier
-only measures. Evaluation and sweep seeds are far apart, so nothing is chosen on the images it is judged by.
+only measures. Evaluation and sweep seeds are far apart, so nothing is chosen on the images it is judged by. The one
+exception are the oracles, which say what there is to win; only cells of the part headroom read them.
 """
 
 from __future__ import annotations
@@ -34,11 +38,14 @@ from qhw_diffusion.diffusion import real_floor
 from qhw_diffusion.errors import InvalidInputError, UnknownNameError
 from qhw_diffusion.experiment import Cell, Study, cell_result
 from qhw_diffusion.guidance import (
+    FreeSchedule,
     GuidanceConfig,
+    PathwiseConfig,
     Policy,
     PolicyConfig,
     PolicyOrSchedule,
     PPOConfig,
+    Reward,
     RewardConfig,
     Rollout,
     Sweep,
@@ -48,8 +55,11 @@ from qhw_diffusion.guidance import (
     check_training,
     diagnose,
     load_policy,
+    load_policy_model,
     rollout,
+    save_policy_model,
     train_guidance,
+    train_pathwise,
 )
 from qhw_diffusion.guidance.config import ModelConfig
 from qhw_diffusion.guidance.evaluation import (
@@ -60,18 +70,32 @@ from qhw_diffusion.guidance.evaluation import (
     sample_and_measure,
     trajectory,
 )
+from qhw_diffusion.guidance.headroom import ORACLES, oracle_reward, train_oracle
 from qhw_diffusion.guidance.schedules import SCHEDULES, schedule
+from qhw_diffusion.guidance.search import greedy_search
 from qhw_diffusion.runs import RunFolder
-from qhw_diffusion.studies.guidance.page import SCHEDULE_LABELS, label_of, page, samples_file
+from qhw_diffusion.studies.guidance.page import (
+    PATHWISE,
+    PRIMARY,
+    SCHEDULE_LABELS,
+    kind_of,
+    label_of,
+    page,
+    samples_file,
+)
 
-SWEEP_SEED = 2_000_000
+SWEEP_SEED, FREE_SEED = 2_000_000, 3_000_000
+FREE_SCHEDULES = ("free_schedule", "class_schedule")
+SEARCH = "greedy_search"
 KEPT_IMAGES, KEPT_TRAJECTORIES = 40, 128
 CURVES = ("charts/episodic_return", "gradients/circuit", "charts/delta_g_abs", "losses/entropy")
 EVALUATIONS_A_SECOND = 2500  # U-Net evaluations (an image through the network once), for the time left
+BACKWARD = 3  # a gradient costs so many evaluations
 BASES = ("best", "middle")
 
-# The standard line-up: name → what differs from the study's policy; their labels are in page.py.
-POLICIES: dict[str, dict[str, Any]] = {
+# The standard line-up: name → what differs from the study's policy; their labels are in page.py. Each of them also
+# exists as NAME_pathwise, trained by the exact gradient instead of PPO.
+KINDS: dict[str, dict[str, Any]] = {
     "quantum": {"kind": "quantum", "engine": "noisy"},
     "quantum_ideal": {"kind": "quantum", "engine": "ideal"},
     "chain": {"kind": "quantum", "engine": "noisy", "entanglement": "chain"},
@@ -82,6 +106,7 @@ POLICIES: dict[str, dict[str, Any]] = {
     "mlp": {"kind": "mlp"},
     "annealing": {"kind": "annealing"},
 }
+POLICIES: tuple[str, ...] = (*KINDS, *(f"{name}{PATHWISE}" for name in KINDS))
 
 
 @dataclass(frozen=True)
@@ -95,9 +120,12 @@ class GuidanceStudyConfig(Config):
     reward: RewardConfig = field(default_factory=RewardConfig)
     """Reward."""
     ppo: PPOConfig = field(default_factory=PPOConfig.short)
-    """Training."""
+    """Training by PPO."""
+    pathwise: PathwiseConfig = field(default_factory=PathwiseConfig)
+    """Pathwise training, of policies named NAME_pathwise, of the free schedules and of the oracles."""
     policies: tuple[str, ...] = ("quantum", "matched", "frozen")
-    """Policies to train, from the line-up."""
+    """Policies to train, from the line-up: quantum, quantum_ideal, chain, reuploading, unentangled, frozen, matched,
+    mlp, annealing, trained by PPO; each with _pathwise at its end trained by the exact gradient."""
     n_steps: int = 6
     """DDIM steps; report them with every claim."""
     spacing: str = "leading"
@@ -112,6 +140,8 @@ class GuidanceStudyConfig(Config):
     """Images per candidate when a schedule's parameters are tuned."""
     tune_means: tuple[float, ...] = (1.0, 1.25)
     """Mean scales tried for every schedule, in units of the best constant."""
+    search_factors: tuple[float, ...] = (0.5, 0.75, 1.0, 1.5, 2.0)
+    """Scales that the greedy search tries at every step, in units of the best constant."""
     eval_images: int = 597
     """Images per evaluation."""
     base: str = "best"
@@ -133,6 +163,10 @@ class GuidanceStudyConfig(Config):
         require(self.seeds >= 1, f"seeds must be at least 1, got {self.seeds}")
         GuidanceConfig(n_steps=self.n_steps, spacing=self.spacing)  # refuses what no sampler takes
         self.ppo.check_minibatches(self.ppo.num_steps or self.n_steps)
+        require(
+            len(self.search_factors) >= 1 and all(math.isfinite(f) and f >= 0 for f in self.search_factors),
+            f"search_factors must be one or more finite numbers ≥ 0, got {self.search_factors}",
+        )
         require(self.batch >= 1, f"batch must be at least 1, got {self.batch}")
         for name in ("sweep_images", "tune_images", "eval_images"):
             require(getattr(self, name) >= 20, f"{name} must be at least 20, got {getattr(self, name)}")
@@ -150,7 +184,16 @@ class GuidanceStudyConfig(Config):
 
     def policy_config(self, name: str) -> PolicyConfig:
         """Settings of one policy of the line-up."""
-        return self.policy.replace(**POLICIES[name])
+        return self.policy.replace(**KINDS[kind_of(name)])
+
+    def method_config(self, name: str) -> PPOConfig | PathwiseConfig:
+        """Settings of the training of one policy of the line-up."""
+        return self.pathwise if name.endswith(PATHWISE) else self.ppo
+
+    @property
+    def main(self) -> str | None:
+        """The quantum policy that the page is about: trained by PPO, else pathwise; None where neither takes part."""
+        return next((name for name in ("quantum", f"quantum{PATHWISE}") if name in self.policies), None)
 
     def evaluated(self) -> tuple[str, ...]:
         """Everything that is evaluated on every seed: schedules, policies, and the quantum policy's other variants.
@@ -158,8 +201,8 @@ class GuidanceStudyConfig(Config):
         `quantum@ideal` is the policy trained under noise, run without; `quantum@untrained` the same policy before
         training.
         """
-        variants = ("quantum@ideal", "quantum@untrained") if "quantum" in self.policies else ()
-        return (*SCHEDULES, *self.policies, *variants)
+        variants = (f"{self.main}@ideal", f"{self.main}@untrained") if self.main else ()
+        return (*SCHEDULES, *FREE_SCHEDULES, SEARCH, *self.policies, *variants)
 
 
 SHAPES: dict[str, list[dict[str, float]]] = {
@@ -230,20 +273,34 @@ def cells(config: GuidanceStudyConfig) -> list[Cell]:
                 label = f"{SCHEDULE_LABELS[name]}, mean × {factor:g}, {told}"
                 found.append(Cell(tuned[-1], parameters, sweep, seconds(config.tune_images), label))
     found.append(Cell("choice", {"part": "choice"}, (*sweep, *tuned), 0.1))
+    pathwise = BACKWARD * seconds(config.pathwise.num_iterations * config.pathwise.num_images)
+    for name in FREE_SCHEDULES:
+        parameters = {"part": "free", "schedule": name}
+        found.append(Cell(name, parameters, ("calibration",), pathwise, f"training {label_of(name)}"))
+    for what in ORACLES:
+        label = f"training {label_of(f'oracle_{what}')}"
+        found.append(Cell(f"oracle-{what}", {"part": "oracle", "oracle": what}, ("calibration",), pathwise, label))
     for seed in range(config.seeds):
         for policy in config.policies:
             parameters = {"part": "training", "policy": policy, "seed": seed}
             cost = seconds(config.ppo.num_iterations * config.ppo.num_envs)
+            cost = pathwise if policy.endswith(PATHWISE) else cost
             label = f"training {label_of(policy)}, seed {seed}"
             found.append(Cell(f"training-{policy}-seed{seed}", parameters, ("calibration",), cost, label))
     for seed in range(config.seeds):  # seed by seed: what all share is then made once a process
         for name in config.evaluated():
             trained = name in config.policies or name.endswith("@ideal")
             needs = (f"training-{name.partition('@')[0]}-seed{seed}",) if trained else ()
+            needs = (name,) if name in FREE_SCHEDULES else needs
             parameters = {"part": "evaluation", "policy": name, "seed": seed}
             label = f"evaluation {label_of(name)}, seed {seed}"
             needs = ("choice", "calibration", *needs)
             found.append(Cell(f"evaluation-{name}-seed{seed}", parameters, needs, seconds(config.eval_images), label))
+        for what in ("constant", *ORACLES):
+            before = ("choice", "calibration", *([f"oracle-{what}"] if what in ORACLES else []))
+            parameters = {"part": "headroom", "oracle": what, "seed": seed}
+            label = f"evaluation {label_of(f'oracle_{what}')}, seed {seed}"
+            found.append(Cell(f"headroom-{what}-seed{seed}", parameters, before, seconds(config.eval_images), label))
     return found
 
 
@@ -262,6 +319,12 @@ def run_cell(config: GuidanceStudyConfig, cell: Cell, folder: Path) -> Mapping[s
         return calibrate_study(config, base_scale(config, folder))
     if part == "choice":
         return {"schedules": {name: s.to_dict() for name, s in choose_schedules(config, folder).items()}}
+    if part == "free":
+        return train_free_schedule(config, folder, cell["schedule"])
+    if part == "oracle":
+        return train_an_oracle(config, folder, cell["oracle"])
+    if part == "headroom":
+        return evaluate_oracle(config, folder, cell["oracle"], cell["seed"])
     if part == "training":
         return train(config, folder, cell["policy"], cell["seed"])
     if part == "evaluation":
@@ -275,8 +338,8 @@ def check(config: GuidanceStudyConfig) -> None:
     for name in config.policies:
         policy = config.policy_config(name)
         check_training(
-            sampling_config(config, config.constants[0], extra_state=name == "annealing"),
-            config.ppo,
+            sampling_config(config, config.constants[0], extra_state=kind_of(name) == "annealing"),
+            config.method_config(name),
             config.reward,
             policy,
             backbone=models.backbone,
@@ -291,7 +354,8 @@ def share_done(config: GuidanceStudyConfig, cell: Cell, folder: Path) -> float:
     if cell["part"] != "training":
         return 0.0
     log = training_folder(folder, cell["policy"], cell["seed"]) / "metrics.jsonl"
-    return min(1.0, log.read_bytes().count(b"\n") / config.ppo.num_iterations) if log.exists() else 0.0
+    iterations = config.method_config(cell["policy"]).num_iterations
+    return min(1.0, log.read_bytes().count(b"\n") / iterations) if log.exists() else 0.0
 
 
 @lru_cache(maxsize=1)
@@ -382,7 +446,7 @@ def calibrate_study(config: GuidanceStudyConfig, g0: float) -> dict[str, Any]:
     six = sampling_config(config, g0)
     guidance, reward = calibrate(six, config.reward, models.backbone, models.reward, models.train)
     result = {"guidance": guidance.to_dict(), "reward": reward.to_dict()}
-    if "annealing" in config.policies:
+    if any(kind_of(name) == "annealing" for name in config.policies):
         seven = sampling_config(config, g0, extra_state=True)
         result["guidance_extra"] = calibrate(seven, reward, models.backbone, models.reward, models.train)[0].to_dict()
     return result
@@ -402,8 +466,66 @@ def measure_floor(config: GuidanceStudyConfig) -> dict[str, Any]:
 def calibrated(folder: Path, policy: str = "") -> tuple[GuidanceConfig, RewardConfig]:
     """The study's calibrated configurations for one policy."""
     saved = cell_result(folder, "calibration")
-    part = "guidance_extra" if policy == "annealing" else "guidance"
+    part = "guidance_extra" if policy and kind_of(policy) == "annealing" else "guidance"
     return GuidanceConfig.from_dict(saved[part]), RewardConfig.from_dict(saved["reward"])
+
+
+@lru_cache(maxsize=2)
+def reward_of(models: ModelConfig, reward: RewardConfig) -> Reward:
+    """The reward, which embeds all training images, made once per process."""
+    here = models_of(models)
+    return Reward.from_config(reward, here.reward, here.train)
+
+
+def train_free_schedule(config: GuidanceStudyConfig, folder: Path, name: str) -> dict[str, Any]:
+    """A free schedule trained pathwise from the best constant on, by the reward that the policies have."""
+    models = models_of(config.models)
+    guidance, reward = calibrated(folder)
+    classes = models.backbone.n_classes if name == "class_schedule" else None
+    free = FreeSchedule(guidance.n_steps, best_constant(config, folder), classes)
+    settings = config.pathwise.replace(seed=FREE_SEED)
+    log = train_pathwise(models.backbone, reward_of(config.models, reward), guidance, free, settings)
+    return {"g": free.g.tolist(), "return": log[-1]["charts/episodic_return"]}
+
+
+def free_scales(folder: Path, name: str, labels: Tensor) -> Tensor:
+    """Scales [T, B] of a trained free schedule for labels int64 [B]."""
+    g = torch.tensor(cell_result(folder, name)["g"])
+    return g[labels].T if g.ndim == 2 else g
+
+
+def train_an_oracle(config: GuidanceStudyConfig, folder: Path, what: str) -> dict[str, Any]:
+    """The oracle's schedule or policy: trained on what the evaluation measures, to tell what there is to win."""
+    models = models_of(config.models)
+    guidance, _ = calibrated(folder)
+    start = guidance.replace(g0=min(max(oracle_constant(config, folder), guidance.g_min), guidance.g_max))
+    reward = oracle_reward(models.backbone, start, models.reward, models.evaluation_classifier, models.heldout)
+    settings = config.pathwise.replace(seed=FREE_SEED)
+    oracle = train_oracle(what, models.backbone, start, reward, settings)
+    if isinstance(oracle, FreeSchedule):
+        return {"g0": start.g0, "g": oracle.g.tolist()}
+    save_policy_model(oracle, folder / "oracle")
+    return {"g0": start.g0}
+
+
+def oracle_constant(config: GuidanceStudyConfig, folder: Path) -> float:
+    """The swept constant that the evaluation classifier finds nearest; no policy or schedule ever starts there."""
+    return min(config.constants, key=lambda g: float(cell_result(folder, f"constant-{g:g}")[PRIMARY]))
+
+
+def evaluate_oracle(config: GuidanceStudyConfig, folder: Path, what: str, seed: int) -> dict[str, Any]:
+    """The best constant, the schedule or the policy of the oracle on one evaluation seed."""
+    models = models_of(config.models)
+    guidance, reward = calibrated(folder)
+    player: PolicyOrSchedule = oracle_constant(config, folder)
+    if what in ORACLES:
+        made = cell_result(folder, f"oracle-{what}")
+        guidance = guidance.replace(g0=made["g0"])
+        player = torch.tensor(made["g"]) if "g" in made else load_policy_model(folder / "oracle")
+    labels, noise = draw_initial_noise(models.backbone, models.heldout, config.eval_images, EVALUATION_SEED + seed)
+    sampled = sample_and_measure(models, guidance, player, labels, noise, reward=reward, batch=config.batch)
+    assert sampled.judged is not None
+    return {**sampled.judged, **trajectory(sampled.rollout)}
 
 
 def training_folder(folder: Path, policy: str, seed: int) -> Path:
@@ -413,6 +535,7 @@ def training_folder(folder: Path, policy: str, seed: int) -> Path:
 
 def train(config: GuidanceStudyConfig, folder: Path, policy: str, seed: int) -> dict[str, Any]:
     """One training in its run folder; an unfinished one goes on from its checkpoint. KeyboardInterrupt on Ctrl-C."""
+    method = config.method_config(policy).replace(seed=seed)
     models = models_of(config.models)
     guidance, reward = calibrated(folder, policy)
     path = training_folder(folder, policy, seed)
@@ -422,7 +545,7 @@ def train(config: GuidanceStudyConfig, folder: Path, policy: str, seed: int) -> 
     settings = config.policy_config(policy)
     trained = train_guidance(
         guidance,
-        config.ppo.replace(seed=seed),
+        method,
         reward,
         settings,
         path=path,
@@ -433,10 +556,10 @@ def train(config: GuidanceStudyConfig, folder: Path, policy: str, seed: int) -> 
         real=models.train,
         device=device_of(settings.device) if settings.uses_circuit else None,
     )
-    if len(trained.history) < config.ppo.num_iterations:
+    if len(trained.history) < method.num_iterations:
         raise KeyboardInterrupt
     log = RunFolder.open(path, kind="guidance").metrics()
-    curves = {key: [float(row[key]) for row in log] for key in CURVES}
+    curves = {key: [float(row[key]) for row in log] for key in CURVES if key in log[0]}
     findings = json.loads((path / "findings.json").read_text(encoding="utf-8"))
     return {"updates": len(log), "curves": curves, "findings": findings}
 
@@ -464,23 +587,33 @@ def evaluate(config: GuidanceStudyConfig, folder: Path, policy: str, seed: int) 
     models = models_of(config.models)
     name, _, variant = policy.partition("@")
     guidance, reward = calibrated(folder, name)
+    labels, noise = draw_initial_noise(models.backbone, models.heldout, config.eval_images, EVALUATION_SEED + seed)
+    started = time.perf_counter()
     player: PolicyOrSchedule
+    looked = 0  # images that the scorer looked at, for each image made
     if name in SCHEDULES:
         player = Schedule(**cell_result(folder, "choice")["schedules"][name]).scales(config.n_steps)
+    elif name in FREE_SCHEDULES:
+        player = free_scales(folder, name, labels)
+    elif name == SEARCH:
+        scales = [factor * best_constant(config, folder) for factor in config.search_factors]
+        search = greedy_search(models.backbone, guidance, labels, noise, models.reward, scales, batch=config.batch)
+        player, looked = search.g, search.scorer_evaluations
     elif variant == "untrained":
         settings = config.policy_config(name)
         player = build_policy(settings, n_features=guidance.n_state, seed=seed, device=device_of(settings.device))
     else:
         player = load_trained(config, folder, name, seed, engine=variant or None)
-    labels, noise = draw_initial_noise(models.backbone, models.heldout, config.eval_images, EVALUATION_SEED + seed)
-    started = time.perf_counter()
+    if isinstance(player, Policy):
+        looked = config.n_steps  # the confidence in its state
     base = base_scale_images(config, folder, seed)
     sampled = sample_and_measure(
         models, guidance, player, labels, noise, reward=reward, reference=base.images, batch=config.batch
     )
     seconds = time.perf_counter() - started
     played = sampled.rollout
-    parameters = player.parameter_counts() if isinstance(player, Policy) else {"total": 0}
+    free = torch.tensor(cell_result(folder, name)["g"]).numel() if name in FREE_SCHEDULES else 0
+    parameters = player.parameter_counts() if isinstance(player, Policy) else {"total": free}
     findings = []
     if isinstance(player, Policy) and variant != "untrained":
         found = diagnose(
@@ -504,6 +637,7 @@ def evaluate(config: GuidanceStudyConfig, folder: Path, policy: str, seed: int) 
         **{f"reward_{key}": value for key, value in sampled.reward_side.items() if key != "return"},
         "circuits": played.circuits,
         "circuits_per_image": played.circuits / config.eval_images,
+        "scorer_evaluations_per_image": looked,
         "n_parameters": parameters["total"],
         "n_circuit_parameters": parameters.get("circuit", 0),
         "seconds": seconds,
@@ -522,11 +656,14 @@ QUICK = GuidanceStudyConfig(
     noise_pool=300,
     base="middle",
     ppo=PPOConfig.short(num_iterations=12, num_envs=96),
+    pathwise=PathwiseConfig(num_iterations=8, num_images=80, learning_rate_head=3e-2),
 )
 
 # The demo's policies start from the middle of the sensible constants, not from the best one: finding the right scale is
 # then part of what is learned, and the best constant is a baseline like the others.
-DEMO = GuidanceStudyConfig(eval_images=800, base="middle", ppo=PPOConfig.short())
+DEMO = GuidanceStudyConfig(
+    eval_images=800, base="middle", ppo=PPOConfig.short(), pathwise=PathwiseConfig(num_iterations=40)
+)
 
 STUDY = Study(
     name="guidance",
@@ -540,6 +677,6 @@ STUDY = Study(
     demo=DEMO,
     check=check,
     share_done=share_done,
-    no_flags=("policy.kind", "policy.engine", "ppo.seed"),
-    flag_prefixes={"reward": "reward"},
+    no_flags=("policy.kind", "policy.engine", "ppo.seed", "pathwise.seed"),
+    flag_prefixes={"reward": "reward", "pathwise": "pathwise"},
 )

@@ -23,15 +23,19 @@ from qhw_diffusion.experiment import (
     with_holm,
 )
 from qhw_diffusion.guidance import QuantumPolicy, load_policy
+from qhw_diffusion.guidance.headroom import share_of_headroom
 
 if TYPE_CHECKING:
     from qhw_diffusion.studies.guidance.experiment import GuidanceStudyConfig
 
     GuidanceResults = Results[GuidanceStudyConfig]
 
-PRIMARY = "fd"
-REFERENCES = ("constant", "limited_interval")
+PRIMARY, SECOND = "energy", "fd"
+REFERENCES = ("constant", "free_schedule")
+PATHWISE = "_pathwise"
+"""Ending of the names of policies that are trained by the exact gradient."""
 METRIC_LABELS = {
+    "energy": "energy ↓",
     "fd": "FD ↓",
     "kd": "KD ↓",
     "accuracy": "accuracy ↑ (%)",
@@ -40,7 +44,7 @@ METRIC_LABELS = {
     "recall": "recall ↑",
 }
 _SCALE = {"accuracy": 100.0}
-_DIGITS = {"fd": 2, "kd": 3, "accuracy": 1}
+_DIGITS = {"energy": 3, "fd": 2, "kd": 3, "accuracy": 1}
 SCHEDULE_LABELS = {
     "constant": "best constant",
     "linear_up": "linear, rising",
@@ -50,7 +54,15 @@ SCHEDULE_LABELS = {
     "clamped_linear": "clamped linear",
     "exponential": "exponential",
 }
-POLICY_LABELS = {
+OTHER_LABELS = {
+    "free_schedule": "free schedule, pathwise",
+    "class_schedule": "free schedule of every class, pathwise",
+    "greedy_search": "greedy search, each image",
+    "oracle_constant": "best constant by the evaluation",
+    "oracle_schedule": "best free schedule (oracle)",
+    "oracle_feedback": "best state feedback (oracle)",
+}
+KIND_LABELS = {
     "quantum": "quantum, trained under noise",
     "quantum_ideal": "quantum, trained without noise",
     "chain": "quantum, chain instead of ring",
@@ -61,12 +73,14 @@ POLICY_LABELS = {
     "mlp": "MLP, 9,282 parameters",
     "annealing": "annealing MLP (2 inputs)",
 }
+POLICY_LABELS = {**KIND_LABELS, **{f"{name}{PATHWISE}": f"{label}, pathwise" for name, label in KIND_LABELS.items()}}
 
 _METRICS_TEXT = (
     "All metrics are measured by the **evaluation classifier**, which no training and no choice ever saw, against "
-    "held-out images. FD: Fréchet distance in its features (not Inception FID). KD: unbiased kernel "
-    "distance in the same features. Accuracy: share of images in which it sees the label asked for. "
-    "Diversity: mean distance between two images of one class. Precision, recall: share of generated images near "
+    "held-out images. Energy: energy distance within each class, in its features: the distance that the reward's "
+    "distribution term lowers in the reward classifier's. FD: Fréchet distance in its features (not Inception FID). "
+    "KD: unbiased kernel distance in the same features. Accuracy: share of images in which it sees the label asked "
+    "for. Diversity: mean distance between two images of one class. Precision, recall: share of generated images near "
     "a real one, and of real images near a generated one. Reward: mean episode reward on the evaluation's initial "
     "noise by the **reward** classifier; zero is the base scale, one a standard deviation between policies that act at "
     "random. Numbers are means over seeds with a 95 % t-interval."
@@ -99,6 +113,7 @@ def page(results: GuidanceResults) -> Page:
         ),
         findings=[*_told_table(results), *sentences],
     )
+    _headroom(shown.section("Headroom"), results)
     _came_out(shown.section("What came out"), results, sentences, tone)
     _samples(shown.section("Samples"), results)
     _table(shown.section("All policies on the same seeds"), results)
@@ -107,7 +122,7 @@ def page(results: GuidanceResults) -> Page:
     _trajectories(shown.section("What the policies do"), results)
     _learning(shown.section("Learning"), results)
     _diagnostics(shown.section("Diagnostics"), results)
-    if "quantum" in c.policies:
+    if c.main:
         _circuit(shown.section("The circuit"), results)
     _seeds(shown.section("Seeds and chosen settings"), results)
     return shown
@@ -115,12 +130,17 @@ def page(results: GuidanceResults) -> Page:
 
 def label_of(policy: str) -> str:
     """What a policy or a schedule is called in tables."""
-    if policy in SCHEDULE_LABELS:
-        return SCHEDULE_LABELS[policy]
+    if policy in SCHEDULE_LABELS or policy in OTHER_LABELS:
+        return {**SCHEDULE_LABELS, **OTHER_LABELS}[policy]
     name, _, variant = policy.partition("@")
     if variant == "untrained":
         return "quantum, untrained"
     return f"{POLICY_LABELS[name]}, run without" if variant == "ideal" else POLICY_LABELS[name]
+
+
+def kind_of(policy: str) -> str:
+    """The policy's name in the line-up without how it is trained."""
+    return policy.removesuffix(PATHWISE)
 
 
 def schedule_text(schedule: dict[str, Any]) -> str:
@@ -157,6 +177,11 @@ def names(results: GuidanceResults) -> dict[str, str]:
 def values(results: GuidanceResults, policy: str, metric: str) -> list[float]:
     """One number of a policy's evaluations, per seed."""
     return results.values(metric, part="evaluation", policy=policy)
+
+
+def oracle(results: GuidanceResults, what: str, metric: str) -> list[float]:
+    """One number of the oracle's constant, schedule or feedback, per seed."""
+    return results.values(metric, part="headroom", oracle=what)
 
 
 def floor(results: GuidanceResults, metric: str) -> list[float]:
@@ -200,25 +225,25 @@ def compared(results: GuidanceResults, reference: str, policies: Sequence[str], 
     return with_holm({n: paired_test(b, a) if swapped else paired_test(a, b) for n, (a, b) in pairs.items()})
 
 
-def compared_with_all(results: GuidanceResults, reference: str) -> dict[str, PairedTest]:
-    """FD of all others against one. The untrained policy is left out: it is where training starts."""
+def compared_with_all(results: GuidanceResults, reference: str, metric: str = PRIMARY) -> dict[str, PairedTest]:
+    """A metric of all others against one. The untrained policy is left out: it is where training starts."""
     others = [n for n in results.config.evaluated() if n != reference and not n.endswith("@untrained")]
-    return compared(results, reference, others)
+    return compared(results, reference, others, metric)
 
 
 def control_tests(results: GuidanceResults) -> dict[str, PairedTest]:
-    """What the circuit contributes: FD of the quantum policy against each control."""
-    if "quantum" not in results.config.policies:
+    """What the circuit contributes: the quantum policy's distance against each control."""
+    main = results.config.main
+    if main is None:
         return {}
-    controls = [name for name in (*results.config.policies, "quantum@ideal") if name != "quantum"]
-    return compared(results, "quantum", controls, swapped=True)
+    controls = [name for name in (*results.config.policies, f"{main}@ideal") if name != main]
+    return compared(results, main, controls, swapped=True)
 
 
 def learning_tests(results: GuidanceResults) -> dict[str, PairedTest]:
     """Did training raise the reward: each policy's return against the untrained quantum policy's."""
-    if "quantum" not in results.config.policies:
-        return {}
-    return compared(results, "quantum@untrained", results.config.policies, "return")
+    main = results.config.main
+    return compared(results, f"{main}@untrained", results.config.policies, "return") if main else {}
 
 
 def findings(results: GuidanceResults) -> tuple[list[str], str]:
@@ -235,21 +260,25 @@ def findings(results: GuidanceResults) -> tuple[list[str], str]:
     base = labels["constant"]
     if winners:
         listed = "; ".join(
-            f"**{labels[n]}** by {-tests[n].difference.mean:.2f} ({p_text(tests[n].p_holm)})" for n in winners
+            f"**{labels[n]}** by {-tests[n].difference.mean:.3f} ({p_text(tests[n].p_holm)})" for n in winners
         )
-        sentences.append(f"The {base} was beaten in Fréchet distance by: {listed} ({conditions}).")
+        sentences.append(f"The {base} was beaten in energy distance by: {listed} ({conditions}).")
     else:
-        sentences.append(f"**Nobody beat the {base}** in Fréchet distance ({conditions}; paired, Holm-corrected).")
+        sentences.append(f"**Nobody beat the {base}** in energy distance ({conditions}; paired, Holm-corrected).")
     lowest = min(tests, key=lambda n: tests[n].difference.mean)
     if lowest not in winners:
         t = tests[lowest]
         where = "lower" if t.difference.mean < 0 else "higher"
         sentences.append(
-            f"The nearest other one on average is {labels[lowest]}: {abs(t.difference.mean):.2f} {where} than the "
-            f"constant [{t.difference.low:+.2f}, {t.difference.high:+.2f}], {p_text(t.p_holm)}."
+            f"The nearest other one on average is {labels[lowest]}: {abs(t.difference.mean):.3f} {where} than the "
+            f"constant [{t.difference.low:+.3f}, {t.difference.high:+.3f}], {p_text(t.p_holm)}."
         )
     if losers:
         sentences.append(f"Worse than the constant beyond chance: {'; '.join(labels[n] for n in losers)}.")
+    second = compared_with_all(results, "constant", SECOND)
+    better = [labels[n] for n, t in second.items() if t.significant() and t.difference.mean < 0]
+    sentences.append(f"In Fréchet distance the constant was beaten by: {'; '.join(better) if better else 'nobody'}.")
+    sentences.append(headroom_sentence(results))
     sentences += _quantum_sentences(results, tests, labels)
     if seeds <= 5:
         sentences.append(
@@ -261,13 +290,14 @@ def findings(results: GuidanceResults) -> tuple[list[str], str]:
 
 def _quantum_sentences(results: GuidanceResults, tests: dict[str, PairedTest], labels: dict[str, str]) -> list[str]:
     sentences = []
-    if "quantum" in tests:
-        t = tests["quantum"]
+    main = results.config.main
+    if main in tests:
+        t = tests[main]
         sentences.append(
             f"The quantum policy trained under noise differs from the best constant by "
-            f"{t.difference.format(sign=True)} in FD (negative is better; {p_text(t.p_holm)})."
+            f"{t.difference.format(3, sign=True)} in energy distance (negative is better; {p_text(t.p_holm)})."
         )
-    learned = learning_tests(results).get("quantum")
+    learned = learning_tests(results).get(main or "")
     if learned is not None:
         how = "raised" if learned.difference.mean > 0 else "lowered"
         sure = "" if learned.significant() else ", within chance"
@@ -276,12 +306,12 @@ def _quantum_sentences(results: GuidanceResults, tests: dict[str, PairedTest], l
             f"standard deviations between random policies; {p_text(learned.p_holm)}{sure})."
         )
     for name, test in control_tests(results).items():
-        if name == "quantum@ideal":
-            what = "The same weights run without noise change FD by"
+        if name.endswith("@ideal"):
+            what = "The same weights run without noise change the energy distance by"
             shown = f"{-test.difference.mean:+.3f} [{-test.difference.high:+.3f}, {-test.difference.low:+.3f}]"
             sentences.append(f"{what} {shown}.")
-        elif name in ("frozen", "matched", "unentangled", "mlp"):
-            shown = test.difference.format(sign=True)
+        elif kind_of(name) in ("frozen", "matched", "unentangled", "mlp"):
+            shown = test.difference.format(3, sign=True)
             if not test.significant():
                 sentences.append(f"No difference beyond chance to the control: {labels[name]} ({shown}).")
             else:
@@ -291,8 +321,15 @@ def _quantum_sentences(results: GuidanceResults, tests: dict[str, PairedTest], l
 
 
 def results_table(results: GuidanceResults) -> tuple[list[str], list[list[str]], list[int]]:
-    """The main table: (columns, rows, indices of the rows with the lowest mean FD)."""
-    columns = ["policy", *METRIC_LABELS.values(), "reward", "parameters", "circuits per image"]
+    """The main table: (columns, rows, indices of the rows with the lowest mean energy distance)."""
+    columns = [
+        "policy",
+        *METRIC_LABELS.values(),
+        "reward",
+        "parameters",
+        "circuits per image",
+        "scorer calls per image",
+    ]
     rows, means = [], []
     labels = names(results)
     for name in results.config.evaluated():
@@ -301,10 +338,11 @@ def results_table(results: GuidanceResults) -> tuple[list[str], list[list[str]],
         cells.append(mean_interval(values(results, name, "return")).format(2))
         parameters = int(values(results, name, "n_parameters")[0])
         cells += [f"{parameters:,}", f"{values(results, name, 'circuits_per_image')[0]:g}"]
+        cells.append(f"{values(results, name, 'scorer_evaluations_per_image')[0]:g}")
         rows.append(cells)
         means.append(float("inf") if name.endswith("@untrained") else float(np.mean(values(results, name, PRIMARY))))
     real = [format_metric(key, floor(results, key)) for key in METRIC_LABELS]
-    rows.append(["real training images (floor)", *real, "–", "–", "–"])
+    rows.append(["real training images (floor)", *real, "–", "–", "–", "–"])
     best = min(means)
     return columns, rows, [index for index, mean in enumerate(means) if mean == best]
 
@@ -315,7 +353,7 @@ def paired_table(tests: dict[str, PairedTest], labels: dict[str, str]) -> tuple[
     rows = [
         [
             labels[name],
-            test.difference.format(sign=True),
+            test.difference.format(3, sign=True),
             _p(test.p_holm),
             _p(test.t_p),
             _p(test.wilcoxon_p),
@@ -354,20 +392,87 @@ def format_metric(key: str, values: Sequence[float]) -> str:
 
 
 def _told_table(results: GuidanceResults) -> list[str]:
-    """FD and accuracy of all, as lines of text."""
+    """Energy distance, FD and accuracy of all, as lines of text; the headroom first."""
     labels = names(results)
-    lines = []
-    for name in results.config.evaluated():
-        fd, accuracy = format_metric("fd", values(results, name, "fd")), np.mean(values(results, name, "accuracy"))
-        lines.append(f"{labels[name]:<52} FD {fd:>22} accuracy {accuracy:>6.1%}")
-    return [*lines, f"{'real training images (floor)':<52} FD {format_metric('fd', floor(results, 'fd')):>22}"]
+
+    def line(name: str, found: dict[str, list[float]]) -> str:
+        energy, fd = (format_metric(key, found[key]) for key in (PRIMARY, SECOND))
+        return f"{name:<52} energy {energy:>22} FD {fd:>20} accuracy {np.mean(found['accuracy']):>6.1%}"
+
+    keys = (PRIMARY, SECOND, "accuracy")
+    return [
+        *(line(label_of(f"oracle_{what}"), {k: oracle(results, what, k) for k in keys}) for what in ORACLE_ROWS),
+        *(line(labels[name], {k: values(results, name, k) for k in keys}) for name in results.config.evaluated()),
+        line("real training images (floor)", {k: floor(results, k) for k in keys}),
+    ]
+
+
+def shares_of_headroom(results: GuidanceResults) -> dict[str, float]:
+    """Each policy's and schedule's share of the headroom, of means over seeds: 0 the best constant, 1 the oracle."""
+    best = float(np.mean(oracle(results, "feedback", PRIMARY)))
+    constant = float(np.mean(oracle(results, "constant", PRIMARY)))
+    return {
+        name: share_of_headroom(float(np.mean(values(results, name, PRIMARY))), constant, best)
+        for name in results.config.evaluated()
+    }
+
+
+def headroom_sentence(results: GuidanceResults) -> str:
+    """What there is to win, in a sentence."""
+    means = [float(np.mean(oracle(results, what, PRIMARY))) for what in ORACLE_ROWS]
+    told = (
+        f"Headroom (oracle): energy distance {means[0]:.3f} at the best constant, {means[1]:.3f} with the best free "
+        f"schedule, {means[2]:.3f} with the best state feedback"
+    )
+    if means[2] >= means[0]:
+        return f"{told}: nothing to win that this oracle finds."
+    shares = shares_of_headroom(results)
+    played = [name for name in shares if not name.endswith("@untrained")]
+    best = max(played, key=lambda name: shares[name])
+    return f"{told}; the largest share of it is that of {names(results)[best]}, {shares[best]:.0%}."
+
+
+def _share(value: float) -> str:
+    return "–" if np.isnan(value) else f"{value:+.0%}"
 
 
 def _p(value: float) -> str:
     return p_text(value).removeprefix("p = ").removeprefix("p ")
 
 
+ORACLE_ROWS = ("constant", "schedule", "feedback")
+
+
 # -- sections ----------------------------------------------------------------------------------------------------------
+
+
+def _headroom(section: Section, results: GuidanceResults) -> None:
+    section.text(
+        "What there is to win, before anybody is compared. The oracle trains pathwise on what the evaluation measures "
+        "itself, the energy distance to the held-out images in the evaluation classifier's features. Its rows are no "
+        "competitors, nothing else is trained or chosen by them, and they cost as many network evaluations as "
+        "everything below. A policy is told by its share: 0 at the best constant, 1 at the best state feedback."
+    )
+    columns = ["oracle", *(METRIC_LABELS[key] for key in (PRIMARY, SECOND, "accuracy")), "energy minus best constant"]
+    rows = []
+    for what in ORACLE_ROWS:
+        found = oracle(results, what, PRIMARY)
+        base = oracle(results, "constant", PRIMARY)
+        cells = [format_metric(key, oracle(results, what, key)) for key in (PRIMARY, SECOND, "accuracy")]
+        paired = len(found) > 1 and what != "constant"
+        difference = paired_test(found, base).difference.format(3, sign=True) if paired else "–"
+        rows.append([label_of(f"oracle_{what}"), *cells, difference])
+    section.table(columns, rows)
+    labels = names(results)
+    shares = shares_of_headroom(results)
+    energies = {name: values(results, name, PRIMARY) for name in shares}
+    section.table(
+        ["policy", METRIC_LABELS[PRIMARY], "share of the headroom"],
+        [
+            [labels[name], format_metric(PRIMARY, energies[name]), _share(shares[name])]
+            for name in sorted(shares, key=lambda name: float(np.mean(energies[name])))
+        ],
+    )
 
 
 def _came_out(section: Section, results: GuidanceResults, sentences: list[str], tone: str) -> None:
@@ -377,18 +482,20 @@ def _came_out(section: Section, results: GuidanceResults, sentences: list[str], 
         (f"g = {best_constant(results):g}", "best constant"),
         (f"g₀ = {base_scale(results):g}", "base of all policies"),
     ]
-    for name, label in (("constant", "FD of the best constant"), ("quantum", "FD of the quantum policy")):
-        if name in results.config.evaluated():
-            cards.append((f"{np.mean(values(results, name, 'fd')):.2f}", label))
-    cards.append((f"{np.mean(floor(results, 'fd')):.2f}", "FD of real training images (floor)"))
-    gradients = curves(results, "quantum", "gradients/circuit") if "quantum" in results.config.policies else []
+    main = results.config.main
+    for name, label in (("constant", "the best constant"), (main, "the quantum policy")):
+        if name is not None:
+            cards.append((f"{np.mean(values(results, name, PRIMARY)):.3f}", f"energy distance of {label}"))
+    cards.append((f"{np.mean(floor(results, PRIMARY)):.3f}", "energy distance of real training images (floor)"))
+    gradients = curves(results, main, "gradients/circuit") if main else []
     if gradients:
         cards.append((f"{min(min(line) for line in gradients):.2g}", "smallest circuit gradient norm in any update"))
     section.numbers(cards)
 
 
 def _samples(section: Section, results: GuidanceResults) -> None:
-    wanted = ("constant", "limited_interval", "quantum", "matched", "frozen", "quantum@untrained")
+    main = results.config.main
+    wanted = ("constant", "free_schedule", *results.config.policies[:3], f"{main}@untrained")
     shown = [name for name in wanted if name in results.config.evaluated()]
     labels = names(results)
     kept = {name: read_samples(results.folder, name, 0) for name in shown}
@@ -404,18 +511,26 @@ def _samples(section: Section, results: GuidanceResults) -> None:
 def _table(section: Section, results: GuidanceResults) -> None:
     section.text(_METRICS_TEXT)
     columns, rows, best = results_table(results)
-    section.table(columns, rows, emphasised=best, caption="The highlighted row has the lowest mean FD; see the tests.")
+    section.table(
+        columns,
+        rows,
+        emphasised=best,
+        caption="The highlighted row has the lowest mean energy distance; see the tests. Scorer calls: images that the "
+        "reward classifier looks at for each image made, for the state or the search; the network is called equally "
+        "often by all.",
+    )
     if results.config.seeds < 2:
         return
-    labels, base = names(results), np.array(values(results, "constant", "fd"))
+    labels, base = names(results), np.array(values(results, "constant", PRIMARY))
     others = [name for name in results.config.evaluated() if name != "constant" and not name.endswith("@untrained")]
     section.figure(
         plots.comparison(
-            {labels[name]: (np.array(values(results, name, "fd")) - base).tolist() for name in others},
-            xlabel="FD minus that of the best constant on the same seed (left is better)",
+            {labels[name]: (np.array(values(results, name, PRIMARY)) - base).tolist() for name in others},
+            xlabel="energy distance minus that of the best constant on the same seed (left is better)",
             mark=0.0,
         ),
-        alt="Difference in FD to the best constant: a dot per seed, mean and 95 % interval; ordered as the table.",
+        alt="Difference in energy distance to the best constant: a dot per seed, mean and 95 % interval; ordered as "
+        "the table.",
     )
 
 
@@ -427,12 +542,16 @@ def _tests(section: Section, results: GuidanceResults) -> None:
     labels = names(results)
     for reference in REFERENCES:
         columns, rows = paired_table(compared_with_all(results, reference), labels)
-        section.table(columns, rows, caption=f"FD against: {labels[reference]} (negative is better).")
+        section.table(columns, rows, caption=f"Energy distance against: {labels[reference]} (negative is better).")
+    columns, rows = paired_table(compared_with_all(results, "constant", SECOND), labels)
+    section.table(columns, rows, caption=f"FD against: {labels['constant']} (negative is better).")
     controls = control_tests(results)
     if controls:
         columns, rows = paired_table(controls, labels)
         section.table(
-            columns, rows, caption="FD of the quantum policy minus that of each control (negative: it is better)."
+            columns,
+            rows,
+            caption="Energy distance of the quantum policy minus that of each control (negative: it is better).",
         )
     learned = learning_tests(results)
     if learned:
@@ -457,13 +576,13 @@ def _sweep(section: Section, results: GuidanceResults) -> None:
         plots.sweep_curve(
             columns,
             [row["reward_distance"] for row in sweep_rows(results)],
-            [row["fd"] for row in sweep_rows(results)],
+            [row[SECOND] for row in sweep_rows(results)],
             chosen=best_constant(results),
         ),
         alt="Reward-side distance and judged Fréchet distance against the constant guidance scale; "
         f"the chosen one is {best_constant(results):g}.",
     )
-    by_evaluation = min(sweep_rows(results), key=lambda row: row["fd"])["g"]
+    by_evaluation = min(sweep_rows(results), key=lambda row: row[PRIMARY])["g"]
     if by_evaluation != best_constant(results):
         section.text(
             f"On these images the evaluation classifier would have chosen g = {by_evaluation:g}. The constant that "
@@ -475,7 +594,8 @@ def _sweep(section: Section, results: GuidanceResults) -> None:
 def _sweep_table(results: GuidanceResults) -> tuple[list[str], list[list[str]]]:
     rows = [
         [f"{row['g']:g}", f"{row['reward_fd']:.2f}", f"{row['reward_distance']:.4f}",
-         f"{100 * row['reward_accuracy']:.1f}", f"{row['fd']:.2f}", f"{100 * row['accuracy']:.1f}"]
+         f"{100 * row['reward_accuracy']:.1f}", f"{row['energy']:.4f}", f"{row['fd']:.2f}",
+         f"{100 * row['accuracy']:.1f}"]
         for row in sweep_rows(results)
     ]  # fmt: skip
     return [
@@ -483,17 +603,15 @@ def _sweep_table(results: GuidanceResults) -> tuple[list[str], list[list[str]]]:
         "FD, reward side",
         "distance, reward side",
         "accuracy %, reward side",
+        "energy, evaluation",
         "FD, evaluation",
         "accuracy %, evaluation",
     ], rows
 
 
 def _trajectories(section: Section, results: GuidanceResults) -> None:
-    trained = [
-        name
-        for name in ("quantum", "quantum_ideal", "matched", "mlp", "frozen", "annealing")
-        if name in results.config.evaluated()
-    ]
+    kinds = ("quantum", "quantum_ideal", "matched", "mlp", "frozen", "annealing")
+    trained = [name for name in results.config.policies if kind_of(name) in kinds]
     shown: dict[str, np.ndarray] = {}
     for name in trained:
         parts = [read_samples(results.folder, name, seed)["g"] for seed in range(results.config.seeds)]
@@ -541,7 +659,7 @@ def _diagnostics(section: Section, results: GuidanceResults) -> None:
 
 
 def _circuit(section: Section, results: GuidanceResults) -> None:
-    policy = load_policy(results.folder / "trainings" / "quantum-seed0").policy
+    policy = load_policy(results.folder / "trainings" / f"{results.config.main}-seed0").policy
     assert isinstance(policy, QuantumPolicy)
     compiled = policy.layer.compiled
     logical, device = policy.circuit.circuit, compiled.device
