@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 INTERRUPTED, FAILED = 130, 2
 
 GROUPS = {
-    "train": "train a policy, a denoiser, a backbone or a classifier",
-    "evaluate": "evaluate a trained policy or denoiser",
+    "train": "train a policy, a denoiser, a backbone, an autoencoder or a classifier",
+    "evaluate": "evaluate a trained policy, denoiser or backbone",
     "study": "run an experiment with statistics and a report",
     "calibration": "look at devices: snapshots, tables, drift, good qubits",
     "ledger": "look after the jobs that were sent: what ran, what it cost, what to do next",
@@ -40,6 +40,10 @@ COMMANDS: dict[tuple[str, ...], tuple[str, str | Callable[..., int]]] = {
     ("demo",): ("train under device noise, compare, report: the main job in minutes", "qhw_diffusion.cli.demo:demo"),
     ("train", "guidance"): ("train a guidance policy", "qhw_diffusion.cli.guidance:train_guidance"),
     ("train", "backbone"): ("train a diffusion backbone", "qhw_diffusion.cli.models:train_backbone"),
+    ("train", "autoencoder"): (
+        "train the autoencoder of a latent diffusion model",
+        "qhw_diffusion.cli.models:train_autoencoder",
+    ),
     ("train", "classifier"): (
         "train a reward classifier or an evaluation classifier",
         "qhw_diffusion.cli.models:train_classifier",
@@ -52,6 +56,10 @@ COMMANDS: dict[tuple[str, ...], tuple[str, str | Callable[..., int]]] = {
     ("evaluate", "guidance"): (
         "evaluate a trained policy: simulated, or with --shots on a device",
         "qhw_diffusion.cli.policies:evaluate_guidance",
+    ),
+    ("evaluate", "backbone"): (
+        "sample a diffusion backbone at constant guidance scales, and measure the images",
+        "qhw_diffusion.cli.models:evaluate_backbone",
     ),
     ("evaluate", "denoising"): (
         "sample a trained denoiser, on another device or engine or with finite shots if asked",

@@ -1,4 +1,4 @@
-"""`qhw train backbone` and `qhw train classifier`: the models that guidance works with."""
+"""`qhw train backbone`, `autoencoder` and `classifier`, `qhw evaluate backbone`: the models guidance works with."""
 
 from __future__ import annotations
 
@@ -6,32 +6,39 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
+from tyro.conf import Positional
+
 from qhw_diffusion.cli.flags import FromFlags, changed
-from qhw_diffusion.diffusion import BackboneConfig, ClassifierConfig
+from qhw_diffusion.diffusion import AutoencoderConfig, BackboneConfig, ClassifierConfig
 from qhw_diffusion.runs.place import Place
 
 
-def _backbone(given: Mapping[str, Any]) -> BackboneConfig:
-    return changed(BackboneConfig.for_dataset(given.get("dataset", "digits")), given)  # type: ignore[no-any-return]
+def _backbone(given: Mapping[str, Any], data_root: Path | None) -> BackboneConfig:
+    of = {"autoencoder": given["autoencoder"]} if given.get("autoencoder") else {}
+    recipe = BackboneConfig.for_dataset(given.get("dataset", "digits"), data_root=data_root, **of)
+    return changed(recipe, given)  # type: ignore[no-any-return]
 
 
-def _classifier(given: Mapping[str, Any]) -> ClassifierConfig:
-    recipe = ClassifierConfig.for_dataset(given.get("dataset", "digits"), given.get("role", "reward"))
+def _classifier(given: Mapping[str, Any], data_root: Path | None) -> ClassifierConfig:
+    recipe = ClassifierConfig.for_dataset(
+        given.get("dataset", "digits"), given.get("role", "reward"), data_root=data_root
+    )
     return changed(recipe, given)  # type: ignore[no-any-return]
 
 
 def train_backbone(
-    config: Annotated[BackboneConfig, FromFlags(_backbone, rename={"dataset": "data"})] = BackboneConfig(),  # noqa: B008
     *,
-    place: Annotated[Place, FromFlags(skip=("command",))] = Place(Path("runs/backbone")),  # noqa: B008
     data_root: Path | None = None,
+    config: Annotated[BackboneConfig, FromFlags(_backbone, rename={"dataset": "data"})] = BackboneConfig(),  # noqa: B008
+    place: Annotated[Place, FromFlags(skip=("command",))] = Place(Path("runs/backbone")),  # noqa: B008
 ) -> int:
     """Train a diffusion backbone.
 
     Args:
+        data_root: folder of the data set as torchvision lays it out (MNIST/, FashionMNIST/, cifar-10-batches-py/, …);
+            for "imagefolder" a folder or tar archive of train/CLASS/ and test/CLASS/.
         config: architecture and recipe; the defaults shown are those for digits.
         place: run folder to write.
-        data_root: folder that holds MNIST/ or FashionMNIST/ (as torchvision).
     """
     from qhw_diffusion.checkpoints import one_thread
     from qhw_diffusion.diffusion import load_dataset
@@ -46,18 +53,54 @@ def train_backbone(
     return 0
 
 
-def train_classifier(
-    config: Annotated[ClassifierConfig, FromFlags(_classifier, rename={"dataset": "data"})] = ClassifierConfig(),  # noqa: B008
+def _autoencoder(given: Mapping[str, Any], data_root: Path | None) -> AutoencoderConfig:
+    recipe = AutoencoderConfig.for_dataset(given.get("dataset", "cifar10"), data_root=data_root)
+    return changed(recipe, given)  # type: ignore[no-any-return]
+
+
+def train_autoencoder(
     *,
-    place: Annotated[Place, FromFlags(skip=("command", "resume"))] = Place(Path("runs/classifier")),  # noqa: B008
     data_root: Path | None = None,
+    config: Annotated[AutoencoderConfig, FromFlags(_autoencoder, rename={"dataset": "data"})] = AutoencoderConfig(),  # noqa: B008
+    place: Annotated[Place, FromFlags(skip=("command",))] = Place(Path("runs/autoencoder")),  # noqa: B008
+) -> int:
+    """Train the autoencoder of a latent diffusion model.
+
+    Args:
+        data_root: folder of the data set as torchvision lays it out (cifar-10-batches-py/, …); for "imagefolder" a
+            folder or tar archive of train/CLASS/ and test/CLASS/.
+        config: architecture and recipe; the defaults shown are those for CIFAR-10.
+        place: run folder to write.
+    """
+    from qhw_diffusion.checkpoints import one_thread
+    from qhw_diffusion.diffusion import Classifier, load_dataset, psnr
+    from qhw_diffusion.diffusion import train_autoencoder as train
+
+    one_thread()
+    asked = config.classifier and config.feature_weight
+    classifier = Classifier.load(config.classifier, "reward") if asked else None  # before the folder, as the data
+    data, heldout = (load_dataset(config.dataset, split, data_root) for split in ("train", "heldout"))
+    with place.open("autoencoder", config.to_dict()) as run:
+        autoencoder = train(config, run, dataset=data, classifier=classifier, resume=place.goes_on(run))
+    some = heldout.images[:: max(1, len(heldout) // 1000)]
+    error = psnr(autoencoder.reconstruct(some), some)
+    print(f"{autoencoder.n_parameters:,} parameters, {error:.2f} dB on held-out images; saved in {place.out}")
+    return 0
+
+
+def train_classifier(
+    *,
+    data_root: Path | None = None,
+    config: Annotated[ClassifierConfig, FromFlags(_classifier, rename={"dataset": "data"})] = ClassifierConfig(),  # noqa: B008
+    place: Annotated[Place, FromFlags(skip=("command", "resume"))] = Place(Path("runs/classifier")),  # noqa: B008
 ) -> int:
     """Train a reward classifier or an evaluation classifier.
 
     Args:
+        data_root: folder of the data set as torchvision lays it out (MNIST/, FashionMNIST/, cifar-10-batches-py/, …);
+            for "imagefolder" a folder or tar archive of train/CLASS/ and test/CLASS/.
         config: architecture and recipe; the defaults shown are those of the reward classifier for digits.
         place: run folder to write.
-        data_root: folder that holds MNIST/ or FashionMNIST/ (as torchvision).
     """
     from qhw_diffusion.checkpoints import one_thread
     from qhw_diffusion.diffusion import load_dataset
@@ -68,4 +111,55 @@ def train_classifier(
     with place.open("classifier", config.to_dict()) as run:
         classifier = train(config, run, dataset=data, heldout=heldout)
     print(f"{config.role}: {classifier.accuracy:.2%} of the held-out images right; saved in {place.out}")
+    return 0
+
+
+def evaluate_backbone(
+    run: Positional[str],
+    *,
+    constants: tuple[float, ...] = (1.0, 2.0, 3.0, 4.0),
+    evaluation_classifier: str = "",
+    data: str | None = None,
+    data_root: Path | None = None,
+    images: int = 1000,
+    steps: int = 50,
+    seed: int = 0,
+    picture: Path | None = None,
+) -> int:
+    """Sample a diffusion backbone at constant guidance scales, and measure the images.
+
+    Args:
+        run: run folder of `qhw train backbone`, or name of a shipped backbone.
+        constants: guidance scales.
+        evaluation_classifier: run folder of the evaluation classifier, or a file of published weights, as
+            resnet56-4bfd9763.th of github.com/akamaster/pytorch_resnet_cifar10; without it the one shipped for the data
+            set.
+        data: data set whose held-out images are compared with; without it the one the backbone was trained on.
+        data_root: folder of the data set.
+        images: images for each scale.
+        steps: DDIM steps.
+        seed: seed of the starting noise.
+        picture: PNG file to write, ten images of each class for each scale.
+    """
+    from qhw_diffusion.checkpoints import one_thread
+    from qhw_diffusion.diffusion.quality import backbone_report
+    from qhw_diffusion.experiment.page import save_png
+    from qhw_diffusion.experiment.plots import sample_grids
+
+    one_thread()
+    table, grids = backbone_report(
+        run,
+        evaluation_classifier,
+        constants,
+        data=data,
+        data_root=data_root,
+        n_images=images,
+        n_steps=steps,
+        seed=seed,
+    )
+    print(table)
+    if picture is not None:
+        rows = min(10, min(len(grid) for grid in grids.values()))
+        save_png(sample_grids({name: grid.numpy() for name, grid in grids.items()}, rows=rows), picture)
+        print(f"images in {picture}")
     return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from qhw_diffusion.diffusion.autoencoder import Autoencoder, AutoencoderConfig, psnr, train_autoencoder
 from qhw_diffusion.diffusion.backbone import Backbone, BackboneConfig, train_backbone
 from qhw_diffusion.diffusion.checks import check_every_class, check_fit, check_labels
 from qhw_diffusion.diffusion.classifiers import Classifier, ClassifierConfig, accuracy, train_classifier
@@ -50,6 +51,8 @@ __all__ = [
     "METRICS",
     "OWN_SPACING",
     "SPACINGS",
+    "Autoencoder",
+    "AutoencoderConfig",
     "Backbone",
     "BackboneConfig",
     "Classifier",
@@ -87,9 +90,11 @@ __all__ = [
     "paired_similarity",
     "polynomial_kernel",
     "precision_recall",
+    "psnr",
     "read_prompts",
     "real_floor",
     "sampler_of",
+    "train_autoencoder",
     "train_backbone",
     "train_classifier",
 ]

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import platform
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -12,8 +10,9 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from qhw_diffusion.checkpoints import load_checkpoint, restore_checkpoint, save_checkpoint
+from qhw_diffusion.checkpoints import read_tensors, write_tensors
 from qhw_diffusion.config import Config, check_finite, check_whole, require
+from qhw_diffusion.diffusion.autoencoder import Autoencoder
 from qhw_diffusion.diffusion.checks import (
     check_every_class,
     check_fit,
@@ -22,22 +21,23 @@ from qhw_diffusion.diffusion.checks import (
     check_shape_and_classes,
 )
 from qhw_diffusion.diffusion.datasets import (
-    DATASETS,
     ImageDataset,
     check_dataset_name,
     image_shape_of,
     load_dataset,
     n_classes_of,
 )
-from qhw_diffusion.diffusion.weights import SHIPPED, half_precision, load_model, model_folder, save_model
-from qhw_diffusion.errors import DamagedFileError, InvalidInputError, QhwError, RunFolderError, UnknownNameError
-from qhw_diffusion.runs import RunFolder, StopRequest, progress
+from qhw_diffusion.diffusion.loop import Training
+from qhw_diffusion.diffusion.weights import PRECISIONS, SHIPPED, half_arithmetic, load_model, model_folder, save_model
+from qhw_diffusion.errors import DamagedFileError, InvalidInputError, QhwError, UnknownNameError
+from qhw_diffusion.runs import RunFolder
 
 PREDICTION_TYPES = ("v_prediction", "epsilon")
 """What a backbone's network may predict."""
 BETA_SCHEDULES = ("squaredcos_cap_v2", "linear", "scaled_linear")
 """Noise schedules, by diffusers' names."""
-_CHECKPOINT_EVERY = 250
+_LATENTS = "latents.safetensors"  # in the run folder
+_AUTOENCODER = "autoencoder"  # folder beside the weights of a latent model
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,10 @@ class BackboneConfig(Config):
     """Channels, height and width of the images."""
     n_classes: int = 10
     """Classes of the data set; the null label is the index after the last."""
+    autoencoder: str = ""
+    """Autoencoder whose latents are denoised: name of a shipped one, or a run folder. Empty: the pixels are."""
+    latent_shape: tuple[int, int, int] | None = None
+    """Channels, height and width of the latents; none where the pixels are denoised."""
     channels: tuple[int, ...] = (32,)
     """Channels of each resolution level, the finest first; each level halves the image."""
     layers_per_block: int = 1
@@ -75,6 +79,8 @@ class BackboneConfig(Config):
     """Noise schedule, by diffusers' names."""
     n_train_timesteps: int = 1000
     """Noise levels the network is trained on."""
+    start: str = ""
+    """Backbone whose weights the training starts from: name of a shipped one, or a run folder. Empty: random."""
     steps: int = 3600
     """Training steps of AdamW."""
     batch_size: int = 128
@@ -92,11 +98,23 @@ class BackboneConfig(Config):
     min(ema_decay, (1 + step) / (10 + step))."""
     log_every: int = 20
     """Steps between two entries of the loss history, each the mean over the steps since the last."""
+    flip: bool = False
+    """Augmentation of a latent model: the mirror images are trained on as well."""
+    precision: str = "float32"
+    """Number format of the matrix products in training: "float32", or "bfloat16" (torch's autocast), faster on CPUs
+    that have it."""
     seed: int = 0
     """Seed of the initial weights, the order of the images and the noise."""
 
     def __post_init__(self) -> None:
         check_shape_and_classes(self.image_shape, self.n_classes)
+        check_shape_and_classes(self.denoised_shape, self.n_classes)
+        require(
+            bool(self.autoencoder) == (self.latent_shape is not None),
+            f"autoencoder is {self.autoencoder!r} and latent_shape {self.latent_shape}: a latent model needs both "
+            "(BackboneConfig.for_dataset(data, autoencoder=...) finds the shape), a pixel model has neither",
+        )
+        require(not self.flip or bool(self.autoencoder), "flip is for latent models alone")
         check_finite(self)
         check_whole(self, "patch", "layers_per_block", "attention_head_dim", "norm_groups", "n_train_timesteps")
         check_whole(self, "steps", "batch_size", "log_every")
@@ -107,7 +125,7 @@ class BackboneConfig(Config):
             len(self.attention) == len(self.channels),
             f"attention {self.attention} and channels {self.channels} differ in length",
         )
-        _, height, width = self.image_shape
+        _, height, width = self.denoised_shape
         require(
             self.side_factor <= min(height, width),
             f"{len(self.channels)} levels after patches of {self.patch}×{self.patch} leave less than a pixel of "
@@ -119,11 +137,18 @@ class BackboneConfig(Config):
         )
         if self.prediction_type not in PREDICTION_TYPES:
             raise UnknownNameError.of("prediction type", self.prediction_type, PREDICTION_TYPES)
+        if self.precision not in PRECISIONS:
+            raise UnknownNameError.of("precision", self.precision, PRECISIONS)
         if self.beta_schedule not in BETA_SCHEDULES:
             raise UnknownNameError.of("noise schedule", self.beta_schedule, BETA_SCHEDULES)
         require(0 <= self.label_dropout < 1 and 0 <= self.ema_decay < 1, "label_dropout and ema_decay are in [0, 1)")
         require(self.learning_rate > 0, f"learning_rate must be positive, got {self.learning_rate}")
         require(self.weight_decay >= 0, f"weight_decay must not be negative, got {self.weight_decay}")
+
+    @property
+    def denoised_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of what the network denoises: latents or images."""
+        return self.image_shape if self.latent_shape is None else self.latent_shape
 
     @property
     def side_factor(self) -> int:
@@ -133,7 +158,7 @@ class BackboneConfig(Config):
     @property
     def padding(self) -> tuple[int, int]:
         """Rows and columns added to the image inside the network, at the bottom and at the right."""
-        _, height, width = self.image_shape
+        _, height, width = self.denoised_shape
         return -height % self.side_factor, -width % self.side_factor
 
     @classmethod
@@ -141,6 +166,7 @@ class BackboneConfig(Config):
         """The recipe of a data set, with `changes`.
 
         Built-in data sets have recipes that were found good; any other takes one derived from the size of its images.
+        With `autoencoder` among the changes the recipe is that of a latent model.
 
         Args:
             data: name of a data set, or the data set itself.
@@ -149,16 +175,22 @@ class BackboneConfig(Config):
 
         Raises:
             UnknownNameError: no such data set.
-            InvalidInputError: a data set of a user's own that is not as `load_dataset` says, or changes that do not
-                fit.
+            InvalidInputError: a data set of a user's own that is not as `load_dataset` says, changes that do not fit,
+                or an autoencoder of other images.
+            MissingDataError: no such autoencoder.
         """
         if isinstance(data, ImageDataset):
             name, shape, n_classes = data.name, data.image_shape, data.n_classes
         else:
             check_dataset_name(data)
             name, shape, n_classes = data, image_shape_of(data, data_root), n_classes_of(data, data_root)
-        tuned = name in DATASETS and shape == image_shape_of(name)
-        recipe = _RECIPES[name] if tuned else _derived_recipe(shape)
+        if changes.get("autoencoder"):
+            autoencoder = Autoencoder.load(changes["autoencoder"])
+            _check_images(autoencoder, shape, name)
+            recipe = {**_LATENT_RECIPE, "latent_shape": autoencoder.latent_shape}
+        else:
+            tuned = name in _RECIPES and shape == image_shape_of(name)
+            recipe = _RECIPES[name] if tuned else _derived_recipe(shape)
         return cls(**{**recipe, "dataset": name, "image_shape": shape, "n_classes": n_classes, **changes})
 
 
@@ -169,6 +201,23 @@ _RECIPES: dict[str, dict[str, Any]] = {
 }
 # MNIST's recipes, not tuned for Fashion-MNIST
 _RECIPES |= {f"fashion{side}": _RECIPES[f"mnist{side}"] for side in (16, 28)}
+_LATENT_RECIPE: dict[str, Any] = {
+    # tuned as CIFAR-10's
+    "channels": (64, 112),
+    "layers_per_block": 1,
+    "attention": (False, True),
+    "attention_head_dim": 28,
+    "patch": 1,
+    "steps": 20000,
+    "batch_size": 64,
+    "learning_rate": 1e-3,
+    "warmup": 200,
+    "label_dropout": 0.1,
+    "ema_decay": 0.999,
+    "log_every": 50,
+    "flip": True,
+    "precision": "bfloat16",
+}
 _COARSEST = 7  # pixels of the shorter side at the coarsest level, at most: self-attention there stays cheap
 _PADDED = 1.25  # pixels of the padded image per pixel of the image, at most, as long as there are levels to save
 
@@ -189,23 +238,56 @@ def _derived_recipe(image_shape: tuple[int, int, int]) -> dict[str, Any]:
     return {"channels": channels, "attention": (False,) * levels, "patch": patch, "steps": 4000, "log_every": 50}
 
 
+def _check_images(autoencoder: Autoencoder, shape: tuple[int, int, int], name: str) -> None:
+    if autoencoder.image_shape != tuple(shape):
+        raise InvalidInputError(
+            f"the autoencoder of {autoencoder.name!r} takes images {_times(autoencoder.image_shape)}, those of "
+            f"{name!r} are {_times(shape)}: train an autoencoder on {name!r}"
+        )
+
+
+def _times(shape: tuple[int, int, int]) -> str:
+    return "×".join(map(str, shape))
+
+
 class Backbone(nn.Module):
     """A trained U-Net with its noise schedule: the built-in `Denoiser`.
 
-    It predicts the noise with and without the label in one call. Frozen and in evaluation mode when it comes from
-    `load`. Attributes: `config`, `image_shape` and `latent_shape` (C, H, W), `scheduler` (None), `n_classes`,
-    `null_label`, `name` (of the data set), `alphas_cumprod` float32 [n_train_timesteps], `history` (list of {"step",
-    "loss"}), `provenance` (fingerprint of the training split, versions).
+    It predicts the noise with and without the label in one call, of pixels or of an autoencoder's latents. Frozen and
+    in evaluation mode when it comes from `load`. Attributes: `config`, `image_shape` (C, H, W) of decoded images,
+    `latent_shape` (c, h, w) of what is denoised (the same for pixels), `autoencoder` (None for pixels), `scheduler`
+    (None), `n_classes`, `null_label`, `name` (of the data set), `alphas_cumprod` float32 [n_train_timesteps], `history`
+    (list of {"step", "loss"}), `provenance` (fingerprint of the training split, versions).
     """
 
     alphas_cumprod: Tensor
 
-    def __init__(self, config: BackboneConfig) -> None:
+    def __init__(self, config: BackboneConfig, autoencoder: Autoencoder | None = None) -> None:
+        """An untrained network.
+
+        Args:
+            config: architecture.
+            autoencoder: that of a latent model; default: the one that `config.autoencoder` names.
+
+        Raises:
+            InvalidInputError: an autoencoder of other images or latents than the configuration's.
+            MissingDataError: none is where `config.autoencoder` says.
+        """
         super().__init__()
         self.config = config
         self.image_shape = config.image_shape
-        self.latent_shape = config.image_shape
+        self.latent_shape = config.denoised_shape
         self.scheduler = None
+        if config.autoencoder and autoencoder is None:
+            autoencoder = Autoencoder.load(config.autoencoder)
+        if autoencoder is not None:
+            _check_images(autoencoder, config.image_shape, config.dataset)
+            require(
+                autoencoder.latent_shape == config.latent_shape,
+                f"the autoencoder's latents are {autoencoder.latent_shape}, the configuration says "
+                f"{config.latent_shape}",
+            )
+        self.autoencoder = autoencoder
         from diffusers import DDIMScheduler, UNet2DModel  # here, since importing it takes seconds
         from diffusers.models.attention_processor import Attention, AttnProcessor
 
@@ -214,8 +296,8 @@ class Backbone(nn.Module):
         self.name = config.dataset
         self.history: list[dict[str, float]] = []
         self.provenance: dict[str, Any] = {}
-        channels = config.image_shape[0] * config.patch**2
-        sides = [side + extra for side, extra in zip(config.image_shape[1:], config.padding, strict=True)]
+        channels = config.denoised_shape[0] * config.patch**2
+        sides = [side + extra for side, extra in zip(config.denoised_shape[1:], config.padding, strict=True)]
         self.unet = UNet2DModel(
             sample_size=(sides[0] // config.patch, sides[1] // config.patch),
             in_channels=channels,
@@ -288,14 +370,14 @@ class Backbone(nn.Module):
         return output[:batch], output[batch:]
 
     def _check(self, x_t: Tensor, t: int, labels: Tensor) -> None:
-        check_pixels(x_t, self.image_shape, self.alphas_cumprod.dtype, "x_t")
+        check_pixels(x_t, self.latent_shape, self.alphas_cumprod.dtype, "x_t")
         check_labels(labels, self.n_classes, len(x_t), null_label=self.null_label)
         if not 0 <= t < self.config.n_train_timesteps:
             raise InvalidInputError(f"timestep {t} is outside 0 … {self.config.n_train_timesteps - 1}")
 
     def decode(self, x: Tensor) -> Tensor:
-        """Images [B, C, H, W] of what was denoised: x itself, since this model works on pixels."""
-        return x
+        """Images [B, C, H, W] of what was denoised: x itself where pixels are; differentiable."""
+        return x if self.autoencoder is None else self.autoencoder.decode(x)
 
     @property
     def n_parameters(self) -> int:
@@ -303,7 +385,10 @@ class Backbone(nn.Module):
         return sum(p.numel() for p in self.unet.parameters())
 
     def save(self, path: str | Path) -> None:
-        """Write half-precision weights and the configuration, recipe and loss history into the folder `path`."""
+        """Write half-precision weights and the configuration, recipe and loss history into the folder `path`.
+
+        A latent model's autoencoder is written into the folder `autoencoder` in it.
+        """
         description = {
             "config": self.config.to_dict(),
             "n_parameters": self.n_parameters,
@@ -311,6 +396,8 @@ class Backbone(nn.Module):
             "provenance": self.provenance,
         }
         save_model(path, self.unet.state_dict(), "backbone", description)
+        if self.autoencoder is not None:
+            self.autoencoder.save(Path(path) / _AUTOENCODER)
 
     @classmethod
     def load(cls, name_or_path: str | Path) -> Backbone:
@@ -327,7 +414,8 @@ class Backbone(nn.Module):
         folder = shipped if shipped.is_dir() else model_folder(name_or_path, "backbone")
         state, saved = load_model(folder, "backbone")
         try:
-            backbone = cls(BackboneConfig.from_dict(saved["config"]))
+            config = BackboneConfig.from_dict(saved["config"])
+            backbone = cls(config, Autoencoder.load(folder / _AUTOENCODER) if config.autoencoder else None)
             backbone.unet.load_state_dict(state)
             backbone.history = list(saved["history"])
             backbone.provenance = dict(saved["provenance"])
@@ -341,6 +429,7 @@ def train_backbone(
     run: RunFolder | None = None,
     *,
     dataset: ImageDataset | None = None,
+    autoencoder: Autoencoder | None = None,
     data_root: str | Path | None = None,
     max_steps: int | None = None,
     resume: bool = False,
@@ -358,6 +447,7 @@ def train_backbone(
         run: where to log "losses/backbone" and the learning rate every `log_every` steps, to keep a checkpoint, and to
             write `model/`.
         dataset: what to train on; default: the training split of `config.dataset`.
+        autoencoder: that of a latent model; default: the one that `config.autoencoder` names.
         data_root: see `load_dataset`.
         max_steps: stop after so many steps of the recipe (its learning-rate schedule unchanged): a brief re-training.
         resume: continue from the run's checkpoint.
@@ -370,130 +460,67 @@ def train_backbone(
     data = dataset if dataset is not None else load_dataset(config.dataset, "train", data_root)
     check_fit(configuration=config, data_set=data)
     check_every_class(data.labels, data.n_classes, data.name, "training")
-    training = _Training(config, data)
-    if resume:
-        if run is None:
-            raise RunFolderError("resume needs the run folder to resume from")
-        training.restore(run)
-    n_steps = config.steps if max_steps is None else min(max_steps, config.steps)
-    guard = run.interruptible() if run is not None else nullcontext(StopRequest())
-    with guard as stop, progress(total=n_steps, initial=training.step, desc=f"backbone {config.dataset}") as bar:
-        while training.step < n_steps:
-            training.one_step()
-            bar.update()
-            if training.step % config.log_every == 0 or training.step == n_steps:
-                entry = training.close_interval()
-                bar.set_postfix(loss=f"{entry['loss']:.4f}")
-                if run is not None:
-                    rate = training.optimizer.param_groups[0]["lr"]
-                    run.log(training.step, {"losses/backbone": entry["loss"], "charts/learning_rate": rate})
-            if run is not None and (stop.requested or training.step % _CHECKPOINT_EVERY == 0):
-                training.save(run)
-            if stop.requested:
-                raise KeyboardInterrupt
-    backbone = training.result()
-    if run is not None:
-        backbone.save(Path(run.path) / "model")
-    return backbone
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)  # diffusers' constructors draw from the global generator
+        backbone = Backbone(config, autoencoder).train()
+    if config.start:
+        _start_from(backbone, Backbone.load(config.start))
+    inputs, labels = _inputs(backbone, data, run)
+    alphas = backbone.alphas_cumprod
 
-
-class _Training:
-    """Everything that changes from step to step, so that it can be saved and put back."""
-
-    def __init__(self, config: BackboneConfig, data: ImageDataset) -> None:
-        self.config, self.data, self.step = config, data, 0
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(config.seed)  # diffusers' constructors draw from the global generator
-            self.backbone = Backbone(config).train()
-        self.generator = torch.Generator().manual_seed(config.seed + 1)
-        self.weights = list(self.backbone.unet.parameters())
-        self.average = {k: v.detach().clone() for k, v in self.backbone.unet.state_dict().items()}
-        self.optimizer = torch.optim.AdamW(self.weights, lr=config.learning_rate, weight_decay=config.weight_decay)
-        self.recent: list[float] = []
-
-    def one_step(self) -> None:
-        config, alphas, generator = self.config, self.backbone.alphas_cumprod, self.generator
-        for group in self.optimizer.param_groups:
-            group["lr"] = config.learning_rate * _rate_factor(self.step, config)
-        chosen = torch.randint(len(self.data), (config.batch_size,), generator=generator)
-        images, labels = self.data.images[chosen], self.data.labels[chosen]
-        dropped = torch.rand(len(labels), generator=generator) < config.label_dropout
-        labels = labels.masked_fill(dropped, self.backbone.null_label)
-        t = torch.randint(config.n_train_timesteps, (len(labels),), generator=generator)
-        noise = torch.randn(images.shape, generator=generator)
+    def loss(training: Training) -> Tensor:
+        generator = training.generator
+        chosen = torch.randint(len(inputs), (config.batch_size,), generator=generator)
+        x_0, asked = inputs[chosen], labels[chosen]
+        dropped = torch.rand(len(asked), generator=generator) < config.label_dropout
+        asked = asked.masked_fill(dropped, backbone.null_label)
+        t = torch.randint(config.n_train_timesteps, (len(asked),), generator=generator)
+        noise = torch.randn(x_0.shape, generator=generator)
         signal = alphas[t].sqrt().view(-1, 1, 1, 1)
         spread = (1 - alphas[t]).sqrt().view(-1, 1, 1, 1)
-        target = signal * noise - spread * images if config.prediction_type == "v_prediction" else noise
-        loss = nn.functional.mse_loss(self.backbone(signal * images + spread * noise, t, labels), target)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(self.weights, 1.0)
-        self.optimizer.step()
-        self._update_average(min(config.ema_decay, (1 + self.step) / (10 + self.step)))
-        self.recent.append(loss.item())
-        self.step += 1
+        target = signal * noise - spread * x_0 if config.prediction_type == "v_prediction" else noise
+        with half_arithmetic(config.precision):
+            output = backbone(signal * x_0 + spread * noise, t, asked)
+        return nn.functional.mse_loss(output.float(), target)
 
-    @torch.no_grad()
-    def _update_average(self, decay: float) -> None:
-        state = self.backbone.unet.state_dict()
-        torch._foreach_lerp_([self.average[k] for k in state], list(state.values()), 1 - decay)
-
-    def close_interval(self) -> dict[str, float]:
-        """Append the mean loss since the last entry to the history."""
-        entry = {"step": self.step, "loss": sum(self.recent) / len(self.recent)}
-        self.recent.clear()
-        self.backbone.history.append(entry)
-        return entry
-
-    def result(self) -> Backbone:
-        """The averaged weights, rounded as they are saved, with their provenance."""
-        import diffusers
-
-        rounded = {k: v.float() for k, v in half_precision(self.average).items()}
-        self.backbone.unet.load_state_dict(rounded)
-        self.backbone.provenance = {
-            "data_fingerprint": self.data.fingerprint,
-            "n_images": len(self.data),
-            "trained_steps": self.step,
-            "torch": torch.__version__,
-            "diffusers": diffusers.__version__,
-            "python": platform.python_version(),
-        }
-        return self.backbone.eval().requires_grad_(False)
-
-    def save(self, run: RunFolder) -> None:
-        meta = {"step": self.step, "recent": self.recent, "history": self.backbone.history, **self._identity()}
-        save_checkpoint(run, self._parts(), meta)
-
-    def restore(self, run: RunFolder) -> None:
-        _, meta = load_checkpoint(run)
-        for key, own in self._identity().items():
-            given = meta.get(key)
-            if given != own:
-                raise RunFolderError(f"the checkpoint in {run.path} has {key} {given}, not {own}: not the same run")
-        try:
-            restore_checkpoint(run, self._parts())
-            self.step, self.recent = int(meta["step"]), list(meta["recent"])
-            self.backbone.history = list(meta["history"])
-        except (KeyError, TypeError) as error:
-            raise DamagedFileError(f"the checkpoint in {run.path} does not fit its configuration ({error})") from error
-        run.truncate_metrics(self.step + 1)
-
-    def _parts(self) -> dict[str, Any]:
-        return {
-            "average": self.average,
-            "weights": self.backbone.unet,
-            "optimizer": self.optimizer,
-            "generator": self.generator,
-        }
-
-    def _identity(self) -> dict[str, Any]:
-        return {"config": self.config.to_dict(), "data": self.data.fingerprint}
+    encoder = {} if backbone.autoencoder is None else {"encoder": backbone.autoencoder.encoder_fingerprint}
+    training = Training(config, data, backbone.unet, loss, encoder)
+    training.run("backbone", run, max_steps=max_steps, resume=resume)
+    backbone.unet.load_state_dict(training.averaged())
+    backbone.history, backbone.provenance = training.history, training.provenance()
+    if run is not None:
+        backbone.save(Path(run.path) / "model")
+    return backbone.eval().requires_grad_(False)
 
 
-def _rate_factor(step: int, config: BackboneConfig) -> float:
-    """Linear warm-up, then a half cosine to zero."""
-    if step < config.warmup:
-        return (step + 1) / config.warmup
-    share = (step - config.warmup) / max(1, config.steps - config.warmup)
-    return 0.5 * (1 + math.cos(math.pi * share))
+def _start_from(backbone: Backbone, start: Backbone) -> None:
+    """Take over the weights of another backbone of the same architecture."""
+    try:
+        backbone.unet.load_state_dict(start.unet.state_dict())
+    except RuntimeError as error:
+        raise InvalidInputError(
+            f"the backbone to start from, {backbone.config.start}, has another architecture: its channels are "
+            f"{start.config.channels}, its latents or images {start.latent_shape}, classes {start.n_classes}"
+        ) from error
+
+
+def _inputs(backbone: Backbone, data: ImageDataset, run: RunFolder | None = None) -> tuple[Tensor, Tensor]:
+    """What the network learns to denoise, with labels: the images, or the latents of images and mirror images.
+
+    Latents are kept in the run folder, in half precision, so that a run that goes on need not encode again.
+    """
+    autoencoder, flip = backbone.autoencoder, backbone.config.flip
+    if autoencoder is None:
+        return data.images, data.labels
+    labels = data.labels.repeat(2) if flip else data.labels
+    source = {"data": data.fingerprint, "encoder": autoencoder.encoder_fingerprint, "flip": flip}
+    file = None if run is None else run.path / _LATENTS
+    if file is not None and file.is_file():
+        saved, description = read_tensors(file, kind="latents")
+        if description == source:
+            return saved["latents"].float(), labels
+    sides = (data.images, data.images.flip(3)) if flip else (data.images,)
+    latents = torch.cat([autoencoder.encode_all(images) for images in sides]).half()
+    if file is not None:
+        write_tensors(file, {"latents": latents}, source, kind="latents")
+    return latents.float(), labels

@@ -26,16 +26,26 @@ from qhw_diffusion.diffusion.datasets import (
     ImageDataset,
     check_dataset_name,
     image_shape_of,
+    is_photographic,
     load_dataset,
     n_classes_of,
 )
-from qhw_diffusion.diffusion.weights import SHIPPED, half_precision, load_model, model_folder, save_model
+from qhw_diffusion.diffusion.resnet import ResNetBody, is_published, read_published
+from qhw_diffusion.diffusion.weights import (
+    PRECISIONS,
+    SHIPPED,
+    half_arithmetic,
+    half_precision,
+    load_model,
+    model_folder,
+    save_model,
+)
 from qhw_diffusion.errors import DamagedFileError, InvalidInputError, QhwError, UnknownNameError
 from qhw_diffusion.runs import RunFolder, progress
 
 ROLES = ("reward", "evaluation")
 """Roles of classifiers: "reward" gives rewards and chooses, "evaluation" (held-out) only measures."""
-ARCHITECTURES = ("plain", "residual")
+ARCHITECTURES = ("plain", "residual", "resnet")
 """Architectures of classifiers."""
 HALVES = ("first", "second", "all")
 """Which images of the training split a classifier is trained on."""
@@ -59,8 +69,10 @@ class ClassifierConfig(Config):
     n_classes: int = 10
     """Classes of the data set."""
     architecture: str = "plain"
-    """Network: "plain" (convolutions, ReLU, max-pooling) or "residual" (pre-activation residual blocks, SiLU, average
-    pooling)."""
+    """Network: "plain" (convolutions, ReLU, max-pooling), "residual" (pre-activation residual blocks, SiLU, average
+    pooling) or "resnet" (that of He et al. 2016 for CIFAR-10, arXiv 1512.03385)."""
+    blocks: int = 3
+    """Residual blocks n of each of the three stages of a "resnet", which has 6n + 2 layers; no other network has it."""
     width: int = 16
     """Channels of the first stage; every stage, one per halving of the image, doubles them."""
     n_features: int = 64
@@ -78,8 +90,13 @@ class ClassifierConfig(Config):
     """AdamW's decoupled weight decay."""
     shift: int = 1
     """Augmentation: pixels an image is moved by at most in each direction; black enters."""
+    flip: bool = False
+    """Augmentation: half of the images mirrored left to right."""
     noise: float = 0.3
     """Augmentation: largest standard deviation of Gaussian noise, drawn uniformly per image from 0 on."""
+    precision: str = "float32"
+    """Number format of the convolutions in training: "float32", or "bfloat16" (torch's autocast), faster on CPUs that
+    have it."""
     seed: int = 101
     """Seed of the initial weights, the order of the images and the augmentation."""
 
@@ -90,10 +107,11 @@ class ClassifierConfig(Config):
             ("role", self.role, ROLES),
             ("architecture", self.architecture, ARCHITECTURES),
             ("half", self.half, HALVES),
+            ("precision", self.precision, PRECISIONS),
         ):
             if given not in allowed:
                 raise UnknownNameError.of(kind, given, allowed)
-        check_whole(self, "width", "n_features", "steps", "batch_size")
+        check_whole(self, "width", "n_features", "blocks", "steps", "batch_size")
         check_whole(self, "shift", "seed", least=0)
         require(self.learning_rate > 0, f"learning_rate must be positive, got {self.learning_rate}")
         require(self.weight_decay >= 0, f"weight_decay must not be negative, got {self.weight_decay}")
@@ -103,6 +121,13 @@ class ClassifierConfig(Config):
             min(height, width) >= _SMALLEST,
             f"a classifier needs images of {_SMALLEST}×{_SMALLEST} pixels or more, got {height}×{width}",
         )
+
+        if self.architecture == "resnet":
+            require(
+                self.image_shape[0] == 3 and self.n_features == 4 * self.width,
+                f"a resnet takes images of 3 channels and has 4 · width features; image_shape is {self.image_shape}, "
+                f"n_features {self.n_features}, width {self.width}",
+            )
 
     @classmethod
     def for_dataset(
@@ -131,6 +156,8 @@ class ClassifierConfig(Config):
             # on MNIST's 30,000 images of a half the residual network needs longer than the plain one
             steps = 1000 if name == "digits" else 1500
             of_role = {"architecture": "residual", "half": "second", "seed": 202, "steps": steps}
+        if is_photographic(shape):
+            of_role |= _PHOTOGRAPHS
         return cls(
             **{"dataset": name, "role": role, "image_shape": shape, "n_classes": n_classes, **of_role, **changes}
         )
@@ -141,6 +168,20 @@ class ClassifierConfig(Config):
         if isinstance(values, Mapping) and "role" in values:
             values = {**values, "role": _FORMER_ROLES.get(values["role"], values["role"])}
         return super().from_dict(values)
+
+
+_PHOTOGRAPHS: dict[str, Any] = {
+    # tuned as CIFAR-10's reward classifier; half of its images would cost accuracy, and its evaluation classifier is a
+    # published network
+    "half": "all",
+    "architecture": "residual",
+    "steps": 8000,
+    "batch_size": 128,
+    "shift": 4,
+    "flip": True,
+    "noise": 0.1,
+    "precision": "bfloat16",
+}
 
 
 class Classifier(nn.Module):
@@ -160,8 +201,12 @@ class Classifier(nn.Module):
         self.n_features = config.n_features
         self.accuracy: float | None = None
         self.provenance: dict[str, Any] = {}
-        body = _plain_body if config.architecture == "plain" else _residual_body
-        self.body = body(config.image_shape, config.width, config.n_features)
+        self.body: nn.Module
+        if config.architecture == "resnet":
+            self.body = ResNetBody(config.blocks, config.width)
+        else:
+            body = _plain_body if config.architecture == "plain" else _residual_body
+            self.body = body(config.image_shape, config.width, config.n_features)
         self.head = nn.Linear(config.n_features, config.n_classes)
 
     def features(self, x: Tensor) -> Tensor:
@@ -169,6 +214,21 @@ class Classifier(nn.Module):
         check_pixels(x, self.image_shape, self.head.weight.dtype)
         output: Tensor = self.body(x)
         return output
+
+    def stages(self, x: Tensor) -> list[Tensor]:
+        """Activations at the end of each stage, [B, C, H, W] each, before the image is halved; and the features.
+
+        Differentiable in the images `x` [B, C, H, W] in [−1, 1].
+        """
+        check_pixels(x, self.image_shape, self.head.weight.dtype)
+        if isinstance(self.body, ResNetBody):
+            return self.body.stages(x)
+        found = []
+        for layer in self.body.children():
+            if isinstance(layer, nn.MaxPool2d | nn.AvgPool2d):
+                found.append(x)
+            x = layer(x)
+        return [*found, x]
 
     def logits(self, x: Tensor) -> Tensor:
         """Logits [B, n_classes] of images [B, C, H, W] in [−1, 1]; differentiable in the images."""
@@ -199,7 +259,9 @@ class Classifier(nn.Module):
         """A trained classifier, frozen and in evaluation mode.
 
         Args:
-            name_or_path: data set of a shipped classifier ("digits"), or a run folder or model folder.
+            name_or_path: data set of a shipped classifier ("digits"), a run folder or model folder, or a file of
+                published weights, as resnet56-4bfd9763.th of github.com/akamaster/pytorch_resnet_cifar10 (for 32×32
+                images).
             role: "reward" or "evaluation".
 
         Raises:
@@ -210,6 +272,8 @@ class Classifier(nn.Module):
         """
         if role not in ROLES:
             raise UnknownNameError.of("role", role, ROLES)
+        if is_published(name_or_path):
+            return cls._published(Path(name_or_path), role)
         shipped = SHIPPED / f"{name_or_path}-{role}"
         folder = shipped if shipped.is_dir() else model_folder(name_or_path, f"{role} classifier")
         state, saved = load_model(folder, "classifier")
@@ -225,6 +289,28 @@ class Classifier(nn.Module):
                 f"{folder} holds the {classifier.role} classifier, not the {role} classifier: the one that gives "
                 "rewards must never evaluate, nor the other way round"
             )
+        return classifier.eval().requires_grad_(False)
+
+    @classmethod
+    def _published(cls, path: Path, role: str) -> Classifier:
+        """A network of `ResNetBody` from a file of weights."""
+        shape, state, accuracy = read_published(path)
+        width = shape["width"]
+        try:
+            config = ClassifierConfig(
+                dataset="cifar10",
+                image_shape=(3, 32, 32),
+                role=role,
+                architecture="resnet",
+                n_features=4 * width,
+                **shape,
+            )
+            classifier = cls(config)
+            classifier.load_state_dict(state)
+        except (RuntimeError, QhwError) as error:
+            raise DamagedFileError(f"the weights in {path} are not those of a ResNet for CIFAR ({error})") from error
+        classifier.accuracy = accuracy
+        classifier.provenance = {"file": path.name, "source": "github.com/akamaster/pytorch_resnet_cifar10"}
         return classifier.eval().requires_grad_(False)
 
 
@@ -293,8 +379,8 @@ def train_classifier(
 ) -> Classifier:
     """Train a classifier on its half of the training split; returns it frozen, in evaluation mode.
 
-    Cross-entropy, AdamW, images shifted and noised (`config.shift`, `config.noise`); the held-out accuracy is kept in
-    `.accuracy`. The same configuration gives the same weights bit for bit on one machine.
+    Cross-entropy, AdamW, images shifted, mirrored and noised (`config.shift`, `flip`, `noise`); the held-out
+    accuracy is kept in `.accuracy`. The same configuration gives the same weights bit for bit on one machine.
 
     Args:
         config: architecture and recipe.
@@ -328,7 +414,9 @@ def train_classifier(
                 group["lr"] = rate
             chosen = torch.randint(len(data), (config.batch_size,), generator=generator)
             images = _augment(data.images[chosen], config, generator)
-            loss = nn.functional.cross_entropy(classifier.logits(images), data.labels[chosen])
+            with half_arithmetic(config.precision):
+                logits = classifier.logits(images)
+            loss = nn.functional.cross_entropy(logits.float(), data.labels[chosen])
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
@@ -370,7 +458,7 @@ def _rate_factor(step: int, total: int) -> float:
 
 
 def _augment(images: Tensor, config: ClassifierConfig, generator: torch.Generator) -> Tensor:
-    """Each image moved by its own number of pixels (background −1 enters), then noised."""
+    """Each image moved by its own number of pixels (background −1 enters), mirrored by chance, then noised."""
     if config.shift:
         s = config.shift
         _, _, height, width = images.shape
@@ -379,6 +467,9 @@ def _augment(images: Tensor, config: ClassifierConfig, generator: torch.Generato
         rows = offset[0].view(-1, 1, 1) + torch.arange(height).view(1, -1, 1)
         columns = offset[1].view(-1, 1, 1) + torch.arange(width).view(1, 1, -1)
         images = padded[torch.arange(len(images)).view(-1, 1, 1), :, rows, columns].permute(0, 3, 1, 2)
+    if config.flip:
+        mirrored = torch.rand(len(images), generator=generator) < 0.5
+        images = torch.where(mirrored.view(-1, 1, 1, 1), images.flip(3), images)
     if config.noise:
         sigma = torch.rand(len(images), 1, 1, 1, generator=generator) * config.noise
         images = images + sigma * torch.randn(images.shape, generator=generator)

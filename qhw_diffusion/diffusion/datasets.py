@@ -1,6 +1,7 @@
 """Data sets: labelled images of a built-in name or of a user's own function.
 
-Built in are scikit-learn's digits (embedded) and MNIST and Fashion-MNIST at 16×16 and 28×28 (on disk or fetched).
+Built in are scikit-learn's digits (embedded), MNIST and Fashion-MNIST at 16×16 and 28×28, CIFAR-10, CIFAR-100 and
+STL-10 (on disk or fetched), and "imagefolder": pictures of a user's own, one folder per class.
 One of a user's own is a function named as ``module:name`` or ``file.py:name`` wherever a data set's name is taken:
 
     def stripes(split, data_root):  # split: "train" or "heldout"; data_root: a folder (pathlib.Path) or None
@@ -26,23 +27,29 @@ import torch
 from torch import Tensor
 
 from qhw_diffusion.diffusion.checks import check_images, check_labels, check_shape_and_classes
+from qhw_diffusion.diffusion.image_folder import image_folder, image_folder_facts
 from qhw_diffusion.errors import DamagedFileError, InvalidInputError, MissingDataError, QhwError, UnknownNameError
 from qhw_diffusion.extensions import is_extension, load_extension
 from qhw_diffusion.runs import atomic_write_bytes
 
-# name: (class of torchvision.datasets that reads it, side of its square images)
-_SOURCES = {
-    "digits": ("", 8),
-    "mnist16": ("MNIST", 16),
-    "mnist28": ("MNIST", 28),
-    "fashion16": ("FashionMNIST", 16),
-    "fashion28": ("FashionMNIST", 28),
+# name: (class of torchvision.datasets that reads it, shape of its images, number of classes)
+_SOURCES: dict[str, tuple[str, tuple[int, int, int], int]] = {
+    "digits": ("", (1, 8, 8), 10),
+    "mnist16": ("MNIST", (1, 16, 16), 10),
+    "mnist28": ("MNIST", (1, 28, 28), 10),
+    "fashion16": ("FashionMNIST", (1, 16, 16), 10),
+    "fashion28": ("FashionMNIST", (1, 28, 28), 10),
+    "cifar10": ("CIFAR10", (3, 32, 32), 10),
+    "cifar100": ("CIFAR100", (3, 32, 32), 100),
+    "stl32": ("STL10", (3, 32, 32), 10),
+    "stl96": ("STL10", (3, 96, 96), 10),
 }
+IMAGE_FOLDER = "imagefolder"
+"""Name of the data set that reads a user's own pictures: a folder or tar archive of one folder per class."""
 DATASETS = tuple(_SOURCES)
-"""Names of the built-in data sets."""
+"""Names of the built-in data sets whose images are known: all but `IMAGE_FOLDER`."""
 SPLITS = ("train", "heldout")
 """Names of the two splits of every data set."""
-_CLASSES = 10  # of every built-in data set
 _DIGITS_HELDOUT = 597  # of 1,797: the other 1,200 train
 _DIGITS_SPLIT_SEED = 0
 _RAW_FILES = (
@@ -118,15 +125,19 @@ def load_dataset(
     `digits`: scikit-learn's 8×8 digits, 1,200 train / 597 held out, stratified by class with a fixed seed; needs no
     files. `mnist28`: MNIST as published (60,000 / 10,000). `mnist16`: the same, anti-aliased bilinear to 16×16.
     `fashion28`, `fashion16`: the same two of Fashion-MNIST (arXiv 1708.07747), ten kinds of clothing.
+    `cifar10`, `cifar100`: 32×32 colour photographs of 10 and 100 classes (50,000 / 10,000).
+    `stl96`: STL-10's labelled photographs, 96×96 (5,000 / 8,000). `stl32`: the same, anti-aliased bilinear to 32×32.
+    `imagefolder`: pictures in `data_root/train/CLASS/` and `data_root/test/CLASS/`; see `image_folder`.
     ``module:name`` or ``file.py:name``: a function of a user's own (see the top of this module); it is called with the
     split and `data_root`.
 
     Args:
-        name: one of `DATASETS`, ``module:name`` or ``file.py:name``.
+        name: one of `DATASETS`, "imagefolder", ``module:name`` or ``file.py:name``.
         split: "train" or "heldout".
         data_root: folder in torchvision's layout (`data_root/MNIST/raw/*`, `data_root/FashionMNIST/raw/*`, decompressed
-            or .gz; a read-only folder of .gz files is decompressed into the cache folder). Default: $QHW_DATA_ROOT,
-            else ~/.cache/qhw_diffusion/data, or None for a user's own function.
+            or .gz; a read-only folder of .gz files is decompressed into the cache folder; `cifar-10-batches-py`,
+            `cifar-100-python`, `stl10_binary`). Default: $QHW_DATA_ROOT, else ~/.cache/qhw_diffusion/data, or None for
+            a user's own function. For "imagefolder": a folder or a tar archive.
         download: fetch the files through torchvision when they are not there and the folder is writable.
 
     Raises:
@@ -139,16 +150,17 @@ def load_dataset(
     check_dataset_name(name)
     if split not in SPLITS:
         raise UnknownNameError.of("split", split, SPLITS)
-    if is_extension(name):
+    if _is_own(name):
         return _own(name, split, data_root)
     if name == "digits":
         return _digits(split)
-    source, side = _SOURCES[name]
+    source, (_, side, _), n_classes = _SOURCES[name]
     root = Path(data_root) if data_root is not None else default_data_root()
-    images, labels = _mnist(source, split, root, download)
+    read = _mnist if source in ("MNIST", "FashionMNIST") else _photographs
+    images, labels = read(source, split, root, download)
     if side != images.shape[-1]:
         images = torch.nn.functional.interpolate(images, size=(side, side), mode="bilinear", antialias=True)
-    return ImageDataset(images * 2 - 1, labels, name, split)
+    return ImageDataset(images * 2 - 1, labels, name, split, n_classes)
 
 
 def check_dataset_name(name: object) -> None:
@@ -157,8 +169,8 @@ def check_dataset_name(name: object) -> None:
     Raises:
         UnknownNameError: it is neither; the message lists what is allowed.
     """
-    if name not in DATASETS and not is_extension(name):
-        known = UnknownNameError.of("data set", str(name), DATASETS)
+    if name not in DATASETS and not _is_own(str(name)):
+        known = UnknownNameError.of("data set", str(name), (*DATASETS, IMAGE_FOLDER))
         raise UnknownNameError(f"{known}; a data set of your own is named module:name or file.py:name")
 
 
@@ -170,16 +182,31 @@ def image_shape_of(name: str, data_root: str | Path | None = None) -> tuple[int,
         InvalidInputError: a user's own function that is not as said at `load_dataset`.
     """
     check_dataset_name(name)
-    if is_extension(name):
-        return _facts(name, data_root).image_shape
-    side = _SOURCES[name][1]
-    return 1, side, side
+    return _facts(name, data_root).image_shape if _is_own(name) else _SOURCES[name][1]
 
 
 def n_classes_of(name: str, data_root: str | Path | None = None) -> int:
     """Number of classes of a data set. Loads and raises as `image_shape_of`."""
     check_dataset_name(name)
-    return _facts(name, data_root).n_classes if is_extension(name) else _CLASSES
+    return _facts(name, data_root).n_classes if _is_own(name) else _SOURCES[name][2]
+
+
+def is_photographic(image_shape: tuple[int, int, int]) -> bool:
+    """Whether images of this shape are taken for photographs, whose recipes are those of CIFAR-10.
+
+    Colour, and at least 32×32 pixels.
+    """
+    channels, height, width = image_shape
+    return channels == 3 and min(height, width) >= 32
+
+
+def _is_own(name: str) -> bool:
+    """Whether the images come from a user: by a function or from folders, so that their shape is known when loaded."""
+    return name == IMAGE_FOLDER or is_extension(name)
+
+
+def _function_of(name: str) -> Any:
+    return image_folder if name == IMAGE_FOLDER else load_extension(name, what="data set")
 
 
 @dataclass(frozen=True)
@@ -196,7 +223,7 @@ _SEEN: dict[tuple[int, str], tuple[Any, dict[str, _Facts]]] = {}  # by function 
 
 def _own(name: str, split: str, data_root: str | Path | None) -> ImageDataset:
     """A split of a user's own data set, checked by itself and against the other split where that was loaded."""
-    function, root = load_extension(name, what="data set"), _own_root(data_root)
+    function, root = _function_of(name), _own_root(data_root)
     data = _called(function, name, split, root)
     facts = _Facts(data.image_shape, data.n_classes, data.fingerprint)
     _, seen = _SEEN.setdefault((id(function), str(root)), (function, {}))
@@ -233,9 +260,11 @@ def _called(function: Any, name: str, split: str, root: Path | None) -> ImageDat
         made = function(split, root)
         if isinstance(made, tuple) and len(made) == 3:
             made = ImageDataset(*made[:2], name, split, made[2])
-    except MissingDataError:
+    except (MissingDataError, DamagedFileError):
         raise
     except QhwError as error:
+        if name == IMAGE_FOLDER:
+            raise
         raise InvalidInputError(f"{here}: {error}. Needed is {_WANTED}") from error
     except OSError as error:
         raise MissingDataError(f"{here}: {error}") from error
@@ -250,7 +279,9 @@ def _called(function: Any, name: str, split: str, root: Path | None) -> ImageDat
 
 
 def _facts(name: str, data_root: str | Path | None) -> _Facts:
-    function = load_extension(name, what="data set")
+    if name == IMAGE_FOLDER:
+        return _Facts(*image_folder_facts(_own_root(data_root)), fingerprint="")
+    function = _function_of(name)
     known = _SEEN.get((id(function), str(_own_root(data_root))))
     if known is None or not known[1]:
         data = _own(name, "train", data_root)
@@ -319,6 +350,27 @@ def _mnist(source: str, split: str, root: Path, download: bool) -> tuple[Tensor,
     return data.data.unsqueeze(1).float() / 255, data.targets.long()
 
 
+def _photographs(source: str, split: str, root: Path, download: bool) -> tuple[Tensor, Tensor]:
+    """Images float32 [N, 3, S, S] in [0, 1], labels int64 [N]; source: "CIFAR10", "CIFAR100" or "STL10"."""
+    from torchvision import datasets
+
+    which = {"split": "train" if split == "train" else "test"} if source == "STL10" else {"train": split == "train"}
+    folder = root / getattr(datasets, source).base_folder
+    advice = f"put the unpacked archive there as {folder.name} (as torchvision lays it out)"
+    if not folder.is_dir():
+        if not download:
+            raise MissingDataError(f"no {source} under {root} and download=False: {advice}")
+        _downloaded(source, root, advice)
+    try:
+        data = getattr(datasets, source)(str(root), **which, download=False)
+    except (RuntimeError, OSError, ValueError, EOFError, KeyError) as error:
+        raise DamagedFileError(f"the files under {folder} are not {source} ({_one_line(error)}): {advice}") from error
+    pixels = torch.from_numpy(np.asarray(data.data))
+    pixels = pixels if source == "STL10" else pixels.permute(0, 3, 1, 2)
+    labels = data.labels if source == "STL10" else data.targets
+    return pixels.float() / 255, torch.as_tensor(np.asarray(labels), dtype=torch.int64)
+
+
 def _mnist_root(source: str, root: Path, download: bool) -> Path:
     """A folder that torchvision can read: `root` itself, a decompressed copy, or a fresh download."""
     raw = root / source / "raw"
@@ -326,12 +378,23 @@ def _mnist_root(source: str, root: Path, download: bool) -> Path:
         return root
     if all((raw / f"{name}.gz").is_file() for name in _RAW_FILES):
         return _decompressed(source, raw)
-    from torchvision import datasets
-
     advice = f"put {source}'s four files into {raw} (data_root/{source}/raw, as torchvision lays them out)"
     if not download:
         raise MissingDataError(f"no {source} under {root} and download=False: {advice}")
-    made = [folder for folder in (raw, *raw.parents) if not folder.exists()]
+    _downloaded(source, root, advice)
+    return root
+
+
+def _downloaded(source: str, root: Path, advice: str) -> None:
+    """Fetch a data set by torchvision; folders that were made in vain are removed.
+
+    Raises:
+        MissingDataError: it could not be fetched.
+    """
+    from torchvision import datasets
+
+    inner = root / source / "raw"
+    made = [folder for folder in (inner, *inner.parents) if not folder.exists()]
     try:
         root.mkdir(parents=True, exist_ok=True)
         getattr(datasets, source)(str(root), download=True)
@@ -339,11 +402,13 @@ def _mnist_root(source: str, root: Path, download: bool) -> Path:
         for folder in made:
             with contextlib.suppress(OSError):  # not made after all, or with files in it
                 folder.rmdir()
-        reason = " ".join(str(error).split())  # torchvision's is of several lines
         raise MissingDataError(
-            f"no {source} under {root}, and it could not be downloaded ({reason}): {advice}"
+            f"no {source} under {root}, and it could not be downloaded ({_one_line(error)}): {advice}"
         ) from error
-    return root
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())  # torchvision's messages are of several lines
 
 
 def _decompressed(source: str, raw: Path) -> Path:

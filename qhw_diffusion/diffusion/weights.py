@@ -17,6 +17,13 @@ from qhw_diffusion.runs import atomic_write_json
 FORMAT = 1
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 SHIPPED = Path(__file__).parent / "checkpoints"
+PRECISIONS = ("float32", "bfloat16")
+"""Number formats of the matrix products and convolutions of a training."""
+
+
+def half_arithmetic(precision: str) -> torch.autocast:
+    """Context in which matrix products and convolutions are computed in bfloat16 if `precision` says so."""
+    return torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bfloat16")
 
 
 def model_folder(path: str | Path, kind: str) -> Path:

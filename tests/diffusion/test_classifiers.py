@@ -129,7 +129,7 @@ def test_shift_moves_the_image_and_fills_with_background() -> None:
 def test_every_recipe_makes_a_classifier_of_its_images(name: str, role: str) -> None:
     config = ClassifierConfig.for_dataset(name, role)
     classifier = Classifier(config).eval()
-    assert classifier.logits(torch.zeros(2, *config.image_shape)).shape == (2, 10)
+    assert classifier.logits(torch.zeros(2, *config.image_shape)).shape == (2, config.n_classes)
     assert ClassifierConfig.from_dict(config.to_dict()) == config
 
 
