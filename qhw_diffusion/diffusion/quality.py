@@ -83,7 +83,7 @@ def measure_constants(
         for scale in constants:
             with torch.no_grad():
                 batches = zip(labels.split(_BATCH), noise.split(_BATCH), strict=True)
-                images = torch.cat([backbone.decode(sampler.sample(y, scale, z)) for y, z in batches])
+                images = torch.cat([sampler.sample(y, scale, z) for y, z in batches])
             images = images.clamp(-1, 1)
             found = evaluate_samples(images, labels, evaluation_classifier, heldout, real_features=features)
             bar.update()

@@ -68,7 +68,7 @@ def test_every_constant_starts_from_the_same_noise(folder: Path) -> None:
     assert torch.equal(again[2], two[2])
     noise = torch.randn(6, *backbone.latent_shape, generator=torch.Generator().manual_seed(3))
     sampler = diffusion.GuidedDDIM(backbone, 2, spacing="trailing", clip=False)
-    assert torch.equal(backbone.decode(sampler.sample(two[3], 2.0, noise)), two[2])
+    assert torch.equal(sampler.sample(two[3], 2.0, noise).clamp(-1, 1), two[2])
     with pytest.raises(InvalidInputError, match="no constants"):
         list(quality.measure_constants(backbone, judge, heldout, ()))
 
@@ -81,6 +81,5 @@ def test_the_command_prints_a_table_and_draws_the_images(folder: Path, capsys: p
     for name in ("real images", "reconstructed (", "g = 1 ", "g = 2.5 ", "accuracy", "fd"):
         assert name in printed
     assert (folder / "grid.png").read_bytes().startswith(b"\x89PNG")
-    with pytest.raises(SystemExit):
-        main([*words[:3], "--images", "2"])
+    assert main([*words[:3], "--images", "2"]) == 2
     assert "no evaluation classifier comes with the package" in capsys.readouterr().err
