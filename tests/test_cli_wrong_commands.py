@@ -37,6 +37,8 @@ TRAIN = ["train", "guidance", "--g0", "1.2", "--n-steps", "2", "--spacing", "tra
 DENOISE = ["train", "denoising", "--n-steps", "2", "--depth", "1", "--iterations", "2", "--autoencoder-steps", "2",
            "--out", "out"]  # fmt: skip
 BACKBONE, CLASSIFIER = ["train", "backbone", "--out", "out"], ["train", "classifier", "--out", "out"]
+AUTOENCODER = ["train", "autoencoder", "--out", "out"]
+SAMPLE = ["sample", "--out", "out", "--guidance", "2"]
 ROLLOUT = ["evaluate", "guidance", *POLICY, "--images", "4", "--out", "out", "--ledger", "book"]
 TUNE = ["fine-tune", *POLICY, "--num-envs", "20", "--updates", "1", "--out", "out", "--ledger", "book"]
 MEASURED = ["distill", *POLICY, "--seeds", "1", "--images", "20", "--out", "out", "--ledger", "book"]
@@ -108,16 +110,16 @@ WRONG: list[tuple[list[str], list[str], str]] = [
     (BACKBONE, ["--seed", BIG], BIG),
     (CLASSIFIER, ["--width", LARGE], LARGE),
     (CLASSIFIER, ["--weight-decay", "-1"], "-1"),
-    (["train", "autoencoder", "--out", "out"], ["--latent-channels", "0"], "latent_channels"),
-    (["train", "autoencoder", "--out", "out"], ["--data", "nothing"], "nothing"),
-    (["train", "autoencoder", "--out", "out"], ["--data", "cifar10", "--feature-weight", "0", "--data-root", "{world}/empty"], "empty"),
+    (AUTOENCODER, ["--latent-channels", "0"], "latent_channels"),
+    (AUTOENCODER, ["--data", "nothing"], "nothing"),
+    (AUTOENCODER, ["--data", "cifar10", "--feature-weight", "0", "--data-root", "{world}/empty"], "empty"),
     (["evaluate", "backbone", "digits"], ["--constants", "nan"], "must be finite"),
     (["evaluate", "backbone", "digits"], ["--images", "0"], "0"),
     (["evaluate", "backbone", "{world}/policy"], [], "policy"),
-    (["sample", "--out", "out", "--guidance", "2", "--prompt", "a red seven"], ["--pipeline", "nothing"], "nothing"),
-    (["sample", "--out", "out", "--guidance", "2", "--prompt", "a red seven"], ["--pipeline", "{world}/policy"], "policy"),
+    ([*SAMPLE, "--prompt", "a red seven"], ["--pipeline", "nothing"], "nothing"),
+    ([*SAMPLE, "--prompt", "a red seven"], ["--pipeline", "{world}/policy"], "policy"),
     (["sample", "--out", "out", "--pipeline", "{world}/empty"], ["--guidance", "2"], "--prompt"),
-    (["sample", "--out", "out", "--pipeline", "{world}/empty", "--guidance", "2"], ["--prompts", "{world}/nothing"], "nothing"),
+    ([*SAMPLE, "--pipeline", "{world}/empty"], ["--prompts", "{world}/nothing"], "nothing"),
     (["evaluate", "denoising", "{world}/denoiser"], ["--images", "3"], "3"),
     (["evaluate", "denoising", "{world}/denoiser"], ["--shots", "0"], "0"),
     (["evaluate", "denoising", "{world}/denoiser"], ["--images", LARGE], LARGE),
