@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 INTERRUPTED, FAILED = 130, 2
 
 GROUPS = {
-    "train": "train a policy, a denoiser, a backbone, an autoencoder or a classifier",
-    "evaluate": "evaluate a trained policy, denoiser or backbone",
+    "train": "train a policy, a denoiser, a diffusion model, an autoencoder or a classifier",
+    "evaluate": "evaluate a trained policy, denoiser, backbone or text-to-image model",
     "study": "run an experiment with statistics and a report",
     "calibration": "look at devices: snapshots, tables, drift, good qubits",
     "ledger": "look after the jobs that were sent: what ran, what it cost, what to do next",
@@ -48,6 +48,14 @@ COMMANDS: dict[tuple[str, ...], tuple[str, str | Callable[..., int]]] = {
         "train a reward classifier or an evaluation classifier",
         "qhw_diffusion.cli.models:train_classifier",
     ),
+    ("train", "pipeline"): (
+        "train the text-to-image model of the coloured digits",
+        "qhw_diffusion.cli.models:train_pipeline",
+    ),
+    ("train", "prompt-classifier"): (
+        "train a reward classifier or an evaluation classifier of the coloured digits",
+        "qhw_diffusion.cli.models:train_prompt_classifier",
+    ),
     ("train", "denoising"): ("train a quantum denoiser", "qhw_diffusion.cli.denoising:train_denoising"),
     ("sample",): (
         "sample a text-to-image pipeline, steered by a trained policy or a guidance scale",
@@ -64,6 +72,10 @@ COMMANDS: dict[tuple[str, ...], tuple[str, str | Callable[..., int]]] = {
     ("evaluate", "denoising"): (
         "sample a trained denoiser, on another device or engine or with finite shots if asked",
         "qhw_diffusion.cli.denoising:evaluate_denoising",
+    ),
+    ("evaluate", "pipeline"): (
+        "measure the text-to-image model of the coloured digits at constant guidance scales",
+        "qhw_diffusion.cli.models:evaluate_pipeline",
     ),
     ("fine-tune",): (
         "train a policy on a device for a few updates, and compare it with itself before",

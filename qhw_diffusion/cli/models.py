@@ -1,4 +1,7 @@
-"""`qhw train backbone`, `autoencoder` and `classifier`, `qhw evaluate backbone`: the models guidance works with."""
+"""The models that guidance works with: `qhw train backbone`, `autoencoder`, `classifier`, `pipeline` and others.
+
+And what they make at constant guidance scales: `qhw evaluate backbone` and `pipeline`.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from tyro.conf import Positional
 
 from qhw_diffusion.cli.flags import FromFlags, changed
 from qhw_diffusion.diffusion import AutoencoderConfig, BackboneConfig, ClassifierConfig
+from qhw_diffusion.diffusion.text_to_image import PromptClassifierConfig, TextToImageConfig
 from qhw_diffusion.runs.place import Place
 
 
@@ -24,6 +28,10 @@ def _classifier(given: Mapping[str, Any], data_root: Path | None) -> ClassifierC
         given.get("dataset", "digits"), given.get("role", "reward"), data_root=data_root
     )
     return changed(recipe, given)  # type: ignore[no-any-return]
+
+
+def _prompt_classifier(given: Mapping[str, Any]) -> PromptClassifierConfig:
+    return changed(PromptClassifierConfig.for_role(given.get("role", "reward")), given)  # type: ignore[no-any-return]
 
 
 def train_backbone(
@@ -162,4 +170,80 @@ def evaluate_backbone(
         rows = min(10, min(len(grid) for grid in grids.values()))
         save_png(sample_grids({name: grid.numpy() for name, grid in grids.items()}, rows=rows), picture)
         print(f"images in {picture}")
+    return 0
+
+
+def train_pipeline(
+    config: TextToImageConfig = TextToImageConfig(),  # noqa: B008
+    *,
+    place: Annotated[Place, FromFlags(skip=("command",))] = Place(Path("runs/pipeline")),  # noqa: B008
+) -> int:
+    """Train the text-to-image model of the coloured digits: its autoencoder, then its U-Net and text encoder.
+
+    Args:
+        config: architecture and recipe; the defaults made the pipeline that comes with the package.
+        place: run folder to write.
+    """
+    from qhw_diffusion.checkpoints import one_thread
+    from qhw_diffusion.diffusion.pipeline import check_transformers
+    from qhw_diffusion.diffusion.text_to_image import train_text_to_image
+
+    one_thread()
+    check_transformers()  # before the folder: without it, no run
+    with place.open("pipeline", config.to_dict()) as run:
+        train_text_to_image(config, run, resume=place.goes_on(run))
+    print(f"saved in diffusers' format: StableDiffusionPipeline.from_pretrained({str(run.path / 'model')!r})")
+    return 0
+
+
+def train_prompt_classifier(
+    config: Annotated[PromptClassifierConfig, FromFlags(_prompt_classifier)] = PromptClassifierConfig(),  # noqa: B008
+    *,
+    place: Annotated[Place, FromFlags(skip=("command", "resume"))] = Place(Path("runs/prompt-classifier")),  # noqa: B008
+) -> int:
+    """Train a reward classifier or an evaluation classifier of the coloured digits.
+
+    Args:
+        config: architecture and recipe; the defaults shown are those of the reward classifier.
+        place: run folder to write.
+    """
+    from qhw_diffusion.checkpoints import one_thread
+    from qhw_diffusion.diffusion.text_to_image import train_prompt_classifier as train
+
+    one_thread()
+    with place.open("prompt-classifier", config.to_dict()) as run:
+        classifier = train(config, run)
+    shares = ", ".join(f"{name} {share:.2%}" for name, share in classifier.accuracy.items())
+    print(f"{config.role}: right on held-out images: {shares}; saved in {run.path}")
+    return 0
+
+
+def evaluate_pipeline(
+    pipeline: Positional[str] = "coloured-digits",
+    *,
+    evaluation_classifier: str = "coloured-digits",
+    scales: tuple[float, ...] = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0),
+    steps: tuple[int, ...] = (10, 20),
+    per_prompt: int = 2,
+    seed: int = 0,
+    out: Path = Path("runs/pipeline-evaluation"),
+) -> int:
+    """Measure the text-to-image model of the coloured digits at constant guidance scales.
+
+    Prints a table; writes it with the accuracy by prompt (results.json), and a picture for each number of steps.
+
+    Args:
+        pipeline: coloured-digits, a run folder of `qhw train pipeline`, or a pipeline's folder.
+        evaluation_classifier: coloured-digits, or a run folder of the evaluation classifier.
+        scales: constant guidance scales; the pipeline leaves guidance out at 1 and below.
+        steps: numbers of sampling steps.
+        per_prompt: images of each of the 300 prompts, two or more.
+        seed: seed of the starting noise.
+        out: folder to write.
+    """
+    from qhw_diffusion.checkpoints import one_thread
+    from qhw_diffusion.diffusion.text_to_image.report import evaluate
+
+    one_thread()
+    print(evaluate(pipeline, evaluation_classifier, scales, steps, per_prompt, seed, out))
     return 0

@@ -205,8 +205,7 @@ class Classifier(nn.Module):
         if config.architecture == "resnet":
             self.body = ResNetBody(config.blocks, config.width)
         else:
-            body = _plain_body if config.architecture == "plain" else _residual_body
-            self.body = body(config.image_shape, config.width, config.n_features)
+            self.body = classifier_body(config.architecture, config.image_shape, config.width, config.n_features)
         self.head = nn.Linear(config.n_features, config.n_classes)
 
     def features(self, x: Tensor) -> Tensor:
@@ -312,6 +311,12 @@ class Classifier(nn.Module):
         classifier.accuracy = accuracy
         classifier.provenance = {"file": path.name, "source": "github.com/akamaster/pytorch_resnet_cifar10"}
         return classifier.eval().requires_grad_(False)
+
+
+def classifier_body(architecture: str, image_shape: tuple[int, int, int], width: int, n_features: int) -> nn.Sequential:
+    """The layers from images [B, C, H, W] to features [B, n_features] of one of `ARCHITECTURES`."""
+    body = _plain_body if architecture == "plain" else _residual_body
+    return body(image_shape, width, n_features)
 
 
 def _plain_body(shape: tuple[int, int, int], width: int, n_features: int) -> nn.Sequential:

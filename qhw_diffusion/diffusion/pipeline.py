@@ -92,7 +92,7 @@ def load_pipeline(name_or_path: str | Path, *, device: str | torch.device | None
     from diffusers import StableDiffusionPipeline
 
     try:
-        with _quiet():
+        with quiet():
             pipeline = StableDiffusionPipeline.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise DamagedFileError(f"diffusers cannot read the pipeline in {folder}: {error}") from error
@@ -214,7 +214,7 @@ class PipelineDenoiser:
         cut = cut_prompts(pipeline, [*self.prompts, negative_prompt])
         for message in cut:
             warnings.warn(message, stacklevel=2)
-        with _quiet() if cut else nullcontext():  # the pipeline would say it again
+        with quiet() if cut else nullcontext():  # the pipeline would say it again
             self._cond, self._null = self._encoded(negative_prompt)
         self.dtype = self._cond.dtype
         self._of: tuple[Tensor, Tensor] | None = None  # the last labels and their embeddings
@@ -319,7 +319,7 @@ def _setting(pipeline: Any, part: str, name: str) -> Any:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without the libraries' progress bars and advice: what concerns the user is told here."""
     from diffusers.utils import logging as of_diffusers
     from transformers.utils import logging as of_transformers
