@@ -113,8 +113,8 @@ def real_floor(
 
 
 @torch.no_grad()
-def image_features(classifier: Classifier, images: Tensor) -> Tensor:
-    """Features [N, F] of any number of images [N, C, H, W], computed in batches."""
+def image_features(classifier: Any, images: Tensor) -> Tensor:
+    """A classifier's `features` [N, F] of any number of images [N, C, H, W], computed in batches."""
     return torch.cat([classifier.features(batch) for batch in images.split(_BATCH)])
 
 

@@ -50,9 +50,9 @@ def test_images_show_what_prompts_ask_for(pipeline: Any, judge: t2i.PromptJudge)
     images = t2i.sample_prompts(pipeline, [t2i.PROMPTS[i] for i in labels], scale=3.0, steps=10)
     found = judge(images, labels)
     for shown in (found.accuracy(~found.held_out), found.accuracy(found.held_out)):
-        assert shown["digit"] > DIGIT
-        assert shown["colour"] > COLOUR
-        assert shown["ground"] > GROUND
+        # measured on all prompts: 98 % of the digits, every colour and ground (docs/text-to-image.md)
+        assert shown["digit"] > 0.9
+        assert min(shown["colour"], shown["ground"]) > 0.98
     # another prompt from the same noise is another image: nothing of this is chance
     wrong = judge(images, labels.roll(7))
     assert wrong.accuracy()["all"] < 0.1
@@ -96,11 +96,13 @@ def test_scorers_have_names_and_the_evaluation_classifier_gives_no_rewards() -> 
 
 
 def test_the_judge_agrees_with_the_rewards_distance_and_refuses_the_reward_classifier(judge: t2i.PromptJudge) -> None:
-    labels = torch.arange(60).repeat(3)
+    table = t2i.PROMPTS[:30]
+    labels = torch.arange(len(table)).repeat(3)
     images = t2i.draw(t2i.ATTRIBUTE_TABLE[labels], torch.Generator().manual_seed(1))
-    real = t2i.coloured_digits("heldout", prompts=t2i.PROMPTS)
-    other = Distribution(judge.classifier, real).distance(images, labels)
-    assert judge(images, labels).energy == pytest.approx(other, rel=1e-4, abs=1e-5)
+    real = t2i.coloured_digits("heldout", prompts=table)
+    other = Distribution(judge.classifier.for_prompts(table), real, oracle=True).distance(images, labels)
+    found = t2i.PromptJudge(judge.classifier, real)(images, labels)
+    assert found.energy == pytest.approx(other, rel=1e-4, abs=1e-5)
     with pytest.raises(InvalidInputError, match="role 'evaluation'"):
         t2i.PromptJudge(t2i.PromptClassifier.load(t2i.NAME, "reward"))
 

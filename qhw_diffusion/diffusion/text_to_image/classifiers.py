@@ -121,7 +121,7 @@ class PromptClassifier(nn.Module):
         others = torch.ones(math.prod(N_VALUES), dtype=torch.bool)
         others[places] = False
         self.prompts, self.n_classes = tuple(prompts), len(prompts)
-        device = self.heads[0].weight.device
+        device = next(self.parameters()).device
         self.register_buffer("table", places.to(device), persistent=False)
         self.register_buffer("_others", others.nonzero().squeeze(1).to(device), persistent=False)
 
@@ -138,7 +138,7 @@ class PromptClassifier(nn.Module):
 
     def features(self, x: Tensor) -> Tensor:
         """Activations before the heads, [B, n_features], of images [B, 3, 32, 32] in [−1, 1]; differentiable."""
-        check_pixels(x, self.image_shape, self.heads[0].weight.dtype)
+        check_pixels(x, self.image_shape, next(self.parameters()).dtype)
         output: Tensor = self.body(x)
         return output
 

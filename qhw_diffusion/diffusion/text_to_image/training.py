@@ -113,9 +113,10 @@ class _Autoencoder(_Phase):
     def loss(self) -> Tensor:
         labels = TRAINED[torch.randint(len(TRAINED), (self.config.autoencoder_batch_size,), generator=self.generator)]
         images = draw(ATTRIBUTE_TABLE[labels], self.generator)
-        posterior = self.parts["vae"].encode(images).latent_dist
+        vae: Any = self.parts["vae"]
+        posterior = vae.encode(images).latent_dist
         noise = torch.randn(posterior.mean.shape, generator=self.generator)
-        decoded = self.parts["vae"].decode(posterior.mean + posterior.std * noise).sample
+        decoded = vae.decode(posterior.mean + posterior.std * noise).sample
         divergence = 0.5 * (posterior.mean.square() + posterior.var - 1 - posterior.logvar).mean()
         return nn.functional.mse_loss(decoded, images) + self.config.kl_weight * divergence
 
