@@ -103,8 +103,9 @@ def compare_controllers(prepared: Prepared, played: Played) -> list[Compared]:
         f"constant g = {guidance.g0:g}": guidance.g0,
     }
     compared = [Compared(f"on {device}", played.images, played.g, _evaluated(prepared, played.images, labels))]
+    scorer = models.scorer(guidance.scorer)
     for name, player in players.items():
-        other = rollout(models.backbone, guidance, labels, noise, player, scorer=models.reward)
+        other = rollout(models.backbone, guidance, labels, noise, player, scorer=scorer)
         rms = float((other.images - played.images).square().mean().sqrt())
         judged = {**_evaluated(prepared, other.images, labels), "pixel_rms": rms}
         compared.append(Compared(name, other.images, other.g, judged))

@@ -191,7 +191,9 @@ def _compare(
 ) -> dict[str, Any]:
     """What distillation.json holds."""
     config, layer = trained.config, original.layer
-    states = visited_states(original, config, models.backbone, models.reward, images=_STARTS, seed=_HELDOUT_SEED)
+    states = visited_states(
+        original, config, models.backbone, models.scorer(config.scorer), images=_STARTS, seed=_HELDOUT_SEED
+    )
     return {
         "from": str(asked.run),
         "form": asked.form,
@@ -209,8 +211,8 @@ def _compare(
 def _distil(asked: Distillation, trained: TrainedPolicy, original: QuantumPolicy, models: Models) -> Policy:
     if asked.form == "lookup":
         return tabulate(original)
-    backbone, proxy = models.backbone, models.reward
-    states = explored_states(original, trained.config, backbone, proxy, images=_STARTS, seed=_FIT_SEED + asked.seed)
+    backbone, scorer = models.backbone, models.scorer(trained.config.scorer)
+    states = explored_states(original, trained.config, backbone, scorer, images=_STARTS, seed=_FIT_SEED + asked.seed)
     return fit_network(original, states, hidden=asked.hidden, iterations=asked.iterations, seed=asked.seed)
 
 

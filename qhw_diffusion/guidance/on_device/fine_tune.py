@@ -148,7 +148,7 @@ def fine_tune(
     def engine(update: int) -> FiledEngine:
         return FiledEngine(access, f"{run_name(run, asked.device)} update {update + 1}")
 
-    reward = Reward.from_config(trained.reward, models.reward, models.train)
+    reward = Reward.from_config(trained.reward, models.scorer(trained.config.scorer), models.train)
     env = GuidanceEnv(models.backbone, reward, trained.config, num_envs=ppo.num_envs, seed=ppo.seed)
 
     def after(update: int, metrics: dict[str, float]) -> None:

@@ -274,7 +274,7 @@ def play(
     on_step(steps done, what there is so far). Ctrl-C ends after the present step; None is returned then.
     """
     guidance, models, folder = prepared.guidance, prepared.models, prepared.folder
-    episode = GuidedEpisode(models.backbone, guidance, models.reward)
+    episode = GuidedEpisode(models.backbone, guidance, models.scorer(guidance.scorer))
     kept: dict[str, list[Tensor]] = {name: [] for name in _KEPT}
     receipts: list[Receipt] = []
     if resume and folder.has_checkpoint:

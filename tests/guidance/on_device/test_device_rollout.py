@@ -99,6 +99,19 @@ def test_with_exact_values_it_is_the_simulated_rollout(prepared: Prepared) -> No
     assert float(played.g.std()) > 0.01
 
 
+def test_the_policy_looks_through_the_scorer_it_was_trained_with(prepared: Prepared, tmp_path: Path) -> None:
+    (tmp_path / "bright.py").write_text("def bright(images, labels):\n    return images.mean((1, 2, 3)).sigmoid()\n")
+    own = replace(prepared, guidance=prepared.guidance.replace(scorer=f"{tmp_path}/bright.py:bright"))
+    played = play(own, Exact(), resume=False)
+    assert played is not None
+    models, (labels, noise) = own.models, starts_of(own)
+    scorer = models.scorer(own.guidance.scorer)
+    expected = rollout(models.backbone, own.guidance, labels, noise, own.policy, scorer=scorer)
+    other = rollout(models.backbone, own.guidance, labels, noise, own.policy, scorer=models.reward)
+    assert torch.equal(played.states, expected.states)
+    assert not torch.allclose(played.states, other.states, atol=1e-3)
+
+
 def test_the_folder_keeps_policy_and_device(prepared: Prepared, small_policy: Path) -> None:
     device = json.loads((prepared.folder.path / "device.json").read_text())
     assert device["name"] == "fake_manila"
