@@ -95,6 +95,11 @@ def prepare_fine_tune(
     trained = load_policy(asked.run)
     if not isinstance(trained.policy, QuantumPolicy):
         raise InvalidInputError(f"the policy in {asked.run} is classical ({trained.policy.kind}); no device tunes it")
+    if trained.reward.distribution and trained.reward.distribution_scale is None:
+        raise InvalidInputError(
+            f"the reward in {asked.run} has no distribution_scale, which a training measures: before and after could "
+            "not be compared; give the run folder of `qhw train guidance`"
+        )
     ppo = asked.ppo(trained.ppo)
     ppo.check_minibatches(trained.config.n_steps)  # before anything is made, let alone paid for
     policy_config = trained.policy_config.replace(device=asked.device, engine="noisy")

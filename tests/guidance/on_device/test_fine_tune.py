@@ -226,6 +226,12 @@ def test_bad_input(small_policy: Path, tmp_path: Path) -> None:
         _asked(small_policy, shots=0)
     with pytest.raises(InvalidInputError, match="epochs"):
         prepare_fine_tune(_asked(small_policy, epochs=0), tmp_path / "out", resume=False)
+    shutil.copytree(small_policy, tmp_path / "bare")
+    config = json.loads((tmp_path / "bare" / "config.json").read_text())
+    config["reward"] |= {"distribution": 1.0, "distribution_offset": None, "distribution_scale": None}
+    (tmp_path / "bare" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InvalidInputError, match="has no distribution_scale"):
+        prepare_fine_tune(_asked(tmp_path / "bare"), tmp_path / "out", resume=False)
     prepare_fine_tune(_asked(small_policy), tmp_path / "out", resume=False)
     with pytest.raises(RunFolderError, match="other settings"):
         prepare_fine_tune(_asked(small_policy, updates=9), tmp_path / "out", resume=True)
