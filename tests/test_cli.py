@@ -272,10 +272,7 @@ def test_changes_of_a_part_that_is_not_there_and_errors_of_others() -> None:
         (["trian"], "qhw: error: unknown command 'trian'; did you mean train"),
         (["--verbose", "version"], "qhw: error: unrecognized arguments: --verbose"),
         (["train"], "qhw train: error: say what: guidance"),
-        (
-            ["train", "guidence"],
-            "qhw train: error: unknown command of qhw train 'guidence'; did you mean guidance, autoencoder?",
-        ),
+        (["train", "guidence"], "qhw train: error: unknown command of qhw train 'guidence'; did you mean guidance"),
         (["distill"], "qhw distill: error: these are missing: RUN"),
         (["distill", "x", "--itno", "network"], "qhw distill: error: unrecognized arguments: --itno network; did you"),
         (["distill", "x", "--into", "n"], "qhw distill: error: --into: unknown value 'n'; allowed: lookup, network"),

@@ -178,7 +178,9 @@ def train_pipeline(
     *,
     place: Annotated[Place, FromFlags(skip=("command",))] = Place(Path("runs/pipeline")),  # noqa: B008
 ) -> int:
-    """Train the text-to-image model of the coloured digits: its autoencoder, then its U-Net and text encoder.
+    """Train the text-to-image model of the coloured digits.
+
+    Its autoencoder comes first, then its U-Net and text encoder together.
 
     Args:
         config: architecture and recipe; the defaults made the pipeline that comes with the package.
