@@ -65,7 +65,7 @@ class AutoencoderConfig(Config):
     classifier: str = "cifar10"
     """Reward classifier in whose features reconstructions are compared with their originals: name of a shipped one, or
     a run folder. Empty: by pixels alone."""
-    feature_weight: float = 0.03
+    feature_weight: float = 0.1
     """Weight of the squared difference of features in the loss, beside that of pixels (weight 1)."""
     kl_weight: float = 1e-4
     """Weight of the divergence of the latents' distribution from the standard normal one, averaged over their
@@ -261,7 +261,7 @@ class Autoencoder(nn.Module):
             MissingDataError: no such shipped model or folder.
             DamagedFileError: the folder's files cannot be read as an autoencoder.
         """
-        shipped = SHIPPED / f"{name_or_path}-autoencoder"
+        shipped = SHIPPED / f"{name_or_path}-backbone" / "autoencoder"
         folder = shipped if shipped.is_dir() else model_folder(name_or_path, "autoencoder")
         state, saved = load_model(folder, "autoencoder")
         try:
