@@ -38,6 +38,8 @@ from qhw_diffusion.hardware.service import Pub, precision_of
 from qhw_diffusion.hardware.standin import TOKEN, StandIn, Status
 from qhw_diffusion.runs import RunFolder
 
+CALIBRATED = {"distribution_offset": 0.0, "distribution_scale": 1.0}
+
 KEYS = ("a" * 64, "b" * 64)
 
 
@@ -54,7 +56,7 @@ def nobody(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An untrained quantum policy as a run folder, compiled for fake_manila, six sampling steps."""
     actor = PolicyConfig(device="fake_manila")
-    config = {"guidance": GuidanceConfig(n_steps=6).to_dict(), "reward": RewardConfig().to_dict(),
+    config = {"guidance": GuidanceConfig(n_steps=6).to_dict(), "reward": RewardConfig(**CALIBRATED).to_dict(),
               "ppo": PPOConfig().to_dict(), "policy": actor.to_dict()}  # fmt: skip
     folder = tmp_path_factory.mktemp("runs") / "policy"
     with RunFolder.create(folder, kind="guidance", config=config) as made:
@@ -297,7 +299,7 @@ def test_a_classical_policy_has_no_circuit(
     quantum = load_policy_model(run / "model")
     assert isinstance(quantum, QuantumPolicy)
     actor = PolicyConfig(kind="mlp") if kind == "mlp" else PolicyConfig(device="fake_manila")
-    config = {"guidance": GuidanceConfig().to_dict(), "reward": RewardConfig().to_dict(),
+    config = {"guidance": GuidanceConfig().to_dict(), "reward": RewardConfig(**CALIBRATED).to_dict(),
               "ppo": PPOConfig().to_dict(), "policy": actor.to_dict()}  # fmt: skip
     with RunFolder.create(tmp_path / "classical", kind="guidance", config=config) as made:
         save_policy_model(build_policy(actor, seed=0) if kind == "mlp" else tabulate(quantum), made.path / "model")

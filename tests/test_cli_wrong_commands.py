@@ -27,6 +27,8 @@ from qhw_diffusion.guidance import (
 from qhw_diffusion.hardware import Ledger
 from qhw_diffusion.runs import RunFolder
 
+CALIBRATED = {"distribution_offset": 0.0, "distribution_scale": 1.0}
+
 BIG = "99999999999999999999"  # more than 64 bits
 LARGE = "1000000000000000000"  # fits into 64 bits, and into no memory
 NUL, LONG = "a\0b", "n" * 300
@@ -276,7 +278,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     world = tmp_path_factory.mktemp("world")
     actor = PolicyConfig(device="fake_manila", depth=1)
     config = {"guidance": GuidanceConfig(n_steps=2, spacing="trailing", noise_pool=24).to_dict(),
-              "reward": RewardConfig().to_dict(),
+              "reward": RewardConfig(**CALIBRATED).to_dict(),
               "ppo": PPOConfig.short(num_iterations=1, num_envs=24).to_dict(), "policy": actor.to_dict()}  # fmt: skip
     with RunFolder.create(world / "policy", kind="guidance", config=config) as run:
         save_policy_model(build_policy(actor, seed=0, device=Device.load("fake_manila")), run.path / "model")
