@@ -141,7 +141,7 @@ class Training:
 
     def _one_step(self) -> None:
         for group in self.optimizer.param_groups:
-            group["lr"] = self.config.learning_rate * _rate_factor(self.step, self.config)
+            group["lr"] = self.config.learning_rate * rate_factor(self.step, self.config.steps, self.config.warmup)
         loss = self.loss(self)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -193,9 +193,9 @@ class Training:
         return {"config": self.config.to_dict(), "data": self.data.fingerprint, **self.parts}
 
 
-def _rate_factor(step: int, config: Recipe) -> float:
-    """Linear warm-up, then a half cosine to zero."""
-    if step < config.warmup:
-        return (step + 1) / config.warmup
-    share = (step - config.warmup) / max(1, config.steps - config.warmup)
+def rate_factor(step: int, steps: int, warmup: int) -> float:
+    """Share of the learning rate at a step: linear warm-up, then a half cosine to zero."""
+    if step < warmup:
+        return (step + 1) / warmup
+    share = (step - warmup) / max(1, steps - warmup)
     return 0.5 * (1 + math.cos(math.pi * share))

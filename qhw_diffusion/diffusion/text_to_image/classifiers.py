@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from qhw_diffusion.config import Config, check_finite, check_whole, require
 from qhw_diffusion.diffusion.checks import check_labels, check_pixels
 from qhw_diffusion.diffusion.classifiers import ARCHITECTURES, ROLES, classifier_body
+from qhw_diffusion.diffusion.loop import rate_factor
 from qhw_diffusion.diffusion.text_to_image.images import NAME, SIDE, coloured_digits, draw, writers
 from qhw_diffusion.diffusion.text_to_image.prompts import (
     ATTRIBUTE_TABLE,
@@ -290,10 +291,3 @@ def train_prompt_classifier(config: PromptClassifierConfig, run: RunFolder | Non
         run.log(config.steps, {"charts/accuracy": classifier.accuracy["all"]})
         classifier.save(Path(run.path) / "model")
     return classifier
-
-
-def rate_factor(step: int, steps: int, warmup: int) -> float:
-    """Share of the learning rate at a step: linear warm-up, then a half cosine to zero."""
-    if step < warmup:
-        return (step + 1) / warmup
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from qhw_diffusion.checkpoints import load_checkpoint, restore_checkpoint, save_checkpoint
-from qhw_diffusion.diffusion.text_to_image.classifiers import rate_factor
+from qhw_diffusion.diffusion.loop import rate_factor
 from qhw_diffusion.diffusion.text_to_image.images import NAME, draw, writers
 from qhw_diffusion.diffusion.text_to_image.pipeline import TextToImageConfig, build_pipeline, save_pipeline
 from qhw_diffusion.diffusion.text_to_image.prompts import ATTRIBUTE_TABLE, PROMPTS, TRAINED
