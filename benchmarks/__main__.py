@@ -13,7 +13,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 CONTENDERS = ("ours", "pennylane", "tensorcircuit")
-PARTS = ("policy", "re-uploading", "denoiser", "first", "wide", "others", "scaling", "pipelines")
+PARTS = ("policy", "re-uploading", "denoiser", "first", "wide", "trajectories", "others", "scaling", "pipelines")
 
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -137,13 +137,15 @@ def extras(
     options: argparse.Namespace, posed: list[Any], sections: list[Any], say: Callable[[str], None]
 ) -> dict[str, Any]:
     """What is not timed side by side in rounds."""
-    from benchmarks import first_gradient, other_peers, pipelines, scaling, wide_noise
+    from benchmarks import first_gradient, noise_trajectories, other_peers, pipelines, scaling, wide_noise
 
     found: dict[str, Any] = {}
     if "first" in options.parts:
         found["first_gradient"] = first_gradient.run()
     if "wide" in options.parts:
         found["wide_noise"] = wide_noise.run(say)
+    if "trajectories" in options.parts:
+        found["noise_trajectories"] = noise_trajectories.run(say)
     if "others" in options.parts and posed:
         ours = {r.contender.kind: r for r in sections[0].results if r.contender.name == "qhw_diffusion"}
         rows = other_peers.run(posed[0][3], options.batch, say)

@@ -143,6 +143,8 @@ def markdown(sections: list[Section], data: dict[str, Any]) -> str:
             ),
             "",
         ]
+    if data.get("noise_trajectories"):
+        lines += trajectory_lines(data["noise_trajectories"])
     if data.get("other_peers"):
         lines += [
             "## Further peers on the policy circuit",
@@ -280,3 +282,26 @@ def write(sections: list[Section], data: dict[str, Any], json_path: Path, page: 
     )
     page.parent.mkdir(parents=True, exist_ok=True)
     page.write_text(text)
+
+
+def trajectory_lines(found: dict[str, Any]) -> list[str]:
+    """The section on trajectories of noise."""
+    return [
+        "## Trajectories of noise",
+        "",
+        "Layers of RX, RZ, RY and a CNOT chain on `fake_marrakesh`, one row, seconds of processor time for so many "
+        "trajectories (Pauli-twirled noise); Aer's state vectors (single precision, reduced noise model, all "
+        "observables saved in one run), as many trajectories, forwards only.",
+        "",
+        "| qubits | weights | trajectories | ours forwards, s | and backwards, s | Aer forwards, s | ours / Aer |",
+        "|---:|---:|---:|---:|---:|---:|---:|",
+        *(
+            f"| {r['qubits']} | {r['weights']} | {r['trajectories']:,} | {r['forward_s']:.3f} | {r['both_s']:.3f} | "
+            f"{r['aer_s']:.3f} | {r['ratio']:.2f} |"
+            for r in found["sizes"]
+        ),
+        "",
+        "A training step of a post-selected denoiser of 7 + 1 noisy qubits (four steps of depth 8, 16 trajectories an "
+        f"image): {found['training']['ms']:.1f} ms an image.",
+        "",
+    ]

@@ -97,11 +97,12 @@ def check_whole(config: Any, *names: str, least: int = 1) -> None:
 
 
 def check_finite(config: Any) -> None:
-    """Raise InvalidInputError if a field of a dataclass is an infinite number or NaN."""
+    """Raise InvalidInputError if a field of a dataclass is an infinite number or NaN, or holds one."""
     for f in dataclasses.fields(config):
         value = getattr(config, f.name)
-        if isinstance(value, float):
-            require(math.isfinite(value), f"{type(config).__name__}.{f.name} must be finite, got {value}")
+        held = value.values() if isinstance(value, dict) else value if isinstance(value, tuple | list) else (value,)
+        finite = all(not isinstance(one, float) or math.isfinite(one) for one in held)
+        require(finite, f"{type(config).__name__}.{f.name} must be finite, got {value}")
 
 
 def _own_docs(cls: type) -> dict[str, str]:

@@ -136,6 +136,76 @@ def stable_diffusion(folder: Path, kind: str = "ddim", *, unet_settings: Any = N
     return pipeline
 
 
+def xl_unet(**settings: Any) -> Any:
+    """A random U-Net in the style of SDXL, for two text encoders of width 32."""
+    return unet(
+        width=64,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=6 * 8 + 32,
+        **settings,
+    )
+
+
+def sd3_transformer() -> Any:
+    """A random transformer in the style of Stable Diffusion 3."""
+    from diffusers import SD3Transformer2DModel
+
+    torch.manual_seed(3)
+    return SD3Transformer2DModel(
+        sample_size=LATENT_SIZE,
+        patch_size=1,
+        in_channels=4,
+        num_layers=2,
+        attention_head_dim=8,
+        num_attention_heads=4,
+        joint_attention_dim=64,
+        caption_projection_dim=32,
+        pooled_projection_dim=64,
+        out_channels=4,
+        pos_embed_max_size=LATENT_SIZE,
+    ).eval()
+
+
+def stable_diffusion_xl(folder: Path, kind: str = "ddim") -> Any:
+    """A `StableDiffusionXLPipeline`: images [B, 3, 16, 16]. Arguments as `stable_diffusion`."""
+    from diffusers import StableDiffusionXLPipeline
+
+    tokens = tokenizer(folder)
+    pipeline = StableDiffusionXLPipeline(
+        vae=autoencoder(),
+        text_encoder=text_encoder(tokens),
+        text_encoder_2=text_encoder(tokens, projection=True, seed=5),
+        tokenizer=tokens,
+        tokenizer_2=tokens,
+        unet=xl_unet(),
+        scheduler=scheduler(kind),
+        add_watermarker=False,
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def stable_diffusion_3(folder: Path) -> Any:
+    """A `StableDiffusion3Pipeline` without a third text encoder: flow matching, images [B, 3, 16, 16]."""
+    from diffusers import FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
+
+    tokens = tokenizer(folder)
+    pipeline = StableDiffusion3Pipeline(
+        transformer=sd3_transformer(),
+        scheduler=FlowMatchEulerDiscreteScheduler(),
+        vae=autoencoder(shift_factor=0.1),
+        text_encoder=text_encoder(tokens, projection=True),
+        tokenizer=tokens,
+        text_encoder_2=text_encoder(tokens, projection=True, seed=5),
+        tokenizer_2=tokens,
+        text_encoder_3=None,
+        tokenizer_3=None,
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
 def modular_xl(folder: Path, kind: str = "ddim", *, unet_settings: Any = None, **scheduler_settings: Any) -> Any:
     """A modular pipeline (`StableDiffusionXLModularPipeline`) in the style of SDXL, with all its blocks.
 
@@ -150,13 +220,7 @@ def modular_xl(folder: Path, kind: str = "ddim", *, unet_settings: Any = None, *
     tokens = tokenizer(folder)
     first = text_encoder(tokens)
     second = text_encoder(tokens, projection=True, seed=5)
-    network = unet(
-        width=64,
-        addition_embed_type="text_time",
-        addition_time_embed_dim=8,
-        projection_class_embeddings_input_dim=6 * 8 + 32,
-        **(unet_settings or {}),
-    )
+    network = xl_unet(**(unet_settings or {}))
     pipeline = StableDiffusionXLAutoBlocks().init_pipeline()
     pipeline.update_components(
         tokenizer=tokens,
@@ -176,33 +240,19 @@ def modular_sd3(folder: Path) -> Any:
 
     Its blocks make unconditional embeddings only where they are given a negative_prompt, "" for none.
     """
-    from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
+    from diffusers import FlowMatchEulerDiscreteScheduler
     from diffusers.modular_pipelines.stable_diffusion_3.modular_blocks_stable_diffusion_3 import (
         StableDiffusion3AutoBlocks,
     )
 
     tokens = tokenizer(folder)
-    torch.manual_seed(3)
-    network = SD3Transformer2DModel(
-        sample_size=LATENT_SIZE,
-        patch_size=1,
-        in_channels=4,
-        num_layers=1,
-        attention_head_dim=8,
-        num_attention_heads=4,
-        joint_attention_dim=64,
-        caption_projection_dim=32,
-        pooled_projection_dim=64,
-        out_channels=4,
-        pos_embed_max_size=LATENT_SIZE,
-    ).eval()
     pipeline = StableDiffusion3AutoBlocks().init_pipeline()
     pipeline.update_components(
         tokenizer=tokens,
         tokenizer_2=tokens,
         text_encoder=text_encoder(tokens, projection=True),
         text_encoder_2=text_encoder(tokens, projection=True, seed=5),
-        transformer=network,
+        transformer=sd3_transformer(),
         vae=autoencoder(shift_factor=0.1),
         scheduler=FlowMatchEulerDiscreteScheduler(),
     )

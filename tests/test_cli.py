@@ -27,8 +27,8 @@ SMALL = ["--num-iterations", "3", "--num-envs", "24", "--n-steps", "3", "--spaci
          "--g0", "1.2", "--policy", "matched", "--checkpoint-every", "1"]  # fmt: skip
 
 
-OWN = [path for path in COMMANDS if path[0] != "study"]
-RUNNER = [path for path, (text, _) in COMMANDS.items() if path[0] == "study" and not text]
+RUNNER = [path for path, (text, _) in COMMANDS.items() if not text]  # the studies on the experiment runner
+OWN = [path for path in COMMANDS if path not in RUNNER]
 
 
 def function_of(path: tuple[str, ...]) -> Callable[..., int]:
@@ -58,14 +58,16 @@ def test_every_flag_says_what_it_is(path: tuple[str, ...]) -> None:
 
 
 def test_the_table_is_grouped_and_its_summaries_are_those_of_the_functions() -> None:
-    assert {path[0] for path in COMMANDS if len(path) == 2} == set(GROUPS)
+    assert {" ".join(path[:-1]) for path in COMMANDS if len(path) > 1} == set(GROUPS)
     for path in OWN:
         first = (function_of(path).__doc__ or "").split("\n")[0].rstrip(".")
         assert first[:1].lower() + first[1:] == COMMANDS[path][0]
 
 
 @pytest.mark.parametrize(("words", "shown"), [(["--help"], "train guidance"), (["train", "--help"], "train denoising"),
-                                              (["-h"], "--debug"), (["ledger", "-h"], "ledger cap")])  # fmt: skip
+                                              (["-h"], "--debug"), (["ledger", "-h"], "ledger cap"),
+                                              (["study", "-h"], "study perception analyse"),
+                                              (["study", "perception", "-h"], "study perception make")])  # fmt: skip
 def test_help_of_qhw_and_of_its_groups(capsys: pytest.CaptureFixture[str], words: list[str], shown: str) -> None:
     with pytest.raises(SystemExit) as stop:
         main(words)
@@ -239,6 +241,17 @@ def test_what_a_command_does_not_take_is_one_sentence(words: list[str], message:
     with pytest.raises(UsageError) as told:
         called(words)
     assert str(told.value).startswith(message)
+
+
+def test_without_tyros_private_module_tyro_refuses_by_itself(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delattr("tyro._errors.on_parse_error")
+    with pytest.raises(SystemExit) as told:
+        called(["t", "--size", "many"])
+    assert told.value.code == 2
+    assert "--size" in capsys.readouterr().err
+    assert called(["t", "--size", "3"])[0] == Outer(inner=Inner(size=3))
 
 
 def test_values_that_do_not_fit_are_the_configuration_s_own_errors() -> None:

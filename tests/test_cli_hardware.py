@@ -30,12 +30,12 @@ from qhw_diffusion.guidance import (
     save_policy_model,
 )
 from qhw_diffusion.guidance.distill import tabulate
-from qhw_diffusion.guidance.on_device.access import AccessConfig, open_access
 from qhw_diffusion.hardware.cost import job_estimator
 from qhw_diffusion.hardware.ledger import Ledger
 from qhw_diffusion.hardware.runner import open_runner
 from qhw_diffusion.hardware.service import Pub, precision_of
 from qhw_diffusion.hardware.standin import TOKEN, StandIn, Status
+from qhw_diffusion.on_device.access import AccessConfig, open_access
 from qhw_diffusion.runs import RunFolder
 
 CALIBRATED = {"distribution_offset": 0.0, "distribution_scale": 1.0}

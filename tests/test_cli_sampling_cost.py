@@ -1,4 +1,4 @@
-"""`qhw cost` of a denoiser: the dynamic circuit of one image, its length, and how many jobs the images make."""
+"""`qhw cost` of a denoiser: the circuit an Estimator is sent; the dynamic circuit of one that keeps its outcomes."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from qiskit.circuit.library import StatePreparation
 from qiskit.transpiler import Target
 
 from qhw_diffusion.cli import main
-from qhw_diffusion.cli.sampling_cost import longest_way
 from qhw_diffusion.denoising import AmplitudeQDM, ForwardConfig, LatentQDM, ReverseConfig, save_pretrained
 from qhw_diffusion.denoising.command import KIND, DenoiserTraining
 from qhw_diffusion.devices import Device
 from qhw_diffusion.execution.transpile import transpiled
 from qhw_diffusion.hardware.cost import USUAL_REPETITION_DELAY
+from qhw_diffusion.hardware.durations import longest_way
 from qhw_diffusion.hardware.ledger import Ledger
 from qhw_diffusion.runs import RunFolder
 
@@ -40,8 +40,8 @@ def folder_of(path: Path, model: AmplitudeQDM) -> Path:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two steps of two qubits and an ancilla, trained for no device."""
-    model = LatentQDM(ReverseConfig(n_qubits=2, n_steps=2, depth=1))
+    """Two steps of two qubits and an ancilla, whose outcomes are kept; trained for no device."""
+    model = LatentQDM(ReverseConfig(n_qubits=2, n_steps=2, depth=1, kind="measured"))
     return folder_of(tmp_path_factory.mktemp("runs") / "denoiser", model)
 
 
@@ -83,13 +83,13 @@ def last_measured(circuit: QuantumCircuit, target: Target, outcome: int) -> floa
     return end
 
 
-@pytest.mark.parametrize(("device", "kind", "feed_forward"), [
-    ("fake_marrakesh", "measured", True), ("fake_manila", "measured", True), ("fake_manila", "postselected", False),
+@pytest.mark.parametrize(("device", "feed_forward"), [
+    ("fake_marrakesh", True), ("fake_manila", True), ("fake_manila", False),
 ])  # fmt: skip
 def test_an_image_takes_what_its_gates_take_one_after_the_other(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, device: str, kind: str, feed_forward: bool
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, device: str, feed_forward: bool
 ) -> None:
-    config = ReverseConfig(n_qubits=2, n_steps=2, depth=2, kind=kind, feed_forward=feed_forward, init_scale=1.0)
+    config = ReverseConfig(n_qubits=2, n_steps=2, depth=2, kind="measured", feed_forward=feed_forward, init_scale=1.0)
     model = AmplitudeQDM(config, image_shape=(1, 2, 2))
     run = folder_of(tmp_path / "run", model)
     shown = json.loads(told(capsys, run, "--device", device, "--images", "10", "--shots", "100", "--json"))
@@ -128,34 +128,57 @@ def test_of_the_branches_the_longest_counts_and_waits_for_the_outcome() -> None:
     assert flat.estimate_duration(device.target, unit="s") == pytest.approx(both)
 
 
-@pytest.mark.parametrize(("forward", "settings"), [
-    ("depolarizing", {}),
-    ("scrambling", {}),
-    ("device", {"device": "fake_manila", "kind": "reset", "ancillas": 2, "ansatz": "cz", "outer": 1}),
-    ("gaussian", {"kind": "measured", "feed_forward": True}),
-    ("gaussian", {"kind": "unitary", "ancillas": 0}),
-    ("gaussian", {"conditioning": "qubits", "n_labels": 3}),
-    ("gaussian", {"conditioning": "angles", "n_labels": 10, "weight_sharing": "time_embedding"}),
-    ("gaussian", {"conditioning": "weights", "n_labels": 2, "weight_sharing": "hypernetwork"}),
+@pytest.mark.parametrize(("forward", "settings", "qubits"), [
+    ("depolarizing", {}, 6),
+    ("scrambling", {}, 4),
+    ("gaussian", {"kind": "reset", "ancillas": 2, "ansatz": "cz", "outer": 1}, 6),
+    ("gaussian", {"kind": "unitary", "ancillas": 0}, 2),
+    ("gaussian", {"conditioning": "qubits", "n_labels": 3}, 8),
+    ("gaussian", {"conditioning": "angles", "n_labels": 10, "weight_sharing": "time_embedding"}, 4),
+    ("gaussian", {"conditioning": "weights", "n_labels": 2, "weight_sharing": "hypernetwork"}, 4),
 ])  # fmt: skip
-def test_every_kind_of_denoiser_is_counted(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, forward: str, settings: dict[str, Any]
+def test_every_kind_that_an_estimator_runs_is_one_circuit_an_image(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, forward: str, settings: dict[str, Any], qubits: int
 ) -> None:
+    """Data, fresh label qubits and ancillas in both steps, and the qubits that purify a mixed start."""
     config = ReverseConfig(**{"n_qubits": 2, "n_steps": 2, "depth": 1, **settings})
     run = folder_of(tmp_path / "run", LatentQDM(config, ForwardConfig(forward)))
-    text = told(capsys, run, *([] if forward == "device" else ["--device", "fake_manila"]))
-    assert "2 reverse steps, 32 images on fake_manila" in text
-    assert "does not send circuits with measurements in mid-circuit so far" in text
+    text = told(capsys, run, "--device", "fake_marrakesh")
+    assert "2 reverse steps, 32 images on fake_marrakesh" in text
+    in_use = int(text.split("circuit         ")[1].split()[0])
+    assert qubits <= in_use <= qubits + 2  # those that routing passes through are in use as well
     assert "1 job × 32 circuits × 4,096 shots = 131,072" in text
-    assert ("x_T is a mixed state" in text) == (forward in ("depolarizing", "device"))
-    assert ("measured outcome reaches" in text) == bool(settings.get("feed_forward"))
+
+
+@pytest.mark.parametrize(("forward", "feed_forward"), [("depolarizing", False), ("gaussian", True)])
+def test_kept_outcomes_are_counted_as_a_dynamic_circuit(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, forward: str, feed_forward: bool
+) -> None:
+    config = ReverseConfig(n_qubits=2, n_steps=2, depth=1, kind="measured", feed_forward=feed_forward)
+    run = folder_of(tmp_path / "run", LatentQDM(config, ForwardConfig(forward)))
+    text = told(capsys, run, "--device", "fake_manila")
+    assert "2 reverse steps, 32 images on fake_manila" in text
+    assert "1 job × 32 circuits × 4,096 shots = 131,072" in text
+    assert ("x_T is a mixed state" in text) == (forward == "depolarizing")
+    assert ("measured outcome reaches" in text) == feed_forward
+    assert "no command sends it" in text
+
+
+def test_mitigation_is_counted_where_expectation_values_are_read(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Decoupling needs a scheduled circuit, which this compiles; a strategy's circuits are among the executions."""
+    run = folder_of(tmp_path / "run", LatentQDM(ReverseConfig(n_qubits=2, n_steps=1, depth=1)))
+    flags = (run, "--device", "fake_manila", "--images", "10", "--shots", "100", "--json", "--mitigation")
+    for strategies, circuits in (("readout:measured+zne:linear:1,3", 22), ("decoupling", 10)):
+        assert json.loads(told(capsys, *flags, strategies))["all_circuits"] == circuits
 
 
 def test_preparing_x_t_and_every_step_take_time(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     """Two steps more are two circuits longer; an image of 64 pixels has 2^6 amplitudes to prepare."""
     shown = {}
     for n_qubits, n_steps in ((3, 1), (3, 2), (3, 3), (6, 1)):
-        config = ReverseConfig(n_qubits=n_qubits, n_steps=n_steps, depth=1)
+        config = ReverseConfig(n_qubits=n_qubits, n_steps=n_steps, depth=1, kind="measured")
         model = AmplitudeQDM(config, image_shape=(1, 2**n_qubits // 4, 4))
         run = folder_of(tmp_path / f"{n_qubits}-{n_steps}", model)
         shown[n_qubits, n_steps] = json.loads(told(capsys, run, "--device", "fake_marrakesh", "--json"))
@@ -230,6 +253,6 @@ def test_a_denoiser_that_is_not_whole_is_told(capsys: pytest.CaptureFixture[str]
 
 def test_one_step_needs_no_reset(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     """The last reset of a shot is the device's own affair, so a device without resets runs one step."""
-    run = folder_of(tmp_path / "run", LatentQDM(ReverseConfig(n_qubits=2, n_steps=1, depth=1)))
+    run = folder_of(tmp_path / "run", LatentQDM(ReverseConfig(n_qubits=2, n_steps=1, depth=1, kind="measured")))
     shown = json.loads(told(capsys, run, "--device", "fake_miami", "--json"))
     assert (shown["resets"], shown["inner_measurements"]) == (0, 0)

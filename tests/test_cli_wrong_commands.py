@@ -44,11 +44,14 @@ SAMPLE = ["sample", "--out", "out", "--guidance", "2"]
 ROLLOUT = ["evaluate", "guidance", *POLICY, "--images", "4", "--out", "out", "--ledger", "book"]
 TUNE = ["fine-tune", *POLICY, "--num-envs", "20", "--updates", "1", "--out", "out", "--ledger", "book"]
 MEASURED = ["distill", *POLICY, "--seeds", "1", "--images", "20", "--out", "out", "--ledger", "book"]
+DRAW = ["evaluate", "denoising", "{world}/denoiser", "--device", "fake_manila", "--shots", "200", "--images", "2",
+        "--out", "out", "--ledger", "book"]  # fmt: skip
 COST = ["cost", "{world}/policy"]
 DENOISER = ["cost", "{world}/denoiser", "--device", "fake_manila"]
 CIRCUIT = ["cost", "{world}/chain.qpy", "--device", "fake_manila"]
 LIST = ["ledger", "list", "--ledger"]
 STUDY = ["study", "shots", "--quick", "--out", "out"]
+PERCEPTION = ["study", "perception", "make", "--out", "out"]
 
 # command, the mistake, words of the message
 WRONG: list[tuple[list[str], list[str], str]] = [
@@ -67,6 +70,8 @@ WRONG: list[tuple[list[str], list[str], str]] = [
     (["demo", "everything"], [], "everything"),
     (["demo", "--quick"], ["--dry-run"], "--dry-run"),
     (["study", "nothing"], [], "nothing"),
+    (["study", "perception"], [], "make, analyse"),
+    (["study", "perception"], ["mak"], "did you mean make"),
     (["ledger", "list"], ["--state", "lost"], "lost"),
     (["distill", "{world}/policy", "--into", "stone"], [], "stone"),
     # -- numbers: of no kind, out of range, beyond 64 bits, beyond the memory
@@ -130,6 +135,10 @@ WRONG: list[tuple[list[str], list[str], str]] = [
     (["evaluate", "denoising", "{world}/denoiser"], ["--images", "3"], "3"),
     (["evaluate", "denoising", "{world}/denoiser"], ["--shots", "0"], "0"),
     (["evaluate", "denoising", "{world}/denoiser"], ["--images", LARGE], LARGE),
+    (DRAW, ["--shots", "1"], "shots or more"),
+    (DRAW, ["--images", LARGE], LARGE),
+    (DRAW, ["--mitigation", "zoe"], "zne"),
+    (DRAW, ["--resilience-level", "1"], "level 0 only"),
     (ROLLOUT, ["--images", LARGE], LARGE),
     (ROLLOUT, ["--seed", BIG], BIG),
     (ROLLOUT, ["--shots", "20000000"], "20000000"),
@@ -142,10 +151,28 @@ WRONG: list[tuple[list[str], list[str], str]] = [
     (MEASURED, ["--max-session-seconds", "-1"], "-1"),
     (STUDY, ["--workers", "0"], "workers"),
     (STUDY, ["--repeats", "1"], "repeats"),
+    (["study", "trainability", "--out", "out"], ["--qubits", "4,2"], "qubits must rise"),
+    (["study", "trainability", "--out", "out"], ["--engines", "nosy"], "nosy"),
+    ([*PERCEPTION, "g=2"], [], "two or more runs"),
+    ([*PERCEPTION, "{world}/policy"], ["{world}/policy"], "different names"),
+    ([*PERCEPTION, "{world}/policy"], ["{world}/nothing"], "no folder {world}/nothing"),
+    ([*PERCEPTION, "{world}/policy"], ["{world}/empty"], "cannot be compared"),
+    ([*PERCEPTION, "{world}/empty"], ["{world}"], "no PNGs"),
+    ([*PERCEPTION, "{world}/policy"], ["g=much"], "g=much"),
+    ([*PERCEPTION, "{world}/policy", "g=2"], ["--images", "2"], "images must be at least 4"),
+    ([*PERCEPTION, "{world}/policy", "g=2"], ["--checks", "1"], "checks must be at least 4"),
+    ([*PERCEPTION, "{world}/policy", "g=2"], ["--question", "nicer"], "nicer"),
+    ([*PERCEPTION, "{world}/policy", "g=2"], ["--consent", "{world}/nothing"], "{world}/nothing"),
+    ([*PERCEPTION, "{world}/policy", "g=2"], ["--lpips", "{world}/nothing"], "{world}/nothing"),
+    (["study", "perception", "analyse"], ["--study", "{world}/empty"], "study.json"),
+    (["study", "perception", "analyse"], ["answers.json", "--study", "{world}/policy"], "study.json"),
     # -- flags that do not go together
     (COST, ["--rows", "3"], "--rows does not go with"),
     (CIRCUIT, ["--images", "3"], "--images does not go with"),
-    (DENOISER, ["--mitigation", "readout"], "--mitigation readout"),
+    (DENOISER, ["--mitigation", "readout:measured:2"], "readout"),
+    (["evaluate", "denoising", "{world}/denoiser"], ["--max-qpu-seconds", "3"], "--max-qpu-seconds"),
+    (DRAW, ["--engine", "noisy"], "no --engine"),
+    (DRAW, ["--overwrite", "--resume"], "--resume"),
     (["evaluate", "guidance", "{world}/policy"], ["--max-qpu-seconds", "3"], "--max-qpu-seconds"),
     (["evaluate", "guidance", "{world}/policy"], ["--shots", "20"], "--device"),
     (ROLLOUT, ["--engine", "noisy"], "--engine"),
@@ -204,6 +231,13 @@ WRONG: list[tuple[list[str], list[str], str]] = [
     (TRAIN, ["--backbone", "{world}/empty"], "empty"),
     (TRAIN, ["--reward-classifier", "{world}/policy"], "policy"),
     (BACKBONE, ["--data-root", "{world}/empty", "--data", "mnist16"], "empty"),
+    (TRAIN, ["--observables", "adaptive:9"], "allowed: 1 to 6"),
+    (BACKBONE, ["--depth", "3"], "add --bottleneck quantum"),
+    (BACKBONE, ["--bottleneck", "quantumm"], "did you mean quantum"),
+    (BACKBONE, ["--bottleneck", "quantum", "--observables", "x"], "adaptive:K"),
+    (BACKBONE, ["--bottleneck", "quantum", "--channels", "8,8", "--attention", "false,false", "--engine", "noisy"],
+     "has no noise"),
+    (["evaluate", "backbone", "digits"], ["--engine", "noisy"], "has no circuit"),
     (BACKBONE, ["--data", "fashion28", "--data-root", "{world}/nothing.qpy"], "nothing.qpy"),
     (["evaluate", "denoising", "{world}/denoiser"], ["--evaluation-classifier", "{world}/empty"], "empty"),
     # -- places that cannot be written
@@ -395,7 +429,7 @@ def test_a_wrong_command_is_a_sentence(
 
 def test_they_are_many_and_of_every_command() -> None:
     assert len({(*command, *mistake) for command, mistake, _ in WRONG}) == len(WRONG) >= 150
-    studies = {path for path in COMMANDS if path[0] == "study"}
+    studies = {path for path, (text, _) in COMMANDS.items() if not text}  # they share one command
     told = {path for path in COMMANDS for command, mistake, _ in WRONG
             if path == tuple([*command, *mistake][: len(path)])}  # fmt: skip
     assert told - studies == set(COMMANDS) - studies

@@ -36,7 +36,7 @@ def test_help_of_no_command_loads_what_only_work_needs() -> None:
         "import sys\n"
         "from qhw_diffusion.cli import COMMANDS, main\n"
         "for path in COMMANDS:\n"
-        "    if path[0] != 'study':\n"
+        "    if COMMANDS[path][0]:\n"  # not the studies on the runner, whose flags are those of their configuration
         "        try: main([*path, '--help'])\n"
         "        except SystemExit as stop: assert stop.code == 0, path\n"
         "slow = ('diffusers', 'torchmetrics', 'torchvision', 'sklearn', 'matplotlib', 'transformers', 'pandas')\n"

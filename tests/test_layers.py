@@ -24,6 +24,7 @@ LAYERS: list[set[str]] = [
     {"checkpoints", "experiment", "hardware"},
     {"diffusion", "execution"},
     {"mitigation"},
+    {"on_device"},
     {"denoising", "guidance"},
     {"studies"},
     {"cli"},

@@ -22,6 +22,7 @@ from qhw_diffusion.circuits.ansatz import (
     rotate_all,
     z_observables,
 )
+from qhw_diffusion.circuits.observables import AdaptiveObservables
 from qhw_diffusion.errors import InvalidInputError, QhwError, UnknownNameError
 from qhw_diffusion.extensions import is_extension, load_extension
 
@@ -39,7 +40,7 @@ class PolicyCircuit:
         circuit: the logical circuit, without measurements.
         inputs: one parameter per feature (radians), in the features' order.
         weights: trainable angles (radians), ordered by layer, then qubit, then RX, RZ, RY.
-        observables: ⟨Z_q⟩ for q = 0 … n_qubits−1.
+        observables: ⟨Z_q⟩ for q = 0 … n_qubits−1, an own ansatz's, or adaptive ones.
         n_qubits: number of qubits.
         depth: number of layers; None where the ansatz has no such setting.
         n_features: number of inputs.
@@ -51,7 +52,7 @@ class PolicyCircuit:
     circuit: QuantumCircuit
     inputs: tuple[Parameter, ...]
     weights: tuple[Parameter, ...]
-    observables: tuple[SparsePauliOp, ...]
+    observables: tuple[SparsePauliOp, ...] | AdaptiveObservables
     n_qubits: int
     depth: int | None
     n_features: int
@@ -144,7 +145,8 @@ def policy_ansatz(
 
     - a `QuantumCircuit` (without measurements) whose inputs are the parameters ``x0, x1, …`` or ``x[0], x[1], …`` (a
       ``ParameterVector("x", n)``) and whose weights are ``w0, w1, …`` or ``w[0], w[1], …``, ordered by their numbers,
-    - ``(circuit, inputs, weights)`` or ``(circuit, inputs, weights, observables)`` with parameters of any names,
+    - ``(circuit, inputs, weights)`` or ``(circuit, inputs, weights, observables)`` with parameters of any names;
+      `AdaptiveObservables` too,
     - a `PolicyCircuit`.
 
     Where no observables are given they are ⟨Z⟩ of every qubit.
@@ -241,7 +243,9 @@ def _taken(name: str, function: Callable[..., Any], settings: dict[str, Any]) ->
 
 def _parts_of(
     name: str, result: Any
-) -> tuple[QuantumCircuit, tuple[Parameter, ...], tuple[Parameter, ...], tuple[SparsePauliOp, ...]]:
+) -> tuple[
+    QuantumCircuit, tuple[Parameter, ...], tuple[Parameter, ...], tuple[SparsePauliOp, ...] | AdaptiveObservables
+]:
     """Circuit, inputs, weights and observables of what an own ansatz returned."""
     if isinstance(result, PolicyCircuit):
         return result.circuit, result.inputs, result.weights, result.observables
@@ -259,7 +263,8 @@ def _parts_of(
         return result, inputs, weights, z_observables(result.num_qubits)
     if isinstance(result, tuple) and len(result) in (3, 4) and isinstance(result[0], QuantumCircuit):
         circuit, inputs, weights = result[0], tuple(result[1]), tuple(result[2])
-        observables = tuple(result[3]) if len(result) == 4 else z_observables(circuit.num_qubits)
+        given = result[3] if len(result) == 4 else z_observables(circuit.num_qubits)
+        observables = given if isinstance(given, AdaptiveObservables) else tuple(given)
         return circuit, inputs, weights, observables
     raise InvalidInputError(
         f"ansatz {name!r} returned a {type(result).__name__}; wanted: a QuantumCircuit with inputs x0, x1, … and "

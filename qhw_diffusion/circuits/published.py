@@ -84,7 +84,8 @@ def published_circuit(name: str) -> PublishedCircuit:
 
 
 def _published(built: PolicyCircuit | DenoiserCircuit | ReverseCircuit, drawn: QuantumCircuit) -> PublishedCircuit:
-    return PublishedCircuit(built.circuit.name, built.circuit, built.inputs, built.weights, built.observables, drawn)
+    observables = tuple(built.observables)  # type: ignore[arg-type]  # published circuits have no adaptive ones
+    return PublishedCircuit(built.circuit.name, built.circuit, built.inputs, built.weights, observables, drawn)
 
 
 def _beginning(block: DenoiserCircuit, layers: int) -> QuantumCircuit:

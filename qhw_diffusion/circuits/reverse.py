@@ -191,7 +191,8 @@ def dynamic_circuit(
         n_steps: T.
         angles: (t, outcome of step t+1) → inputs and weights of step t, in this order; the outcome is 0 where there is
             none or without feed-forward.
-        prior: circuit on the data qubits that prepares x_T, for instance a random one.
+        prior: circuit on the data qubits that prepares x_T, for instance a random one; what it has beyond these are
+            further qubits, with which a mixed x_T is purified. Its parameters stay those of the whole circuit.
         feed_forward: whether angles depend on the outcome.
         read: measure the data at the end, into the register ``x``.
 
@@ -200,24 +201,28 @@ def dynamic_circuit(
     """
     check_integer("n_steps", n_steps, 1, None)
     n, others = len(step.data), step.measured
-    if prior is not None and prior.num_qubits != n:
-        raise InvalidInputError(f"prior has {prior.num_qubits} qubits; the step has {n} data qubits")
+    further = 0 if prior is None else prior.num_qubits - n
+    if further < 0:
+        raise InvalidInputError(f"prior has {n + further} qubits; the step has {n} data qubits")
     registers = [QuantumRegister(n, "data")]
     if step.labels:
         registers.append(QuantumRegister(len(step.labels), "label"))
     if step.ancillas:
         registers.append(QuantumRegister(len(step.ancillas), "ancilla"))
+    width = sum(map(len, registers))
+    if further:
+        registers.append(QuantumRegister(further, "purifying"))
     circuit = QuantumCircuit(*registers, name=f"{step.circuit.name}_x{n_steps}")
     if prior is not None:
-        circuit.compose(prior, list(step.data), inplace=True)
+        circuit.compose(prior, [*step.data, *range(width, width + further)], inplace=True)
     before: ClassicalRegister | None = None
     for t in range(n_steps, 0, -1):
         if feed_forward and before is not None:
             for outcome in range(2 ** len(others)):
                 with circuit.if_test((before, outcome)):
-                    circuit.compose(_bound(step, angles(t, outcome)), range(circuit.num_qubits), inplace=True)
+                    circuit.compose(_bound(step, angles(t, outcome)), range(width), inplace=True)
         else:
-            circuit.compose(_bound(step, angles(t, 0)), range(circuit.num_qubits), inplace=True)
+            circuit.compose(_bound(step, angles(t, 0)), range(width), inplace=True)
         if others:
             before = ClassicalRegister(len(others), f"m{t}")
             circuit.add_register(before)

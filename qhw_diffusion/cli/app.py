@@ -28,10 +28,12 @@ if TYPE_CHECKING:
 
 INTERRUPTED, FAILED = 130, 2
 
+# words in front of several commands → what these do
 GROUPS = {
     "train": "train a policy, a denoiser, a diffusion model, an autoencoder or a classifier",
     "evaluate": "evaluate a trained policy, denoiser, backbone or text-to-image model",
     "study": "run an experiment with statistics and a report",
+    "study perception": "ask people which of two pictures they prefer, and analyse what they answered",
     "calibration": "look at devices: snapshots, tables, drift, good qubits",
     "ledger": "look after the jobs that were sent: what ran, what it cost, what to do next",
 }
@@ -70,7 +72,7 @@ COMMANDS: dict[tuple[str, ...], tuple[str, str | Callable[..., int]]] = {
         "qhw_diffusion.cli.models:evaluate_backbone",
     ),
     ("evaluate", "denoising"): (
-        "sample a trained denoiser, on another device or engine or with finite shots if asked",
+        "sample a trained denoiser: simulated, or with --device and --shots on a device",
         "qhw_diffusion.cli.denoising:evaluate_denoising",
     ),
     ("evaluate", "pipeline"): (
@@ -84,6 +86,14 @@ COMMANDS: dict[tuple[str, ...], tuple[str, str | Callable[..., int]]] = {
     ("distill",): (
         "turn a quantum policy into a table or a small network, and measure what is lost",
         "qhw_diffusion.cli.policies:distill",
+    ),
+    ("study", "perception", "make"): (
+        "write a page that shows people pairs of pictures and asks which they prefer",
+        "qhw_diffusion.cli.perception:make",
+    ),
+    ("study", "perception", "analyse"): (
+        "read what people answered: preference with interval, agreement, correlation with metrics",
+        "qhw_diffusion.cli.perception:analyse",
     ),
     ("devices",): (
         "list the devices: live ones with queue and errors where there is an account, else the fake ones",
@@ -253,26 +263,29 @@ def _chosen(words: list[str]) -> tuple[tuple[str, ...], list[str], bool]:
     names = sorted({path[0] for path in COMMANDS})
     if not words:
         _refuse("qhw", f"give a command: {', '.join(names)}; qhw --help says what they do")
-    if tuple(words[:1]) in COMMANDS:
-        return tuple(words[:1]), words[1:], debug
-    group = words[0]
-    if group not in names:
-        _refuse("qhw", str(UnknownNameError.of("command", group, names)))
-    if tuple(words[:2]) in COMMANDS or (group == "study" and is_extension("".join(words[1:2]))):
-        return tuple(words[:2]), words[2:], debug
-    if words[1:2] in (["-h"], ["--help"]):
-        _print_help((group,))
-    names = [path[1] for path in COMMANDS if path[0] == group]
-    if len(words) < 2:
-        _refuse(f"qhw {group}", f"say what: {', '.join(names)}; qhw {group} --help says what they do")
-    _refuse(f"qhw {group}", str(UnknownNameError.of(f"command of qhw {group}", words[1], names)))
+    if words[0] not in names:
+        _refuse("qhw", str(UnknownNameError.of("command", words[0], names)))
+    path: tuple[str, ...] = (words.pop(0),)
+    while path not in COMMANDS:  # a group: its next word
+        names = list(dict.fromkeys(other[len(path)] for other in COMMANDS if other[: len(path)] == path))
+        prog = " ".join(["qhw", *path])
+        if not words:
+            _refuse(prog, f"say what: {', '.join(names)}; {prog} --help says what they do")
+        if words[0] in ("-h", "--help"):
+            _print_help(path)
+        if words[0] not in names and not (path == ("study",) and is_extension(words[0])):
+            _refuse(prog, str(UnknownNameError.of(f"command of {prog}", words[0], names)))
+        path = (*path, words.pop(0))
+        if path[-1] not in names:
+            break  # a study of a user's own
+    return path, words, debug
 
 
 def _print_help(group: tuple[str, ...]) -> NoReturn:
     shown = {" ".join(path): _summary(path) for path in COMMANDS if path[: len(group)] == group}
     width = max(map(len, shown))
-    about = f"{GROUPS[group[0]].capitalize()}." if group else "Quantum circuits inside diffusion models."
-    usage = f"qhw {group[0]} WHAT …" if group else "qhw [--version] [--debug] COMMAND …"
+    about = f"{GROUPS[' '.join(group)].capitalize()}." if group else "Quantum circuits inside diffusion models."
+    usage = f"qhw {' '.join(group)} WHAT …" if group else "qhw [--version] [--debug] COMMAND …"
     print(f"usage: {usage}\n\n{about}\n\ncommands:")
     print("\n".join(f"  {name:<{width}}  {text}" for name, text in shown.items()))
     if group in ((), ("study",)):

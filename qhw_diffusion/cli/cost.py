@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from qiskit import QuantumCircuit
 from qiskit.quantum_info import SparsePauliOp
@@ -47,6 +47,8 @@ class Workload:
         rows: of parameters in each call: images, or rows of a circuit file.
         calls: one after another: sampling steps.
         note: what the count leaves out; empty for nothing.
+        success: (share of the shots that pass every post-selection, name of the evaluation that measured it); None if
+            nothing is post-selected, or no evaluation is in the run folder.
     """
 
     name: str
@@ -54,19 +56,50 @@ class Workload:
     rows: int
     calls: int = 1
     note: str = ""
+    success: tuple[float, str] | None = None
+
+    def text(self, shots: int) -> str:
+        """The circuit, and how many shots pass."""
+        compiled = self.compiled
+        lines = [
+            f"circuit         {len(compiled.physical_qubits)} qubits, {compiled.two_qubit_gates:,} two-qubit gates, "
+            f"depth {compiled.depth:,}"
+        ]
+        if self.success is not None:
+            share, where = self.success
+            lines.append(
+                f"shots that pass {share:.2%} by evaluation {where}: about {share * shots:,.0f} of {shots:,} an image"
+            )
+        return "\n".join(lines)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same numbers as JSON types."""
+        return {
+            "qubits": len(self.compiled.physical_qubits),
+            "two_qubit_gates": self.compiled.two_qubit_gates,
+            "depth": self.compiled.depth,
+            "success_probability": None if self.success is None else self.success[0],
+            "success_evaluation": None if self.success is None else self.success[1],
+        }
 
 
 def workload_of(
-    target: str | Path, device: Device | None, *, images: int | None = None, rows: int | None = None
+    target: str | Path,
+    device: Device | None,
+    *,
+    images: int | None = None,
+    rows: int | None = None,
+    mitigation: str = "",
 ) -> Workload | Sampling:
     """What is to be run, and where.
 
     Args:
-        target: run folder of a quantum policy (one call a sampling step, one row an image) or of a denoiser (one
-            circuit an image), or a ``.qpy`` file (one call).
+        target: run folder of a quantum policy (one call a sampling step, one row an image) or of a denoiser (one call,
+            one row an image; sampled if it keeps its outcomes), or a ``.qpy`` file (one call).
         device: None: the one that the run was made for.
         images: of a run [32].
         rows: rows of parameters, for a circuit file [1].
+        mitigation: strategies, for which a denoiser's circuit may have to be scheduled.
 
     Raises:
         MissingDataError: neither a folder nor a file.
@@ -89,9 +122,7 @@ def workload_of(
     if not target.is_dir():
         return _file(target, device, rows or 1)
     if _kind(target) == DENOISER:
-        from qhw_diffusion.cli.sampling_cost import sampling_of
-
-        return sampling_of(target, device, images or IMAGES)
+        return _denoiser(target, device, images or IMAGES, mitigation)
     return _guidance(target, device, images or IMAGES)
 
 
@@ -116,14 +147,14 @@ def cost_of(
 
     Raises:
         InvalidInputError, UnknownNameError: an argument that is not allowed; a row that does not fit into a job;
-            mitigation of expectation values for a denoiser, which is sampled.
+            mitigation of expectation values for a denoiser that is sampled.
     """
     if not isinstance(workload, Workload):
         for flag, given in (("--resilience-level", resilience_level), ("--mitigation", mitigation)):
             if given:
                 raise InvalidInputError(
-                    f"{flag} {given} corrects expectation values, and a denoiser is sampled: what counts are single "
-                    f"shots. Leave {flag} out"
+                    f"{flag} {given} corrects expectation values, and a denoiser that keeps its outcomes is sampled: "
+                    f"what counts are single shots. Leave {flag} out"
                 )
         return workload.cost(shots, repetition_delay=repetition_delay, history=ledger)
     return qpu_cost(
@@ -154,10 +185,7 @@ def ledger_rows(folder: Path | None) -> Sequence[DoneJob]:
 
 def cost_text(workload: Workload | Sampling, cost: Cost) -> str:
     """What is run, the arithmetic, and what the count leaves out."""
-    lines = [f"{workload.name} on {cost.device}"]
-    if not isinstance(workload, Workload):
-        lines.append(workload.text(cost.shots))
-    lines.append(cost.text)
+    lines = [f"{workload.name} on {cost.device}", workload.text(cost.shots), cost.text]
     if workload.note:
         lines.append(f"not counted     {workload.note}")
     if not cost.device.startswith("ibm_"):
@@ -167,8 +195,8 @@ def cost_text(workload: Workload | Sampling, cost: Cost) -> str:
 
 def cost_json(workload: Workload | Sampling, cost: Cost) -> str:
     """The same as JSON."""
-    more = {} if isinstance(workload, Workload) else workload.to_dict()
-    return json.dumps({"workload": workload.name, "not_counted": workload.note, **more, **cost.to_dict()}, indent=2)
+    told = {"workload": workload.name, "not_counted": workload.note, **workload.to_dict(), **cost.to_dict()}
+    return json.dumps(told, indent=2)
 
 
 def _kind(folder: Path) -> str:
@@ -200,6 +228,26 @@ def _guidance(folder: Path, device: Device | None, images: int) -> Workload:
     steps = trained.config.n_steps
     name = f"{compiled.logical.name} of {folder}, {steps} sampling steps, {images:,} images"
     return Workload(name, compiled, images, steps)
+
+
+def _denoiser(folder: Path, device: Device | None, images: int, mitigation: str) -> Workload | Sampling:
+    from qhw_diffusion.cli.sampling_cost import sampling_of, success_share
+    from qhw_diffusion.denoising.on_device.evaluation import compiled_for, load_denoiser
+
+    model = load_denoiser(folder)
+    config = model.reverse.config
+    if config.kind == "measured":
+        return sampling_of(folder, device, images)
+    device = device or model.reverse.compiled.device
+    if device.target is None:
+        raise InvalidInputError(
+            f"the denoiser in {folder} is counted for the ideal device, which is simulated and costs nothing: give "
+            "--device: live (ibm_…), fake, or a snapshot file"
+        )
+    compiled = compiled_for(model, device, mitigation)
+    name = f"{compiled.logical.name} of {folder}, {config.n_steps} reverse steps, {images:,} images"
+    success = success_share(folder, device.name) if config.kind == "postselected" else None
+    return Workload(name, compiled, images, success=success)
 
 
 def _file(path: Path, device: Device | None, rows: int) -> Workload:

@@ -31,7 +31,8 @@ def demo(
     """Train under device noise, compare, report: the main job in minutes.
 
     Args:
-        what: demo: guidance (a quantum policy of classifier-free guidance) or denoising (a quantum denoiser).
+        what: demo: guidance (a quantum policy steers the embedded text-to-image model) or denoising (a quantum
+            denoiser).
         place: run folder; that of denoising is runs/demo-denoising.
         options: how it is run.
     """
@@ -41,7 +42,7 @@ def demo(
 
     one_thread()
     study: Any = load_study(what)
-    config = study.quick if options.quick else study.demo
+    config = (study.demo_quick or study.quick) if options.quick else study.demo
     if place.resume:
         config = study.config.from_dict(reopen_study(study, place.out).config)
     place.check(study.kind)

@@ -9,8 +9,11 @@ from typing import Annotated, Any
 from tyro.conf import Positional
 
 from qhw_diffusion.cli.flags import FromFlags, changed
+from qhw_diffusion.cli.options import required_access
 from qhw_diffusion.denoising.command import DenoiserTraining
-from qhw_diffusion.runs.place import Place
+from qhw_diffusion.errors import InvalidInputError
+from qhw_diffusion.on_device.settings import AccessConfig
+from qhw_diffusion.runs.place import Place, beside
 
 
 def _training(given: Mapping[str, Any], place: Place) -> DenoiserTraining:
@@ -57,29 +60,86 @@ def train_denoising(
     return 0
 
 
+_EVALUATION = {
+    "out": "Folder of an evaluation on a device; its name stands for the run in the ledger; without it RUN-DEVICE.",
+    "resume": "Go on with the evaluation in the folder, at its job.",
+}
+
+
+def _access(given: Mapping[str, Any], device: str | None, engine: str | None, shots: int | None) -> AccessConfig | None:
+    """Access to a device for --device and --shots without --engine; everything else is simulated."""
+    if device is None or shots is None or engine is not None or device == "ideal":
+        _refuse(given)
+        return None
+    return required_access({**given, "device": device, "shots": shots})
+
+
+def _device_place(given: Mapping[str, Any], run: Path, access: AccessConfig | None) -> Place | None:
+    if access is None:
+        _refuse(given)
+        return None
+    ending = f"-{Path(access.device).name}"
+    return changed(Place(given["out"] if "out" in given else beside(run, ending)), given)  # type: ignore[no-any-return]
+
+
+def _refuse(given: Mapping[str, Any]) -> None:
+    """Refuse flags of a run on a device where everything is simulated."""
+    if given:
+        flag = next(iter(given)).replace("_", "-")
+        raise InvalidInputError(f"--{flag} is for a run on a device, which needs --device and --shots and no --engine")
+
+
 def evaluate_denoising(
     run: Positional[Path],
     *,
     device: str | None = None,
     engine: str | None = None,
     shots: int | None = None,
-    images: int = 500,
+    images: int | None = None,
     seed: int = 0,
     evaluation_classifier: str | None = None,
+    access: Annotated[AccessConfig | None, FromFlags(_access, skip=("device", "shots"))] = None,
+    place: Annotated[Place | None, FromFlags(_device_place, skip=("command",), help=_EVALUATION)] = None,
 ) -> int:
-    """Sample a trained denoiser, on another device or engine or with finite shots if asked.
+    """Sample a trained denoiser: simulated, or with --device and --shots on a device.
+
+    On a device the whole reverse process is one circuit, all images are one job, and there is a report in the end. With
+    --engine, also on another --device and with --shots, everything is simulated here.
 
     Args:
         run: run folder of `qhw train denoising`.
         device: device to run the circuit on; without it the one it was trained for.
-        engine: ideal or noisy; without it the one it was trained on.
-        shots: shots per image; without it exact probabilities.
-        images: images to sample.
+        engine: simulated engine: ideal or noisy; without it the one it was trained on.
+        shots: shots per image; simulated without it: exact probabilities.
+        images: images to sample; without it 500 simulated, 32 on a device.
         seed: seed of noise, outcomes and shots.
         evaluation_classifier: folder of the evaluation classifier; without it the one shipped for the data set.
+        access: run on a device, with --device and --shots and without --engine.
+        place: folder of the evaluation on a device.
     """
+    if access is not None and place is not None:
+        from qhw_diffusion.denoising.on_device.command import IMAGES, denoise_on_device
+
+        found = denoise_on_device(
+            run,
+            access,
+            place,
+            images=IMAGES if images is None else images,
+            seed=seed,
+            evaluation_classifier=evaluation_classifier,
+        )
+        print(found)
+        return 0
     from qhw_diffusion.denoising.command import evaluate_denoiser
 
-    how = {"device": device, "engine": engine, "shots": shots, "images": images, "seed": seed}
-    print(evaluate_denoiser(run, **how, evaluation_classifier=evaluation_classifier))  # type: ignore[arg-type]
+    found = evaluate_denoiser(
+        run,
+        device=device,
+        engine=engine,
+        shots=shots,
+        images=500 if images is None else images,
+        seed=seed,
+        evaluation_classifier=evaluation_classifier,
+    )
+    print(found)
     return 0

@@ -22,6 +22,7 @@ import difflib
 import inspect
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -82,8 +83,9 @@ class FromFlags:
 
 
 class Repeated:
-    """Mark of a tuple of texts that is given by its flag several times, one text each: `Annotated[…, Repeated]`.
+    """Mark of a tuple of texts that are one word each: `Annotated[…, Repeated]`.
 
+    A flag is given several times, once for each; an argument (`Positional`) takes all words one after the other.
     Other tuples are one word with commas between their entries, which a text may hold itself.
     """
 
@@ -213,9 +215,11 @@ def _plain(parameter: inspect.Parameter, text: str) -> _Parameter:
     if Repeated in getattr(hint, "__metadata__", ()):
         from tyro.conf import UseAppendAction
 
-        several: Any = _annotated(list[str], text, default, name=word, metavar="TEXT")
-        several = Annotated[several, UseAppendAction]
-        return _Parameter(parameter.name, several, [], [Flag(_dashed(word), text, "")])
+        argument = _is_positional(hint)
+        metavar = f"{_upper(word)} [{_upper(word)} …]" if argument else "TEXT"
+        several: Any = _annotated(list[str], text, default, name=word, metavar=metavar)
+        several = Annotated[several, _positional_mark() if argument else UseAppendAction]
+        return _Parameter(parameter.name, several, [], [Flag(_upper(word) if argument else _dashed(word), text, "")])
     if not _is_positional(hint):
         annotation, shown = _annotated(base, text, default, name=word), _dashed(word)
     else:
@@ -338,7 +342,6 @@ def _parsed(
     """The arguments given, by parameter; a dataclass's as a nested mapping of what was given."""
     import tyro
     from docstring_parser import parse
-    from tyro import _errors  # private, and the one way to tyro's refusals in data; tests/test_cli.py guards it
 
     def collect(**arguments: Any) -> dict[str, Any]:
         return arguments
@@ -355,7 +358,7 @@ def _parsed(
 
     doc = parse(function.__doc__ or "")
     about = "\n\n".join(part for part in (doc.short_description, doc.long_description) if part)
-    with _errors.on_parse_error(refuse):
+    with _refused_by(refuse):
         return tyro.cli(  # type: ignore[no-any-return]
             collect,
             prog=prog,
@@ -364,6 +367,19 @@ def _parsed(
             config=(tyro.conf.OmitArgPrefixes,),
             registry=_registry(),
         )
+
+
+def _refused_by(refuse: Callable[[Any], NoReturn]) -> AbstractContextManager[None]:
+    """Within it `refuse` is given tyro's refusals as data; tests/test_cli.py guards that.
+
+    The one way to them is a private module of tyro. Should a version lack it, tyro tells what is wrong in its own words
+    and ends the command with its code 2, which is ours too.
+    """
+    try:
+        from tyro._errors import on_parse_error
+    except ImportError:
+        return nullcontext()
+    return on_parse_error(refuse)
 
 
 def _refusal(event: Any, names: Sequence[str]) -> str:

@@ -6,20 +6,31 @@ And what they make at constant guidance scales: `qhw evaluate backbone` and `pip
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any
 
 from tyro.conf import Positional
 
 from qhw_diffusion.cli.flags import FromFlags, changed
+from qhw_diffusion.denoising.hybrid import HybridConfig
 from qhw_diffusion.diffusion import AutoencoderConfig, BackboneConfig, ClassifierConfig
 from qhw_diffusion.diffusion.text_to_image import PromptClassifierConfig, TextToImageConfig
+from qhw_diffusion.errors import InvalidInputError
 from qhw_diffusion.runs.place import Place
 
 
 def _backbone(given: Mapping[str, Any], data_root: Path | None) -> BackboneConfig:
     of = {"autoencoder": given["autoencoder"]} if given.get("autoencoder") else {}
-    recipe = BackboneConfig.for_dataset(given.get("dataset", "digits"), data_root=data_root, **of)
+    kind: type[BackboneConfig] = HybridConfig if given.get("bottleneck") else BackboneConfig
+    own = {f.name for f in fields(HybridConfig)} - {f.name for f in fields(BackboneConfig)}
+    if kind is BackboneConfig:
+        given = {name: value for name, value in given.items() if name != "bottleneck"}
+        if alone := sorted(own & given.keys()):
+            raise InvalidInputError(
+                f"--{alone[0].replace('_', '-')} is for a backbone with a bottleneck: add --bottleneck quantum"
+            )
+    recipe = kind.for_dataset(given.get("dataset", "digits"), data_root=data_root, **of)
     return changed(recipe, given)  # type: ignore[no-any-return]
 
 
@@ -37,7 +48,7 @@ def _prompt_classifier(given: Mapping[str, Any]) -> PromptClassifierConfig:
 def train_backbone(
     *,
     data_root: Path | None = None,
-    config: Annotated[BackboneConfig, FromFlags(_backbone, rename={"dataset": "data"})] = BackboneConfig(),  # noqa: B008
+    config: Annotated[HybridConfig, FromFlags(_backbone, rename={"dataset": "data"})] = HybridConfig(),  # noqa: B008
     place: Annotated[Place, FromFlags(skip=("command",))] = Place(Path("runs/backbone")),  # noqa: B008
 ) -> int:
     """Train a diffusion backbone.
@@ -49,13 +60,15 @@ def train_backbone(
         place: run folder to write.
     """
     from qhw_diffusion.checkpoints import one_thread
-    from qhw_diffusion.diffusion import load_dataset
+    from qhw_diffusion.denoising.hybrid import HybridBackbone
+    from qhw_diffusion.diffusion import Backbone, load_dataset
     from qhw_diffusion.diffusion import train_backbone as train
 
     one_thread()
     data = load_dataset(config.dataset, "train", data_root)  # before the folder: without data, no run
     with place.open("backbone", config.to_dict()) as run:
-        backbone = train(config, run, dataset=data, resume=place.goes_on(run))
+        make = HybridBackbone if isinstance(config, HybridConfig) else Backbone
+        backbone = train(config, run, dataset=data, make=make, resume=place.goes_on(run))
     loss = backbone.history[-1]["loss"]
     print(f"{backbone.n_parameters:,} parameters, loss {loss:.4f}; use it with --backbone {place.out}")
     return 0
@@ -132,6 +145,8 @@ def evaluate_backbone(
     images: int = 1000,
     steps: int = 50,
     seed: int = 0,
+    device: str | None = None,
+    engine: str | None = None,
     picture: Path | None = None,
 ) -> int:
     """Sample a diffusion backbone at constant guidance scales, and measure the images.
@@ -147,6 +162,8 @@ def evaluate_backbone(
         images: images for each scale.
         steps: DDIM steps.
         seed: seed of the starting noise.
+        device: device that the circuit of a backbone with one runs on; without it the one it was trained for.
+        engine: ideal, noisy, shots:N, with mitigation; without it the one it was trained on.
         picture: PNG file to write, ten images of each class for each scale.
     """
     from qhw_diffusion.checkpoints import one_thread
@@ -164,6 +181,8 @@ def evaluate_backbone(
         n_images=images,
         n_steps=steps,
         seed=seed,
+        device=device,
+        engine=engine,
     )
     print(table)
     if picture is not None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from qhw_diffusion.errors import InvalidInputError
 
 if TYPE_CHECKING:
-    from qhw_diffusion.guidance.on_device.settings import AccessConfig
+    from qhw_diffusion.on_device.settings import AccessConfig
 
 
 # of one study, on a cluster too
@@ -62,8 +62,8 @@ def required_access(given: Mapping[str, Any]) -> AccessConfig:
     Raises:
         InvalidInputError: no device or no shots.
     """
-    from qhw_diffusion.guidance.on_device.settings import AccessConfig
     from qhw_diffusion.hardware.ledger import ledger_folder
+    from qhw_diffusion.on_device.settings import AccessConfig
 
     if "device" not in given or "shots" not in given:
         raise InvalidInputError("a run on a device needs its name and the shots: give --device and --shots")

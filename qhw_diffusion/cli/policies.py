@@ -11,7 +11,8 @@ from tyro.conf import Positional
 from qhw_diffusion.cli.flags import FromFlags, changed
 from qhw_diffusion.cli.options import access_given, required_access
 from qhw_diffusion.errors import InvalidInputError
-from qhw_diffusion.guidance.on_device.settings import AccessConfig, ComparisonConfig, FineTuneConfig
+from qhw_diffusion.guidance.on_device.settings import ComparisonConfig, FineTuneConfig
+from qhw_diffusion.on_device.settings import AccessConfig
 from qhw_diffusion.runs.place import Place, beside
 
 _NAMED = "its name stands for the run in the ledger; without it"

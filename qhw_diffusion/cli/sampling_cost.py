@@ -1,11 +1,11 @@
-"""What it takes to sample a denoiser on a device: one dynamic circuit an image, read shot by shot.
+"""What it takes to sample a denoiser that keeps its outcomes: one dynamic circuit an image, read shot by shot.
 
-Nothing in the package sends such circuits so far; this is what they would take through the client's Sampler.
+No command sends such circuits so far; in Python `denoising.on_device.sampler` does, through the client's Sampler.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 from qiskit import QuantumCircuit
-from qiskit.circuit import IfElseOp, Parameter
+from qiskit.circuit import Parameter
 from qiskit.circuit.library import StatePreparation
-from qiskit.quantum_info import SparsePauliOp
 from qiskit.transpiler import PassManager
 from qiskit.transpiler.passes import RemoveFinalReset
 
@@ -25,10 +24,11 @@ from qhw_diffusion.devices import Device
 from qhw_diffusion.errors import InvalidInputError
 from qhw_diffusion.execution.transpile import transpiled
 from qhw_diffusion.hardware.cost import Cost, DoneJob, expected_cost
-from qhw_diffusion.hardware.service import Pub, precision_of
+from qhw_diffusion.hardware.durations import longest_way
+from qhw_diffusion.hardware.service import SamplerPub
 from qhw_diffusion.runs import RunFolder, read_json
 
-_NOT_SENT = "an estimate only: the package does not send circuits with measurements in mid-circuit so far"
+_NOT_SENT = "an estimate only: no command sends it, in Python denoising.on_device.sampler does"
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,8 +38,8 @@ class Sampling:
     Attributes:
         name: for the first line of the text.
         device: that it runs on.
-        circuit: the compiled circuit of one image as a shot goes through it, on the longest of its ways, without the
-            measurement at its end.
+        isa: the compiled circuit of one image.
+        circuit: the same as a shot goes through it, on the longest of its ways, without the measurement at its end.
         images: number of images, a circuit each.
         success: (share of the shots that pass every post-selection, name of the evaluation that measured it); None if
             nothing is post-selected or no evaluation is in the run folder.
@@ -48,6 +48,7 @@ class Sampling:
 
     name: str
     device: Device
+    isa: QuantumCircuit
     circuit: QuantumCircuit
     images: int
     success: tuple[float, str] | None = None
@@ -59,17 +60,16 @@ class Sampling:
         Raises:
             InvalidInputError: shots or a delay out of range; a circuit that does not fit into a job.
         """
-        circuit = self.circuit.copy()
+        circuit = self.isa.copy()
         # stands for what differs from image to image, so that each counts as a row
         circuit.global_phase = image = Parameter("image")
-        observable = SparsePauliOp.from_sparse_list([("Z", [0], 1.0)], circuit.num_qubits)
-        pub = Pub(circuit, (observable,), (image,), np.zeros((self.images, 1)), precision_of(shots))
+        pub = SamplerPub(circuit, (image,), np.zeros((self.images, 1)), shots)
         cost = expected_cost([pub], self.device, repetition_delay=repetition_delay, history=history)
         told = "resets and measurements before the last are among the gates" if self._inner else ""
         return replace(cost, note="; ".join(text for text in (cost.note, told) if text))
 
     def text(self, shots: int) -> str:
-        """The circuit, how many shots pass, and that nothing sends it."""
+        """The circuit, how many shots pass, and what sends it."""
         counts = self.circuit.count_ops()
         lines = [
             f"circuit         two-qubit gates {self.circuit.num_nonlocal_gates():,}, resets {counts.get('reset', 0)}, "
@@ -134,62 +134,12 @@ def sampling_of(folder: Path, device: Device | None, images: int) -> Sampling:
     return Sampling(
         f"{model.reverse.circuit.circuit.name} of {folder}, {config.n_steps} reverse steps, {images:,} images",
         device,
+        isa,
         circuit,
         images,
-        _success(run.path, device.name) if config.kind == "postselected" else None,
+        success_share(run.path, device.name) if config.kind == "postselected" else None,
         "; ".join(notes),
     )
-
-
-def longest_way(circuit: QuantumCircuit, device: Device) -> QuantumCircuit:
-    """A compiled circuit with the longest branch in place of every `if_else`.
-
-    Branches that ask for different values of one register exclude each other: one of them is run.
-
-    Args:
-        circuit: the ISA circuit.
-        device: that it was compiled for, whose durations count; without any the branch with the most gates is taken.
-    """
-    flat, asked, measured = circuit.copy_empty_like(), set(), {}
-    for instruction in circuit.data:
-        operation = instruction.operation
-        if not isinstance(operation, IfElseOp):
-            flat.append(instruction)
-            if operation.name == "measure":
-                measured[instruction.clbits[0]] = instruction.qubits[0]
-            continue
-        register = operation.condition[0]
-        if register in asked:
-            continue
-        asked.add(register)
-        longest = max(_branches(circuit, register), key=lambda branch: _length(branch, device))
-        # it begins when the outcome is there, and what follows waits for all of it
-        waiting = {*instruction.qubits, *(measured[bit] for bit in register if bit in measured)}
-        flat.barrier(*waiting)
-        for inner in longest.data:
-            flat.append(inner)
-        flat.barrier(instruction.qubits)
-    return flat
-
-
-def _branches(circuit: QuantumCircuit, register: object) -> Iterator[QuantumCircuit]:
-    """Every branch that depends on a register, on the qubits of the whole circuit."""
-    for instruction in circuit.data:
-        operation = instruction.operation
-        if isinstance(operation, IfElseOp) and operation.condition[0] == register:
-            for block in operation.blocks:
-                branch = circuit.copy_empty_like()
-                for inner in block.data:
-                    qubits = [instruction.qubits[block.find_bit(qubit).index] for qubit in inner.qubits]
-                    clbits = [instruction.clbits[block.find_bit(clbit).index] for clbit in inner.clbits]
-                    branch.append(inner.operation, qubits, clbits)
-                yield branch
-
-
-def _length(circuit: QuantumCircuit, device: Device) -> float:
-    if not device.has_durations:
-        return float(circuit.size())
-    return float(circuit.estimate_duration(device.target, unit="s"))
 
 
 def _preparation(model: QDM) -> tuple[QuantumCircuit, bool]:
@@ -222,7 +172,7 @@ def _check_fits(circuit: QuantumCircuit, device: Device, folder: Path) -> None:
         )
 
 
-def _success(folder: Path, device: str) -> tuple[float, str] | None:
+def success_share(folder: Path, device: str) -> tuple[float, str] | None:
     """Share of the shots that pass, by the latest evaluation on the device, else by the latest one; its name."""
     files = sorted((folder / "evaluations").glob("*.json"), key=lambda file: file.stat().st_mtime)
     found = []

@@ -6,6 +6,7 @@ from qhw_diffusion.denoising.autoencoder import AutoencoderConfig, LatentAutoenc
 from qhw_diffusion.denoising.baselines import ClassicalDenoiser, LinearMap
 from qhw_diffusion.denoising.channels import choi_matrix, is_completely_positive, is_trace_preserving, superoperator_of
 from qhw_diffusion.denoising.config import ReverseConfig
+from qhw_diffusion.denoising.deferred import Denoised, DenoiserLayer, compile_deferred
 from qhw_diffusion.denoising.device_noise import DeviceNoise
 from qhw_diffusion.denoising.ensembles import (
     fidelity_matrix,
@@ -23,6 +24,7 @@ from qhw_diffusion.denoising.forward import (
     Scrambling,
     noise_schedule,
 )
+from qhw_diffusion.denoising.hybrid import HybridBackbone, HybridConfig
 from qhw_diffusion.denoising.losses import fidelity, hilbert_schmidt, infidelity, trace_distance
 from qhw_diffusion.denoising.models import (
     QDM,
@@ -33,6 +35,7 @@ from qhw_diffusion.denoising.models import (
     ForwardConfig,
     LatentQDM,
 )
+from qhw_diffusion.denoising.quotient import Quotient, quotient_of
 from qhw_diffusion.denoising.readout import (
     ImageEstimate,
     images_from_counts,
@@ -60,6 +63,8 @@ __all__ = [
     "AmplitudeQDM",
     "AutoencoderConfig",
     "ClassicalDenoiser",
+    "Denoised",
+    "DenoiserLayer",
     "DensityMatrixQDM",
     "Depolarizing",
     "DeviceNoise",
@@ -67,12 +72,15 @@ __all__ = [
     "ForwardConfig",
     "ForwardProcess",
     "GaussianAmplitudes",
+    "HybridBackbone",
+    "HybridConfig",
     "ImageEstimate",
     "LatentAutoencoder",
     "LatentQDM",
     "LinearMap",
     "MixedStateWarning",
     "NoiseSchedule",
+    "Quotient",
     "ReverseConfig",
     "ReverseProcess",
     "Scrambling",
@@ -83,6 +91,7 @@ __all__ = [
     "check_pure",
     "check_qdm_training",
     "choi_matrix",
+    "compile_deferred",
     "decode_images",
     "encode_images",
     "fidelity",
@@ -100,6 +109,7 @@ __all__ = [
     "measured_fidelity_matrix",
     "mmd",
     "noise_schedule",
+    "quotient_of",
     "sample_counts",
     "sample_images",
     "save_pretrained",

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from qhw_diffusion.checkpoints import load_module_state, put_state, save_module
-from qhw_diffusion.config import Config
+from qhw_diffusion.config import Config, check_finite
 from qhw_diffusion.denoising.readout import sample_counts
 from qhw_diffusion.diffusion import ImageDataset
 from qhw_diffusion.errors import DamagedFileError, InvalidInputError
@@ -54,6 +54,7 @@ class AutoencoderConfig(Config):
 
     def __post_init__(self) -> None:
         """Check the fields."""
+        check_finite(self)
         if len(self.image_shape) != 3 or min(self.image_shape) < 1:
             raise InvalidInputError(f"image_shape is {self.image_shape}; need (C, H, W), all positive")
         if not 1 <= self.latent_qubits <= 12:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from qhw_diffusion.circuits.ansatz import AnsatzLike, ansatz_text, check_ansatz, check_integer
-from qhw_diffusion.config import Config, require
+from qhw_diffusion.config import Config, check_finite, require
 from qhw_diffusion.errors import InvalidInputError, UnknownNameError
 from qhw_diffusion.execution import check_engine_text
 from qhw_diffusion.execution.evolution import state_engine_of
@@ -99,6 +99,7 @@ class ReverseConfig(Config):
 
     def __post_init__(self) -> None:
         """Check every field by itself and how they fit each other."""
+        check_finite(self)
         for kind, given, allowed in (
             ("kind of reverse process", self.kind, KINDS),
             ("weight_sharing", self.weight_sharing, WEIGHT_SHARINGS),

@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from qhw_diffusion.circuits.reverse import MAX_QUBITS
-from qhw_diffusion.config import Config
+from qhw_diffusion.config import Config, check_finite, require
 from qhw_diffusion.denoising.autoencoder import AutoencoderConfig, LatentAutoencoder
 from qhw_diffusion.denoising.config import ReverseConfig
+from qhw_diffusion.denoising.deferred import DenoiserLayer, compile_deferred
 from qhw_diffusion.denoising.device_noise import DeviceNoise
 from qhw_diffusion.denoising.forward import Depolarizing, ForwardProcess, GaussianAmplitudes, Scrambling, noise_schedule
 from qhw_diffusion.denoising.readout import ImageEstimate, sample_images
@@ -26,7 +27,7 @@ from qhw_diffusion.denoising.reverse import ReverseProcess, Trajectory
 from qhw_diffusion.denoising.states import check_states, decode_images, encode_images, qubits_for
 from qhw_diffusion.devices import Device
 from qhw_diffusion.errors import InvalidInputError, UnknownNameError
-from qhw_diffusion.execution import Engine
+from qhw_diffusion.execution import Engine, GradientMethod
 
 FORWARDS = ("gaussian", "depolarizing", "scrambling", "device")
 
@@ -50,7 +51,11 @@ class ForwardConfig(Config):
     """Wait per step in seconds, for kind device."""
 
     def __post_init__(self) -> None:
-        """Check the kind; `build` checks the rest."""
+        """Check the kind, and the numbers of every kind; `build` checks the schedule and its settings."""
+        check_finite(self)
+        first, last = self.strength
+        require(0 <= first <= last, f"strength must be (h_1, h_T) with 0 ≤ h_1 ≤ h_T, not {self.strength}")
+        require(self.seconds > 0, f"seconds per step must be > 0, not {self.seconds!r}")
         if self.kind not in FORWARDS:
             raise UnknownNameError.of("forward process", str(self.kind), FORWARDS)
 
@@ -148,6 +153,32 @@ class QDM(nn.Module):
         Args and errors as in `ReverseProcess.on`.
         """
         return self.with_reverse(self.reverse.on(device=device, engine=engine))
+
+    def as_layer(
+        self,
+        device: str | Device | None = None,
+        engine: str | Engine = "ideal",
+        *,
+        gradient: GradientMethod | None = None,
+        scheduled: bool = False,
+    ) -> DenoiserLayer:
+        """The whole reverse process as one circuit behind a `QuantumLayer`: on every engine, and on devices.
+
+        Labels and ancillas are fresh in every step and read at the end (`circuits.deferred`): n + T·a qubits, a
+        measurement basis, a circuit an image. Exact engines are for small ones.
+
+        Args:
+            device: name, path of a snapshot, or Device the circuit is compiled for; None: the model's.
+            engine: as for `QuantumLayer`.
+            gradient: as for `QuantumLayer`.
+            scheduled: with a delay wherever a qubit waits.
+
+        Raises:
+            InvalidInputError: a model that keeps outcomes, a circuit wider than the device or with too many strings.
+            MemoryBudgetError: too wide for the engine.
+        """
+        compiled = compile_deferred(self, device, scheduled=scheduled)
+        return DenoiserLayer(self, compiled, engine, gradient=gradient)
 
     def with_reverse(self, reverse: nn.Module) -> Self:
         """A copy with another reverse process, or what stands in its place (see `baselines`)."""
@@ -342,8 +373,7 @@ class LatentQDM(AmplitudeQDM):
 
     def decode(self, magnitudes: Tensor) -> Tensor:
         """|latent amplitudes| [B, d] → images."""
-        with torch.no_grad():
-            return self.autoencoder.decode(magnitudes)
+        return self.autoencoder.decode(magnitudes)
 
 
 MODELS: dict[str, type[QDM]] = {m.kind: m for m in (DensityMatrixQDM, EnsembleQDM, AmplitudeQDM, LatentQDM)}

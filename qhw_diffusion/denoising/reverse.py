@@ -232,7 +232,15 @@ class ReverseProcess(nn.Module):
             self.circuit, self.config.n_steps, angles, prior=prior, feed_forward=self.config.feed_forward
         )
 
-    def step(self, states: Tensor, t: int, labels: Tensor | None = None, before: Tensor | None = None) -> Branches:
+    def step(
+        self,
+        states: Tensor,
+        t: int,
+        labels: Tensor | None = None,
+        before: Tensor | None = None,
+        *,
+        paths: bool = False,
+    ) -> Branches:
         """States at t → every branch at t−1.
 
         Args:
@@ -240,10 +248,12 @@ class ReverseProcess(nn.Module):
             t: 1 … T.
             labels: [B] int64; needed if the process has labels.
             before: [B] int64, outcomes of step t+1 (zeros if not given); used with feed-forward.
+            paths: one trajectory of every state, on the engine ``"trajectories:N"`` (`Evolution.paths`), not the mean.
 
         Raises:
             InvalidInputError: a step, labels or outcomes out of range.
         """
+        evolve = self.evolution.paths if paths else self.evolution
         labels = check_labels(labels, len(states), self.config.n_labels)
         before = (
             torch.zeros_like(labels) if before is None else check_outcomes(before, len(states), self.config.n_outcomes)
@@ -257,12 +267,12 @@ class ReverseProcess(nn.Module):
             group = group + before
         keys = torch.unique(group)
         if len(keys) == 1:
-            return self.evolution(states, self.weights_of(t, int(labels[0]), int(before[0])), inputs)
+            return evolve(states, self.weights_of(t, int(labels[0]), int(before[0])), inputs)
         order, branches = [], []
         for key in keys:
             index = torch.nonzero(group == key)[:, 0]
             weights = self.weights_of(t, int(labels[index[0]]), int(before[index[0]]))
-            branches.append(self.evolution(states[index], weights, inputs[index]))
+            branches.append(evolve(states[index], weights, inputs[index]))
             order.append(index)
         back = torch.argsort(torch.cat(order))
         return Branches(
@@ -315,6 +325,10 @@ class ReverseProcess(nn.Module):
     ) -> Trajectory:
         """States at T through all steps.
 
+        On the engine ``"trajectories:N"`` every state goes N times through all steps, as a pure state, and the mean
+        comes out: density matrices, weighted by the probability of what is kept. A quotient of two means has a bias of
+        order 1/N.
+
         Args:
             states: [B, d] or [B, d, d].
             labels: int64 [B]; needed if the process has labels.
@@ -323,9 +337,11 @@ class ReverseProcess(nn.Module):
             keep_path: keep the states of every step.
 
         Raises:
-            InvalidInputError: as `step` and `advance`.
+            InvalidInputError: as `step` and `advance`; outcomes to be drawn, or ancillas reset, on trajectories.
         """
         labels = check_labels(labels, len(states), self.config.n_labels)
+        if self.evolution.trajectories:
+            return self._run_paths(states, labels, stop, keep_path)
         before, total = None, torch.zeros(len(states), dtype=self.weight.dtype)
         path, outcomes = [states], []
         for t in range(self.config.n_steps, stop, -1):
@@ -336,6 +352,40 @@ class ReverseProcess(nn.Module):
                 path.append(states)
         drawn = torch.stack(outcomes, 1) if outcomes else torch.zeros(len(states), 0, dtype=torch.long)
         return Trajectory(states, total, drawn, tuple(path) if keep_path else ())
+
+    def _run_paths(self, states: Tensor, labels: Tensor, stop: int, keep_path: bool) -> Trajectory:
+        """`run` with N trajectories of every state."""
+        n, batch = self.evolution.trajectories, len(states)
+        if self.config.kind not in ("unitary", "postselected"):
+            raise InvalidInputError(
+                f"a process of kind {self.config.kind!r} does not run on trajectories, which follow one outcome "
+                "without drawing it: use engine 'noisy', or kind='postselected'"
+            )
+        each, labels = states.repeat_interleave(n, 0), labels.repeat_interleave(n, 0)
+        total = torch.zeros(len(each), dtype=self.weight.dtype)
+        path = [states]
+
+        def mean() -> tuple[Tensor, Tensor]:
+            shares = total.unflatten(0, (batch, n))
+            weights = torch.softmax(shares, 1).sqrt().to(each.dtype).unsqueeze(-1)
+            parts = each.unflatten(0, (batch, n)) * weights
+            return torch.einsum("bnd,bne->bde", parts, parts.conj()), torch.logsumexp(shares, 1) - math.log(n)
+
+        for t in range(self.config.n_steps, stop, -1):
+            branches = self.step(each, t, labels, paths=True)
+            each, chances = branches.states[0], branches.probabilities[0]
+            total = total + chances.clamp_min(RAREST**2).log()
+            if keep_path:
+                path.append(mean()[0])
+        averages, log_probability = mean()
+        lowest = float(log_probability.detach().exp().min())
+        if lowest < RAREST:
+            raise InvalidInputError(
+                f"the steps succeed together with probability {lowest:.1e} for some sample: about "
+                f"{1 / max(lowest, 1e-300):.0e} shots for one success. Train with a probability_weight"
+            )
+        drawn = torch.zeros(batch, self.config.n_steps - stop, dtype=torch.long)
+        return Trajectory(averages, log_probability, drawn, tuple(path) if keep_path else ())
 
 
 def _circuit_of(config: ReverseConfig, compiled: CompiledCircuit | None) -> ReverseCircuit:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from qhw_diffusion.checkpoints import restore_checkpoint, save_checkpoint
-from qhw_diffusion.config import Config
+from qhw_diffusion.config import Config, check_finite
 from qhw_diffusion.denoising.config import with_present_names
 from qhw_diffusion.denoising.ensembles import KERNELS, SIMILARITIES, mmd_by_label, wasserstein
 from qhw_diffusion.denoising.losses import hilbert_schmidt, infidelity, trace_distance
@@ -75,6 +75,7 @@ class TrainConfig(Config):
 
     def __post_init__(self) -> None:
         """Check the fields."""
+        check_finite(self)
         for kind, given, allowed in (
             ("loss", self.loss, (*PAIRED, *ENSEMBLE)),
             ("mode", self.mode, MODES),

@@ -30,7 +30,13 @@ from qhw_diffusion.diffusion.metrics import (
     precision_recall,
     real_floor,
 )
-from qhw_diffusion.diffusion.pipeline import PipelineDenoiser, check_pipeline, load_pipeline, read_prompts
+from qhw_diffusion.diffusion.pipeline import (
+    PipelineDenoiser,
+    check_pipeline,
+    check_prompts,
+    load_pipeline,
+    read_prompts,
+)
 from qhw_diffusion.diffusion.sampler import (
     OWN_SPACING,
     SPACINGS,
@@ -38,13 +44,12 @@ from qhw_diffusion.diffusion.sampler import (
     GuidedDDIM,
     LatentDenoiser,
     Sampler,
-    SchedulerSampler,
     check_denoiser,
     decoded,
     guided,
     latent_shape_of,
-    sampler_of,
 )
+from qhw_diffusion.diffusion.scheduler_sampler import SchedulerSampler, sampler_of
 
 __all__ = [
     "DATASETS",
@@ -72,6 +77,7 @@ __all__ = [
     "check_fit",
     "check_labels",
     "check_pipeline",
+    "check_prompts",
     "class_energy_distance",
     "decoded",
     "diversity",

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +31,7 @@ from qhw_diffusion.diffusion.datasets import (
 from qhw_diffusion.diffusion.loop import Training
 from qhw_diffusion.diffusion.weights import PRECISIONS, SHIPPED, half_arithmetic, load_model, model_folder, save_model
 from qhw_diffusion.errors import DamagedFileError, InvalidInputError, QhwError, UnknownNameError
+from qhw_diffusion.extensions import load_extension
 from qhw_diffusion.runs import RunFolder
 
 PREDICTION_TYPES = ("v_prediction", "epsilon")
@@ -37,6 +39,8 @@ PREDICTION_TYPES = ("v_prediction", "epsilon")
 BETA_SCHEDULES = ("squaredcos_cap_v2", "linear", "scaled_linear")
 """Noise schedules, by diffusers' names."""
 _LATENTS = "latents.safetensors"  # in the run folder
+NETWORKS = {"unet": "", "hybrid": "qhw_diffusion.denoising.hybrid:HybridBackbone"}
+"""Networks that a saved backbone may have. Those of higher layers are imported by their name, when one is read."""
 _AUTOENCODER = "autoencoder"  # folder beside the weights of a latent model
 
 
@@ -203,10 +207,10 @@ _RECIPES: dict[str, dict[str, Any]] = {
 _RECIPES |= {f"fashion{side}": _RECIPES[f"mnist{side}"] for side in (16, 28)}
 _LATENT_RECIPE: dict[str, Any] = {
     # tuned as CIFAR-10's
-    "channels": (64, 112),
+    "channels": (64, 104),
     "layers_per_block": 1,
     "attention": (False, True),
-    "attention_head_dim": 28,
+    "attention_head_dim": 26,
     "patch": 1,
     "steps": 20000,
     "batch_size": 64,
@@ -261,6 +265,10 @@ class Backbone(nn.Module):
     """
 
     alphas_cumprod: Tensor
+    unet: Any
+    network: ClassVar[str] = "unet"
+    """Name among `NETWORKS`."""
+    config_class: ClassVar[type[BackboneConfig]] = BackboneConfig
 
     def __init__(self, config: BackboneConfig, autoencoder: Autoencoder | None = None) -> None:
         """An untrained network.
@@ -288,8 +296,7 @@ class Backbone(nn.Module):
                 f"{config.latent_shape}",
             )
         self.autoencoder = autoencoder
-        from diffusers import DDIMScheduler, UNet2DModel  # here, since importing it takes seconds
-        from diffusers.models.attention_processor import Attention, AttnProcessor
+        from diffusers import DDIMScheduler  # here, since importing it takes seconds
 
         self.n_classes = config.n_classes
         self.null_label = config.n_classes
@@ -298,8 +305,22 @@ class Backbone(nn.Module):
         self.provenance: dict[str, Any] = {}
         channels = config.denoised_shape[0] * config.patch**2
         sides = [side + extra for side, extra in zip(config.denoised_shape[1:], config.padding, strict=True)]
-        self.unet = UNet2DModel(
-            sample_size=(sides[0] // config.patch, sides[1] // config.patch),
+        self.unet = self._make_network(channels, (sides[0] // config.patch, sides[1] // config.patch))
+        scheduler = DDIMScheduler(config.n_train_timesteps, beta_schedule=config.beta_schedule)
+        self.register_buffer("alphas_cumprod", scheduler.alphas_cumprod.float(), persistent=False)
+        # Python floats for the hot path: no tensor indexing per step
+        alphas = scheduler.alphas_cumprod.double()
+        self._sqrt_alpha: list[float] = alphas.sqrt().tolist()
+        self._sqrt_noise: list[float] = (1 - alphas).sqrt().tolist()
+
+    def _make_network(self, channels: int, sides: tuple[int, int]) -> nn.Module:
+        """The untrained network, for images of so many channels and sides."""
+        from diffusers import UNet2DModel
+        from diffusers.models.attention_processor import Attention, AttnProcessor
+
+        config = self.config
+        unet = UNet2DModel(
+            sample_size=sides,
             in_channels=channels,
             out_channels=channels,
             block_out_channels=config.channels,
@@ -311,16 +332,11 @@ class Backbone(nn.Module):
             num_class_embeds=config.n_classes + 1,
             add_attention=config.mid_attention,
         )
-        for module in self.unet.modules():
+        for module in unet.modules():
             if isinstance(module, Attention):
                 # on a few dozen pixels plain products beat the fused kernel, which is made for long sequences
                 module.set_processor(AttnProcessor())
-        scheduler = DDIMScheduler(config.n_train_timesteps, beta_schedule=config.beta_schedule)
-        self.register_buffer("alphas_cumprod", scheduler.alphas_cumprod.float(), persistent=False)
-        # Python floats for the hot path: no tensor indexing per step
-        alphas = scheduler.alphas_cumprod.double()
-        self._sqrt_alpha: list[float] = alphas.sqrt().tolist()
-        self._sqrt_noise: list[float] = (1 - alphas).sqrt().tolist()
+        return unet  # type: ignore[no-any-return]
 
     def forward(self, x_t: Tensor, t: Tensor | int, labels: Tensor) -> Tensor:
         """The network's raw output [B, C, H, W] (v or ε, see `config.prediction_type`); differentiable, for training.
@@ -394,10 +410,32 @@ class Backbone(nn.Module):
             "n_parameters": self.n_parameters,
             "history": self.history,
             "provenance": self.provenance,
+            **({} if self.network == Backbone.network else {"network": self.network}),
+            **self._write_parts(Path(path)),
         }
         save_model(path, self.unet.state_dict(), "backbone", description)
         if self.autoencoder is not None:
             self.autoencoder.save(Path(path) / _AUTOENCODER)
+
+    def on(self, device: Any = None, engine: Any = None) -> Self:
+        """A copy whose circuit runs on another device or engine, for a network that has one.
+
+        Raises:
+            InvalidInputError: this one has none.
+        """
+        raise InvalidInputError(
+            f"the backbone of {self.name!r} has no circuit (it was trained without --bottleneck quantum), so that it "
+            "runs on no device and no engine"
+        )
+
+    def _write_parts(self, folder: Path) -> dict[str, Any]:
+        """Write what the network has besides weights; returns what `_read` needs, as JSON types."""
+        return {}
+
+    @classmethod
+    def _read(cls, folder: Path, saved: Mapping[str, Any], autoencoder: Autoencoder | None) -> Self:
+        """The backbone of a saved description, its weights not yet read."""
+        return cls(cls.config_class.from_dict(saved["config"]), autoencoder)
 
     @classmethod
     def load(cls, name_or_path: str | Path) -> Backbone:
@@ -414,8 +452,10 @@ class Backbone(nn.Module):
         folder = shipped if shipped.is_dir() else model_folder(name_or_path, "backbone")
         state, saved = load_model(folder, "backbone")
         try:
-            config = BackboneConfig.from_dict(saved["config"])
-            backbone = cls(config, Autoencoder.load(folder / _AUTOENCODER) if config.autoencoder else None)
+            kind = NETWORKS[saved.get("network", Backbone.network)]
+            made = load_extension(kind, what="network") if kind else Backbone
+            autoencoder = Autoencoder.load(folder / _AUTOENCODER) if saved["config"].get("autoencoder") else None
+            backbone: Backbone = made._read(folder, saved, autoencoder)
             backbone.unet.load_state_dict(state)
             backbone.history = list(saved["history"])
             backbone.provenance = dict(saved["provenance"])
@@ -430,6 +470,7 @@ def train_backbone(
     *,
     dataset: ImageDataset | None = None,
     autoencoder: Autoencoder | None = None,
+    make: Callable[[Any, Autoencoder | None], Backbone] = Backbone,
     data_root: str | Path | None = None,
     max_steps: int | None = None,
     resume: bool = False,
@@ -448,6 +489,7 @@ def train_backbone(
             write `model/`.
         dataset: what to train on; default: the training split of `config.dataset`.
         autoencoder: that of a latent model; default: the one that `config.autoencoder` names.
+        make: class of the backbone, which takes configuration and autoencoder.
         data_root: see `load_dataset`.
         max_steps: stop after so many steps of the recipe (its learning-rate schedule unchanged): a brief re-training.
         resume: continue from the run's checkpoint.
@@ -462,7 +504,7 @@ def train_backbone(
     check_every_class(data.labels, data.n_classes, data.name, "training")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)  # diffusers' constructors draw from the global generator
-        backbone = Backbone(config, autoencoder).train()
+        backbone = make(config, autoencoder).train()
     if config.start:
         _start_from(backbone, Backbone.load(config.start))
     inputs, labels = _inputs(backbone, data, run)

@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -184,12 +184,52 @@ _PHOTOGRAPHS: dict[str, Any] = {
 }
 
 
-class Classifier(nn.Module):
+class SavedClassifier(nn.Module):
+    """What the classifiers of images share: a size, a folder, and the role that is kept with them."""
+
+    kind: ClassVar[str]
+    config: Any
+    role: str
+    accuracy: Any
+    provenance: dict[str, Any]
+
+    @property
+    def n_parameters(self) -> int:
+        """Number of trainable parameters."""
+        return sum(p.numel() for p in self.parameters())
+
+    def save(self, path: str | Path) -> None:
+        """Write half-precision weights, configuration and held-out accuracy into the folder `path`."""
+        description = {
+            "config": self.config.to_dict(),
+            "n_parameters": self.n_parameters,
+            "accuracy": self.accuracy,
+            "provenance": self.provenance,
+        }
+        save_model(path, self.state_dict(), self.kind, description)
+
+    def frozen_as(self, role: str, folder: Path) -> Self:
+        """Itself, frozen and in evaluation mode.
+
+        Raises:
+            InvalidInputError: it has the other role; `folder` is where it was read from.
+        """
+        if self.role != role:
+            raise InvalidInputError(
+                f"{folder} holds the {self.role} classifier, not the {role} classifier: the one that gives "
+                "rewards must never evaluate, nor the other way round"
+            )
+        return self.eval().requires_grad_(False)
+
+
+class Classifier(SavedClassifier):
     """A small convolutional classifier of images in [−1, 1]; frozen and in evaluation mode when loaded.
 
     Attributes: `config`, `role`, `name`, `image_shape`, `n_classes`, `n_features`, `accuracy` (on the held-out split,
     None before training), `provenance`.
     """
+
+    kind = "classifier"
 
     def __init__(self, config: ClassifierConfig) -> None:
         super().__init__()
@@ -238,21 +278,6 @@ class Classifier(nn.Module):
         """As `logits`."""
         return self.logits(x)
 
-    @property
-    def n_parameters(self) -> int:
-        """Number of trainable parameters."""
-        return sum(p.numel() for p in self.parameters())
-
-    def save(self, path: str | Path) -> None:
-        """Write half-precision weights, configuration and held-out accuracy into the folder `path`."""
-        description = {
-            "config": self.config.to_dict(),
-            "n_parameters": self.n_parameters,
-            "accuracy": self.accuracy,
-            "provenance": self.provenance,
-        }
-        save_model(path, self.state_dict(), "classifier", description)
-
     @classmethod
     def load(cls, name_or_path: str | Path, role: str) -> Classifier:
         """A trained classifier, frozen and in evaluation mode.
@@ -275,7 +300,7 @@ class Classifier(nn.Module):
             return cls._published(Path(name_or_path), role)
         shipped = SHIPPED / f"{name_or_path}-{role}"
         folder = shipped if shipped.is_dir() else model_folder(name_or_path, f"{role} classifier")
-        state, saved = load_model(folder, "classifier")
+        state, saved = load_model(folder, cls.kind)
         try:
             classifier = cls(ClassifierConfig.from_dict(saved["config"]))
             classifier.load_state_dict(state)
@@ -283,12 +308,7 @@ class Classifier(nn.Module):
             classifier.provenance = dict(saved["provenance"])
         except (KeyError, TypeError, RuntimeError, QhwError) as error:
             raise DamagedFileError(f"weights and configuration in {folder} do not fit ({error})") from error
-        if classifier.role != role:
-            raise InvalidInputError(
-                f"{folder} holds the {classifier.role} classifier, not the {role} classifier: the one that gives "
-                "rewards must never evaluate, nor the other way round"
-            )
-        return classifier.eval().requires_grad_(False)
+        return classifier.frozen_as(role, folder)
 
     @classmethod
     def _published(cls, path: Path, role: str) -> Classifier:

@@ -17,7 +17,9 @@ import inspect
 import os
 import warnings
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
@@ -118,7 +120,12 @@ class ImageDataset:
 
 
 def load_dataset(
-    name: str, split: str = "train", data_root: str | Path | None = None, *, download: bool = True
+    name: str,
+    split: str = "train",
+    data_root: str | Path | None = None,
+    *,
+    download: bool = True,
+    prompts: Sequence[str] | None = None,
 ) -> ImageDataset:
     """A data set with its fixed split.
 
@@ -139,6 +146,7 @@ def load_dataset(
             `cifar-100-python`, `stl10_binary`). Default: $QHW_DATA_ROOT, else ~/.cache/qhw_diffusion/data, or None for
             a user's own function. For "imagefolder": a folder or a tar archive.
         download: fetch the files through torchvision when they are not there and the folder is writable.
+        prompts: table of prompts that the labels stand for; given to a user's own function that takes ``prompts=``.
 
     Raises:
         UnknownNameError: unknown name or split.
@@ -151,7 +159,7 @@ def load_dataset(
     if split not in SPLITS:
         raise UnknownNameError.of("split", split, SPLITS)
     if _is_own(name):
-        return _own(name, split, data_root)
+        return _own(name, split, data_root, prompts)
     if name == "digits":
         return _digits(split)
     source, (_, side, _), n_classes = _SOURCES[name]
@@ -218,15 +226,17 @@ class _Facts:
     fingerprint: str
 
 
-_SEEN: dict[tuple[int, str], tuple[Any, dict[str, _Facts]]] = {}  # by function and folder; the function stays alive
+# by function, folder and table of prompts; the function stays alive
+_SEEN: dict[tuple[int, str, tuple[str, ...]], tuple[Any, dict[str, _Facts]]] = {}
 
 
-def _own(name: str, split: str, data_root: str | Path | None) -> ImageDataset:
+def _own(name: str, split: str, data_root: str | Path | None, prompts: Sequence[str] | None = None) -> ImageDataset:
     """A split of a user's own data set, checked by itself and against the other split where that was loaded."""
     function, root = _function_of(name), _own_root(data_root)
-    data = _called(function, name, split, root)
+    table = tuple(prompts) if prompts is not None and _takes_prompts(function) else ()
+    data = _called(partial(function, prompts=table) if table else function, name, split, root)
     facts = _Facts(data.image_shape, data.n_classes, data.fingerprint)
-    _, seen = _SEEN.setdefault((id(function), str(root)), (function, {}))
+    _, seen = _SEEN.setdefault((id(function), str(root), table), (function, {}))
     for other, known in seen.items():
         if other == split:
             continue
@@ -242,6 +252,13 @@ def _own(name: str, split: str, data_root: str | Path | None) -> ImageDataset:
             )
     seen[split] = facts
     return data
+
+
+def _takes_prompts(function: Any) -> bool:
+    try:
+        return "prompts" in inspect.signature(function).parameters
+    except (TypeError, ValueError):
+        return False  # nothing that is called, or of C, without a signature to look at
 
 
 def _called(function: Any, name: str, split: str, root: Path | None) -> ImageDataset:
@@ -282,7 +299,7 @@ def _facts(name: str, data_root: str | Path | None) -> _Facts:
     if name == IMAGE_FOLDER:
         return _Facts(*image_folder_facts(_own_root(data_root)), fingerprint="")
     function = _function_of(name)
-    known = _SEEN.get((id(function), str(_own_root(data_root))))
+    known = _SEEN.get((id(function), str(_own_root(data_root)), ()))
     if known is None or not known[1]:
         data = _own(name, "train", data_root)
         return _Facts(data.image_shape, data.n_classes, data.fingerprint)

@@ -1,4 +1,4 @@
-"""The training loop that backbones and autoencoders share: averaged weights, checkpoints, bit-for-bit resuming."""
+"""The optimisation that trainings of diffusion models share: averaged weights, checkpoints, bit-for-bit resuming."""
 
 from __future__ import annotations
 
@@ -59,11 +59,79 @@ class Recipe(Protocol):
         """The configuration as JSON types."""
 
 
-class Training:
-    """Everything that changes from step to step of a training by AdamW, so that it can be saved and put back.
+class Optimisation:
+    """One optimisation by AdamW: weights, their moving average, optimizer and random numbers.
 
-    Attributes: `network` (what is trained), `average` (the moving average of its state), `generator` (of every draw),
-    `step`, `history` (list of {"step", "loss"}), `data`.
+    Attributes: `network` (what is trained), `average` (of its state), `generator` (of every draw), `step`, `recent`
+    (losses since `interval_loss` was last asked for).
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        *,
+        steps: int,
+        learning_rate: float,
+        weight_decay: float,
+        warmup: int,
+        ema_decay: float,
+        seed: int,
+    ) -> None:
+        """Nothing is trained yet; the arguments are those of `Recipe`."""
+        self.network, self.step, self.steps = network.train(), 0, steps
+        self.learning_rate, self.warmup, self.ema_decay = learning_rate, warmup, ema_decay
+        self.generator = torch.Generator().manual_seed(seed)
+        self.weights = [p for p in network.parameters() if p.requires_grad]
+        self.average = {k: v.detach().clone() for k, v in network.state_dict().items()}
+        self.optimizer = torch.optim.AdamW(self.weights, lr=learning_rate, weight_decay=weight_decay)
+        self.recent: list[float] = []
+
+    def batch_loss(self) -> Tensor:
+        """Loss of a fresh batch, drawn with `generator`."""
+        raise TypeError(f"{type(self).__name__} does not say what it minimises: define batch_loss")
+
+    def one_step(self) -> None:
+        """A step on a fresh batch."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate * rate_factor(self.step, self.steps, self.warmup)
+        loss = self.batch_loss()
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(self.weights, 1.0)
+        self.optimizer.step()
+        self._update_average(min(self.ema_decay, (1 + self.step) / (10 + self.step)))
+        self.recent.append(loss.item())
+        self.step += 1
+
+    @torch.no_grad()
+    def _update_average(self, decay: float) -> None:
+        state = self.network.state_dict()
+        torch._foreach_lerp_([self.average[k] for k in state], list(state.values()), 1 - decay)
+
+    def interval_loss(self) -> float:
+        """The mean loss since this was last asked for."""
+        loss = sum(self.recent) / len(self.recent)
+        self.recent.clear()
+        return loss
+
+    def averaged(self) -> dict[str, Tensor]:
+        """The averaged weights, rounded as they will be saved."""
+        return {k: v.float() if v.is_floating_point() else v for k, v in half_precision(self.average).items()}
+
+    def parts(self) -> dict[str, Any]:
+        """What a checkpoint holds."""
+        return {
+            "average": self.average,
+            "weights": self.network,
+            "optimizer": self.optimizer,
+            "generator": self.generator,
+        }
+
+
+class Training(Optimisation):
+    """Everything that changes from step to step of a training, so that it can be saved and put back.
+
+    Attributes: those of `Optimisation`, `history` (list of {"step", "loss"}), `data`.
     """
 
     def __init__(
@@ -83,14 +151,22 @@ class Training:
             loss: draws a batch with `generator` and returns its loss.
             parts: fingerprints of other networks that the loss depends on, by name; a run goes on only with the same.
         """
-        self.parts = parts or {}
-        self.config, self.data, self.network, self.loss, self.step = config, data, network.train(), loss, 0
-        self.generator = torch.Generator().manual_seed(config.seed + 1)
-        self.weights = [p for p in network.parameters() if p.requires_grad]
-        self.average = {k: v.detach().clone() for k, v in network.state_dict().items()}
-        self.optimizer = torch.optim.AdamW(self.weights, lr=config.learning_rate, weight_decay=config.weight_decay)
-        self.recent: list[float] = []
+        super().__init__(
+            network,
+            steps=config.steps,
+            learning_rate=config.learning_rate,
+            weight_decay=config.weight_decay,
+            warmup=config.warmup,
+            ema_decay=config.ema_decay,
+            seed=config.seed + 1,
+        )
+        self.others = parts or {}
+        self.config, self.data, self.loss = config, data, loss
         self.history: list[dict[str, float]] = []
+
+    def batch_loss(self) -> Tensor:
+        """The loss that the training was made with."""
+        return self.loss(self)
 
     def run(self, kind: str, run: RunFolder | None, *, max_steps: int | None = None, resume: bool = False) -> None:
         """Train up to the last step of the recipe, or up to `max_steps`.
@@ -109,7 +185,7 @@ class Training:
         guard = run.interruptible() if run is not None else nullcontext(StopRequest())
         with guard as stop, progress(total=n_steps, initial=self.step, desc=f"{kind} {config.dataset}") as bar:
             while self.step < n_steps:
-                self._one_step()
+                self.one_step()
                 bar.update()
                 if self.step % config.log_every == 0 or self.step == n_steps:
                     loss = self._close_interval()
@@ -121,10 +197,6 @@ class Training:
                     self._save(run)
                 if stop.requested:
                     raise KeyboardInterrupt
-
-    def averaged(self) -> dict[str, Tensor]:
-        """The averaged weights, rounded as they will be saved."""
-        return {k: v.float() if v.is_floating_point() else v for k, v in half_precision(self.average).items()}
 
     def provenance(self) -> dict[str, Any]:
         """What the weights come from, for the saved file."""
@@ -139,33 +211,15 @@ class Training:
             "python": platform.python_version(),
         }
 
-    def _one_step(self) -> None:
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.config.learning_rate * rate_factor(self.step, self.config.steps, self.config.warmup)
-        loss = self.loss(self)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(self.weights, 1.0)
-        self.optimizer.step()
-        self._update_average(min(self.config.ema_decay, (1 + self.step) / (10 + self.step)))
-        self.recent.append(loss.item())
-        self.step += 1
-
-    @torch.no_grad()
-    def _update_average(self, decay: float) -> None:
-        state = self.network.state_dict()
-        torch._foreach_lerp_([self.average[k] for k in state], list(state.values()), 1 - decay)
-
     def _close_interval(self) -> float:
         """The mean loss since the last entry of the history, appended to it."""
-        loss = sum(self.recent) / len(self.recent)
-        self.recent.clear()
+        loss = self.interval_loss()
         self.history.append({"step": self.step, "loss": loss})
         return loss
 
     def _save(self, run: RunFolder) -> None:
         meta = {"step": self.step, "recent": self.recent, "history": self.history, **self._identity()}
-        save_checkpoint(run, self._parts(), meta)
+        save_checkpoint(run, self.parts(), meta)
 
     def _restore(self, run: RunFolder) -> None:
         _, meta = load_checkpoint(run)
@@ -174,23 +228,15 @@ class Training:
             if given != own:
                 raise RunFolderError(f"the checkpoint in {run.path} has {key} {given}, not {own}: not the same run")
         try:
-            restore_checkpoint(run, self._parts())
+            restore_checkpoint(run, self.parts())
             self.step, self.recent = int(meta["step"]), list(meta["recent"])
             self.history = list(meta["history"])
         except (KeyError, TypeError) as error:
             raise DamagedFileError(f"the checkpoint in {run.path} does not fit its configuration ({error})") from error
         run.truncate_metrics(self.step + 1)
 
-    def _parts(self) -> dict[str, Any]:
-        return {
-            "average": self.average,
-            "weights": self.network,
-            "optimizer": self.optimizer,
-            "generator": self.generator,
-        }
-
     def _identity(self) -> dict[str, Any]:
-        return {"config": self.config.to_dict(), "data": self.data.fingerprint, **self.parts}
+        return {"config": self.config.to_dict(), "data": self.data.fingerprint, **self.others}
 
 
 def rate_factor(step: int, steps: int, warmup: int) -> float:

@@ -65,10 +65,9 @@ def evaluate_samples(
         InvalidInputError: the reward classifier given for the evaluation classifier, parts that do not fit each other,
             images that are not finite and in [−1, 1], labels that are no labels of the classifier.
     """
-    if evaluation_classifier.role != "evaluation":
-        raise InvalidInputError(
-            f"the {evaluation_classifier.role} classifier must not evaluate: load the one of role 'evaluation'"
-        )
+    role = getattr(evaluation_classifier, "role", "evaluation")
+    if role != "evaluation":
+        raise InvalidInputError(f"the {role} classifier must not evaluate: load the one of role 'evaluation'")
     check_fit(evaluation_classifier=evaluation_classifier, data_set=real)
     check_images(x)
     check_labels(labels, evaluation_classifier.n_classes, len(x))

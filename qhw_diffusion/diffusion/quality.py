@@ -100,15 +100,20 @@ def backbone_report(
     n_images: int = 1000,
     n_steps: int = 50,
     seed: int = 0,
+    device: str | None = None,
+    engine: str | None = None,
 ) -> tuple[str, dict[str, Tensor]]:
     """What `qhw evaluate backbone` prints: a table with a line per constant, and under each one's name its images.
 
-    For a latent model the first lines are real images and their reconstructions. Arguments as `measure_constants`.
+    For a latent model the first lines are real images and their reconstructions. Arguments as `measure_constants`;
+    device, engine: where the circuit of a backbone with one runs, if not where it was trained (`Backbone.on`).
 
     Returns:
         (the table, {"g = 2": the first images, ten of each class [N, C, H, W], sorted by class}).
     """
     backbone = Backbone.load(name_or_path)
+    if device is not None or engine is not None:
+        backbone = backbone.on(device, engine)
     classifier = Classifier.load(evaluation_classifier or backbone.name, "evaluation")
     heldout = load_dataset(data or backbone.name, "heldout", data_root)
     rows: list[tuple[str, dict[str, float]]] = []

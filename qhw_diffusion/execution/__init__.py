@@ -8,8 +8,10 @@ from qhw_diffusion.execution.engines import ENGINES, Ideal, Noisy, Shots, check_
 from qhw_diffusion.execution.gradients import SPSA, GradientMethod, ParameterShift, Surrogate
 from qhw_diffusion.execution.layer import QuantumLayer, load_layer, save_layer
 from qhw_diffusion.execution.measurement import all_z_strings, outcome_distribution
+from qhw_diffusion.execution.noise_trajectories import NoiseTrajectories
 from qhw_diffusion.execution.primitive import Hardware, Primitive, aer_backend, aer_estimator, runtime_estimator
 from qhw_diffusion.execution.program import FixedMap, Measurement, Program, Rotation
+from qhw_diffusion.execution.sampler import Counts, SamplerEngine, Samples, compile_sampled
 from qhw_diffusion.execution.trajectories import Trajectories
 
 __all__ = [
@@ -17,6 +19,7 @@ __all__ = [
     "SPSA",
     "CompiledCircuit",
     "Cost",
+    "Counts",
     "Engine",
     "Estimate",
     "Experiment",
@@ -25,6 +28,7 @@ __all__ = [
     "Hardware",
     "Ideal",
     "Measurement",
+    "NoiseTrajectories",
     "Noisy",
     "ParameterShift",
     "Plan",
@@ -32,6 +36,8 @@ __all__ = [
     "Program",
     "QuantumLayer",
     "Rotation",
+    "SamplerEngine",
+    "Samples",
     "Shots",
     "Surrogate",
     "Trajectories",
@@ -41,6 +47,7 @@ __all__ = [
     "all_z_strings",
     "check_engine_text",
     "compile_circuit",
+    "compile_sampled",
     "engine_of",
     "load_layer",
     "outcome_distribution",

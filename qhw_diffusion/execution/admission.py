@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -10,6 +10,7 @@ from qiskit import QuantumCircuit
 from qiskit.circuit import (
     Barrier,
     CircuitInstruction,
+    Clbit,
     ControlledGate,
     Gate,
     Instruction,
@@ -21,6 +22,7 @@ from qiskit.circuit.library import get_standard_gate_name_mapping
 from qiskit.quantum_info import SparsePauliOp
 
 from qhw_diffusion.errors import InvalidInputError, UnsupportedCircuitError
+from qhw_diffusion.execution.conditions import FLOW, choice_of
 
 
 def place(circuit: QuantumCircuit, instruction: CircuitInstruction) -> str:
@@ -47,7 +49,7 @@ def listed_parameters(given: Iterable[Parameter], name: str) -> tuple[Parameter,
 def listed_observables(given: Iterable[SparsePauliOp]) -> tuple[SparsePauliOp, ...]:
     """`given` as a tuple, coefficients as numbers; InvalidInputError unless it is a list of SparsePauliOp objects."""
     if isinstance(given, (str, SparsePauliOp)) or not isinstance(given, Iterable):
-        raise InvalidInputError(f"observables is {_said(given)}; give a list of SparsePauliOp objects")
+        raise InvalidInputError(f"observables is {_said(given)}; give a list of SparsePauliOp objects, or adaptive:K")
     observables = []
     for i, observable in enumerate(given):
         if not isinstance(observable, SparsePauliOp):
@@ -85,10 +87,17 @@ def check_operations(circuit: QuantumCircuit) -> None:
 
 def _check_operation(operation: Any, where: str) -> None:
     name = operation.name
-    # Control flow and state preparation; what cannot be told before translation is caught after it.
+    if isinstance(operation, FLOW):
+        choice_of(operation, where)
+        for block in operation.blocks:
+            for inner in block.data:
+                _check_operation(inner.operation, f"{place(block, inner)} in {where}")
+        return
+    # Loops, boxes and state preparation; what cannot be told before translation is caught after it.
     if name in ("initialize", "store") or hasattr(operation, "blocks") or getattr(operation, "condition", None):
         raise UnsupportedCircuitError(
-            f"operation {where} is not supported: only rotations, fixed gates, delays, resets and measurements are"
+            f"operation {where} is not supported: only rotations, fixed gates, delays, resets, measurements, and "
+            "if_else and switch_case on bits measured before are"
         )
     standard = _standard().get(name)
     if standard is not None and getattr(operation, "base_class", None) is not standard:
@@ -120,13 +129,23 @@ def _standard() -> dict[str, type]:
 
 
 def flat(circuit: QuantumCircuit) -> list[tuple[str, list[int], list[int]]]:
-    """(name, qubits, classical bits) of every operation, those in instructions made of circuits included."""
+    """(name, qubits, classical bits) of every operation, those in branches and instructions made of circuits included.
+
+    `if_else` and `switch_case` come ahead of what is in their branches, with the bits they read and no qubits.
+    """
     operations: list[tuple[str, list[int], list[int]]] = []
     for instruction in circuit.data:
         operation = instruction.operation
         qubits = [circuit.find_bit(q).index for q in instruction.qubits]
         clbits = [circuit.find_bit(c).index for c in instruction.clbits]
-        if operation.name in _standard() or not instruction.clbits or operation.definition is None:
+        if isinstance(operation, FLOW):
+            read = choice_of(operation, place(circuit, instruction)).bits
+            operations.append((operation.name, [], [circuit.find_bit(bit).index for bit in read]))
+            for block in operation.blocks:
+                operations += [
+                    (name, [qubits[q] for q in inner], [clbits[c] for c in read]) for name, inner, read in flat(block)
+                ]
+        elif operation.name in _standard() or not instruction.clbits or operation.definition is None:
             operations.append((operation.name, qubits, clbits))
         else:
             operations += [
@@ -137,15 +156,64 @@ def flat(circuit: QuantumCircuit) -> list[tuple[str, list[int], list[int]]]:
 
 
 def final_measurements(circuit: QuantumCircuit, postselect: Mapping[int, int]) -> list[tuple[int, int]]:
-    """(qubit, classical bit) of the measurements with nothing after them on their qubit; not those post-selected on."""
+    """(qubit, classical bit) of the measurements with nothing after them on their qubit.
+
+    Not those that are post-selected on or read by a later condition.
+    """
     found: list[tuple[int, int]] = []
     acted: set[int] = set()
+    read: set[int] = set()
     for name, qubits, clbits in reversed(flat(circuit)):
-        if name == "measure" and clbits[0] not in postselect:
+        if name in ("if_else", "switch_case"):
+            read.update(clbits)
+        elif name == "measure" and clbits[0] not in postselect and clbits[0] not in read:
             found += [] if qubits[0] in acted else [(qubits[0], clbits[0])]
         elif name != "barrier":
             acted.update(qubits)
     return found[::-1]
+
+
+def check_feed_forward(circuit: QuantumCircuit, postselect: Mapping[int, int], scheduled: bool) -> None:
+    """Raise UnsupportedCircuitError for measured bits that conditions cannot be evaluated on.
+
+    A bit that is measured in one branch only has no value of its own in the others; `scheduled` would need the time
+    that a condition takes, which targets do not state.
+    """
+    events = list(_classical(circuit, {bit: i for i, bit in enumerate(circuit.clbits)}, within=False))
+    if scheduled and any(kind == "read" for kind, *_ in events):
+        raise UnsupportedCircuitError(
+            "scheduled=True does not go with if_else and switch_case, whose durations no device states; compile without"
+        )
+    for at, (kind, clbit, within) in enumerate(events):
+        if kind != "measured" or not within:
+            continue
+        if clbit in postselect:
+            raise UnsupportedCircuitError(
+                f"classical bit {clbit} is measured within a branch of a condition and post-selected on; measure it "
+                "outside, or keep every outcome"
+            )
+        if any(later == ("read", clbit, inner) for later in events[at + 1 :] for inner in (True, False)):
+            raise UnsupportedCircuitError(
+                f"classical bit {clbit} is measured within a branch of a condition, and a later condition reads it; "
+                "measure it outside of the branch"
+            )
+
+
+def _classical(circuit: QuantumCircuit, clbits: Mapping[Clbit, int], within: bool) -> Iterator[tuple[str, int, bool]]:
+    """("measured" or "read" by a condition, classical bit, whether within a branch), in time order."""
+    for instruction in circuit.data:
+        operation = instruction.operation
+        there = [clbits[bit] for bit in instruction.clbits]
+        if isinstance(operation, FLOW):
+            for bit in choice_of(operation, place(circuit, instruction)).bits:
+                yield "read", clbits[bit], within
+            for block in operation.blocks:
+                yield from _classical(block, dict(zip(block.clbits, there, strict=True)), True)
+        elif not there or operation.name in _standard() or operation.definition is None:
+            yield from (("measured", bit, within) for bit in there)
+        else:
+            inner = operation.definition
+            yield from _classical(inner, dict(zip(inner.clbits, there, strict=True)), within)
 
 
 def check_measurements(
@@ -166,7 +234,8 @@ def check_measurements(
     bare = circuit.remove_final_measurements(inplace=False)
     advice = (
         "leave it out of the circuit"
-        if final_measurements(bare, {})  # a barrier stands behind it
+        # a barrier stands behind it; or there are conditions, with whose measurements Qiskit does away as well
+        if final_measurements(bare, {}) or any(isinstance(i.operation, FLOW) for i in circuit.data)
         else "take it out with circuit.remove_final_measurements(inplace=False)"
     )
     raise InvalidInputError(

@@ -9,18 +9,21 @@ from typing import Any
 
 import numpy as np
 from qiskit import QuantumCircuit
-from qiskit.circuit import Parameter
+from qiskit.circuit import Gate, Parameter
 from qiskit.quantum_info import SparsePauliOp
 
+from qhw_diffusion.circuits.observables import ADAPTIVE, MAX_LOCALITY, AdaptiveObservables
 from qhw_diffusion.devices import Device
 from qhw_diffusion.errors import InvalidInputError
 from qhw_diffusion.execution.admission import (
+    check_feed_forward,
     check_measurements,
     check_operations,
     flat,
     listed_observables,
     listed_parameters,
 )
+from qhw_diffusion.execution.conditions import FLOW, instructions
 from qhw_diffusion.execution.measurement import Member, Terms, measurement_groups
 from qhw_diffusion.execution.program import Program, check_angles, check_supported, lower, reduced_terms
 from qhw_diffusion.execution.transpile import transpiled
@@ -40,6 +43,8 @@ class CompiledCircuit:
         physical_qubits: device qubits in use, ascending (every other qubit stays in |0⟩ and is dropped).
         scheduled: whether the ISA circuit has delays wherever a qubit waits.
         postselect: (classical bit, outcome) of the measurements in mid-circuit whose other outcomes are discarded.
+        adaptive: what a layer combines the observables into, which are Pauli strings then; None where they are
+            themselves what is asked for.
     """
 
     isa: QuantumCircuit
@@ -54,6 +59,7 @@ class CompiledCircuit:
     postselect: tuple[tuple[int, int], ...] = ()
     logical: QuantumCircuit = field(repr=False, default_factory=QuantumCircuit)
     logical_observables: tuple[SparsePauliOp, ...] = field(repr=False, default=())
+    adaptive: AdaptiveObservables | None = field(repr=False, default=None)
 
     @property
     def n_inputs(self) -> int:
@@ -67,8 +73,13 @@ class CompiledCircuit:
 
     @property
     def n_observables(self) -> int:
-        """Number of observables M."""
+        """Number of observables M that engines evaluate."""
         return len(self.observables)
+
+    @property
+    def n_values(self) -> int:
+        """Number of values that a layer gives: M, or the number of adaptive observables."""
+        return self.n_observables if self.adaptive is None else len(self.adaptive)
 
     @property
     def depth(self) -> int:
@@ -77,13 +88,17 @@ class CompiledCircuit:
 
     @property
     def two_qubit_gates(self) -> int:
-        """Number of two-qubit gates in the ISA circuit."""
-        return self.isa.num_nonlocal_gates()
+        """Number of two-qubit gates in the ISA circuit, those of every branch of a condition included."""
+        return sum(isinstance(i.operation, Gate) and len(i.qubits) > 1 for i in instructions(self.isa))
 
     @cached_property
     def duration(self) -> float | None:
-        """Seconds from the first to the last gate (no measurement); None where the device states no durations."""
-        if self.device.target is None or not self.device.has_durations:
+        """Seconds from the first to the last gate (no measurement); None where the device states no durations.
+
+        None with feed-forward too: no target states how long a condition takes.
+        """
+        conditions = any(isinstance(i.operation, FLOW) for i in self.isa.data)
+        if self.device.target is None or not self.device.has_durations or conditions:
             return None
         bound = self.isa.assign_parameters(dict.fromkeys(self.isa.parameters, 0.0))  # durations do not depend on angles
         return float(bound.estimate_duration(self.device.target, unit="s"))
@@ -131,7 +146,7 @@ class CompiledCircuit:
             device,
             inputs=self.inputs,
             weights=self.weights,
-            observables=self.logical_observables,
+            observables=self.logical_observables if self.adaptive is None else self.adaptive,
             seed=self.seed,
             optimization_level=self.optimization_level,
             scheduled=self.scheduled and device.has_durations,
@@ -154,7 +169,7 @@ class CompiledCircuit:
         return (
             f"CompiledCircuit({self.device.name}, qubits {list(self.physical_qubits)}, depth {self.depth}, "
             f"{self.two_qubit_gates} two-qubit gates, {self.n_inputs} inputs, {self.n_weights} weights, "
-            f"{self.n_observables} observables)"
+            f"{self.n_values} observables)"
         )
 
 
@@ -164,7 +179,7 @@ def compile_circuit(
     *,
     inputs: Sequence[Parameter],
     weights: Sequence[Parameter],
-    observables: Sequence[SparsePauliOp],
+    observables: Sequence[SparsePauliOp] | AdaptiveObservables | str,
     seed: int = 0,
     optimization_level: int = 3,
     scheduled: bool = False,
@@ -174,8 +189,9 @@ def compile_circuit(
 
     Any Qiskit circuit of rotations and fixed gates is taken as long as every gate angle is affine in the parameters.
     Resets and measurements in mid-circuit are taken as channels: an outcome is forgotten, unless it is post-selected
-    on (`postselect`) or the layer is asked to sample (`QuantumLayer.sample`). Parameters that cancel (x − x) or stand
-    in the global phase only are taken, with gradient 0.
+    on (`postselect`), a later condition reads it, or the layer is asked to sample (`QuantumLayer.sample`). What
+    `if_else` and `switch_case` do after a measurement is evaluated for every outcome (`feed_forward`). Parameters that
+    cancel (x − x) or stand in the global phase only are taken, with gradient 0.
 
     Args:
         circuit: logical circuit; the observables are not measured in it: a qubit that one of them acts on does not
@@ -184,7 +200,8 @@ def compile_circuit(
         inputs: parameters fed from data, in the order of the layer's input columns.
         weights: trainable parameters, in the order of the layer's flat `weight`.
         observables: Pauli sums on the logical qubits, simplified: equal strings are added up, and coefficients below
-            1e-8 count as 0. Constants are allowed.
+            1e-8 count as 0. Constants are allowed. Or observables whose coefficients the layer trains,
+            `AdaptiveObservables` or their text (``"adaptive:2"``): the circuit is then measured in their Pauli strings.
         seed: transpiler seed.
         optimization_level: Qiskit's preset level, 0 to 3.
         scheduled: schedule as late as possible and fill every wait with a delay; the noisy engine then lets waiting
@@ -201,7 +218,8 @@ def compile_circuit(
             circuit the transpiler fails on (the operation is named in the message).
     """
     inputs, weights = listed_parameters(inputs, "inputs"), listed_parameters(weights, "weights")
-    observables = listed_observables(observables)
+    adaptive = _adaptive(circuit, observables)
+    observables = listed_observables(observables if adaptive is None else adaptive.strings)  # type: ignore[arg-type]
     _check(circuit, device, inputs, weights, observables, optimization_level)
     if seed is not None and (not isinstance(seed, int) or seed < 0):
         raise InvalidInputError(f"seed is {seed!r}; allowed: whole numbers from 0")
@@ -211,6 +229,7 @@ def compile_circuit(
         which = "the ideal device has not: load a real one" if device.is_ideal else f"{device.name} does not state"
         raise InvalidInputError(f"scheduled=True needs gate durations, which {which}")
     check_measurements(circuit, observables, dict(kept))
+    check_feed_forward(circuit, dict(kept), scheduled)
     isa = transpiled(circuit, device, optimization_level=optimization_level, seed=seed, scheduled=scheduled)
     check_supported(isa)
     laid_out = tuple(o.apply_layout(isa.layout) if isa.layout is not None else o for o in observables)
@@ -233,7 +252,15 @@ def compile_circuit(
         postselect=kept,
         logical=circuit.copy(),
         logical_observables=observables,
+        adaptive=adaptive,
     )
+
+
+def _adaptive(circuit: QuantumCircuit, observables: Any) -> AdaptiveObservables | None:
+    """The adaptive observables that were given, or those of a text; None for others, text that is none among them."""
+    if isinstance(observables, str) and observables.startswith(ADAPTIVE):
+        return AdaptiveObservables.of(observables, getattr(circuit, "num_qubits", MAX_LOCALITY))
+    return observables if isinstance(observables, AdaptiveObservables) else None
 
 
 def _check(

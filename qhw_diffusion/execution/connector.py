@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from qhw_diffusion.errors import InvalidInputError, MissingDependencyError
+from qhw_diffusion.execution.adaptive import combined
 from qhw_diffusion.execution.compile import CompiledCircuit
 from qhw_diffusion.execution.engine import Engine, Record, check_parameters, rows_of
 from qhw_diffusion.execution.gradients import GradientMethod
@@ -30,7 +31,8 @@ def neural_network(
     """A circuit on an engine, with inputs and weights given in every call (`QuantumLayer.as_neural_network`).
 
     `forward(x [B, inputs], w [weights])` gives [B, M]. `backward` gives the dense Jacobians [B, M, inputs] and
-    [B, M, weights], in one backward pass for each observable. `TorchConnector` itself rounds to float32.
+    [B, M, weights], in one backward pass for each observable. `TorchConnector` itself rounds to float32. Where the
+    observables are adaptive, their coefficients follow the circuit's weights in `w`.
 
     Args:
         compiled: the circuit with its M observables.
@@ -58,6 +60,8 @@ def neural_network(
         )
     # With the weights as further inputs each sample has weights of its own: a backward pass gives B rows, not their sum
     by_rows = replace(compiled, inputs=(*compiled.inputs, *compiled.weights), weights=())
+    adaptive, n_angles = compiled.adaptive, compiled.n_inputs + compiled.n_weights
+    n_coefficients = 0 if adaptive is None else adaptive.n_coefficients
 
     class CircuitNetwork(NeuralNetwork):
         """The circuit behind qiskit-machine-learning's interface."""
@@ -65,17 +69,19 @@ def neural_network(
         def __init__(self) -> None:
             super().__init__(
                 num_inputs=compiled.n_inputs,
-                num_weights=compiled.n_weights,
+                num_weights=compiled.n_weights + n_coefficients,
                 sparse=False,
-                output_shape=compiled.n_observables,
+                output_shape=compiled.n_values,
                 input_gradients=input_gradients,
             )
 
         def _forward(self, input_data: np.ndarray | None, weights: np.ndarray | None) -> np.ndarray:
+            rows = _rows(compiled, dtype, input_data, weights)
             with torch.no_grad():
-                estimate = engine.estimate(compiled, _rows(compiled, dtype, input_data, weights))
+                estimate = engine.estimate(compiled, rows[:, :n_angles])
             record(estimate.usage)
-            return estimate.values.numpy()
+            values = estimate.values
+            return (values if adaptive is None else combined(adaptive, values, rows[:, n_angles:])).numpy()
 
         def _backward(
             self, input_data: np.ndarray | None, weights: np.ndarray | None
@@ -83,10 +89,13 @@ def neural_network(
             rows = _rows(compiled, dtype, input_data, weights).requires_grad_()
             none = rows.new_zeros(0)
             with torch.enable_grad():  # TorchConnector calls from within a backward pass
+                angles = rows[:, :n_angles]
                 if gradient is None:
-                    values = engine.expectation(by_rows, rows, none, record)
+                    values = engine.expectation(by_rows, angles, none, record)
                 else:
-                    values = gradient(engine, by_rows, rows, none, record)
+                    values = gradient(engine, by_rows, angles, none, record)
+                if adaptive is not None:
+                    values = combined(adaptive, values, rows[:, n_angles:])
                 slopes = [torch.autograd.grad(column.sum(), rows, retain_graph=True)[0] for column in values.T]
             jacobian = torch.stack(slopes, dim=1).numpy()  # [B, M, inputs + weights]
             by_inputs = jacobian[:, :, : compiled.n_inputs] if self.input_gradients else None
@@ -102,5 +111,8 @@ def _rows(
     x = torch.zeros(1, 0) if input_data is None else torch.as_tensor(input_data)
     w = torch.zeros(0) if weights is None else torch.as_tensor(weights)
     rows = rows_of(x, w).to(device="cpu", dtype=dtype)
-    check_parameters(compiled, rows)  # here, since a backward pass would otherwise answer NaN with NaN
+    # here, since a backward pass would otherwise answer NaN with NaN
+    check_parameters(compiled, rows[:, : compiled.n_inputs + compiled.n_weights])
+    if not bool(rows.isfinite().all()):
+        raise InvalidInputError("coefficients contain NaN or infinity; check what produced them")
     return rows

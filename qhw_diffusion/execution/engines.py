@@ -16,9 +16,11 @@ from torch import Tensor
 
 from qhw_diffusion.draws import Draws
 from qhw_diffusion.errors import InvalidInputError, QhwError, UnknownNameError
+from qhw_diffusion.execution.adaptive import combination
 from qhw_diffusion.execution.compile import CompiledCircuit
-from qhw_diffusion.execution.engine import Engine, Estimate, Record, Usage, check_parameters, rows_of
+from qhw_diffusion.execution.engine import Engine, Estimate, Record, Usage, adaptive_of, check_parameters, rows_of
 from qhw_diffusion.execution.measurement import check_shots, draw_counts, outcome_values
+from qhw_diffusion.execution.noise_trajectories import NoiseTrajectories
 from qhw_diffusion.execution.simulator import NUMPY, Simulator, refuse_if_too_large
 from qhw_diffusion.extensions import is_extension, load_extension
 
@@ -47,6 +49,15 @@ class Ideal(Engine):
             simulator, inputs, weights = split_rows(compiled, parameters, self.noisy)
             values = simulator.expectation(inputs, weights).to(parameters)
         return Estimate(values, torch.zeros_like(values))
+
+    def values(
+        self, compiled: CompiledCircuit, inputs: Tensor, weights: Tensor, record: Record = lambda usage: None
+    ) -> Tensor:
+        """Exact values [B, M] without gradient, by no detour over rows of parameters; see `Engine.values`."""
+        if type(self).estimate is not Ideal.estimate:  # of an engine derived from this one: it has the say
+            return super().values(compiled, inputs, weights, record)
+        with torch.no_grad():
+            return simulator_of(compiled, self.noisy, weights.dtype).expectation(inputs, weights)
 
     def expectation(
         self, compiled: CompiledCircuit, inputs: Tensor, weights: Tensor, record: Record = lambda usage: None
@@ -172,11 +183,23 @@ class Shots(Engine):
 
     def estimate(self, compiled: CompiledCircuit, parameters: Tensor) -> Estimate:
         """Sampled values and standard errors [B, M] of rows [B, P]; see `Engine.estimate`."""
+        return self._sampled(compiled, parameters, None)
+
+    def estimate_combined(self, compiled: CompiledCircuit, parameters: Tensor, coefficients: Tensor) -> Estimate:
+        """As `Engine.estimate_combined`, with the standard errors of the outcomes drawn, covariances included."""
+        linear = combination(adaptive_of(compiled), coefficients.detach().double().cpu()).numpy()
+        return self._sampled(compiled, parameters, linear)
+
+    def _sampled(self, compiled: CompiledCircuit, parameters: Tensor, linear: np.ndarray | None) -> Estimate:
+        """Values of the observables, or of linear combinations of them: `linear` [M, combinations]."""
         parameters = check_parameters(compiled, parameters)
         self.check(compiled)
         simulator, inputs, weights = split_rows(compiled, parameters.detach(), self.noisy)
         observables = compiled.program.observables
-        values = np.zeros((len(parameters), len(observables)))
+        constants = np.array([sum(c for c, label in terms if not label.strip("I")) for terms in observables])
+        if linear is not None:
+            constants = constants @ linear
+        values = np.zeros((len(parameters), len(constants)))
         variances = np.zeros_like(values)
         groups = compiled.measurement_groups
         for chunk in simulator.chunks(len(parameters)):
@@ -185,13 +208,14 @@ class Shots(Engine):
                 distribution = simulator.distribution(rows, basis)
                 counts = draw_counts(distribution, self.shots, self.draws.generator)
                 outcome = outcome_values(observables, members, distribution.shape[1])  # [2^n, M]
+                outcome = outcome if linear is None else outcome @ linear
                 mean = counts @ outcome / self.shots
                 square = counts @ (outcome * outcome) / self.shots
                 values[chunk] += mean
                 # A single shot says nothing of its spread: the bound by the largest outcome then
                 spread = (square - mean**2).clip(0) / (self.shots - 1) if self.shots > 1 else (outcome**2).max(0)
                 variances[chunk] += spread
-        values += [sum(c for c, label in terms if not label.strip("I")) for terms in observables]
+        values += constants
         circuits = len(parameters) * len(groups)
         return Estimate(
             torch.from_numpy(values).to(parameters),
@@ -220,7 +244,7 @@ def _whole(name: str, text: str, low: int) -> int:
 
 # -- engines from text -------------------------------------------------------------------------------------------------
 
-ENGINES: dict[str, type[Engine]] = {"ideal": Ideal, "noisy": Noisy, "shots": Shots}
+ENGINES: dict[str, type[Engine]] = {"ideal": Ideal, "noisy": Noisy, "shots": Shots, "trajectories": NoiseTrajectories}
 # (engine, texts of strategies) → engine. Mitigation is a layer above and gives its own when it is imported.
 Wrap = Callable[[Engine, Sequence[str]], Engine]
 _MITIGATION = "qhw_diffusion.mitigation"
@@ -236,7 +260,8 @@ def engine_of(engine: str | Engine) -> Engine:
     """The engine of a text, or the engine given.
 
     A text is ``ideal``, ``noisy``, ``shots[:N][:seed=S][:ideal]`` (N shots; seed of the outcomes; ``ideal`` without
-    the device's noise), or an engine of a user's own, ``module:name`` or ``file.py:name``; and behind it any number of
+    the device's noise), ``trajectories[:N][:seed=S][:kraus]`` (noise by N sampled pure states a row; ``kraus`` without
+    Pauli twirling), or an engine of a user's own, ``module:name`` or ``file.py:name``; and behind it any number of
     mitigation strategies, each after a ``+``, the one next to the engine first (`qhw_diffusion.mitigation`).
     `Engine.spec` writes these texts.
 

@@ -21,9 +21,11 @@ from qhw_diffusion.execution.admission import final_measurements
 from qhw_diffusion.execution.compile import CompiledCircuit
 from qhw_diffusion.execution.engine import Engine
 from qhw_diffusion.execution.engines import Ideal, engine_of
+from qhw_diffusion.execution.feed_forward import BranchedSequence, sequence_of
 from qhw_diffusion.execution.fusion import REAL_LOCAL, Basis
 from qhw_diffusion.execution.gate_sequence import GateSequence
 from qhw_diffusion.execution.measurement import readout_matrix
+from qhw_diffusion.execution.noise_trajectories import NoiseTrajectories, frames_of, misread, through
 from qhw_diffusion.execution.program import angles_of
 from qhw_diffusion.execution.simulator import (
     NUMPY,
@@ -38,6 +40,7 @@ from qhw_diffusion.execution.tape import (
     evolve_in_torch,
     gradients_in_torch,
     is_transformed,
+    refuse_transforms,
     refuse_unchecked_angles,
     without_autocast,
 )
@@ -78,16 +81,18 @@ class Branches:
         return (states * self.probabilities[..., None, None]).sum(0)
 
 
-def state_engine_of(engine: str | Engine) -> Ideal:
+def state_engine_of(engine: str | Engine) -> Ideal | NoiseTrajectories:
     """The engine of that text, if it is one that simulates states.
 
     Raises:
         UnknownNameError, InvalidInputError: as `engine_of`; InvalidInputError for an engine that simulates no states.
     """
     chosen = engine_of(engine)
-    if not isinstance(chosen, Ideal):
-        raise InvalidInputError(f"engine {chosen.label!r} holds no states; use 'ideal' or 'noisy'")
-    return chosen
+    if isinstance(chosen, Ideal) or (isinstance(chosen, NoiseTrajectories) and not chosen.kraus):
+        return chosen
+    raise InvalidInputError(
+        f"engine {chosen.label!r} holds no states with a gradient; use 'ideal', 'noisy' or 'trajectories:N'"
+    )
 
 
 class Evolution:
@@ -101,7 +106,9 @@ class Evolution:
         compiled: from `compile_circuit`, without measurements of its own on the data qubits.
         data: logical qubits the state is on; the first is the least significant bit of the amplitudes' index.
         measured: logical qubits read at the end, in the computational basis.
-        engine: ``"ideal"``, ``"noisy"`` or such an `Engine`.
+        engine: ``"ideal"``, ``"noisy"``, ``"trajectories:N"`` or such an `Engine`. With N trajectories every state
+            goes N times through the twirled noise, and the branches are averages: density matrices, of which
+            probabilities, and states times probabilities, have no bias. `paths` gives the trajectories themselves.
 
     Raises:
         InvalidInputError: qubits that are not the circuit's or listed twice, a measurement of data qubits at the end,
@@ -132,11 +139,14 @@ class Evolution:
             )
         chosen = state_engine_of(engine)
         chosen.check(compiled)
-        self.engine, self.noisy = chosen, chosen.noisy
+        self.engine = chosen
+        self.trajectories = chosen.trajectories if isinstance(chosen, NoiseTrajectories) else 0
+        self.noisy = not isinstance(chosen, Ideal) or chosen.noisy
         self.dim, self.n_outcomes = 2 ** len(self.data), 2 ** len(self.measured)
         program = compiled.program
         self.pure = not self.noisy and program.pure and len(given) == width
-        refuse_if_too_large(program.n_qubits, "state" if self.pure else "density")
+        if not self.trajectories:  # which have been checked
+            refuse_if_too_large(program.n_qubits, "state" if self.pure else "density")
         position = {physical: i for i, physical in enumerate(compiled.physical_qubits)}
         layout = compiled.isa.layout
         start = range(width) if layout is None else layout.initial_index_layout(filter_ancillas=True)
@@ -150,7 +160,7 @@ class Evolution:
         self._end = [position[end[q]] for q in self.data]
         self._read = [position[end[q]] for q in self.measured]
         self._traced = [q for q in range(program.n_qubits) if q not in {*self._end, *self._read}]
-        self._sequences: dict[tuple[Basis, torch.dtype], GateSequence] = {}
+        self._sequences: dict[tuple[Basis, torch.dtype], GateSequence | BranchedSequence] = {}
 
     def __call__(self, states: Tensor, weights: Tensor, inputs: Tensor | None = None) -> Branches:
         """Run every state through the circuit.
@@ -164,6 +174,8 @@ class Evolution:
             InvalidInputError: shapes or types that do not fit.
         """
         inputs, where = self._check(states, weights, inputs), states.device
+        if self.trajectories:
+            return self._averaged(states, weights, inputs)
         states, weights, inputs = states.cpu(), weights.cpu(), inputs.cpu()
         with without_autocast():
             if states.ndim == 2 and self.pure:
@@ -173,6 +185,68 @@ class Evolution:
                     states = states.unsqueeze(-1) * states.unsqueeze(-2).conj()
                 branches = self._density(states, weights, inputs)
         return Branches(branches.states.to(where), branches.probabilities.to(where))
+
+    def paths(self, states: Tensor, weights: Tensor, inputs: Tensor | None = None) -> Branches:
+        """One trajectory of every state through the twirled noise, on the engine ``"trajectories:N"``, whatever its N.
+
+        Misread outcomes are drawn too: branch k holds the state of one true outcome. Its probability is weighted by how
+        likely that is, so that the mean over trajectories is the probability of *reading* k; single ones may exceed 1.
+
+        Args:
+            states: [B, d] complex pure states.
+            weights: [W] angles.
+            inputs: [B, I] angles; may be left out if the circuit has none.
+
+        Returns:
+            Pure states [K, B, d] and probabilities [K, B], differentiable at the draws made.
+
+        Raises:
+            InvalidInputError: another engine, shapes or types that do not fit, states that are not pure, or qubits that
+                are traced out, which leaves no pure state.
+        """
+        inputs = self._check(states, weights, inputs)
+        if self._traced:
+            raise InvalidInputError(
+                "some qubits are neither data nor measured, and what is left where they are traced out is no pure "
+                "state: measure them, or call the evolution itself for averages"
+            )
+        parts, scale = (part[:, 0].to(states.device) for part in self._drawn(states, weights, inputs))
+        chances = parts.real.square().sum(-1) + parts.imag.square().sum(-1)
+        return Branches(parts / chances.clamp_min(TINY).sqrt().unsqueeze(-1), chances * scale)
+
+    def _averaged(self, states: Tensor, weights: Tensor, inputs: Tensor) -> Branches:
+        n, where = self.trajectories, states.device
+        parts, scale = self._drawn(states.repeat_interleave(n, 0), weights, inputs.repeat_interleave(n, 0))
+        scaled = (parts * scale.sqrt().unsqueeze(-1)).unflatten(2, (len(states), n))
+        matrices = torch.einsum("ktbnd,ktbne->kbde", scaled, scaled.conj()) / n
+        total = torch.diagonal(matrices, dim1=-2, dim2=-1).real.sum(-1)
+        return Branches((matrices / total.clamp_min(TINY)[..., None, None]).to(where), total.to(where))
+
+    def _drawn(self, states: Tensor, weights: Tensor, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """One trajectory a state → [K, traced, B, d], not normalised, and weights of their norms [K, 1, B]."""
+        engine = self.engine
+        if not isinstance(engine, NoiseTrajectories) or states.ndim != 2:
+            raise InvalidInputError(
+                f"states are {tuple(states.shape)} on engine {engine.label!r}; trajectories take pure states, "
+                f"[B, {self.dim}], on 'trajectories:N'"
+            )
+        refuse_transforms(f"engine {engine.name!r}", states, weights, inputs)
+        frames, states = frames_of(self.compiled), states.cpu()
+        n = frames.n_qubits
+        ends = [frames.latest[q] for q in [*self._end, *self._read]]  # a qubit that is reset goes on as another one
+        traced = [q for q in range(n) if q not in ends]
+        with without_autocast():
+            index = torch.from_numpy(_combine([(2, q) for q in self._start]))
+            rows = torch.zeros(2 ** (n + 1), len(states), dtype=REAL[states.dtype])
+            rows = rows.index_copy(0, torch.cat([index, index + 2**n]), torch.cat([states.real.T, states.imag.T]))
+            rows = through(self.compiled, engine, rows, inputs.cpu(), weights.cpu())
+            out = torch.from_numpy(_combine([(2, q) for q in [*ends, *traced]]))
+            parts = torch.complex(rows[out], rows[out + 2**n])
+            parts = parts.reshape(2 ** len(traced), self.n_outcomes, self.dim, -1).permute(1, 0, 3, 2)
+            readout = [self.compiled.program.readout[q] for q in self._read]
+            true, scale = misread(readout, len(states), engine.draws.generator)
+            parts = parts.movedim(1, 0)[:, torch.from_numpy(true), torch.arange(len(states))].movedim(0, 1)
+            return parts, torch.from_numpy(scale).to(rows)[:, None]
 
     def read_data(self, probabilities: Tensor) -> Tensor:
         """[B, d] of true outcomes of the data qubits → of outcomes read (readout errors, if the engine has them)."""
@@ -244,7 +318,7 @@ class Evolution:
         key = (basis, rows.dtype)
         if key not in self._sequences:
             program = self.compiled.program
-            self._sequences[key] = GateSequence(
+            self._sequences[key] = sequence_of(
                 program.operations, program, basis, noisy=self.noisy, dtype=NUMPY[rows.dtype]
             )
         if is_transformed(rows, inputs, weights):
@@ -252,7 +326,9 @@ class Evolution:
         result: Tensor = _Evolve.apply(rows, inputs, weights, self, self._sequences[key])
         return result
 
-    def _evolve_in_torch(self, sequence: GateSequence, rows: Tensor, inputs: Tensor, weights: Tensor) -> Tensor:
+    def _evolve_in_torch(
+        self, sequence: GateSequence | BranchedSequence, rows: Tensor, inputs: Tensor, weights: Tensor
+    ) -> Tensor:
         program = self.compiled.program
         if self.noisy:
             refuse_unchecked_angles(program, inputs, weights)
@@ -282,7 +358,12 @@ class _Evolve(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, rows: Tensor, inputs: Tensor, weights: Tensor, owner: Evolution, sequence: GateSequence
+        ctx: Any,
+        rows: Tensor,
+        inputs: Tensor,
+        weights: Tensor,
+        owner: Evolution,
+        sequence: GateSequence | BranchedSequence,
     ) -> Tensor:
         ctx.save_for_backward(rows, inputs, weights)
         program = owner.compiled.program

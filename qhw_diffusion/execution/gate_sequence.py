@@ -60,18 +60,22 @@ class Permutation:
 
 
 class BlockTable:
-    """Fused blocks with the same kind of angles (shared by all columns, or one a column), and their matrices."""
+    """Fused blocks with the same kind of angles (shared by all columns, or one a column), and their matrices.
+
+    `rotation` counts among the angles in use, whose rows of all angles are `used`.
+    """
 
     def __init__(self, blocks: Sequence[FusedBlock], dtype: Precision) -> None:
         self.first = np.cumsum([0, *(len(block.rotations) for block in blocks)]).astype(np.int64)
-        self.rotation = np.array([r for block in blocks for r in block.rotations], dtype=np.int64)
+        rotations = np.array([r for block in blocks for r in block.rotations], dtype=np.int64)
+        self.used, self.rotation = np.unique(rotations, return_inverse=True)
         self.fixed = np.array([f for block in blocks for f in block.fixed], dtype=dtype).reshape(-1, 4, 4)
         self.last = self.first[1:] + np.arange(1, len(blocks) + 1) - 1  # where the finished matrix of each block stands
         self.n_blocks = len(blocks)
 
 
 @dataclass(frozen=True, eq=False)
-class _Built:
+class Built:
     """Matrices [blocks, 4, 4(, B)] of a table's blocks, and what the derivatives by their angles need."""
 
     matrices: np.ndarray
@@ -91,7 +95,7 @@ class Trace:
     """
 
     copies: list[np.ndarray]
-    built: dict[bool, _Built]
+    built: dict[bool, Built]
 
 
 class GateSequence:
@@ -146,6 +150,8 @@ class GateSequence:
                 self.steps += [
                     Product(m.qubits, *self._place(m.qubits), np.ascontiguousarray(m.matrix, dtype)) for m in maps
                 ]
+        self.moves = any(isinstance(step, Permutation) for step in self.steps)
+        self.multiplies = any(isinstance(step, Product) for step in self.steps)
         self.tables = {kind: BlockTable(blocks, dtype) for kind, blocks in tables.items()}
         self.orthogonal = basis == "state" and all(
             np.allclose(m @ m.T, np.eye(len(m)), atol=1e-9)
@@ -159,11 +165,22 @@ class GateSequence:
         moments = [len(step.places) for step in self.steps if isinstance(step, Moment)]
         return 1 if self.orthogonal else len(moments) + max(moments, default=0)
 
-    def forward(self, x: np.ndarray, angles: np.ndarray, keep: bool) -> tuple[np.ndarray, Trace | None]:
-        """Rows [D, B] (overwritten) and angles [R, B or 1] → rows [D, B], and what `backward` needs (if `keep`)."""
-        built = {kind: self._build(table, angles, kind) for kind, table in self.tables.items()}
+    def shared(self, angles: np.ndarray) -> Built:
+        """The matrices of the blocks whose angles all columns share, of angles [R, B or 1]."""
+        return self._build(self.tables[False], angles, False)
+
+    def forward(
+        self, x: np.ndarray, angles: np.ndarray, keep: bool, shared: Built | None = None
+    ) -> tuple[np.ndarray, Trace | None]:
+        """Rows [D, B] (overwritten) and angles [R, B or 1] → rows [D, B], and what `backward` needs (if `keep`).
+
+        `shared`: what `shared` gave for angles that were the same in what the columns share.
+        """
+        built = {False: self.shared(angles) if shared is None else shared}
+        built[True] = self._build(self.tables[True], angles, True)
         copies: list[np.ndarray] = []
-        spare, scratch = np.empty_like(x), np.empty((16, x.shape[1]), self.dtype)
+        spare = np.empty_like(x) if self.moves else x
+        scratch = np.empty((16, x.shape[1] if self.multiplies else 0), self.dtype)
         for step in self.steps:
             if isinstance(step, Moment):
                 if keep and not self.orthogonal:
@@ -209,12 +226,12 @@ class GateSequence:
         for kind, b in built.items():
             table, slope = self.tables[kind], slopes if kind else shared
             if len(table.rotation):
-                by_turn = np.zeros_like(slope)
+                by_turn = np.zeros((len(table.used), slope.shape[1]), self.dtype)
                 s = outer[kind] if kind else outer[kind][..., None]
                 kernel.block_slopes(
                     table.first, table.rotation, table.fixed, b.cos, b.sin, self.sign, b.steps, s, by_turn
                 )
-                slope += self.rate * by_turn
+                slope[table.used] += self.rate * by_turn
         return adjoint
 
     def _pull(
@@ -242,13 +259,13 @@ class GateSequence:
             outer_product(adjoint, x, bases, offsets, place, outer[r])
             apply(adjoint, bases, offsets, place, back[r])
 
-    def _build(self, table: BlockTable, angles: np.ndarray, per_column: bool) -> _Built:
-        turns = self.rate * (angles if per_column else angles[:, :1])
+    def _build(self, table: BlockTable, angles: np.ndarray, per_column: bool) -> Built:
+        turns = self.rate * (angles if per_column else angles[:, :1])[table.used]
         cos, sin = np.cos(turns), np.sin(turns)
         steps = np.empty((*table.fixed.shape, cos.shape[1]), self.dtype)
         kernel.build_blocks(table.first, table.rotation, table.fixed, cos, sin, self.sign, steps)
         matrices = steps[table.last]
-        return _Built(matrices if per_column else matrices[..., 0], cos, sin, steps)
+        return Built(matrices if per_column else matrices[..., 0], cos, sin, steps)
 
     def _place(self, qubits: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
         """Rows a map on `qubits` (little-endian) acts on: bases [groups] + offsets [d]."""

@@ -23,6 +23,7 @@ from torch import Tensor
 from qhw_diffusion.draws import Draws
 from qhw_diffusion.errors import InvalidInputError
 from qhw_diffusion.execution.compile import CompiledCircuit
+from qhw_diffusion.execution.conditions import FLOW
 from qhw_diffusion.execution.engine import Engine, Record, rows_of
 from qhw_diffusion.execution.engines import engine_of, spec_of
 from qhw_diffusion.execution.tape import first_order_only, refuse_transforms
@@ -344,15 +345,21 @@ def unrolled(compiled: CompiledCircuit) -> Unrolled:
 
 def _with_free_angles(isa: QuantumCircuit, n_rotations: int) -> tuple[QuantumCircuit, ParameterVector]:
     angles = ParameterVector("angle", n_rotations)
-    free = isa.copy_empty_like()
-    free.global_phase = 0  # may contain the old parameters; expectation values do not see it
-    index = 0
-    for instruction in isa.data:
-        operation = instruction.operation
-        if any(isinstance(p, ParameterExpression) and p.parameters for p in operation.params):
-            operation = operation.to_mutable()
-            operation.params = [angles[index]]  # `program.lower` has refused gates with more than one
-            index += 1
-        free.append(operation, instruction.qubits, instruction.clbits, copy=False)
-    assert index == n_rotations
+    left = iter(angles)
+
+    def freed(circuit: QuantumCircuit) -> QuantumCircuit:
+        free = circuit.copy_empty_like()
+        free.global_phase = 0  # may contain the old parameters; expectation values do not see it
+        for instruction in circuit.data:
+            operation = instruction.operation
+            if isinstance(operation, FLOW):
+                operation = operation.replace_blocks([freed(block) for block in operation.blocks])
+            elif any(isinstance(p, ParameterExpression) and p.parameters for p in operation.params):
+                operation = operation.to_mutable()
+                operation.params = [next(left)]  # `program.lower` has refused gates with more than one
+            free.append(operation, instruction.qubits, instruction.clbits, copy=False)
+        return free
+
+    free = freed(isa)  # in the order of `program.lower`
+    assert next(left, None) is None
     return free, angles

@@ -328,3 +328,64 @@ def block_slopes(
                     slope[b] += h * (e1 * (c1 * x3[b] - s1 * x1[b]) - e3 * (c1 * x1[b] + s1 * x3[b]))
                     l0[b], l2[b] = c0 * e0 - s0 * e2, c0 * e2 + s0 * e0
                     l1[b], l3[b] = c1 * e1 - s1 * e3, c1 * e3 + s1 * e1
+
+
+@_compiled
+def carry_frames(bits: Array, code: Array, first: Array, column: Array, number: Array, signs: Array) -> None:
+    """Carry Paulis through a circuit (`pauli_frames`): what they do to the signs of angles, and what is left of them.
+
+    Args:
+        bits: [2n, C] uint8, zeros, filled: X (row q) and Z (row n + q) on every qubit at the end.
+        code: [steps, 3] in time order: (0, a, b): bits[a] ^= bits[b]; (1, q, r): signs[r] is −1 where qubit q holds an
+            X; (2, q, p): errors drawn on the qubits q and p (−1: on q alone).
+        first: errors number first[k] to first[k + 1] − 1 are drawn at the k-th step of kind 2.
+        column: of each error.
+        number: its Pauli: bits 0 and 1 an X and a Z on q, bits 2 and 3 on p.
+        signs: [R, C], ones, filled.
+    """
+    n, place = len(bits) // 2, 0
+    for step in range(len(code)):
+        kind, a, b = code[step, 0], code[step, 1], code[step, 2]
+        if kind == 0:
+            to_row, from_row = bits[a], bits[b]
+            for c in range(bits.shape[1]):
+                to_row[c] ^= from_row[c]
+        elif kind == 1:
+            row, sign = bits[a], signs[b]
+            for c in range(bits.shape[1]):
+                sign[c] = 1 - 2 * np.int64(row[c])
+        else:
+            for event in range(first[place], first[place + 1]):
+                c, p = column[event], number[event]
+                bits[a, c] ^= np.uint8(p & 1)
+                bits[n + a, c] ^= np.uint8(p >> 1 & 1)
+                if b >= 0:
+                    bits[b, c] ^= np.uint8(p >> 2 & 1)
+                    bits[n + b, c] ^= np.uint8(p >> 3 & 1)
+            place += 1
+
+
+@_compiled
+def apply_frames(x: Array, y: Array, flips: Array, phases: Array, back: bool) -> None:
+    """State rows x → y, both [2·2^n, C], with a Pauli of its own on every column: y[i] = ±x[i ^ flips].
+
+    Args:
+        x: rows.
+        y: rows, filled.
+        flips: int64 [C], bit q an X on qubit q.
+        phases: int64 [C], bit q a Z on qubit q, after the X; with `back` ahead of it, which undoes the other.
+        back: see `phases`.
+    """
+    size = len(x) // 2
+    for i in range(size):
+        for c in range(x.shape[1]):
+            j = i ^ flips[c]
+            parity = phases[c] & (j if back else i)
+            parity ^= parity >> 16
+            parity ^= parity >> 8
+            parity ^= parity >> 4
+            parity ^= parity >> 2
+            parity ^= parity >> 1
+            sign = x.dtype.type(1 - 2 * (parity & 1))
+            y[i, c] = sign * x[j, c]
+            y[size + i, c] = sign * x[size + j, c]

@@ -9,18 +9,30 @@ A saved layer is a folder with the files of its compiled circuit (`saving`) and
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from qiskit.quantum_info import SparsePauliOp
 from torch import Tensor, nn
 
 from qhw_diffusion.checkpoints import check_format, frozen_parameters, load_module_state, put_state, save_module
 from qhw_diffusion.devices import Device
 from qhw_diffusion.errors import DamagedFileError, InvalidInputError, QhwError
+from qhw_diffusion.execution.adaptive import combined
 from qhw_diffusion.execution.compile import CompiledCircuit
-from qhw_diffusion.execution.engine import Engine, Estimate, Usage, real_dense, rows_of, try_out
+from qhw_diffusion.execution.conditions import instructions
+from qhw_diffusion.execution.engine import (
+    Engine,
+    Estimate,
+    Usage,
+    check_finite_inputs,
+    real_dense,
+    rows_of,
+    try_out,
+)
 from qhw_diffusion.execution.engines import Ideal, engine_of, simulator_of, spec_of
 from qhw_diffusion.execution.gradients import GradientMethod, method_from_dict, method_to_dict
 from qhw_diffusion.execution.saving import read_compiled, write_compiled
@@ -46,7 +58,7 @@ def initial_weights(compiled: CompiledCircuit, generator: torch.Generator) -> Te
         InvalidInputError: no weights keep all angles in range.
     """
     weights = (torch.rand(compiled.n_weights, generator=generator, dtype=torch.float64) * 2 - 1) * torch.pi
-    names = {instruction.operation.name for instruction in compiled.isa.data}
+    names = {instruction.operation.name for instruction in instructions(compiled.isa)}
     if not any(compiled.device.angle_limits(name) for name in names):
         return weights
     program = compiled.program
@@ -116,8 +128,11 @@ KIND, FORMAT = "quantum layer", 1
 class QuantumLayer(nn.Module):
     """Expectation values of a compiled circuit as a torch module: [B, inputs] → [B, observables].
 
-    The only parameter is `weight`, flat, in the order the circuit was compiled with. Simulation runs on the CPU,
-    whatever device the tensors are on; values come back to the inputs' device.
+    The parameter `weight` is flat, in the order the circuit was compiled with. A circuit that was compiled with
+    adaptive observables brings a second one, `coefficients`, flat too, in the order of `AdaptiveObservables.terms`;
+    without, it is None. Its gradient is exact whatever the engine and the gradient method: the values of the Pauli
+    strings, which it combines. Simulation runs on the CPU, whatever device the tensors are on; values come back to the
+    inputs' device.
 
     Args:
         compiled: result of `compile_circuit`.
@@ -162,9 +177,11 @@ class QuantumLayer(nn.Module):
         self.engine.check(compiled)
         try_out(self.engine, compiled)
         self.weight = nn.Parameter(initial_weights(compiled, torch.Generator().manual_seed(seed)).to(dtype))
+        start = None if compiled.adaptive is None else torch.from_numpy(compiled.adaptive.start())
+        self.coefficients = None if start is None else nn.Parameter(start.to(dtype))
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Expectation values, differentiable in the inputs and in `weight`.
+        """Expectation values, differentiable in the inputs, in `weight` and in `coefficients`.
 
         Args:
             inputs: [B, inputs] radians.
@@ -179,28 +196,53 @@ class QuantumLayer(nn.Module):
         """
         if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
             with without_autocast():
-                return self._forward(inputs)
-        return self._forward(inputs)
+                return self._combined(self._forward(inputs))
+        return self._combined(self._forward(inputs))
 
     def _forward(self, inputs: Tensor) -> Tensor:
-        inputs = self._checked(inputs)
-        transformed = is_transformed(inputs, self.weight)
-        wanted = torch.is_grad_enabled() and (inputs.requires_grad or self.weight.requires_grad)
+        weight = self.weight
+        inputs = self._fitting(inputs)
+        transformed = is_transformed(inputs, weight)
+        wanted = torch.is_grad_enabled() and (inputs.requires_grad or weight.requires_grad)
+        by_method = self.gradient is not None and (transformed or torch.is_grad_enabled())
+        if not (wanted or transformed or by_method):
+            return self.engine.values(self.compiled, inputs, weight, self._record)
         if transformed and not self.engine.differentiable:
-            refuse_transforms(f"engine {self.engine.name!r}", inputs, self.weight)
-        if self.gradient is not None and (transformed or torch.is_grad_enabled()):
-            return self.gradient(self.engine, self.compiled, inputs, self.weight, self._record)
-        if wanted or transformed:  # an engine without gradients refuses, and says what to do
-            return self.engine.expectation(self.compiled, inputs, self.weight, self._record)
-        return self.estimate(inputs).values
+            refuse_transforms(f"engine {self.engine.name!r}", inputs, weight)
+        if not transformed:
+            check_finite_inputs(inputs)
+        if by_method:
+            assert self.gradient is not None
+            return self.gradient(self.engine, self.compiled, inputs, weight, self._record)
+        return self.engine.expectation(self.compiled, inputs, weight, self._record)  # one without gradients refuses
 
-    def estimate(self, inputs: Tensor) -> Estimate:
-        """Values with standard errors and what they cost, without gradient."""
-        inputs = self._checked(inputs)
+    def _combined(self, values: Tensor) -> Tensor:
+        """[B, observables] from the values of the compiled circuit's observables [B, M]."""
+        adaptive = self.compiled.adaptive
+        if adaptive is None or self.coefficients is None:
+            return values
+        return combined(adaptive, values, self.coefficients)
+
+    def estimate(self, inputs: Tensor, engine: Engine | None = None) -> Estimate:
+        """Values with standard errors and what they cost, without gradient; on another engine if one is given.
+
+        Those of adaptive observables: see `Engine.estimate_combined`.
+        """
+        inputs, engine = self._checked(inputs), self.engine if engine is None else engine
         with torch.no_grad():
-            estimate = self.engine.estimate(self.compiled, rows_of(inputs, self.weight))
+            rows = rows_of(inputs, self.weight)
+            if self.coefficients is None:
+                estimate = engine.estimate(self.compiled, rows)
+            else:
+                estimate = engine.estimate_combined(self.compiled, rows, self.coefficients)
         self._record(estimate.usage)
         return estimate
+
+    def operators(self) -> tuple[SparsePauliOp, ...]:
+        """The observables on the logical circuit's qubits, with the coefficients that they have now."""
+        if self.compiled.adaptive is None or self.coefficients is None:
+            return self.compiled.logical_observables
+        return self.compiled.adaptive.operators(self.coefficients.tolist())
 
     def as_neural_network(self, *, input_gradients: bool = True) -> NeuralNetwork:
         """This layer as qiskit-machine-learning's `NeuralNetwork`, which `TorchConnector` takes (`connector`).
@@ -228,7 +270,8 @@ class QuantumLayer(nn.Module):
 
     def sample(self, inputs: Tensor, generator: torch.Generator) -> Trajectories:
         """Evaluate with the outcomes of mid-circuit measurements drawn, each sample its own (`sample_trajectories`)."""
-        return sample_trajectories(self.compiled, self.engine, self._checked(inputs), self.weight, generator)
+        drawn = sample_trajectories(self.compiled, self.engine, self._checked(inputs), self.weight, generator)
+        return replace(drawn, values=self._combined(drawn.values).detach())
 
     def probability(self, inputs: Tensor) -> Tensor:
         """[B]: probability of the outcomes post-selected on (1 without post-selection); differentiable.
@@ -271,6 +314,11 @@ class QuantumLayer(nn.Module):
 
     def with_compiled(self, compiled: CompiledCircuit, engine: str | Engine | None = None) -> QuantumLayer:
         """A copy of this layer (weights copied) for another compilation of the same logical circuit."""
+        if compiled.adaptive != self.compiled.adaptive:
+            raise InvalidInputError(
+                "the other circuit was compiled with other adaptive observables, which these coefficients do not "
+                "belong to; compile it with compiled.compile_for(device)"
+            )
         if (compiled.n_inputs, compiled.n_weights) != (self.compiled.n_inputs, self.compiled.n_weights):
             raise InvalidInputError(
                 f"the other circuit has {compiled.n_inputs} inputs and {compiled.n_weights} weights, this one "
@@ -282,9 +330,18 @@ class QuantumLayer(nn.Module):
         copy = QuantumLayer(compiled, engine, gradient=gradient, dtype=self.weight.dtype).to(self.weight.device)
         copy.weight.data.copy_(self.weight.data)
         copy.weight.requires_grad_(self.weight.requires_grad)
+        if self.coefficients is not None and copy.coefficients is not None:
+            copy.coefficients.data.copy_(self.coefficients.data)
+            copy.coefficients.requires_grad_(self.coefficients.requires_grad)
         return copy
 
     def _checked(self, inputs: Tensor) -> Tensor:
+        inputs = self._fitting(inputs)
+        if not is_transformed(inputs):
+            check_finite_inputs(inputs)
+        return inputs
+
+    def _fitting(self, inputs: Tensor) -> Tensor:
         n = self.compiled.n_inputs
         if not isinstance(inputs, Tensor) or inputs.ndim != 2 or inputs.shape[1] != n:
             given = tuple(inputs.shape) if isinstance(inputs, Tensor) else type(inputs).__name__
@@ -293,11 +350,7 @@ class QuantumLayer(nn.Module):
             raise InvalidInputError("inputs has no rows; give at least one sample")
         if isinstance(self.engine, Ideal):
             self.memory_plan(len(inputs))  # before anything of the batch's size is made
-        inputs = real_dense(inputs, "inputs").to(self.weight.dtype)
-        # numpy is several times faster than torch on small tensors
-        if not is_transformed(inputs) and not np.isfinite(inputs.detach().cpu().numpy()).all():
-            raise InvalidInputError("inputs contain NaN or infinity; check what produced them")
-        return inputs
+        return real_dense(inputs, "inputs").to(self.weight.dtype)
 
     def _record(self, usage: Usage) -> None:
         self.usage = self.usage + usage
@@ -305,8 +358,9 @@ class QuantumLayer(nn.Module):
     def extra_repr(self) -> str:
         """Inputs, weights, observables, engine and device, for `print`."""
         c = self.compiled
+        adaptive = "" if self.coefficients is None else f" of {len(self.coefficients)} coefficients"
         return (
-            f"{c.n_inputs} inputs, {c.n_weights} weights, {c.n_observables} observables, "
+            f"{c.n_inputs} inputs, {c.n_weights} weights, {c.n_values} observables{adaptive}, "
             f"engine={self.engine.name}, device={c.device.name}"
         )
 

@@ -34,23 +34,32 @@ class StateObservables:
         observables: per observable the terms (coefficient, Pauli label), label[q] is qubit q's factor.
         n_qubits: number of qubits.
         dtype: np.float32 or np.float64.
+        readout: (p10, p01) of every qubit, as in `DensityObservables`; None: no errors.
     """
 
     rows = np.zeros((0, 0))  # nothing is taken backwards
 
-    def __init__(self, observables: Sequence[Terms], n_qubits: int, dtype: Precision) -> None:
+    def __init__(
+        self,
+        observables: Sequence[Terms],
+        n_qubits: int,
+        dtype: Precision,
+        readout: Sequence[tuple[float, float]] | None = None,
+    ) -> None:
+        readout = readout or ((0.0, 0.0),) * n_qubits
         self.n_states, self.n_observables = 2**n_qubits, len(observables)
         index = np.arange(self.n_states)
         masks: dict[int, np.ndarray] = {}
         for m, terms in enumerate(observables):
-            for coefficient, label in terms:
+            for coefficient, label in (one for term in terms for one in _read_with_errors(*term, readout)):
                 mask, value = 0, np.full(self.n_states, coefficient, dtype=complex)
                 for q, factor in enumerate(label):
                     bit = (index >> q) & 1
                     if factor in "XY":
                         mask |= 1 << q
                     if factor == "Z":
-                        value = value * (1 - 2 * bit)
+                        p10, p01 = readout[q]
+                        value = value * ((1 - p10 - p01) * (1 - 2 * bit) + (p01 - p10))
                     elif factor == "Y":  # ⟨i|Y|i⊕1⟩: -i in row 0, +i in row 1
                         value = value * np.where(bit == 0, -1j, 1j)
                 masks.setdefault(mask, np.zeros((self.n_observables, self.n_states), dtype=complex))[m] += value
@@ -103,6 +112,19 @@ class StateObservables:
                 result[: self.n_states] += turned.real
                 result[self.n_states :] += turned.imag
         return result
+
+
+def _read_with_errors(
+    coefficient: float, label: str, readout: Sequence[tuple[float, float]]
+) -> list[tuple[float, str]]:
+    """A Pauli string with (1−p10−p01)·P + (p01−p10)·I for every factor P = X or Y; Z is left as it is."""
+    terms = [(coefficient, label)]
+    for q, factor in enumerate(label):
+        p10, p01 = readout[q]
+        if factor in "XY" and (p10 or p01):
+            without = [(c * (p01 - p10), text[:q] + "I" + text[q + 1 :]) for c, text in terms] if p01 != p10 else []
+            terms = [(c * (1 - p10 - p01), text) for c, text in terms] + without
+    return terms
 
 
 class DensityObservables:

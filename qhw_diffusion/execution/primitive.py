@@ -22,6 +22,7 @@ from torch import Tensor
 from qhw_diffusion.devices.account import remember_account
 from qhw_diffusion.errors import EngineError, InvalidInputError, UnsupportedCircuitError
 from qhw_diffusion.execution.compile import CompiledCircuit
+from qhw_diffusion.execution.conditions import refuse_conditions
 from qhw_diffusion.execution.engine import (
     Engine,
     Estimate,
@@ -32,8 +33,9 @@ from qhw_diffusion.execution.engine import (
     parts_of,
 )
 from qhw_diffusion.execution.program import rows_within_limits
-from qhw_diffusion.hardware.local import AerEstimator, aer_simulator, check_runs, on_qubits
+from qhw_diffusion.hardware.local import AerEstimator, check_runs, on_qubits
 from qhw_diffusion.hardware.runner import Runner
+from qhw_diffusion.hardware.sampling import aer_simulator
 from qhw_diffusion.hardware.service import Measured, Pub, precision_of
 from qhw_diffusion.hardware.split import bases, bases_of
 from qhw_diffusion.masking import shown_cause
@@ -44,6 +46,7 @@ if TYPE_CHECKING:
 
 def check_no_measurements(compiled: CompiledCircuit) -> None:
     """Raise UnsupportedCircuitError for a circuit that measures in mid-circuit: devices' estimators take none."""
+    refuse_conditions(compiled.isa, "a device's Estimator primitive")
     if any(instruction.operation.name == "measure" for instruction in compiled.isa.data):
         raise UnsupportedCircuitError(
             "devices' Estimator primitives do not take circuits that measure in mid-circuit: use engine 'ideal' or "

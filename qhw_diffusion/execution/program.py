@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 from qiskit import QuantumCircuit
-from qiskit.circuit import CircuitInstruction, Delay, Parameter, ParameterExpression
+from qiskit.circuit import CircuitInstruction, Clbit, Delay, Instruction, Parameter, ParameterExpression
 from qiskit.circuit.library import get_standard_gate_name_mapping
 from qiskit.quantum_info import SparsePauliOp
 from qiskit.utils import apply_prefix
 
 from qhw_diffusion.devices import Device
 from qhw_diffusion.errors import InvalidInputError, UnsupportedCircuitError
+from qhw_diffusion.execution.conditions import FLOW, choice_of
 
 _H = np.array([[1, 1], [1, -1]], dtype=complex) / np.sqrt(2)
 _SX = np.array([[1 + 1j, 1 - 1j], [1 - 1j, 1 + 1j]]) / 2
@@ -96,12 +98,56 @@ class Measurement(FixedMap):
     Attributes:
         clbit: index of the classical bit.
         readout: (p10, p01) of the qubit.
-        keep: the outcome post-selected on; None: forgotten.
+        keep: the outcome post-selected on; None: forgotten, unless a condition reads it later.
     """
 
     clbit: int = 0
     readout: tuple[float, float] = (0.0, 0.0)
     keep: int | None = None
+
+    def populations(self, read: int, noisy: bool) -> tuple[float, float]:
+        """What is left of the populations of |0⟩ and |1⟩ in the runs that read `read`; coherences are lost."""
+        p10, p01 = self.readout if noisy else (0.0, 0.0)
+        return (1 - p10, p01) if read == 0 else (p10, 1 - p01)
+
+
+@dataclass(frozen=True, eq=False)
+class Conditional:
+    """Operations that depend on bits read before (`if_else`, `switch_case`).
+
+    Attributes:
+        clbits: indices of the classical bits.
+        choice: [2^bits] for every value of the bits (the first least significant) the branch taken; −1: none.
+        branches: operations of each branch in time order.
+    """
+
+    clbits: tuple[int, ...]
+    choice: tuple[int, ...]
+    branches: tuple[tuple[Operation, ...], ...]
+
+    @property
+    def qubits(self) -> tuple[int, ...]:
+        """Every qubit that some branch acts on."""
+        return tuple({q for branch in self.branches for operation in branch for q in operation.qubits})
+
+    @property
+    def reads(self) -> frozenset[int]:
+        """Classical bits that it, or a condition within it, reads."""
+        within = [o.reads for branch in self.branches for o in branch if isinstance(o, Conditional)]
+        return frozenset(self.clbits).union(*within)
+
+
+Operation = Rotation | FixedMap | Conditional
+
+
+def plain(operations: Iterable[Operation]) -> Iterator[Rotation | FixedMap]:
+    """Every rotation and fixed map, those in branches included."""
+    for operation in operations:
+        if isinstance(operation, Conditional):
+            for branch in operation.branches:
+                yield from plain(branch)
+        else:
+            yield operation
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,7 +156,7 @@ class Program:
 
     Attributes:
         n_qubits: number of qubits in use.
-        operations: `Rotation` and `FixedMap` objects in time order.
+        operations: `Rotation`, `FixedMap` and `Conditional` objects in time order.
         input_coefficients: [R, inputs], weight_coefficients: [R, weights], offsets: [R]; radians.
         observables: one tuple of (coefficient, Pauli label) per observable, label[q] is qubit q's factor.
         readout: one (p10, p01) per qubit: P(read 1 | prepared 0), P(read 0 | prepared 1).
@@ -118,7 +164,7 @@ class Program:
     """
 
     n_qubits: int
-    operations: tuple[Rotation | FixedMap, ...]
+    operations: tuple[Operation, ...]
     input_coefficients: np.ndarray
     weight_coefficients: np.ndarray
     offsets: np.ndarray
@@ -130,15 +176,27 @@ class Program:
         """Whether an input enters the rotation's angle."""
         return bool(np.any(self.input_coefficients[rotation.index]))
 
-    @property
+    @cached_property
     def pure(self) -> bool:
         """Whether a pure state stays one without noise."""
-        return all(not isinstance(o, FixedMap) or o.matrix is not None for o in self.operations)
+        return not self.feeds_forward and all(
+            not isinstance(o, FixedMap) or o.matrix is not None for o in plain(self.operations)
+        )
 
     @property
+    def feeds_forward(self) -> bool:
+        """Whether operations depend on bits read before."""
+        return any(isinstance(o, Conditional) for o in self.operations)
+
+    @cached_property
     def postselected(self) -> bool:
         """Whether outcomes of measurements are post-selected on."""
-        return any(isinstance(o, Measurement) and o.keep is not None for o in self.operations)
+        return any(isinstance(o, Measurement) and o.keep is not None for o in plain(self.operations))
+
+    @cached_property
+    def idle_inputs(self) -> bool:
+        """Whether there is an input that enters no angle."""
+        return not bool(self.input_coefficients.any(axis=0).all())
 
     def by_rows(self) -> Program:
         """The same circuit with its weights as further inputs, so that every row may have weights of its own."""
@@ -203,6 +261,10 @@ def _check_angles(circuit: QuantumCircuit, places: Sequence[int]) -> None:
                 raise UnsupportedCircuitError(
                     f"{_gate_at(operation.name, qubits)} has the parameter {value}; allowed are finite numbers"
                 )
+        if isinstance(operation, FLOW):
+            for block in operation.blocks:
+                _check_angles(block, qubits)
+            continue
         # what a standard gate is made of follows from its parameters
         if operation.name not in (*_FIXED, "unitary"):
             try:
@@ -236,56 +298,71 @@ def lower(
     """
     position = {q: i for i, q in enumerate(physical_qubits)}
     column = {p: ("input", i) for i, p in enumerate(inputs)} | {p: ("weight", i) for i, p in enumerate(weights)}
-    operations: list[Rotation | FixedMap] = []
     rows: list[tuple[np.ndarray, np.ndarray, float]] = []
     limits: list[tuple[int, str, float, float]] = []
     unitaries: dict[tuple, np.ndarray] = {}
 
-    for instruction in isa.data:
-        gate = instruction.operation
-        physical = tuple(isa.find_bit(q).index for q in instruction.qubits)
-        if gate.name in _IGNORED or (gate.name == "delay" and physical[0] not in position):
-            continue
-        _check_supported(isa, instruction)
-        qubits = tuple(position[q] for q in physical)
-        if gate.name in ("measure", "reset", "delay"):
-            operations.append(_incoherent(isa, instruction, device, qubits, physical[0], postselect or {}))
-            continue
-        angles = [p for p in gate.params if isinstance(p, ParameterExpression) and p.parameters]
-        if angles:
-            input_row, weight_row = np.zeros(len(inputs)), np.zeros(len(weights))
-            coefficients, offset = affine_coefficients(angles[0], gate.name, physical)
-            for parameter, value in coefficients.items():
-                kind, i = column[parameter]
-                (input_row if kind == "input" else weight_row)[i] = value
-            basis = ROTATIONS[gate.name]
-            trivial = np.allclose(basis, np.eye(len(basis)))
-            if not trivial:
-                operations.append(FixedMap(qubits, basis))
-            operations.append(Rotation(qubits[-1], len(rows)))
-            if not trivial:
-                operations.append(FixedMap(qubits, basis.conj().T))
-            limit = device.angle_limits(gate.name)
-            if limit is not None:
-                limits.append((len(rows), gate.name, *limit))
-            rows.append((input_row, weight_row, offset))
-            unitary = None
-        else:
-            key = (gate.name, tuple(float(p) for p in gate.params))
-            if key not in unitaries:
-                unitaries[key] = np.asarray(gate.to_matrix())
-            unitary = unitaries[key]
-        error = device.gate_error(gate.name, physical)
-        if error is None:
-            if unitary is not None:
-                operations.append(FixedMap(qubits, unitary))
-            continue
-        matrix = np.eye(2 ** len(qubits), dtype=complex) if unitary is None else unitary
-        operations.append(FixedMap(qubits, matrix, np.asarray(error.data) @ np.kron(matrix.conj(), matrix)))
+    def operations_of(
+        circuit: QuantumCircuit, places: Sequence[int], clbits: Mapping[Clbit, int]
+    ) -> tuple[Operation, ...]:
+        """`places`: physical qubits of the circuit's; `clbits`: indices in `isa` of its classical bits."""
+        operations: list[Operation] = []
+        for instruction in circuit.data:
+            gate = instruction.operation
+            physical = tuple(places[circuit.find_bit(q).index] for q in instruction.qubits)
+            if gate.name in _IGNORED or (gate.name == "delay" and physical[0] not in position):
+                continue
+            if isinstance(gate, FLOW):
+                choice = choice_of(gate, f"{gate.name!r} on qubits {list(physical)}")
+                branches = []
+                for block in choice.blocks:
+                    within = {b: clbits[c] for b, c in zip(block.clbits, instruction.clbits, strict=True)}
+                    branches.append(operations_of(block, physical, within))
+                operations.append(Conditional(tuple(clbits[b] for b in choice.bits), choice.table, tuple(branches)))
+                continue
+            _check_supported(circuit, instruction, places)
+            qubits = tuple(position[q] for q in physical)
+            if gate.name in ("measure", "reset", "delay"):
+                clbit = clbits[instruction.clbits[0]] if instruction.clbits else None
+                operations.append(_incoherent(gate, clbit, device, qubits, physical[0], postselect or {}))
+                continue
+            angles = [p for p in gate.params if isinstance(p, ParameterExpression) and p.parameters]
+            if angles:
+                input_row, weight_row = np.zeros(len(inputs)), np.zeros(len(weights))
+                coefficients, offset = affine_coefficients(angles[0], gate.name, physical)
+                for parameter, value in coefficients.items():
+                    kind, i = column[parameter]
+                    (input_row if kind == "input" else weight_row)[i] = value
+                basis = ROTATIONS[gate.name]
+                trivial = np.allclose(basis, np.eye(len(basis)))
+                if not trivial:
+                    operations.append(FixedMap(qubits, basis))
+                operations.append(Rotation(qubits[-1], len(rows)))
+                if not trivial:
+                    operations.append(FixedMap(qubits, basis.conj().T))
+                limit = device.angle_limits(gate.name)
+                if limit is not None:
+                    limits.append((len(rows), gate.name, *limit))
+                rows.append((input_row, weight_row, offset))
+                unitary = None
+            else:
+                key = (gate.name, tuple(float(p) for p in gate.params))
+                if key not in unitaries:
+                    unitaries[key] = np.asarray(gate.to_matrix())
+                unitary = unitaries[key]
+            error = device.gate_error(gate.name, physical)
+            if error is None:
+                if unitary is not None:
+                    operations.append(FixedMap(qubits, unitary))
+                continue
+            matrix = np.eye(2 ** len(qubits), dtype=complex) if unitary is None else unitary
+            operations.append(FixedMap(qubits, matrix, np.asarray(error.data) @ np.kron(matrix.conj(), matrix)))
+        return tuple(operations)
 
+    operations = operations_of(isa, range(isa.num_qubits), {bit: i for i, bit in enumerate(isa.clbits)})
     return Program(
         n_qubits=len(physical_qubits),
-        operations=tuple(operations),
+        operations=operations,
         input_coefficients=np.array([r[0] for r in rows]).reshape(len(rows), len(inputs)),
         weight_coefficients=np.array([r[1] for r in rows]).reshape(len(rows), len(weights)),
         offsets=np.array([r[2] for r in rows]),
@@ -295,20 +372,26 @@ def lower(
     )
 
 
-def check_supported(isa: QuantumCircuit) -> None:
+def check_supported(isa: QuantumCircuit, places: Sequence[int] | None = None) -> None:
     """Raise UnsupportedCircuitError for an operation of an ISA circuit that `lower` knows no map for."""
+    places = range(isa.num_qubits) if places is None else places
     for instruction in isa.data:
-        _check_supported(isa, instruction)
+        if isinstance(instruction.operation, FLOW):
+            within = [places[isa.find_bit(q).index] for q in instruction.qubits]
+            for block in instruction.operation.blocks:
+                check_supported(block, within)
+            continue
+        _check_supported(isa, instruction, places)
         for value in instruction.operation.params:
             if isinstance(value, ParameterExpression):
                 affine_coefficients(value, instruction.operation.name)
 
 
-def _check_supported(isa: QuantumCircuit, instruction: CircuitInstruction) -> None:
+def _check_supported(circuit: QuantumCircuit, instruction: CircuitInstruction, places: Sequence[int]) -> None:
     gate = instruction.operation
     if gate.name in _IGNORED or gate.name in ("measure", "reset", "delay"):
         return
-    qubits = [isa.find_bit(q).index for q in instruction.qubits]
+    qubits = [places[circuit.find_bit(q).index] for q in instruction.qubits]
     if any(isinstance(p, ParameterExpression) and p.parameters for p in gate.params):
         if gate.name not in ROTATIONS:
             raise UnsupportedCircuitError(
@@ -326,15 +409,14 @@ _P0, _P1 = np.diag([1.0, 0.0]), np.diag([0.0, 1.0])
 
 
 def _incoherent(
-    isa: QuantumCircuit,
-    instruction: CircuitInstruction,
+    operation: Instruction,
+    clbit: int | None,
     device: Device,
     qubits: tuple[int, ...],
     physical: int,
     postselect: Mapping[int, int],
 ) -> FixedMap:
     """Delay, reset and measurement in mid-circuit as maps."""
-    operation = instruction.operation
     if operation.name == "delay":
         error = device.relaxation(physical, delay_seconds(operation, device)) if device.target is not None else None
         return FixedMap(qubits, np.eye(2), None if error is None else np.asarray(error.data))
@@ -343,14 +425,14 @@ def _incoherent(
         pure = np.kron(_P0, _P0) + np.kron(to_zero, to_zero)
         error = device.gate_error("reset", (physical,))
         return FixedMap(qubits, None, None if error is None else np.asarray(error.data) @ pure, pure)
-    clbit = isa.find_bit(instruction.clbits[0]).index
+    assert clbit is not None
     readout, keep = device.readout_error(physical), postselect.get(clbit)
     populations = np.kron(_P0, _P0), np.kron(_P1, _P1)
     if keep is None:
         return Measurement(qubits, None, None, populations[0] + populations[1], clbit, readout)
-    read = (1 - readout[0], readout[1]) if keep == 0 else (readout[0], 1 - readout[1])  # P(read keep | 0), P(… | 1)
-    noisy = read[0] * populations[0] + read[1] * populations[1]
-    return Measurement(qubits, (_P0, _P1)[keep], noisy, None, clbit, readout, keep)
+    measurement = Measurement(qubits, (_P0, _P1)[keep], None, None, clbit, readout, keep)
+    zero, one = measurement.populations(keep, noisy=True)
+    return replace(measurement, noisy=zero * populations[0] + one * populations[1])
 
 
 def delay_seconds(delay: Delay, device: Device) -> float:
@@ -365,7 +447,14 @@ def delay_seconds(delay: Delay, device: Device) -> float:
     return float(delay.duration if delay.unit == "s" else apply_prefix(delay.duration, delay.unit))
 
 
-def angles_of(program: Program, inputs: np.ndarray, weights: np.ndarray, *, limited: bool = False) -> np.ndarray:
+def angles_of(
+    program: Program,
+    inputs: np.ndarray,
+    weights: np.ndarray,
+    *,
+    limited: bool = False,
+    by_weights: np.ndarray | None = None,
+) -> np.ndarray:
     """[B, inputs], [weights] → [R, B] float64: the angles of all rotations for every sample.
 
     Args:
@@ -374,15 +463,16 @@ def angles_of(program: Program, inputs: np.ndarray, weights: np.ndarray, *, limi
         weights: [weights] radians.
         limited: whether they are to be as the device takes them: what is outside its range by no more than rounding
             is clipped to it.
+        by_weights: what `angles_by_weights` gave for these weights; None: computed here.
 
     Raises:
         InvalidInputError: an angle is NaN or infinite, since an input or a weight is; or it is outside of the device's
             range.
     """
     with np.errstate(invalid="ignore", over="ignore"):  # what comes of it is refused below
-        shared = program.offsets + program.weight_coefficients @ weights.astype(np.float64)
+        shared = angles_by_weights(program, weights) if by_weights is None else by_weights
         result: np.ndarray = shared[:, None] + program.input_coefficients @ inputs.astype(np.float64).T
-    if not np.isfinite(result).all():
+    if not np.isfinite(result).all() or (program.idle_inputs and not np.isfinite(inputs).all()):
         for name, given in (("weights", weights), ("inputs", inputs)):
             if not np.isfinite(given).all():
                 raise InvalidInputError(
@@ -401,6 +491,13 @@ def angles_of(program: Program, inputs: np.ndarray, weights: np.ndarray, *, limi
                 )
             np.clip(result[index], low, high, out=result[index])
     return result
+
+
+def angles_by_weights(program: Program, weights: np.ndarray) -> np.ndarray:
+    """[weights] → [R] float64: the part of all angles that no input enters."""
+    with np.errstate(invalid="ignore", over="ignore"):  # `angles_of` refuses what comes of it
+        shared: np.ndarray = program.offsets + program.weight_coefficients @ weights.astype(np.float64)
+    return shared
 
 
 def _rounding(program: Program, index: int, inputs: np.ndarray, weights: np.ndarray) -> np.ndarray:

@@ -21,7 +21,7 @@ import numpy as np
 from qiskit import QuantumCircuit
 from qiskit.quantum_info import SparsePauliOp
 
-from qhw_diffusion.circuits import load_circuit, save_circuit
+from qhw_diffusion.circuits import AdaptiveObservables, load_circuit, save_circuit
 from qhw_diffusion.devices import Device
 from qhw_diffusion.errors import DamagedFileError, InvalidInputError, QhwError
 from qhw_diffusion.execution.compile import CompiledCircuit
@@ -51,6 +51,7 @@ def write_compiled(compiled: CompiledCircuit, folder: Path) -> dict[str, Any]:
         "optimization_level": compiled.optimization_level,
         "scheduled": compiled.scheduled,
         "postselect": [list(pair) for pair in compiled.postselect],
+        "adaptive": None if compiled.adaptive is None else [list(window) for window in compiled.adaptive.windows],
         "sha256": {name: _sha256(folder / name) for name in ("circuit.qpy", "isa.qpy", SNAPSHOT)},
     }
     try:
@@ -80,6 +81,7 @@ def read_compiled(folder: Path, saved: Mapping[str, Any]) -> CompiledCircuit:
     for name, digest in saved["sha256"].items():  # a whole file, but another one
         if _sha256(folder / name) != digest:
             raise DamagedFileError(f"{folder / name} is not the file that was saved with the weights beside it")
+    windows = saved.get("adaptive")  # earlier versions had none
     parameters = {p.name: p for circuit in (logical, isa) for p in circuit.parameters}
     return CompiledCircuit(
         isa=isa,
@@ -94,6 +96,7 @@ def read_compiled(folder: Path, saved: Mapping[str, Any]) -> CompiledCircuit:
         postselect=tuple((int(bit), int(outcome)) for bit, outcome in saved["postselect"]),
         logical=logical,
         logical_observables=tuple(map(_observable_of, saved["logical_observables"])),
+        adaptive=None if windows is None else AdaptiveObservables(logical.num_qubits, windows),
     )
 
 
@@ -113,7 +116,8 @@ def _write_device(device: Device, path: Path) -> None:
 
 def _differences(one: CompiledCircuit, other: CompiledCircuit) -> list[str]:
     """Names of what is not the same in two compiled circuits."""
-    plain = ("device", "inputs", "weights", "physical_qubits", "seed", "optimization_level", "scheduled", "postselect")
+    plain = ("device", "inputs", "weights", "physical_qubits", "seed", "optimization_level", "scheduled", "postselect",
+             "adaptive")  # fmt: skip
     same = {name: getattr(one, name) == getattr(other, name) for name in plain}
     same["circuit"] = same_circuit(one.logical, other.logical)
     same["ISA circuit"] = same_circuit(one.isa, other.isa)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
@@ -18,15 +18,25 @@ import torch
 from torch import Tensor
 
 from qhw_diffusion.errors import InvalidInputError, MemoryBudgetError
+from qhw_diffusion.execution.feed_forward import BranchedSequence, BranchedTrace, sequence_of
 from qhw_diffusion.execution.fusion import Basis, Precision, dimension
-from qhw_diffusion.execution.gate_sequence import GateSequence, Trace
+from qhw_diffusion.execution.gate_sequence import Built, GateSequence, Trace
 from qhw_diffusion.execution.measurement import (
     DensityObservables,
     StateObservables,
     outcome_probabilities,
     with_readout_errors,
 )
-from qhw_diffusion.execution.program import FixedMap, Program, Rotation, angles_of
+from qhw_diffusion.execution.program import (
+    Conditional,
+    Measurement,
+    Operation,
+    Program,
+    Rotation,
+    angles_by_weights,
+    angles_of,
+    plain,
+)
 from qhw_diffusion.execution.tape import (
     angles_in_torch,
     bytes_in_torch,
@@ -63,6 +73,23 @@ class MemoryPlan:
     bytes: int
 
 
+@dataclass
+class _Kept:
+    """What was made of the weights alone.
+
+    Attributes:
+        weights: their bytes.
+        angles: [R] their part of all angles.
+        shared: the matrices of blocks that no input enters, of a sequence.
+        measured: the observables taken back through the tail; None as long as nobody asked.
+    """
+
+    weights: bytes
+    angles: np.ndarray
+    shared: dict[GateSequence | BranchedSequence, Built | list[Built]]
+    measured: np.ndarray | None
+
+
 class Simulator:
     """Expectation values of a Program's observables, exact up to rounding.
 
@@ -87,21 +114,23 @@ class Simulator:
         else:
             self.observables = DensityObservables(observables, readout, self.dtype)
         self._body, self._tail = _split(program)
+        self._kept: _Kept | None = None
+        self._plans: dict[tuple[int, ...], MemoryPlan] = {}
 
     @cached_property
-    def whole(self) -> GateSequence:
+    def whole(self) -> GateSequence | BranchedSequence:
         """The whole circuit."""
         return self.sequence(self.program.operations)
 
     @cached_property
-    def body(self) -> GateSequence:
-        """The circuit up to the last rotation by an input."""
+    def body(self) -> GateSequence | BranchedSequence:
+        """The circuit up to the last rotation by an input and the last condition."""
         return self.sequence(self._body)
 
     @cached_property
     def tail(self) -> GateSequence:
         """The weights-only end of the circuit, transposed: it moves observables backwards in time."""
-        return self.sequence(self._tail, transposed=True)
+        return self.transposed(self._tail)
 
     def expectation(self, inputs: Tensor, weights: Tensor) -> Tensor:
         """[B, inputs], [weights] → [B, M], differentiable; given the outcomes post-selected on, if any.
@@ -120,8 +149,35 @@ class Simulator:
         """As `expectation`, before division by the probability of the outcomes kept, which comes last: [B, M (+ 1)]."""
         if is_transformed(inputs, weights):
             return self.in_torch(inputs, weights)
+        if not (torch.is_grad_enabled() and (inputs.requires_grad or weights.requires_grad)):
+            return self._values(inputs, weights)
         values: Tensor = _Evaluate.apply(inputs, weights, self)
         return values
+
+    def _values(self, inputs: Tensor, weights: Tensor) -> Tensor:
+        """As `raw`, without gradient. What depends on the weights alone is made once for these weights."""
+        batch, by_weights = len(inputs), weights.detach().cpu().numpy()
+        plan, main = self.plan(batch, False), self._main(batch)
+        kept, known = self._kept, by_weights.tobytes()
+        if kept is None or kept.weights != known:
+            kept = self._kept = _Kept(known, angles_by_weights(self.program, by_weights), {}, None)
+        angles = self.angles(inputs.detach().cpu().numpy(), by_weights, kept.angles)
+        shared = kept.shared.get(main)
+        if shared is None:
+            shared = kept.shared[main] = main.shared(angles)
+        measured = self.observables.rows
+        if main is not self.whole:
+            taken_back = kept.measured
+            if taken_back is None:
+                taken_back, _ = self.tail.forward(measured.copy(), angles[:, :1], False)
+                kept.measured = taken_back if taken_back.nbytes <= KEEP_BYTES else None
+            measured = taken_back
+        values = np.empty((batch, len(self.observables)), self.dtype)
+        for chunk in chunks_of(batch, plan.columns):
+            start = self.start(chunk.stop - chunk.start)
+            rows, _ = main.forward(start, columns_of(angles, chunk), False, shared)  # type: ignore[arg-type]
+            values[chunk] = self.observables.values(rows, measured)
+        return torch.from_numpy(values).to(inputs.device)
 
     def in_torch(self, inputs: Tensor, weights: Tensor) -> Tensor:
         """As `raw`, on torch's own tape: slower, for second derivatives and transforms of torch.func.
@@ -158,9 +214,12 @@ class Simulator:
             probabilities = with_readout_errors(probabilities, self.program.readout)
         return probabilities / probabilities.sum(1, keepdims=True)
 
-    def angles(self, inputs: np.ndarray, weights: np.ndarray) -> np.ndarray:
-        """[R, B]: angles of all rotations for every sample; column 0 alone serves those that no input enters."""
-        return angles_of(self.program, inputs, weights, limited=self.noisy).astype(self.dtype)
+    def angles(self, inputs: np.ndarray, weights: np.ndarray, by_weights: np.ndarray | None = None) -> np.ndarray:
+        """[R, B]: angles of all rotations for every sample; column 0 alone serves those that no input enters.
+
+        `by_weights`: the part of the weights, where it is known (`program.angles_by_weights`).
+        """
+        return angles_of(self.program, inputs, weights, limited=self.noisy, by_weights=by_weights).astype(self.dtype)
 
     def plan(self, batch: int, gradient: bool) -> MemoryPlan:
         """How a batch of this size is worked through.
@@ -168,6 +227,12 @@ class Simulator:
         Raises:
             MemoryBudgetError: not even one sample at a time would fit into this machine's memory.
         """
+        key = (batch, gradient, CHUNK_BYTES, CHUNK_COLUMNS, KEEP_BYTES, COPIES_BYTES)
+        if key not in self._plans:
+            self._plans[key] = self._planned(batch, gradient)
+        return self._plans[key]
+
+    def _planned(self, batch: int, gradient: bool) -> MemoryPlan:
         sequence = self._main(batch)
         row_bytes = sequence.row_bytes
         split = sequence is not self.whole
@@ -179,7 +244,7 @@ class Simulator:
         _refuse(needed, self.program.n_qubits, self.basis, f"a batch of {batch}, {columns} samples at a time,")
         return MemoryPlan(columns, recompute, needed)
 
-    def _main(self, batch: int) -> GateSequence:
+    def _main(self, batch: int) -> GateSequence | BranchedSequence:
         """What every sample goes through: all of the circuit, unless it pays to take the observables half-way."""
         split = self.basis == "density" and self._tail and len(self.observables) < batch
         return self.body if split else self.whole
@@ -190,14 +255,18 @@ class Simulator:
         rows[0] = 1
         return rows
 
-    def sequence(self, operations: Sequence[Rotation | FixedMap], transposed: bool = False) -> GateSequence:
-        """These operations of the circuit as steps on rows; transposed, they move observables backwards in time."""
+    def sequence(self, operations: Sequence[Operation]) -> GateSequence | BranchedSequence:
+        """These operations of the circuit as steps on rows."""
+        return sequence_of(operations, self.program, self.basis, noisy=self.noisy, dtype=self.dtype)
+
+    def transposed(self, operations: Sequence[Operation]) -> GateSequence:
+        """Operations without conditions as steps that move observables backwards in time."""
         return GateSequence(
-            operations, self.program, self.basis, noisy=self.noisy, dtype=self.dtype, transposed=transposed
+            list(plain(operations)), self.program, self.basis, noisy=self.noisy, dtype=self.dtype, transposed=True
         )
 
 
-def columns_at_a_time(sequence: GateSequence, batch: int, gradient: bool) -> tuple[int, bool]:
+def columns_at_a_time(sequence: GateSequence | BranchedSequence, batch: int, gradient: bool) -> tuple[int, bool]:
     """Samples worked on at a time, and whether the backward pass evolves the rows again instead of keeping copies."""
     row_bytes, copies = sequence.row_bytes, sequence.n_kept if gradient else 0
     columns = min(batch, max(CHUNK_COLUMNS, CHUNK_BYTES // row_bytes))
@@ -228,7 +297,7 @@ def refuse_if_too_large(n_qubits: int, basis: Basis, dtype: Precision = np.float
     _refuse(8 * dimension(basis, n_qubits) * np.dtype(dtype).itemsize, n_qubits, basis, "one sample")
 
 
-def refuse_tape(sequence: GateSequence, n_qubits: int, batch: int) -> None:
+def refuse_tape(sequence: GateSequence | BranchedSequence, n_qubits: int, batch: int) -> None:
     """Raise MemoryBudgetError where torch's tape of a batch would not fit."""
     _refuse(
         bytes_in_torch(sequence, batch),
@@ -238,8 +307,14 @@ def refuse_tape(sequence: GateSequence, n_qubits: int, batch: int) -> None:
     )
 
 
+@cache
+def _memory() -> int:
+    """Bytes of this machine's memory."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
 def _refuse(needed: int, n_qubits: int, basis: Basis, what: str) -> None:
-    available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    available = _memory()
     if needed > available:
         raise MemoryBudgetError(
             f"{n_qubits} active qubits as a {basis}{' matrix' if basis == 'density' else ''}: {what} would need about "
@@ -253,20 +328,19 @@ class _Evaluate(torch.autograd.Function):
     def forward(ctx: Any, inputs: Tensor, weights: Tensor, simulator: Simulator) -> Tensor:
         ctx.save_for_backward(inputs, weights)
         batch = len(inputs)
-        gradient = any(ctx.needs_input_grad[:2])
-        plan = simulator.plan(batch, gradient)
+        plan = simulator.plan(batch, True)
         main, observables = simulator._main(batch), simulator.observables
         angles = simulator.angles(inputs.detach().cpu().numpy(), weights.detach().cpu().numpy())
         measured, tail_trace = observables.rows, None
         if main is not simulator.whole:
-            measured, tail_trace = simulator.tail.forward(measured.copy(), angles[:, :1], gradient)
+            measured, tail_trace = simulator.tail.forward(measured.copy(), angles[:, :1], True)
         values = np.empty((batch, len(observables)), simulator.dtype)
-        kept: list[tuple[np.ndarray, Trace | None] | None] = []
+        kept: list[tuple[np.ndarray, Trace | BranchedTrace | None] | None] = []
         for chunk in chunks_of(batch, plan.columns):
             start = simulator.start(chunk.stop - chunk.start)
-            rows, trace = main.forward(start, columns_of(angles, chunk), gradient and not plan.recompute)
+            rows, trace = main.forward(start, columns_of(angles, chunk), not plan.recompute)
             values[chunk] = observables.values(rows, measured)
-            kept.append(None if plan.recompute or not gradient else (rows, trace))
+            kept.append(None if plan.recompute else (rows, trace))
         ctx.simulator, ctx.plan, ctx.angles, ctx.measured = simulator, plan, angles, measured
         ctx.kept, ctx.tail_trace, ctx.devices = kept, tail_trace, (inputs.device, weights.device)
         return torch.from_numpy(values).to(inputs.device)
@@ -319,15 +393,22 @@ def columns_of(angles: np.ndarray, chunk: slice) -> np.ndarray:
     return np.ascontiguousarray(angles[:, chunk])
 
 
-def _split(program: Program) -> tuple[list[Rotation | FixedMap], list[Rotation | FixedMap]]:
-    """Operations up to the last rotation by an input on its light cone, and the rest, which depends on weights only."""
-    body: list[Rotation | FixedMap] = []
-    tail: list[Rotation | FixedMap] = []
+def _split(program: Program) -> tuple[list[Operation], list[Operation]]:
+    """Operations up to the last rotation by an input, or condition, on their light cone, and the rest.
+
+    The rest depends on weights only. A measurement that a condition reads is in the light cone of that condition.
+    """
+    body: list[Operation] = []
+    tail: list[Operation] = []
     wanted: set[int] = set()
+    read: set[int] = set()
     for operation in reversed(program.operations):
-        reads = isinstance(operation, Rotation) and program.depends_on_input(operation)
-        if reads or wanted & set(operation.qubits):
+        split = isinstance(operation, Conditional)
+        split = split or (isinstance(operation, Rotation) and program.depends_on_input(operation))
+        split = split or (isinstance(operation, Measurement) and operation.clbit in read)
+        if split or wanted & set(operation.qubits):
             wanted |= set(operation.qubits)
+            read |= operation.reads if isinstance(operation, Conditional) else set()
             body.append(operation)
         else:
             tail.append(operation)

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from qhw_diffusion.errors import InvalidInputError
+from qhw_diffusion.execution.feed_forward import BranchedSequence, Run, in_parts
 from qhw_diffusion.execution.gate_sequence import BlockTable, GateSequence, Moment, Permutation
 from qhw_diffusion.execution.program import Program
 
@@ -78,8 +79,18 @@ def angles_in_torch(program: Program, inputs: Tensor, weights: Tensor) -> Tensor
     return shared[:, None] + by_input @ inputs.cpu().double().T
 
 
-def evolve_in_torch(sequence: GateSequence, rows: Tensor, angles: Tensor) -> Tensor:
+def evolve_in_torch(sequence: GateSequence | BranchedSequence, rows: Tensor, angles: Tensor) -> Tensor:
     """`GateSequence.forward`: rows [D, B] and angles [R, B] → rows [D, B], in new memory."""
+    if isinstance(sequence, BranchedSequence):
+        parts = [rows]
+        for node in sequence.nodes:
+            if isinstance(node, Run):
+                for place in node.places:
+                    parts[place] = evolve_in_torch(node.sequence, parts[place], angles)
+            else:
+                parts = in_parts(node, parts)
+        (rows,) = parts
+        return rows
     angles = angles.to(rows.dtype)
     columns = {True: angles, False: angles[:, :1]}
     matrices = {kind: _matrices(sequence, table, columns[kind]) for kind, table in sequence.tables.items()}
@@ -112,8 +123,11 @@ def refuse_unchecked_angles(program: Program, inputs: Tensor, weights: Tensor) -
         )
 
 
-def bytes_in_torch(sequence: GateSequence, batch: int) -> int:
+def bytes_in_torch(sequence: GateSequence | BranchedSequence, batch: int) -> int:
     """About what torch's tape of `evolve_in_torch` takes, and its derivatives' as much again."""
+    if isinstance(sequence, BranchedSequence):
+        runs = [node for node in sequence.nodes if isinstance(node, Run)]
+        return sum(len(run.places) * bytes_in_torch(run.sequence, batch) for run in runs)
     blocks = sum(len(step.places) if isinstance(step, Moment) else 1 for step in sequence.steps)
     return 2 * 3 * (blocks + 1) * sequence.n_rows * batch * np.dtype(sequence.dtype).itemsize
 
@@ -133,7 +147,7 @@ def _matrices(sequence: GateSequence, table: BlockTable, angles: Tensor) -> list
         first, last = int(table.first[block]), int(table.first[block + 1])
         matrix = fixed[first + block][None]
         for t in range(first, last):
-            matrix = fixed[t + block + 1] @ (rotations[int(table.rotation[t])] @ matrix)
+            matrix = fixed[t + block + 1] @ (rotations[int(table.used[table.rotation[t]])] @ matrix)
         result.append(matrix)
     return result
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 
 import numpy as np
 import torch
@@ -14,7 +16,7 @@ from qhw_diffusion.execution.engine import Engine
 from qhw_diffusion.execution.engines import Ideal, simulator_of
 from qhw_diffusion.execution.gate_sequence import GateSequence
 from qhw_diffusion.execution.measurement import outcome_probabilities
-from qhw_diffusion.execution.program import FixedMap, Measurement, Rotation
+from qhw_diffusion.execution.program import Conditional, FixedMap, Measurement, Operation, Program, plain
 from qhw_diffusion.execution.simulator import COPIES_BYTES, Simulator, check_kept, chunks_of
 
 
@@ -55,7 +57,7 @@ def sample_trajectories(
     if not isinstance(engine, Ideal):
         raise InvalidInputError(f"engine {engine.name!r} cannot sample trajectories; use 'ideal' or 'noisy'")
     program = compiled.program
-    segments: list[list[Rotation | FixedMap]] = [[]]
+    segments: list[list[Operation]] = [[]]
     drawn: list[Measurement] = []
     for operation in program.operations:
         if isinstance(operation, Measurement) and operation.keep is None:
@@ -70,6 +72,8 @@ def sample_trajectories(
             if program.postselected
             else "the circuit measures nothing in mid-circuit: there is no outcome to sample"
         )
+    if program.feeds_forward:
+        _check_feed_forward(program)
     if program.postselected:
         exact = simulator_of(compiled, engine.noisy, torch.float64)
         with torch.no_grad():
@@ -77,22 +81,24 @@ def sample_trajectories(
     ahead = any(isinstance(o, Measurement) for segment in segments[1:] for o in segment)  # post-selected on
     simulator = exact if ahead else simulator_of(compiled, engine.noisy, weights.dtype)
     # Between measurements a pure state stays pure, unless something else mixes it.
-    pure = not engine.noisy and all(o.matrix is not None for s in segments for o in s if isinstance(o, FixedMap))
+    coherent = tuple(operation for segment in segments for operation in plain(segment))
+    pure = not engine.noisy and all(o.matrix is not None for o in coherent if isinstance(o, FixedMap))
     if pure and simulator.basis != "state" and not ahead:
-        coherent = tuple(operation for segment in segments for operation in segment)
         simulator = Simulator(replace(program, operations=coherent), noisy=False, dtype=weights.dtype)
-    sequences = [simulator.sequence(segment) for segment in segments]
-    back = [simulator.sequence(segment, transposed=True) for segment in segments[1:]] if ahead else []
+    parts = [_parts(segment, simulator) for segment in segments]
+    back = [simulator.transposed(segment) for segment in segments[1:]] if ahead else []
     outcomes = np.zeros((len(inputs), len(drawn)), dtype=np.int64)
     values = np.zeros((len(inputs), len(simulator.observables)), simulator.dtype)
     for chunk in _chunks(simulator, len(inputs), len(back)):
         angles = simulator.angles(inputs[chunk].detach().cpu().numpy(), weights.detach().cpu().numpy())
         effects = _effects(back, drawn, angles, simulator) if ahead else [None] * len(drawn)
         rows = simulator.start(chunk.stop - chunk.start)
-        for k, sequence in enumerate(sequences):
-            rows, _ = sequence.forward(rows, angles, keep=False)
+        read: dict[int, np.ndarray] = {}
+        for k, segment in enumerate(parts):
+            rows = _through(segment, rows, angles, read)
             if k < len(drawn):
-                outcomes[chunk, k] = _measure(rows, drawn[k], effects[k], simulator, engine.noisy, generator)
+                read[drawn[k].clbit] = _measure(rows, drawn[k], effects[k], simulator, engine.noisy, generator)
+                outcomes[chunk, k] = read[drawn[k].clbit]
         values[chunk] = simulator.observables.values(rows, simulator.observables.rows)
     given = values[:, :-1] / values[:, -1:] if program.postselected else values
     return Trajectories(
@@ -100,6 +106,58 @@ def sample_trajectories(
         torch.from_numpy(outcomes).to(inputs.device),
         tuple(m.clbit for m in drawn),
     )
+
+
+def _check_feed_forward(program: Program) -> None:
+    if program.postselected:
+        raise InvalidInputError(
+            "outcomes of a circuit with conditions are not drawn given others that are post-selected on; call the "
+            "layer itself for the values, or sample without postselect"
+        )
+    conditionals = [o for o in program.operations if isinstance(o, Conditional)]
+    if any(isinstance(o, Measurement) for o in plain(conditionals)):
+        raise InvalidInputError(
+            "the circuit measures within a branch of a condition, where not every sample has an outcome; call the "
+            "layer itself for the values"
+        )
+
+
+# Operations without conditions, or for every value of some bits read the parts of the branch taken
+_Part = GateSequence | tuple[Conditional, tuple[list["_Part"], ...]]
+
+
+def _parts(operations: Sequence[Operation], simulator: Simulator) -> list[_Part]:
+    parts: list[_Part] = []
+    for conditional, some in groupby(operations, key=lambda operation: isinstance(operation, Conditional)):
+        if conditional:
+            parts += [(c, tuple(_parts(b, simulator) for b in c.branches)) for c in some if isinstance(c, Conditional)]
+        else:
+            sequence = simulator.sequence(list(some))
+            assert isinstance(sequence, GateSequence)
+            parts.append(sequence)
+    return parts
+
+
+def _through(
+    parts: Sequence[_Part], rows: np.ndarray, angles: np.ndarray, read: Mapping[int, np.ndarray]
+) -> np.ndarray:
+    """Rows [D, B] and angles [R, B] → rows [D, B], every column through the branches its bits `read` [B] choose."""
+    for part in parts:
+        if isinstance(part, GateSequence):
+            rows, _ = part.forward(rows, angles, keep=False)
+            continue
+        conditional, branches = part
+        value = np.zeros(rows.shape[1], dtype=np.int64)
+        for k, clbit in enumerate(conditional.clbits):
+            value += read.get(clbit, np.zeros_like(value)).astype(np.int64) << k
+        taken = np.array(conditional.choice)[value]
+        for at, branch in enumerate(branches):
+            columns = np.flatnonzero(taken == at)
+            if len(columns):
+                within = {clbit: bits[columns] for clbit, bits in read.items()}
+                chosen = np.ascontiguousarray(rows[:, columns])
+                rows[:, columns] = _through(branch, chosen, np.ascontiguousarray(angles[:, columns]), within)
+    return rows
 
 
 def _chunks(simulator: Simulator, batch: int, effects: int) -> list[slice]:

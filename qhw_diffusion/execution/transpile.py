@@ -6,7 +6,8 @@ import math
 from typing import Any
 
 from qiskit import QuantumCircuit
-from qiskit.circuit import CircuitInstruction, ParameterExpression
+from qiskit.circuit import CircuitInstruction, ControlFlowOp, ParameterExpression
+from qiskit.converters import circuit_to_dag, dag_to_circuit
 from qiskit.dagcircuit import DAGCircuit
 from qiskit.transpiler import PassManager, StagedPassManager, Target, TransformationPass, generate_preset_pass_manager
 
@@ -113,7 +114,10 @@ class WithoutCancelled(TransformationPass):
     def run(self, dag: DAGCircuit) -> DAGCircuit:
         """Take them out of every gate, in place."""
         for node in dag.op_nodes():
-            if any(isinstance(value, ParameterExpression) and value.parameters for value in node.params):
+            if isinstance(node.op, ControlFlowOp):
+                blocks = [dag_to_circuit(self.run(circuit_to_dag(block))) for block in node.op.blocks]
+                dag.substitute_node(node, node.op.replace_blocks(blocks), inplace=True)
+            elif any(isinstance(value, ParameterExpression) and value.parameters for value in node.params):
                 params = [_without_cancelled(value, node.name) for value in node.params]
                 if any(new is not old for new, old in zip(params, node.params, strict=True)):
                     operation = node.op.to_mutable()

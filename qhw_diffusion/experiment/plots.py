@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -52,6 +53,86 @@ def sample_grids(grids: Mapping[str, ArrayLike], *, rows: int = 4) -> Figure:
         tiled = _tile(array, rows)
         axis.imshow(tiled, cmap="gray" if tiled.ndim == 2 else None, vmin=0, vmax=1, interpolation="nearest")
         axis.set_title(title, fontsize=10, color=INK)
+    return figure
+
+
+def steered_images(captions: Sequence[str], images: Mapping[str, ArrayLike], scales: Mapping[str, ArrayLike]) -> Figure:
+    """One column an image: its caption, what each policy makes of it from the same noise, and its scales below.
+
+    Args:
+        captions: N texts.
+        images: {policy: images [N, C, H, W] in [−1, 1]}, C = 1 or 3; one row each.
+        scales: {policy: g [T, N]}, some or all of the same policies; drawn in one axis a column.
+
+    Raises:
+        InvalidInputError: nothing to show, or images or scales of another shape.
+    """
+    count = len(captions)
+    arrays = {name: np.asarray(one, dtype=np.float32) for name, one in images.items()}
+    lines = {name: np.asarray(one, dtype=np.float64) for name, one in scales.items()}
+    for name, array in arrays.items():
+        if array.ndim != 4 or len(array) != count or array.shape[1] not in (1, 3):
+            raise InvalidInputError(f"images of {name!r} have shape {array.shape}; need [{count}, 1 or 3, H, W]")
+    for name, g in lines.items():
+        if g.ndim != 2 or g.shape[1] != count:
+            raise InvalidInputError(f"scales of {name!r} have shape {g.shape}; need [T, {count}]")
+    if not count or not arrays or not lines:
+        raise InvalidInputError("steered_images needs captions, images and scales")
+    rows = len(arrays)
+    figure = Figure(figsize=(1.22 * count + 1.6, 1.22 * rows + 2.3), layout="constrained")
+    axes = figure.subplots(rows + 1, count, squeeze=False, gridspec_kw={"height_ratios": [1.0] * rows + [1.05]})
+    for row, (name, array) in enumerate(arrays.items()):
+        pixels = np.clip((array + 1) / 2, 0, 1)
+        for column in range(count):
+            axis, one = axes[row, column], pixels[column]
+            picture = one[0] if len(one) == 1 else one.transpose(1, 2, 0)
+            axis.imshow(picture, cmap="gray" if len(one) == 1 else None, vmin=0, vmax=1, interpolation="nearest")
+            axis.set_xticks([])
+            axis.set_yticks([])
+            axis.spines[:].set_visible(False)
+            if row == 0:
+                axis.set_title(textwrap.fill(captions[column], 13), fontsize=8, color=INK)
+            if column == 0:
+                label = textwrap.fill(name, 17)
+                axis.set_ylabel(label, fontsize=8.5, rotation=0, ha="right", va="center", color=INK)
+    low, high = min(g.min() for g in lines.values()), max(g.max() for g in lines.values())
+    margin = 0.08 * (high - low) or 0.1
+    for column in range(count):
+        axis = axes[rows, column]
+        for index, (name, g) in enumerate(lines.items()):
+            steps = np.arange(1, len(g) + 1)
+            first = index == 0
+            axis.plot(steps, g[:, column], color=INK if first else colour(index - 1), ls="--" if first else "-",
+                      lw=1.2 if first else 1.7, marker=None if first else ".", label=name)  # fmt: skip
+        axis.set_ylim(low - margin, high + margin)
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.tick_params(labelsize=7, labelleft=column == 0)
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=4))
+        axis.grid(color=FAINT, lw=0.5)
+    axes[rows, 0].set_ylabel("guidance\nscale g", fontsize=8.5, rotation=0, ha="right", va="center")
+    handles, labels = axes[rows, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(lines), frameon=False, fontsize=9)
+    return figure
+
+
+def labelled_trajectories(trajectories: Mapping[str, ArrayLike], *, constant: float | None = None) -> Figure:
+    """Mean g_t over the sampling steps, a line for each label. trajectories: {label: g [T, N]}, N images of it.
+
+    constant: drawn as a dashed line.
+    """
+    figure, axis = _single(7.2, 4.2)
+    steps = np.arange(1, max(len(np.asarray(g)) for g in trajectories.values()) + 1)
+    for index, (name, values) in enumerate(trajectories.items()):
+        style = ("-", "--", ":", "-.")[index // len(COLOURS) % 4]
+        axis.plot(
+            steps, np.asarray(values).mean(1), color=colour(index), ls=style, marker="o", ms=3, lw=1.5, label=name
+        )
+    if constant is not None:
+        axis.axhline(constant, color=INK, lw=1.1, ls="--", label=f"best constant {constant:g}")
+    axis.set_xlabel("sampling step (1 = noisiest)")
+    axis.set_ylabel("mean guidance scale g")
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axis.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure
 
 

@@ -110,6 +110,11 @@ def p_text(p: float) -> str:
     return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
 
 
+def interval_cell(values: Sequence[float], digits: int = 2) -> str:
+    """A cell of a table: mean and interval of values [n]; a dash where an earlier version kept none."""
+    return mean_interval(values).format(digits) if len(values) else "–"
+
+
 def difference_cells(test: PairedTest | None, digits: int = 2) -> tuple[str, str]:
     """Two cells of a table: the difference with its interval, and p after Holm's correction; dashes without a test."""
     if test is None:

@@ -90,6 +90,7 @@ class Study(Generic[C]):
         row_parameters: names of entries in rows that are parameters.
         quick: a configuration that shows the whole study in a minute or so.
         demo: a configuration for some minutes, for `qhw demo`.
+        demo_quick: one that shows the same in a minute, for `qhw demo --quick`; without it `quick`.
         check: raises what a cell would for settings that cannot work; called before there is a folder.
         share_done: (configuration, cell, folder) → share of a running cell that is done, 0 to 1, for the time left.
         no_flags: settings without a flag on the command line, as dotted names: those the study decides itself.
@@ -106,6 +107,7 @@ class Study(Generic[C]):
     row_parameters: tuple[str, ...] = ()
     quick: C | None = None
     demo: C | None = None
+    demo_quick: C | None = None
     check: Callable[[C], None] | None = None
     share_done: Callable[[C, Cell, Path], float] | None = None
     no_flags: tuple[str, ...] = ()

@@ -27,6 +27,7 @@ from qhw_diffusion.runs import interruptible, progress, progress_enabled, stop_f
 BACKENDS = ("loky", "ray", "dask")
 STOP = ".stop"
 DONE, STOPPED, FAILED = "done", "stopped", "failed"
+_KEPT_BY_A_WORKER = 4_000_000_000  # bytes
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,11 @@ def _guarded(
 ) -> tuple[str, Exception | None]:
     """In a worker: how a piece of work ended ("done", "stopped", "failed"), and its error."""
     import torch
+    from joblib.externals.loky import process_executor
 
+    # loky ends a worker that grew by 300 MB since its first cell, with a warning; here that is models and compiled
+    # kernels, kept for the next cells, which would have to load them again
+    process_executor._MAX_MEMORY_LEAK_SIZE = _KEPT_BY_A_WORKER
     torch.set_num_threads(1)
     os.environ["QHW_PROGRESS"] = "0"
     # the terminal's Ctrl-C reaches workers of this machine too: it means the same as the file

@@ -102,6 +102,12 @@ def _policy_rows(policy: Policy) -> Iterable[tuple[str, Any]]:
     layer, circuit = policy.layer, policy.circuit
     compiled = layer.compiled
     yield "circuit", f"{circuit.ansatz}, {circuit.n_qubits} qubits, {circuit.depth} layers, {circuit.entanglement}"
+    if compiled.adaptive is not None:
+        local = max(map(len, compiled.adaptive.windows))
+        yield (
+            "observables",
+            f"{compiled.n_values} trained, on {local} qubits, in {len(compiled.measurement_groups)} bases",
+        )
     yield "compiled", f"depth {compiled.depth}, {compiled.two_qubit_gates} two-qubit gates"
     yield "physical qubits", ", ".join(map(str, compiled.physical_qubits))
     yield "device", compiled.device.name
@@ -153,8 +159,9 @@ def _results(evaluations: Mapping[str, Any], dataset: str) -> str:
         return "None recorded: `qhw evaluate guidance RUN` measures a run, and saving it then states the result."
     blocks = []
     for found in evaluations.values():
-        names = [n for n in ("fd", "accuracy", "return") if all(n in metrics for metrics in found["values"].values())]
-        head = ["policy", *(n if n != "fd" else "FD ↓" for n in names)]
+        known = {"energy": "energy ↓", "fd": "FD ↓", "accuracy": "accuracy", "return": "return"}
+        names = [n for n in known if all(n in metrics for metrics in found["values"].values())]
+        head = ["policy", *(known[n] for n in names)]
         rows = [
             [player, *(mean_interval(metrics[name]).format(3) for name in names)]
             for player, metrics in found["values"].items()

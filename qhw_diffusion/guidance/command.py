@@ -250,7 +250,7 @@ def free_schedule(folder: Path, trained: TrainedPolicy, models: Models, iteratio
     reward = Reward.from_config(trained.reward, models.scorer(trained.config.scorer), models.train)
     free = FreeSchedule(GuidedEpisode(models.backbone, trained.config, None).n_steps, trained.config.g0)
     images = max(PathwiseConfig().num_images, reward.smallest_batch(models.backbone.n_classes))
-    settings = PathwiseConfig(num_iterations=iterations, num_images=images, learning_rate_head=0.03)
+    settings = PathwiseConfig(num_iterations=iterations, num_images=images, learning_rate_schedule=0.03)
     train_pathwise(models.backbone, reward, trained.config, free, settings)
     atomic_write_json(file, {"iterations": iterations, "g": free.g.tolist()})
     return free.g.detach()

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from qhw_diffusion.circuits.observables import check_observables_text
 from qhw_diffusion.circuits.policy import PAPER_ANSATZ, check_policy_ansatz
 from qhw_diffusion.config import Config, check_finite, check_whole, require
 from qhw_diffusion.diffusion.sampler import OWN_SPACING, SPACINGS
@@ -29,6 +30,8 @@ BUILT_IN_SCORER = "classifier"
 """The scorer of a configuration that names no other: the reward classifier of its data set."""
 OBJECT = "object:"
 """Marks, in a saved configuration, what was passed as an object in Python: ``object:name``."""
+FIXED = "fixed"
+"""Observables of a policy that are those of its ansatz."""
 
 
 RENAMED: dict[str, dict[str, str]] = {
@@ -413,7 +416,9 @@ class PathwiseConfig(Config):
     learning_rate_circuit: float = 5e-2
     """Learning rate of the quantum part (weights and input scaling)."""
     learning_rate_head: float = 1e-2
-    """Learning rate of the policy's classical part, and of a free schedule's scales."""
+    """Learning rate of the policy's classical part."""
+    learning_rate_schedule: float = 1e-2
+    """Learning rate of a free schedule's scales."""
     learning_rate_final: float = 0.1
     """Fraction of each learning rate at which the cosine decay ends; 1 keeps it constant."""
     max_grad_norm: float = 0.5
@@ -434,7 +439,7 @@ class PathwiseConfig(Config):
             check_whole(self, "truncate_steps")
         for name in ("max_grad_norm", "adam_eps"):
             require(getattr(self, name) > 0, f"{name} must be positive, got {getattr(self, name)}")
-        for name in ("learning_rate_circuit", "learning_rate_head", "weight_decay"):
+        for name in ("learning_rate_circuit", "learning_rate_head", "learning_rate_schedule", "weight_decay"):
             require(getattr(self, name) >= 0, f"{name} must not be negative, got {getattr(self, name)}")
         require(
             0 <= self.learning_rate_final <= 1,
@@ -470,6 +475,9 @@ class PolicyConfig(Config):
     """Entanglement of the circuit: "ring", "chain" or "none" (always "none" for the kind "unentangled")."""
     reuploading: bool = False
     """Encoding repeated before every layer."""
+    observables: str = "fixed"
+    """Observables of the circuit: "fixed" (those of the ansatz, ⟨Z⟩ of every qubit unless it brings others), or
+    "adaptive:K" (trained Hermitian ones on K neighbouring qubits of a ring; "adaptive:K:chain": of a chain)."""
     output_scaling: bool = False
     """Trainable factor for each expectation value."""
     discrete_actions: tuple[float, ...] = ()
@@ -494,6 +502,8 @@ class PolicyConfig(Config):
         check_engine_text(self.engine)
         if not self.ansatz.startswith(OBJECT):
             check_policy_ansatz(self.ansatz)
+        if self.observables != FIXED:
+            check_observables_text(self.observables)
         require(self.n_qubits >= 1 and self.depth >= 1, f"n_qubits and depth ≥ 1: {self.n_qubits}, {self.depth}")
         require(
             len(self.discrete_actions) != 1 and len(set(self.discrete_actions)) == len(self.discrete_actions),
@@ -513,7 +523,8 @@ class ModelConfig(_Renamed):
 
     data: str = "digits"
     """Data set: digits, mnist16, mnist28, fashion16, fashion28, module:name or file.py:name. With a pipeline: own
-    images of the prompts, label i those of prompt i; without it there are none."""
+    images of the prompts, label i those of prompt i (a function that takes prompts= is given the table); without it
+    there are none."""
     data_root: str | None = None
     """Folder that holds MNIST or FashionMNIST (torchvision's layout); digits need none."""
     backbone: str | None = None
@@ -522,7 +533,8 @@ class ModelConfig(_Renamed):
     """Stable Diffusion pipeline in place of a backbone: folder in diffusers' format, or name of one that comes with the
     package."""
     prompts: str | None = None
-    """Text file of the pipeline's prompts, one a line; without it the table that the pipeline's folder holds."""
+    """Prompts of the pipeline: text file, one a line, or an own table as module:name or file.py:name; without it the
+    table that the pipeline's folder holds."""
     pipeline_batch: int = 16
     """Images that the pipeline's networks are given at once, at most; less takes less memory."""
     reward_classifier: str | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -14,9 +14,6 @@ from qhw_diffusion.errors import InvalidInputError
 from qhw_diffusion.guidance.episode import SATURATION, STATE_NAMES
 from qhw_diffusion.guidance.ppo import action_reversals
 from qhw_diffusion.guidance.rollout import Rollout
-
-if TYPE_CHECKING:
-    from qhw_diffusion.diffusion import Classifier
 
 COLLAPSE = 0.05
 """Mean |ΔCFG| below this is no control."""
@@ -55,8 +52,8 @@ def diagnose(
     rollouts: Sequence[Rollout] = (),
     *,
     trains_circuit: bool = False,
-    evaluation_classifier: Classifier | None = None,
-    reward_classifier: Classifier | None = None,
+    evaluation_classifier: Any = None,
+    reward_classifier: Any = None,
     baseline: Sequence[Rollout] = (),
 ) -> list[Finding]:
     """All checks that the given evidence allows.
@@ -75,7 +72,7 @@ def diagnose(
     Raises:
         InvalidInputError: another classifier in the place of the evaluation classifier.
     """
-    if evaluation_classifier is not None and evaluation_classifier.role == "reward":
+    if evaluation_classifier is not None and getattr(evaluation_classifier, "role", "") == "reward":
         raise InvalidInputError("the evaluation classifier must be one that no training sees, got role 'reward'")
     found: list[Finding] = []
     if history:
@@ -190,7 +187,7 @@ def _state_finding(share: dict[str, float], spread: dict[str, float]) -> list[Fi
 
 
 @torch.no_grad()
-def _approval(rollouts: Sequence[Rollout], classifier: Classifier) -> tuple[float, float]:
+def _approval(rollouts: Sequence[Rollout], classifier: Any) -> tuple[float, float]:
     """(mean confidence in the wanted label, accuracy) of a classifier."""
     images, labels = torch.cat([r.images for r in rollouts]), torch.cat([r.labels for r in rollouts])
     check_labels(labels, classifier.n_classes, len(images))
@@ -199,9 +196,7 @@ def _approval(rollouts: Sequence[Rollout], classifier: Classifier) -> tuple[floa
     return float(wanted.mean()), float((probability.argmax(1) == labels).float().mean())
 
 
-def _reward_hacking(
-    rollouts: Sequence[Rollout], baseline: Sequence[Rollout], evaluation: Classifier, reward: Classifier
-) -> Finding:
+def _reward_hacking(rollouts: Sequence[Rollout], baseline: Sequence[Rollout], evaluation: Any, reward: Any) -> Finding:
     by_reward, by_evaluation = _approval(rollouts, reward), _approval(rollouts, evaluation)
     numbers = dict(zip(("reward_confidence", "reward_accuracy"), by_reward, strict=True))
     numbers |= dict(zip(("evaluation_confidence", "evaluation_accuracy"), by_evaluation, strict=True))

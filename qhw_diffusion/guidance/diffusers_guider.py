@@ -42,6 +42,10 @@ FLOOR = 1.0 + 1e-6
 CLASSIC = ("StableDiffusionPipeline", "StableDiffusionXLPipeline", "StableDiffusion3Pipeline")
 """Classic pipelines that the callback is for: one network call a step on [unconditional, conditional] rows."""
 
+_OTHER_GUIDANCE = (
+    "the pipeline was called with {}, which changes the guided prediction besides the scale; the policy's state is "
+    "that of plain classifier-free guidance: leave it out"
+)
 _DISTILLED = (
     "this {} is distilled: it takes the guidance scale as an input ({}) and makes no unconditional prediction, so "
     "there is nothing to guide by; supported are networks with classifier-free guidance"
@@ -281,6 +285,7 @@ class PolicyCallback:
         self._pipeline, self._steering = pipeline, steering
         self._seen: tuple[Tensor, Tensor] | None = None
         self._action = torch.zeros(1)
+        self._calls = 0  # of the network since the last step
         self.floored = 0
         if steering.policy is None:
             self.guidance_scale = steering.of_schedule(0)
@@ -319,6 +324,7 @@ class PolicyCallback:
         prediction = output[0] if isinstance(output, tuple) else output.sample
         x = _latents(args, kwargs)
         self._seen = x[:, : prediction.shape[1]], prediction
+        self._calls += 1
 
     def __call__(self, pipeline: Any, step: int, timestep: Tensor, tensors: dict[str, Any]) -> dict[str, Any]:
         """Set the scale of the step after `step`."""
@@ -327,6 +333,9 @@ class PolicyCallback:
         steering = self._steering
         if step == 0:
             self._begin(float(pipeline.guidance_scale), int(pipeline.num_timesteps))
+        calls, self._calls = self._calls, 0
+        if step > 0 and calls > 1:  # before the first step there may be those of a run that failed
+            raise InvalidInputError(_OTHER_GUIDANCE.format("skip_guidance_layers or another second call a step"))
         last = step + 1 == int(pipeline.num_timesteps)
         if steering.policy is not None and self._hook is None:
             raise InvalidInputError("the callback is closed: make another one")
@@ -344,6 +353,8 @@ class PolicyCallback:
                 f"the pipeline was called with guidance_scale={given:g}; the first step runs before a callback can "
                 f"act, so call it with guidance_scale={self.guidance_scale!r} (callback.guidance_scale)"
             )
+        if self._steering.policy is not None and getattr(self._pipeline, "guidance_rescale", False):
+            raise InvalidInputError(_OTHER_GUIDANCE.format("guidance_rescale"))
         levels = self._steering.levels
         if levels is not None and levels.scheduler is not self._pipeline.scheduler:
             raise InvalidInputError("the pipeline has another scheduler than when the callback was made: make another")

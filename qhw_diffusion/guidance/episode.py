@@ -151,6 +151,7 @@ class GuidedEpisode:
         self.n_steps = self.sampler.n_steps
         self.step_index = 0
         self._images: Tensor | None = None
+        self._normalisation: dict[torch.dtype, tuple[Tensor, Tensor]] = {}  # centre and width, [n_state] each
         self.labels = torch.empty(0, dtype=torch.int64)
         self.score: Score | None = None
 
@@ -236,7 +237,11 @@ class GuidedEpisode:
         if not self.config.calibrated:
             raise InvalidInputError("the state's centre and width are unknown: pass the config through calibrate_state")
         raw = self.raw_state().cpu()  # where policies are
-        state = (raw - raw.new_tensor(self.config.state_centre)) / raw.new_tensor(self.config.state_width)
+        if raw.dtype not in self._normalisation:
+            known = self.config.state_centre, self.config.state_width
+            self._normalisation[raw.dtype] = raw.new_tensor(known[0]), raw.new_tensor(known[1])
+        centre, width = self._normalisation[raw.dtype]
+        state = (raw - centre) / width
         if not self.config.confidence_entry:
             state[:, STATE_NAMES.index("confidence")] = 0.0
         return state

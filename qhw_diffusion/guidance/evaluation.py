@@ -18,6 +18,7 @@ from qhw_diffusion.diffusion import (
     PipelineDenoiser,
     accuracy,
     check_fit,
+    check_prompts,
     evaluate_samples,
     frechet_distance,
     image_features,
@@ -64,7 +65,7 @@ class NoImages:
         """None."""
         raise InvalidInputError(
             f"there are no real images of the prompts of pipeline {self.name!r} to compare with, as the distribution "
-            "term does: set its weight to 0 and reward the scorer's confidence or a term of your own "
+            "term does (and every study): set its weight to 0 and reward the scorer's confidence or a term of your own "
             "(--reward-distribution 0 --reward-confidence 1), or name a data set whose label i shows prompt i (--data)"
         )
 
@@ -123,11 +124,6 @@ class Models:
         found = Classifier.load(named or self.config.data, role="evaluation")
         check_fit(evaluation_classifier=found, heldout_images=self.heldout)
         return found
-
-    @cached_property
-    def train_features(self) -> Tensor:
-        """Training images in the reward classifier's features."""
-        return image_features(self.reward, self.train.images)
 
     @cached_property
     def heldout_features(self) -> Tensor:
@@ -191,14 +187,16 @@ def _pipeline_models(config: ModelConfig) -> Models:
     """A pipeline with its table of prompts; classifier and images where they are named."""
     assert config.pipeline is not None
     prompts = table_of_prompts(config)
-    denoiser = PipelineDenoiser(
-        load_pipeline(config.pipeline), prompts, name=config.pipeline, batch=config.pipeline_batch
-    )
+    pipeline = load_pipeline(config.pipeline)
+    check_prompts(pipeline.tokenizer, prompts)
+    denoiser = PipelineDenoiser(pipeline, prompts, name=config.pipeline, batch=config.pipeline_batch)
     reward = None if config.reward_classifier is None else Classifier.load(config.reward_classifier, role="reward")
     train: Any = NoImages(denoiser)
     heldout: Any = train
     if config.images_of_prompts:
-        train, heldout = (load_dataset(config.data, split, config.data_root) for split in ("train", "heldout"))
+        train, heldout = (
+            load_dataset(config.data, split, config.data_root, prompts=prompts) for split in ("train", "heldout")
+        )
         train = _at_most(train, config.reference_images)
     parts = {} if reward is None else {"reward_classifier": reward}
     check_fit(pipeline=denoiser, data_set=train, heldout_images=heldout, **parts)
@@ -213,19 +211,30 @@ def table_of_prompts(config: ModelConfig) -> tuple[str, ...]:
         MissingDataError: no such file or pipeline.
     """
     assert config.pipeline is not None
-    file = config.prompts or pipeline_folder(config.pipeline) / PROMPTS_FILE
+    file: Any = config.prompts or pipeline_folder(config.pipeline) / PROMPTS_FILE
     if config.prompts is None and not pipeline_folder(config.pipeline).joinpath(PROMPTS_FILE).exists():
         raise InvalidInputError(
             f"the pipeline {config.pipeline} brings no table of prompts: give a text file with one prompt a line "
             "(--prompts FILE)"
         )
-    prompts = read_prompts(file)
+    prompts = _own_table(file) if is_extension(file) else read_prompts(file)
     if len(set(prompts)) < 2:
         raise InvalidInputError(
             f"{file} holds one prompt, {prompts[0]!r}: a policy is trained on two or more, so that it does not learn "
             "one picture; write one prompt a line"
         )
     return prompts
+
+
+def _own_table(text: str) -> tuple[str, ...]:
+    given = load_extension(text, what="table of prompts")
+    if (
+        not isinstance(given, tuple | list)
+        or not given
+        or not all(isinstance(one, str) and one.strip() for one in given)
+    ):
+        raise InvalidInputError(f"table of prompts {text!r} is no list of texts, one for each prompt")
+    return tuple(given)
 
 
 def draw_initial_noise(backbone: Denoiser, data: Any, n: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -268,7 +277,8 @@ def sample_and_measure(
 ) -> Sampled:
     """Sample with `policy` from labels [N] and initial noise [N, C, H, W], and measure.
 
-    Reward side, by the reward classifier against the training images where there are both: "distance", the unbiased
+    Reward side, by the reward classifier (of a pipeline that has none: by the scorer, if it has features and logits)
+    against the training images where there are both: "distance", the unbiased
     kernel distance that the reward's distribution term lowers (schedules are chosen by it: everybody is tuned on one
     objective), "fd", "kd", "accuracy"; with a calibrated `reward` also "return", the mean episode reward, and
     "return/NAME", the share of every term in it (`guidance.mean_return`).
@@ -276,19 +286,21 @@ def sample_and_measure(
     those images instead of over a stored mean. Judged: see `diffusion.evaluate_samples`; by a scorer in place of an
     evaluation classifier, "probability", its mean probability of the prompts.
     """
-    scorer = _scorer(models, config.scorer)
+    scorer: Any = _scorer(models, config.scorer)
     calibrated = not reward.distribution or reward.distribution_scale is not None
     function = _reward_function(models, reward, config.scorer) if calibrated else None
-    played = rollout(models.backbone, config, labels, noise, policy, scorer=scorer, reward=function, batch=batch)
+    seen = scorer if config.confidence_entry else None
+    played = rollout(models.backbone, config, labels, noise, policy, scorer=seen, reward=function, batch=batch)
     side: dict[str, float] = {}
-    if models.reward is not None and not isinstance(models.train, NoImages):
-        features = image_features(models.reward, played.images)
+    classifier: Any = scorer if models.reward is None else models.reward
+    if compares(classifier) and not isinstance(models.train, NoImages):
+        features, real = image_features(classifier, played.images), _train_features(models, classifier)
         rows = slice(0, _WITNESS_IMAGES)
         side = {
-            "distance": _distribution(models, reward).distance(played.images[rows], labels[rows]),
-            "fd": frechet_distance(features, models.train_features),
-            "kd": kernel_distance(features[rows], models.train_features[rows]),
-            "accuracy": accuracy(models.reward, played.images, labels),
+            "distance": _distribution(models, reward, classifier).distance(played.images[rows], labels[rows]),
+            "fd": frechet_distance(features, real),
+            "kd": kernel_distance(features[rows], real[rows]),
+            "accuracy": accuracy(classifier, played.images, labels),
         }
     if function is not None:
         shares = mean_return(function, played, reference, images=_WITNESS_IMAGES)
@@ -299,11 +311,21 @@ def sample_and_measure(
 def _judged(models: Models, images: Tensor, labels: Tensor, batch: int) -> dict[str, float]:
     """The evaluation classifier's numbers; of a scorer its mean probability of the prompts."""
     judge = models.evaluation_classifier
-    if isinstance(judge, Classifier) and not isinstance(models.heldout, NoImages):
+    if compares(judge) and not isinstance(models.heldout, NoImages):
         return evaluate_samples(images, labels, judge, models.heldout, real_features=models.heldout_features)
     parts = zip(images.split(batch), labels.split(batch), strict=True)
     told = [score(judge, some, wanted).probability for some, wanted in parts]
     return {"probability": float(torch.cat(told).mean())}
+
+
+def compares(scorer: Any) -> bool:
+    """Whether sets of images can be compared through a scorer: it has features, and logits of labels it numbers."""
+    return all(hasattr(scorer, name) for name in ("features", "logits", "n_classes", "image_shape"))
+
+
+@lru_cache(maxsize=2)
+def _train_features(models: Models, classifier: Any) -> Tensor:
+    return image_features(classifier, models.train.images)
 
 
 @lru_cache(maxsize=2)
@@ -312,8 +334,8 @@ def _scorer(models: Models, text: str) -> Scorer:
 
 
 @lru_cache(maxsize=2)
-def _distribution(models: Models, reward: RewardConfig) -> Distribution:
-    return Distribution.from_config(reward, models.reward, models.train)
+def _distribution(models: Models, reward: RewardConfig, scorer: Any) -> Distribution:
+    return Distribution.from_config(reward, scorer, models.train)
 
 
 @lru_cache(maxsize=2)

@@ -74,6 +74,6 @@ def share_of_headroom(value: float, constant: float, best: float) -> float:
     Args:
         value: the policy's distance.
         constant: that of the best constant.
-        best: that of the oracle's state feedback.
+        best: that of the oracle.
     """
     return (constant - value) / (constant - best) if constant > best else float("nan")

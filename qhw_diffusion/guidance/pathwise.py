@@ -71,8 +71,8 @@ class FreeSchedule(nn.Module):
         return self.g[labels].T
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        """The scales, trained with the learning rate of heads."""
-        return {"circuit": [], "head": [self.g]}
+        """The scales, which have a learning rate of their own."""
+        return {"schedule": [self.g]}
 
 
 class _ClampInward(torch.autograd.Function):
@@ -171,12 +171,13 @@ def play(
     """
     closed_loop = isinstance(policy, Policy)
     model: Any = Recomputing(denoiser) if gradient_checkpointing else denoiser
-    episode = GuidedEpisode(model, config, reward.scorer if closed_loop else None)
+    sees = closed_loop and config.confidence_entry
+    episode = GuidedEpisode(model, config, reward.scorer if sees else None)
     with torch.no_grad():  # nothing of the policy's is in the first state
         episode.begin(labels, noise)
     first = 0 if truncate_steps is None else max(0, episode.n_steps - truncate_steps)
     # the images of the last step alone are decoded where nothing looks at the others
-    looks = closed_loop or any(term.per_step for _, term in reward.terms)
+    looks = sees or any(term.per_step for _, term in reward.terms)
     kept: dict[str, list[Tensor]] = {"actions": [], "g": [], "states": []}
     terms: dict[str, Tensor] = {}
     while not episode.done:
@@ -272,8 +273,8 @@ def train_pathwise(
 
     Metrics, by the names of `train_ppo`: charts/ (episodic_return, episodic_return_std, delta_g_abs, action_mean,
     mean_action_spread, action_reversals, g_mean, g_std, learning_rate_*, SPS: sampling steps a second), losses/
-    (pathwise_loss: the negative mean return), gradients/ (norms of circuit and head before clipping), reward/ (each
-    term's share per episode), state/ (spread and saturation of each entry).
+    (pathwise_loss: the negative mean return), gradients/ (norms before clipping of circuit and head, or of the
+    schedule), reward/ (each term's share per episode), state/ (spread and saturation of each entry).
 
     Args:
         denoiser: makes the predictions.

@@ -378,7 +378,7 @@ class QuantumPolicy(Policy):
         super().__init__()
         compiled = layer.compiled
         wanted = len(circuit.inputs), len(circuit.weights), len(circuit.observables)
-        given = compiled.n_inputs, compiled.n_weights, compiled.n_observables
+        given = compiled.n_inputs, compiled.n_weights, compiled.n_values
         if wanted != given:
             raise InvalidInputError(
                 f"the layer has (inputs, weights, observables) = {given}, the circuit {wanted}; "
@@ -401,6 +401,8 @@ class QuantumPolicy(Policy):
 
     def _quantum(self) -> list[nn.Parameter]:
         own = [self.layer.weight, self.input_scale]
+        if self.layer.coefficients is not None:
+            own.append(self.layer.coefficients)
         return own if self.output_scale is None else [*own, self.output_scale]
 
     def angles(self, obs: Tensor) -> Tensor:
@@ -408,7 +410,7 @@ class QuantumPolicy(Policy):
         return obs * self.input_scale
 
     def expectations(self, obs: Tensor) -> Tensor:
-        """⟨Z⟩ of each qubit (times the output scale, if trained), [B, n_qubits]."""
+        """The circuit's observables, ⟨Z⟩ of each qubit (times the output scale, if trained), [B, n_qubits]."""
         values: Tensor = self.layer(self.angles(obs))
         return values if self.output_scale is None else values * self.output_scale
 
@@ -417,9 +419,14 @@ class QuantumPolicy(Policy):
         return out
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        """Trainable parameters by learning rate: "circuit" (weights, input and output scales) and "head"."""
+        """Trainable parameters by learning rate: "circuit" (weights, scales, observables) and "head"."""
         circuit = [p for p in self._quantum() if p.requires_grad]
         return {"circuit": circuit, "head": list(self.head.parameters())}
+
+    @property
+    def circuits_per_state(self) -> int:
+        """Circuits one action costs on a device: one for each basis that the observables are measured in."""
+        return len(self.layer.compiled.measurement_groups)
 
     def on(self, device: Device | None = None, engine: str | Engine | None = None) -> QuantumPolicy:
         """The same policy, weights copied, on another device (compiled anew) or engine; None keeps the present one."""

@@ -101,6 +101,8 @@ def rollout(
     episode = GuidedEpisode(backbone, config, scorer)
     if not isinstance(policy, Policy):
         schedule = _schedule(policy, episode.n_steps, labels.shape[0])
+    # images between the steps are decoded where a term looks at them, and before the last step
+    looks = reward is not None and any(term.per_step for _, term in reward.terms)
     parts: list[dict[str, Tensor]] = []
     for start in range(0, labels.shape[0], batch):
         rows = slice(start, start + batch)
@@ -108,7 +110,8 @@ def rollout(
         kept: dict[str, list[Tensor]] = {"g": [], "actions": [], "states": []}
         part: dict[str, Tensor] = {}
         while not episode.done:
-            before = episode.images if reward is not None else None, episode.score
+            last = episode.step_index == episode.n_steps - 1
+            before = episode.images if looks or (reward is not None and last) else None, episode.score
             if schedule is not None:
                 g = schedule[episode.step_index, rows].to(scale_dtype(noise))
                 action = g - config.g0
@@ -124,8 +127,7 @@ def rollout(
                 on_step(episode)
             kept["g"].append(g)
             kept["actions"].append(action)
-            if reward is not None:
-                assert before[0] is not None
+            if reward is not None and before[0] is not None:
                 part["x0_previous"] = before[0]
                 for name, values in _step_values(reward, episode, before[0], before[1], action).items():
                     kept.setdefault(f"term.{name}", []).append(values)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from qhw_diffusion.diffusion.pipeline import PROMPTS_FILE, PipelineDenoiser, load_pipeline, read_prompts
+from qhw_diffusion.diffusion.pipeline import PROMPTS_FILE, PipelineDenoiser, check_prompts, load_pipeline, read_prompts
 from qhw_diffusion.diffusion.sampler import OWN_SPACING
 from qhw_diffusion.errors import InvalidInputError
 from qhw_diffusion.extensions import load_extension
@@ -223,7 +223,8 @@ def write_samples(
         given: the other arguments of `sample`.
 
     Raises:
-        InvalidInputError: `out` holds something; see `sample`.
+        InvalidInputError: `out` holds something; a word that the tokenizer does not know, or a prompt that it cuts; see
+            `sample`.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InvalidInputError(f"{out} is no empty folder; choose another one (--out)")
@@ -231,6 +232,8 @@ def write_samples(
     texts = read_prompts(prompts) if isinstance(prompts, Path) else tuple(prompts)
     _seed(given["seed"])
     loaded = load_pipeline(pipeline)
+    negative = given.get("negative_prompt") or ""
+    check_prompts(loaded.tokenizer, [*texts, negative])
     with progress(desc="sampling", unit="step") as bar:
 
         def on_step(done: int, total: int) -> None:

@@ -203,7 +203,8 @@ def _build(
         return QuantumPolicy(layer, circuit, **config)
     layer = read_layer(folder, config.pop("layer"), device=device, engine=engine)
     c = layer.compiled
-    circuit = PolicyCircuit(c.logical, c.inputs, c.weights, c.logical_observables, **config.pop("circuit"))
+    observables = c.logical_observables if c.adaptive is None else c.adaptive
+    circuit = PolicyCircuit(c.logical, c.inputs, c.weights, observables, **config.pop("circuit"))
     return QuantumPolicy(layer, circuit, **config)
 
 

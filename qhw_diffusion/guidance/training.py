@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from qhw_diffusion.circuits import PolicyCircuit, policy_ansatz, save_circuit
+from qhw_diffusion.circuits import AdaptiveObservables, PolicyCircuit, policy_ansatz, save_circuit
 from qhw_diffusion.devices import Device
 from qhw_diffusion.diffusion import Backbone, Denoiser, ImageDataset, load_dataset
 from qhw_diffusion.errors import DamagedFileError, InvalidInputError
@@ -19,6 +19,7 @@ from qhw_diffusion.extensions import extension_text
 from qhw_diffusion.guidance.card import save_with_card
 from qhw_diffusion.guidance.config import (
     BUILT_IN_SCORER,
+    FIXED,
     OBJECT,
     GuidanceConfig,
     PathwiseConfig,
@@ -187,7 +188,7 @@ def policy_circuit_of(config: PolicyConfig, n_features: int, ansatz: Callable[..
             f"the ansatz {config.ansatz.removeprefix(OBJECT)!r} was passed as an object in Python; pass it again: "
             "ansatz=…"
         )
-    return policy_ansatz(
+    circuit = policy_ansatz(
         config.ansatz if ansatz is None else ansatz,
         n_features=n_features,
         n_qubits=config.n_qubits,
@@ -195,6 +196,9 @@ def policy_circuit_of(config: PolicyConfig, n_features: int, ansatz: Callable[..
         entanglement="none" if config.kind == "unentangled" else config.entanglement,
         reuploading=config.reuploading,
     )
+    if config.observables == FIXED:
+        return circuit
+    return replace(circuit, observables=AdaptiveObservables.of(config.observables, circuit.circuit.num_qubits))
 
 
 def quantum_parameters(config: PolicyConfig, n_features: int, ansatz: Callable[..., Any] | None = None) -> int:
@@ -202,6 +206,8 @@ def quantum_parameters(config: PolicyConfig, n_features: int, ansatz: Callable[.
     circuit = policy_circuit_of(config, n_features, ansatz)
     outputs = len(circuit.observables)
     quantum = len(circuit.weights) + len(circuit.inputs) + (outputs if config.output_scaling else 0)
+    if isinstance(circuit.observables, AdaptiveObservables):
+        quantum += circuit.observables.n_coefficients
     return quantum + mlp_parameters([outputs, *QuantumPolicy.HIDDEN, len(config.discrete_actions) or 2])
 
 

@@ -16,7 +16,7 @@ from qhw_diffusion.hardware.ledger_rows import Row
 from qhw_diffusion.hardware.local import LocalService
 from qhw_diffusion.hardware.recover import Recovery, recover
 from qhw_diffusion.hardware.runner import Answer, Runner, open_runner
-from qhw_diffusion.hardware.service import Pub, Service
+from qhw_diffusion.hardware.service import Pub, SamplerPub, Service
 from qhw_diffusion.hardware.split import JobLimits
 from qhw_diffusion.hardware.wait import Times
 
@@ -29,6 +29,7 @@ __all__ = [
     "Recovery",
     "Row",
     "Runner",
+    "SamplerPub",
     "Service",
     "Times",
     "content_key",

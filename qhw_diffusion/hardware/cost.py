@@ -16,7 +16,8 @@ from typing import Any, Protocol
 
 from qhw_diffusion.devices import Device
 from qhw_diffusion.errors import InvalidInputError
-from qhw_diffusion.hardware.service import Pub
+from qhw_diffusion.hardware.durations import duration_of
+from qhw_diffusion.hardware.service import AnyPub, primitive_of
 from qhw_diffusion.hardware.split import JobLimits, asked, bases, cut, split
 
 # Seconds, from IBM's guide: the overhead of a job, and the rule of thumb for one execution at the usual delay.
@@ -40,7 +41,7 @@ EXTRAPOLATED = (
 
 @dataclass(frozen=True)
 class Added:
-    """What the client's estimators execute besides what they are asked for (`added_by`).
+    """What the client's primitives execute besides what they are asked for (`added_by`).
 
     Attributes:
         level: the resilience level.
@@ -75,16 +76,19 @@ class Added:
         return self.randomizations, self.shots_each or math.ceil(shots / self.randomizations)
 
 
-def added_by(options: Mapping[str, Any], *, default_level: int = DEFAULT_LEVEL) -> Added:
-    """What the client's estimators add with these options of theirs, by the rules of the client.
+def added_by(options: Mapping[str, Any], primitive: str = "estimator", *, default_level: int = DEFAULT_LEVEL) -> Added:
+    """What the client's primitives add with these options of theirs, by the rules of the client.
 
     Args:
-        options: plain values, as the client's estimator takes them.
+        options: plain values, as the client's primitive takes them.
+        primitive: ``"estimator"`` or ``"sampler"``, which has no resilience levels and can be twirled.
         default_level: resilience level without one in the options.
 
     Raises:
         InvalidInputError: a resilience level that there is not.
     """
+    if primitive == "sampler":
+        options, default_level = {"twirling": options.get("twirling")}, 0
     level = options.get("resilience_level", default_level)
     if level not in _LEVELS:
         raise InvalidInputError(f"resilience level {level!r}; allowed: 0, 1, 2")
@@ -296,7 +300,8 @@ def estimate_cost(
         scales = ", ".join(f"{scale:g}" for scale in added.scales)
         folded = f" × {len(added.scales)} scales ({scales})" if len(added.scales) > 1 else ""
         extra = run - circuits * len(added.scales)
-        notes.append(f"resilience level {added.level}{folded}" + (f" + {extra} of calibration" if extra else ""))
+        if added.level or folded or extra:
+            notes.append(f"resilience level {added.level}{folded}" + (f" + {extra} of calibration" if extra else ""))
         if each != shots:
             notes.append(f"{shots:,} shots made {each:,} by twirling")
     ratio, n_history = _ratio(history)
@@ -408,7 +413,7 @@ def _short(seconds: float) -> str:
 
 
 # (PUBs of one job, the service's options) → what it costs
-Estimator = Callable[[Sequence[Pub], Mapping[str, Any]], Cost]
+Estimator = Callable[[Sequence[AnyPub], Mapping[str, Any]], Cost]
 
 
 def job_estimator(
@@ -420,16 +425,12 @@ def job_estimator(
     """
     durations: dict[int, tuple[Any, float]] = {}
 
-    def duration(pub: Pub) -> float:
-        if not device.has_durations:  # a device of the user's own, simulated here
-            return 0.0
-        if id(pub.circuit) not in durations:
-            bound = pub.circuit.assign_parameters(dict.fromkeys(pub.circuit.parameters, 0.0))
-            # the circuit is kept, so that its id stays its own
-            durations[id(pub.circuit)] = (pub.circuit, float(bound.estimate_duration(device.target, unit="s")))
+    def duration(pub: AnyPub) -> float:
+        if id(pub.circuit) not in durations:  # the circuit is kept, so that its id stays its own
+            durations[id(pub.circuit)] = (pub.circuit, duration_of(pub.circuit, device))
         return durations[id(pub.circuit)][1]
 
-    def estimate(pubs: Sequence[Pub], options: Mapping[str, Any]) -> Cost:
+    def estimate(pubs: Sequence[AnyPub], options: Mapping[str, Any]) -> Cost:
         circuits, shots = asked(pubs)
         wanted = (options.get("execution") or {}).get("rep_delay")
         mean = sum(pub.rows * bases(pub) * duration(pub) for pub in pubs) / circuits
@@ -439,7 +440,7 @@ def job_estimator(
             shots,
             device,
             repetition_delay=repetition_delay if wanted is None else float(wanted),
-            added=added_by(options),
+            added=added_by(options, primitive_of(pubs)),
             history=history_of(rows(), device.name),
         )
         untold = "" if device.has_durations else f"{device.name} states no gate durations: they count as 0"
@@ -449,7 +450,7 @@ def job_estimator(
 
 
 def expected_cost(
-    pubs: Sequence[Pub],
+    pubs: Sequence[AnyPub],
     device: Device,
     *,
     calls: int = 1,
@@ -464,7 +465,7 @@ def expected_cost(
         pubs: of one call; their values do not count, only how many rows there are.
         device: that they run on.
         calls: how many such calls.
-        resilience_level: of the client's estimator.
+        resilience_level: of the client's estimator; of a Sampler there is none.
         repetition_delay: seconds, if another than the device's default is asked for.
         limits: of one job.
         history: rows of the ledger.
@@ -475,5 +476,6 @@ def expected_cost(
     finished = list(history)
     estimate = job_estimator(device, lambda: finished, repetition_delay=repetition_delay)
     options = {"resilience_level": resilience_level}
-    jobs = [cut(pubs, pieces) for pieces in split(pubs, limits, factor=len(added_by(options).scales))]
+    added = added_by(options, primitive_of(pubs))
+    jobs = [cut(pubs, pieces) for pieces in split(pubs, limits, factor=len(added.scales))]
     return in_all([estimate(job, options) for job in jobs], times=calls)

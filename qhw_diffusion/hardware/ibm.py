@@ -1,8 +1,9 @@
-"""The one adapter to qiskit-ibm-runtime: jobs of either estimator, sent once, found again by tag, decoded offline.
+"""The one adapter to qiskit-ibm-runtime: jobs of its primitives, sent once, found again by tag, decoded offline.
 
-The default program is ``"executor"``, of the client's `executor_estimator.Estimator`, which prepares circuits and
-post-processes counts on this side; its post-processing travels with the job, so a stored answer can be decoded at any
-later time. ``"estimator"`` is the deprecated `EstimatorV2`, whose processing is the service's.
+The default program is ``"executor"``, of the client's `executor_estimator.Estimator` and `executor_sampler.Sampler`,
+which prepare circuits and post-process counts on this side; the post-processing travels with the job, so a stored
+answer can be decoded at any later time. ``"estimator"`` and ``"sampler"`` are the deprecated `EstimatorV2` and
+`SamplerV2`, whose processing is the service's.
 
 The client's own HTTP adapter has no read time-out, sends a job again after a 5xx answer, and gives up at once on a 429
 answer to a job. `Transport` is mounted in its place (`requests.Session.mount`).
@@ -54,19 +55,23 @@ from qhw_diffusion.errors import (
     ServiceError,
 )
 from qhw_diffusion.hardware.modes import Context, seconds_stated
+from qhw_diffusion.hardware.sampling import check_conditions, check_most_shots, flat_bits
 from qhw_diffusion.hardware.service import (
+    AnyPub,
     JobState,
     Limits,
     Measured,
     NotSentError,
-    Pub,
     RefusedError,
+    Sampled,
+    SamplerPub,
     UncertainError,
+    primitive_of,
 )
 from qhw_diffusion.hardware.wait import Times
 from qhw_diffusion.masking import without_tokens
 
-PROGRAMS = ("executor", "estimator")
+PROGRAMS = ("executor", "estimator", "sampler")
 # The service's code for a job sent to a session that takes no more
 _SESSION_CLOSED = "1217"
 # Options that are the runner's own business
@@ -95,7 +100,7 @@ class IBMService:
     Args:
         device: name of the device, ``"ibm_…"``.
         client: a connected `QiskitRuntimeService`; None connects with the saved account or the environment.
-        program: ``"executor"`` or ``"estimator"``.
+        program: ``"executor"`` for both primitives, ``"estimator"`` or ``"sampler"`` for one of them.
         times: time-outs and pauses.
         sleep: waits for so many seconds.
 
@@ -163,47 +168,60 @@ class IBMService:
                     return str(one.get("plan") or "")
         return ""
 
-    def effective(self, options: Mapping[str, Any]) -> dict[str, Any]:
+    def effective(self, options: Mapping[str, Any], primitive: str = "estimator") -> dict[str, Any]:
         """The options that a job runs with, as the client resolves them.
 
         Args:
-            options: options of the client's estimator, plain values.
+            options: options of the client's primitive, plain values.
+            primitive: ``"estimator"`` or ``"sampler"``.
 
         Returns:
-            With the defaults of the resilience level, for the executor; of ``"estimator"``, whose defaults are the
-            service's, what the client sends. Without what the runner sets itself.
+            With the client's defaults, those of the resilience level included, for the executor; of the other programs,
+            whose defaults are the service's, what the client sends. Without what the runner sets itself.
         """
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                estimator = self._estimator(self._backend, options, [], Limits())
-                if self.program == "estimator":
+                made = self._primitive(primitive, self._backend, options, [], Limits())
+                if self.program != "executor":
                     from qiskit_ibm_runtime.options.utils import remove_dict_unset_values, remove_empty_dict
 
-                    found = asdict(estimator.options)
+                    found = asdict(made.options)
                     remove_dict_unset_values(found)
                     remove_empty_dict(found)
                 else:
-                    found = estimator.finalize_options().model_dump(mode="json")
+                    found = made.finalize_options().model_dump(mode="json")
         except Exception:  # the client's own affairs; what was asked for is known
             return dict(options)
         return {name: value for name, value in found.items() if name not in _NOT_OF_THE_RESULT}
 
-    def check(self, pubs: Sequence[Pub], options: Mapping[str, Any]) -> None:
+    def check(self, pubs: Sequence[AnyPub], options: Mapping[str, Any]) -> None:
         """Check circuits and options against the device's target and the client, before anything is sent.
 
         Args:
             pubs: what one job is to evaluate.
-            options: options of the client's estimator, plain values.
+            options: options of the client's primitive, plain values.
 
         Raises:
-            InvalidInputError: an option that the runner sets itself or the client refuses; a circuit that is no ISA
-                circuit of this device.
+            InvalidInputError: an option that the runner sets itself or the client refuses; PUBs of another primitive
+                than the program's; a circuit that is no ISA circuit of this device, or that it has no control flow
+                for; more shots than it takes, or shots that differ among a Sampler's PUBs.
             ServiceError: no answer, or one without meaning.
         """
         if reserved := [name for name in _RESERVED if name in options]:
             raise InvalidInputError(
                 f"option {reserved[0]!r} is set by the runner (tags, limits from the cap); leave it out"
+            )
+        primitive = primitive_of(pubs)
+        if self.program not in ("executor", primitive):
+            raise InvalidInputError(
+                f"program {self.program!r} takes no PUBs of the client's {primitive.title()}: open the runner with "
+                f"program='executor', or {primitive!r}"
+            )
+        if len(shots := {pub.shots for pub in pubs}) > 1 and primitive == "sampler":
+            raise InvalidInputError(
+                f"the circuits of one call have {sorted(shots)} shots, and the client's Sampler takes one number for "
+                "all of them: make a call for each"
             )
         target = self._ask(f"read the target of {self.device}", lambda: self._backend.target)
         for pub in pubs:
@@ -213,6 +231,10 @@ class IBMService:
                     f"the circuit has {pub.circuit.num_qubits} qubits, {self.device} has {width}; compile it for "
                     f"this device, compile_circuit(…, Device.load({self.device!r}))"
                 )
+            if isinstance(pub, SamplerPub):
+                check_conditions(pub.circuit, target, self.device)
+                self._check_most_shots(pub.shots)
+                continue
             flow = sorted({one.name for one in pub.circuit.data if isinstance(one.operation, ControlFlowOp)})
             if flow and self.program == "executor":
                 raise InvalidInputError(
@@ -222,9 +244,14 @@ class IBMService:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                self._estimator(self._backend, options, [], Limits())
+                self._primitive(primitive, self._backend, options, [], Limits())
         except (ValueError, TypeError, KeyError) as error:
             raise InvalidInputError(f"the client refuses these options: {self._clean(error)}") from None
+        if (options.get("execution") or {}).get("meas_type", "classified") != "classified":
+            raise InvalidInputError(
+                f"option meas_type is {options['execution']['meas_type']!r}; allowed: 'classified', since bits are "
+                "what is stored and counted"
+            )
         try:
             validate_isa_circuits([pub.circuit for pub in pubs], target)
         except ValueError as error:
@@ -232,12 +259,12 @@ class IBMService:
                 f"the circuit does not fit {self.device}: {self._clean(error)} Compile it for this device"
             ) from None
 
-    def submit(self, pubs: Sequence[Pub], options: Mapping[str, Any], tags: Sequence[str], limits: Limits) -> str:
+    def submit(self, pubs: Sequence[AnyPub], options: Mapping[str, Any], tags: Sequence[str], limits: Limits) -> str:
         """Send one job, once; a batch or session that the service has closed is opened again.
 
         Args:
             pubs: what one job is to evaluate.
-            options: options of the client's estimator, plain values.
+            options: options of the client's primitive, plain values.
             tags: tags of the job; the last one finds it again.
             limits: QPU seconds, mode and wall-clock seconds that the job may take.
 
@@ -336,17 +363,17 @@ class IBMService:
         text = self._ask(f"read the answer of job {job_id}", lambda: job.result(decoder=RawText))
         return text if isinstance(text, str) else ""  # no content; `decode` says that it is no result
 
-    def decode(self, raw: str) -> list[Measured]:
+    def decode(self, raw: str) -> list[Measured] | list[Sampled]:
         """Decode the text of a job's answer; nothing is asked of the service.
 
         Args:
             raw: what `raw` returned.
 
         Returns:
-            Values [M, B], standard errors [M, B] and shots of each PUB.
+            Values [M, B], standard errors [M, B] and shots of each PUB; of a Sampler's the bits of each register.
 
         Raises:
-            DamagedFileError: the text is no result of either program.
+            DamagedFileError: the text is no result of these programs.
         """
         return decode(raw)
 
@@ -473,7 +500,7 @@ class IBMService:
                 warnings.simplefilter("ignore")
                 self._context.close()
 
-    def _submit(self, pubs: Sequence[Pub], options: Mapping[str, Any], tags: Sequence[str], limits: Limits) -> str:
+    def _submit(self, pubs: Sequence[AnyPub], options: Mapping[str, Any], tags: Sequence[str], limits: Limits) -> str:
         if self._context is None or self._context.asked != (limits.mode, limits.max_session_seconds):
             self.close()
             self._context = Context(self._backend, limits.mode, limits.max_session_seconds)
@@ -481,8 +508,8 @@ class IBMService:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                estimator = self._estimator(self._context.target(), options, tags, limits)
-                job = estimator.run([pub.as_tuple() for pub in pubs])
+                primitive = self._primitive(primitive_of(pubs), self._context.target(), options, tags, limits)
+                job = primitive.run([pub.as_tuple() for pub in pubs])
         except Exception as error:
             raise self._what_happened(error) from None
         self._jobs[job.job_id()] = job
@@ -508,19 +535,29 @@ class IBMService:
             return AccountError(text) if posted == 403 else RefusedError(f"the service refused the job: {text}")
         return UncertainError(f"no usable reply to the job: {text}")
 
-    def _estimator(self, mode: Any, options: Mapping[str, Any], tags: Sequence[str], limits: Limits) -> Any:
-        own = {"environment": {"job_tags": list(tags)}}
-        if self.program == "estimator":
-            from qiskit_ibm_runtime import EstimatorV2
+    def _primitive(self, kind: str, mode: Any, options: Mapping[str, Any], tags: Sequence[str], limits: Limits) -> Any:
+        made: Any = self._class_of(kind)(mode=mode, options={**options, "environment": {"job_tags": list(tags)}})
+        if limits.max_execution_seconds is not None:
+            made.options.max_execution_time = limits.max_execution_seconds
+        return made
 
-            estimator: Any = EstimatorV2(mode=mode, options={**options, **own})
-        else:
+    def _class_of(self, kind: str) -> Any:
+        """The client's class for ``"estimator"`` or ``"sampler"``, of this object's program."""
+        if self.program == "executor" and kind == "sampler":
+            from qiskit_ibm_runtime.executor_sampler import Sampler
+
+            return Sampler
+        if self.program == "executor":
             from qiskit_ibm_runtime.executor_estimator import Estimator
 
-            estimator = Estimator(mode=mode, options={**options, **own})
-        if limits.max_execution_seconds is not None:
-            estimator.options.max_execution_time = limits.max_execution_seconds
-        return estimator
+            return Estimator
+        from qiskit_ibm_runtime import EstimatorV2, SamplerV2
+
+        return SamplerV2 if kind == "sampler" else EstimatorV2
+
+    def _check_most_shots(self, shots: int) -> None:
+        stated = self._ask(f"read the configuration of {self.device}", lambda: self._backend.configuration().max_shots)
+        check_most_shots(stated, shots, self.device)
 
     def _mount(self) -> None:
         for api in (self._client._active_api_client, *self._client._api_clients.values()):
@@ -610,13 +647,14 @@ class RawText(ResultDecoder):
         return data
 
 
-def decode(raw: str) -> list[Measured]:
+def decode(raw: str) -> list[Measured] | list[Sampled]:
     """What the stored text of a job says; no service is asked.
 
     Raises:
-        DamagedFileError: the text is no result of either program.
+        DamagedFileError: the text is no result of these programs.
     """
     try:
+        # the service's own programs answer in one format
         program = "executor" if "schema_version" in json.loads(raw) else "estimator"
         result: Any = reduce(
             lambda value, decoder: decoder.decode(value) if decoder.is_applicable(value) else value,
@@ -625,14 +663,17 @@ def decode(raw: str) -> list[Measured]:
         )
         if not isinstance(result, PrimitiveResult):
             raise TypeError(f"a {type(result).__name__}")
-        measured = []
+        measured: list[Any] = []
         for answer in result:
+            if "evs" not in answer.data:
+                measured.append({name: flat_bits(bits) for name, bits in answer.data.items()})
+                continue
             shots = answer.metadata.get("shots", result.metadata.get("shots"))
             measured.append((np.asarray(answer.data.evs, float), np.asarray(answer.data.stds, float), int(shots or 0)))
         return measured
     except Exception as error:
         raise DamagedFileError(
-            f"the answer is no result of the client's estimators ({type(error).__name__}: "
+            f"the answer is no result of the client's primitives ({type(error).__name__}: "
             f"{' '.join(str(error).split())[:200]})"
         ) from error
 

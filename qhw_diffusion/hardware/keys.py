@@ -3,7 +3,8 @@
 A key is SHA-256 over what the device executes, written out in one canonical way: operations on numbered qubits, angles
 by their bits, observables, parameter values, options, device, purpose. QPY bytes would not do: they hold the circuit's
 automatic name, the UUIDs of its parameters and the Qiskit version. Parameters count by their column in the values.
-Names of circuits, parameters and registers, metadata, layout and global phase do not reach the device and do not count.
+Names of circuits and parameters, metadata, layout and global phase do not reach the device and do not count. Names of
+classical registers count for a Sampler, whose answer is told by them.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from qiskit.circuit import (
@@ -42,14 +43,24 @@ _POINTS = 16
 _KEY = re.compile(r"[0-9a-f]{64}")
 
 
+@runtime_checkable
 class PubLike(Protocol):
-    """What a PUB must have to be counted into a key (`service.Pub` does)."""
+    """What an Estimator's PUB must have to be counted into a key (`service.Pub` does)."""
 
     circuit: QuantumCircuit
     observables: Sequence[SparsePauliOp]
     parameters: Sequence[Parameter]
     values: np.ndarray
     precision: float
+
+
+class SamplerPubLike(Protocol):
+    """What a Sampler's PUB must have to be counted into a key (`service.SamplerPub` does)."""
+
+    circuit: QuantumCircuit
+    parameters: Sequence[Parameter]
+    values: np.ndarray
+    shots: int
 
 
 def content_key(
@@ -83,16 +94,13 @@ def content_key(
     return _key([_pub_content(circuit, observables, values, parameters_order)], options, device, purpose)
 
 
-def job_key(pubs: Iterable[PubLike], options: Mapping[str, Any], device: str, purpose: str) -> str:
-    """The key of a job with several PUBs, in their order; their precision counts. Arguments and errors: `content_key`.
+def job_key(pubs: Iterable[PubLike | SamplerPubLike], options: Mapping[str, Any], device: str, purpose: str) -> str:
+    """The key of a job with several PUBs, in their order; their precision, or shots, counts. Otherwise `content_key`.
 
     Two jobs with the same PUBs, options, device and purpose have the same key. To run the same work again on purpose,
     say so in the purpose ("repeat 2").
     """
-    contents = [
-        [_pub_content(pub.circuit, pub.observables, pub.values, pub.parameters), _plain(pub.precision, "precision")]
-        for pub in pubs
-    ]
+    contents = [_job_content(pub) for pub in pubs]
     if not contents:
         raise InvalidInputError("a job needs at least one PUB")
     return _key(contents, options, device, purpose)
@@ -150,12 +158,31 @@ def _digest(content: Any) -> str:
 # -- PUBs --------------------------------------------------------------------------------------------------------------
 
 
+def _job_content(pub: PubLike | SamplerPubLike) -> list[Any]:
+    if isinstance(pub, PubLike):
+        content = _pub_content(pub.circuit, pub.observables, pub.values, pub.parameters)
+        return [content, _plain(pub.precision, "precision")]
+    circuit, array = _bound_content(pub.circuit, pub.values, pub.parameters)
+    places = {bit: number for number, bit in enumerate(pub.circuit.clbits)}
+    registers = [[register.name, [places[bit] for bit in register]] for register in pub.circuit.cregs]
+    return ["sampler", circuit, registers, array, _plain(pub.shots, "shots")]
+
+
 def _pub_content(
     circuit: QuantumCircuit,
     observables: Sequence[SparsePauliOp],
     values: np.ndarray,
     parameters_order: Sequence[Parameter | str],
 ) -> list[Any]:
+    content, array = _bound_content(circuit, values, parameters_order)
+    if not isinstance(observables, Sequence) or not observables:
+        raise InvalidInputError("observables must be a list of at least one SparsePauliOp")
+    return [content, [_observable_content(observable, circuit.num_qubits) for observable in observables], array]
+
+
+def _bound_content(
+    circuit: QuantumCircuit, values: np.ndarray, parameters_order: Sequence[Parameter | str]
+) -> tuple[list[Any], dict[str, Any]]:
     if not isinstance(circuit, QuantumCircuit):
         raise InvalidInputError(f"circuit must be a qiskit QuantumCircuit, not {type(circuit).__name__}")
     names = [p if isinstance(p, str) else p.name for p in parameters_order]
@@ -166,14 +193,8 @@ def _pub_content(
     array = np.asarray(values)
     if array.ndim != 2 or array.shape[1] != len(names):
         raise InvalidInputError(f"values have shape {array.shape}; allowed: [rows, {len(names)} parameters]")
-    if not isinstance(observables, Sequence) or not observables:
-        raise InvalidInputError("observables must be a list of at least one SparsePauliOp")
     columns = {name: number for number, name in enumerate(names)}
-    return [
-        _circuit_content(circuit, columns),
-        [_observable_content(observable, circuit.num_qubits) for observable in observables],
-        _array_content(array, "values"),
-    ]
+    return _circuit_content(circuit, columns), _array_content(array, "values")
 
 
 def _observable_content(observable: SparsePauliOp, width: int) -> list[Any]:

@@ -5,18 +5,18 @@ So what runs on a fake device is planned, stored and resumed as it will be on a 
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
-import math
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from qiskit import QuantumCircuit
-from qiskit.circuit import Delay
-from qiskit.primitives import BackendEstimatorV2, BaseEstimatorV2
+from qiskit.circuit import ControlFlowOp, QuantumRegister
+from qiskit.primitives import BackendEstimatorV2, BaseEstimatorV2, BaseSamplerV2, BitArray
 from qiskit.quantum_info import PauliList, SparsePauliOp
 
 from qhw_diffusion.devices import Device
@@ -24,11 +24,26 @@ from qhw_diffusion.devices.snapshot import FRACTIONAL_GATES
 from qhw_diffusion.draws import Draws
 from qhw_diffusion.errors import DamagedFileError, InvalidInputError, JobError, UnsupportedCircuitError
 from qhw_diffusion.hardware.ledger_rows import now
-from qhw_diffusion.hardware.service import JobState, Limits, Measured, Pub, RefusedError, without_attempts
+from qhw_diffusion.hardware.sampling import (
+    aer_simulator,
+    check_conditions,
+    check_most_shots,
+    flat_bits,
+    operations_of,
+    sample_bits,
+)
+from qhw_diffusion.hardware.service import (
+    AnyPub,
+    JobState,
+    Limits,
+    Measured,
+    Pub,
+    RefusedError,
+    Sampled,
+    SamplerPub,
+    without_attempts,
+)
 from qhw_diffusion.masking import shown_cause
-
-if TYPE_CHECKING:
-    from qiskit_aer import AerSimulator
 
 _FORMAT = "qhw-local-1"
 
@@ -36,7 +51,7 @@ _FORMAT = "qhw-local-1"
 class LocalService:
     """Runs jobs in this process (`service.Service`), at once when they are sent.
 
-    Without an estimator of your own, Aer samples each circuit on its qubits in use, with the device's noise and
+    Without primitives of your own, Aer samples each circuit on its qubits in use, with the device's noise and
     asymmetric readout. Outcomes depend on the seed and the job's tags alone: a job that is run again, and a run that
     was interrupted and goes on, have the outcomes that they would have had.
 
@@ -44,21 +59,32 @@ class LocalService:
         device: the fake device, loaded.
         estimator: any Estimator primitive for circuits of that device, instead. For the ledger it is known by its
             class: with other settings give the work another purpose.
-        seed: of the outcomes (not of an estimator of your own).
+        sampler: the same for a Sampler's PUBs.
+        seed: of the outcomes (not of primitives of your own).
     """
 
     paid = False
     instance = ""
     plan = ""
 
-    def __init__(self, device: Device, *, estimator: BaseEstimatorV2 | None = None, seed: int = 0) -> None:
+    def __init__(
+        self,
+        device: Device,
+        *,
+        estimator: BaseEstimatorV2 | None = None,
+        sampler: BaseSamplerV2 | None = None,
+        seed: int = 0,
+    ) -> None:
         if not isinstance(device, Device):
             raise InvalidInputError(f"device must be a Device, not {type(device).__name__}: use Device.load(…)")
         if estimator is not None and not isinstance(estimator, BaseEstimatorV2):
             raise InvalidInputError(f"estimator is a {type(estimator).__name__}; give an Estimator primitive")
+        if sampler is not None and not isinstance(sampler, BaseSamplerV2):
+            raise InvalidInputError(f"sampler is a {type(sampler).__name__}; give a Sampler primitive")
         self.device = device.name
         self._device = device
         self._estimator = estimator
+        self._sampler = sampler
         self._seed = seed
         self.program = "local" + self._other_than_usual()
         self._simulators: dict[tuple[Device, tuple[int, ...], bool], Any] = {}
@@ -68,7 +94,8 @@ class LocalService:
 
     def _other_than_usual(self) -> str:
         """What tells this simulation from the usual one of that name, so that the ledger does not mix them up."""
-        other = "" if self._estimator is None else f" by {type(self._estimator).__name__}"
+        own = [type(primitive).__name__ for primitive in (self._estimator, self._sampler) if primitive is not None]
+        other = f" by {' and '.join(own)}" if own else ""
         if self._seed:
             other += f" seed {self._seed}"
         if not self.device.startswith("fake_"):  # a snapshot: its name is the live device's, whatever the day
@@ -79,11 +106,11 @@ class LocalService:
         """The device, as it was loaded."""
         return self._device
 
-    def effective(self, options: Mapping[str, Any]) -> dict[str, Any]:
-        """Nothing is mitigated here by itself: resilience level 0."""
-        return {"resilience_level": 0}
+    def effective(self, options: Mapping[str, Any], primitive: str = "estimator") -> dict[str, Any]:
+        """Nothing is mitigated here by itself: resilience level 0, and no options of a Sampler."""
+        return {"resilience_level": 0} if primitive == "estimator" else {}
 
-    def check(self, pubs: Sequence[Pub], options: Mapping[str, Any]) -> None:
+    def check(self, pubs: Sequence[AnyPub], options: Mapping[str, Any]) -> None:
         """Check circuits and options before anything runs.
 
         Args:
@@ -91,7 +118,8 @@ class LocalService:
             options: of IBM's options only ``resilience_level`` 0.
 
         Raises:
-            InvalidInputError: another option; a circuit that is wider than the device or has instructions it lacks.
+            InvalidInputError: another option; a circuit that is wider than the device or has instructions it lacks;
+                more shots than it takes.
             UnsupportedCircuitError: resets or measurements in mid-circuit, which your own estimator
                 does not average over.
         """
@@ -107,12 +135,16 @@ class LocalService:
                     f"the circuit has {pub.circuit.num_qubits} qubits, {self.device} has {width}; compile it for "
                     f"this device"
                 )
-            if self._estimator is not None:
-                check_runs(self._estimator, pub.circuit)
-            else:
+            if isinstance(pub, SamplerPub):
+                check_most_shots(self._most_shots, pub.shots, self.device)
+                check_conditions(pub.circuit, self._device.target, self.device)
+            own = self._sampler if isinstance(pub, SamplerPub) else self._estimator
+            if own is None:
                 self._device_for(pub.circuit)
+            elif isinstance(pub, Pub):
+                check_runs(own, pub.circuit)
 
-    def submit(self, pubs: Sequence[Pub], options: Mapping[str, Any], tags: Sequence[str], limits: Limits) -> str:
+    def submit(self, pubs: Sequence[AnyPub], options: Mapping[str, Any], tags: Sequence[str], limits: Limits) -> str:
         """Run a job now, in this process.
 
         Args:
@@ -132,16 +164,29 @@ class LocalService:
             hashlib.sha256(json.dumps([self._seed, *without_attempts(tags)]).encode()).digest()[:8], "big"
         )
         try:
-            measured = [self._measure(pub, seed + index) for index, pub in enumerate(pubs)]
+            answers = [self._answer(pub, seed + index) for index, pub in enumerate(pubs)]
         except Exception as error:
             raise RefusedError(f"{self.device} failed on the job: {type(error).__name__}: {error}") from shown_cause(
                 error
             )
-        answers = [{"values": v.tolist(), "std_errors": e.tolist(), "shots": s} for v, e, s in measured]
         self._answers[job_id] = json.dumps({"format": _FORMAT, "pubs": answers})
         self._tags[job_id] = tuple(tags)
         self._times[job_id] = {"created": began, "started": began, "finished": now()}
         return job_id
+
+    def _answer(self, pub: AnyPub, seed: int) -> dict[str, Any]:
+        """What is stored of a PUB, JSON types."""
+        if isinstance(pub, Pub):
+            values, errors, shots = self._measure(pub, seed)
+            return {"values": values.tolist(), "std_errors": errors.tolist(), "shots": shots}
+        return {"bits": {name: _packed(bits) for name, bits in self._sample(pub, seed).items()}}
+
+    def _sample(self, pub: SamplerPub, seed: int) -> Sampled:
+        if self._sampler is None:
+            device = self._device_for(pub.circuit)
+            return sample_bits(pub, device, np.random.default_rng(seed))
+        data = self._sampler.run([pub.as_tuple()]).result()[0].data
+        return {name: flat_bits(data[name]) for name, _ in pub.registers}
 
     def _measure(self, pub: Pub, seed: int) -> Measured:
         if self._estimator is None:
@@ -172,14 +217,17 @@ class LocalService:
         device = self._device
         if device.target is None:
             return device
-        if set(circuit.count_ops()) & set(FRACTIONAL_GATES) - set(device.target.operation_names):
+        if {name for name, _ in operations_of(circuit)} & set(FRACTIONAL_GATES) - set(device.target.operation_names):
             device = self._fractional
         assert device.target is not None
-        for instruction in circuit.data:
-            name, place = instruction.operation.name, tuple(circuit.find_bit(q).index for q in instruction.qubits)
+        for name, place in operations_of(circuit):
             if name != "barrier" and not device.target.instruction_supported(name, place):
                 raise InvalidInputError(f"{self.device} has no {name!r} on qubits {place}; compile for this device")
         return device
+
+    @cached_property
+    def _most_shots(self) -> Any:
+        return (json.loads(self._device.snapshot.configuration) or {}).get("max_shots")
 
     @cached_property
     def _fractional(self) -> Device:
@@ -212,27 +260,19 @@ class LocalService:
         except KeyError:
             raise JobError(f"job {job_id} ended with the process that ran it") from None
 
-    def decode(self, raw: str) -> list[Measured]:
+    def decode(self, raw: str) -> list[Measured] | list[Sampled]:
         """Decode the text of a job's answer.
 
         Args:
             raw: what `raw` returned.
 
         Returns:
-            Values [M, B], standard errors [M, B] and shots of each PUB.
+            Values [M, B], standard errors [M, B] and shots of each PUB; of a Sampler's the bits of each register.
 
         Raises:
             DamagedFileError: it is no answer of a fake device.
         """
-        try:
-            document = json.loads(raw)
-            assert document["format"] == _FORMAT
-            return [
-                (np.asarray(p["values"], float), np.asarray(p["std_errors"], float), int(p["shots"]))
-                for p in document["pubs"]
-            ]
-        except (AssertionError, KeyError, TypeError, ValueError) as error:
-            raise DamagedFileError(f"the stored answer is none of a fake device ({type(error).__name__})") from error
+        return decode_local(raw)
 
     def qpu_seconds(self, job_id: str) -> float | None:
         """0 QPU seconds: a job in this process costs nothing."""
@@ -265,7 +305,38 @@ class LocalService:
         """Nothing is open."""
 
 
-# -- Aer in a device's place: qubits in use only, with their noise and asymmetric readout ------------------------------
+def decode_local(raw: str) -> list[Measured] | list[Sampled]:
+    """What a `LocalService` answered to each PUB.
+
+    Raises:
+        DamagedFileError: it is no answer of a fake device.
+    """
+    try:
+        document = json.loads(raw)
+        assert document["format"] == _FORMAT
+        answers: list[Any] = [
+            {name: _unpacked(*packed) for name, packed in p["bits"].items()}
+            if "bits" in p
+            else (np.asarray(p["values"], float), np.asarray(p["std_errors"], float), int(p["shots"]))
+            for p in document["pubs"]
+        ]
+        return answers
+    except (AssertionError, KeyError, TypeError, ValueError, AttributeError) as error:
+        raise DamagedFileError(f"the stored answer is none of a fake device ({type(error).__name__})") from error
+
+
+def _packed(bits: BitArray) -> list[Any]:
+    """[bits, shape of the packed array, its bytes as base64]."""
+    data = base64.b64encode(np.ascontiguousarray(bits.array, dtype=np.uint8).tobytes()).decode("ascii")
+    return [bits.num_bits, list(bits.array.shape), data]
+
+
+def _unpacked(width: int, shape: Sequence[int], text: str) -> BitArray:
+    data = np.frombuffer(base64.b64decode(text, validate=True), dtype=np.uint8)
+    return BitArray(data.reshape([int(n) for n in shape]).copy(), int(width))
+
+
+# -- Aer's estimator in a device's place: qubits in use only, with their noise and asymmetric readout ------------------
 
 
 def qubits_in_use(circuit: QuantumCircuit, observables: Sequence[SparsePauliOp]) -> tuple[int, ...]:
@@ -287,6 +358,9 @@ def on_qubits(
     """The circuit and its observables on `qubits` (all those in use), relabelled 0…k−1 in the order given."""
     where = {qubit: index for index, qubit in enumerate(qubits)}
     reduced = QuantumCircuit(len(qubits), circuit.num_clbits, global_phase=circuit.global_phase)
+    if any(isinstance(instruction.operation, ControlFlowOp) for instruction in circuit.data):
+        # conditions name bits and registers, which must stay the same ones
+        reduced = QuantumCircuit(QuantumRegister(len(qubits)), circuit.clbits, *circuit.cregs)
     for instruction in circuit.data:
         places = [circuit.find_bit(q).index for q in instruction.qubits]
         if instruction.operation.name != "barrier" and set(places) <= set(where):
@@ -297,29 +371,6 @@ def on_qubits(
         SparsePauliOp(PauliList.from_symplectic(o.paulis.z[:, kept], o.paulis.x[:, kept]), o.coeffs)
         for o in observables
     )
-
-
-def aer_simulator(device: Device, qubits: Sequence[int], *, scheduled: bool) -> AerSimulator:
-    """Aer with the device's noise and asymmetric readout on `qubits`, for circuits from `on_qubits`.
-
-    With the noise model of the whole device Aer would spend seconds a call.
-
-    Args:
-        device: whose calibration counts; the ideal device has no noise.
-        qubits: physical qubits, in the order of their labels.
-        scheduled: let waiting qubits relax (a circuit with delays).
-    """
-    from qiskit_aer import AerSimulator
-    from qiskit_aer.noise import RelaxationNoisePass
-
-    model = device.noise_model(qubits)
-    if device.target is not None and scheduled:
-        times = [device.relaxation_times(qubit) for qubit in qubits]
-        t1s = [math.inf if t1 is None else t1 for t1, _ in times]
-        t2s = [2 * t1 if t2 is None else min(t2, 2 * t1) for t1, (_, t2) in zip(t1s, times, strict=True)]
-        # Where NoiseModel.from_backend puts it: a noise model has no public place for the errors of delays
-        model._custom_noise_passes.append(RelaxationNoisePass(t1s, t2s, dt=device.target.dt, op_types=Delay))
-    return AerSimulator(noise_model=model, max_parallel_threads=1)
 
 
 class AerEstimator(BackendEstimatorV2):
@@ -354,11 +405,12 @@ def check_runs(estimator: Any, circuit: QuantumCircuit) -> None:
     matrices. Estimators that run every shot from the start take both; the runtime client's take resets. Others are not
     known to, and are refused.
     """
-    found = sorted({"measure", "reset"} & set(circuit.count_ops()))
+    found = sorted({"measure", "reset", "if_else", "switch_case"} & set(circuit.count_ops()))
     module = type(estimator).__module__
     by_shots = isinstance(estimator, BackendEstimatorV2)
-    mixed = module.startswith("qiskit_aer") and estimator._backend.options.get("method") == "density_matrix"
-    client = module.startswith("qiskit_ibm_runtime") and "measure" not in found
+    mixed = not {"if_else", "switch_case"} & set(found) and module.startswith("qiskit_aer")
+    mixed = mixed and estimator._backend.options.get("method") == "density_matrix"
+    client = module.startswith("qiskit_ibm_runtime") and found == ["reset"]
     if found and not (by_shots or mixed or client):
         raise UnsupportedCircuitError(
             f"{module.split('.')[0]}'s {type(estimator).__name__} gives no right value for a circuit with "

@@ -24,14 +24,15 @@ from qhw_diffusion.errors import QhwError
 from qhw_diffusion.hardware.cost import default_repetition_delay
 from qhw_diffusion.hardware.ledger import Ledger
 from qhw_diffusion.hardware.ledger_rows import INSTANCE, REUSED, SENT, STATED, Row, now
-from qhw_diffusion.hardware.service import Pub, Service
+from qhw_diffusion.hardware.service import AnyPub, Service, primitive_of
 from qhw_diffusion.hardware.wait import tell
 
 CALIBRATIONS = "calibrations"
 # Of `record`, from the notes of a row; empty in rows of versions that did not keep them
 NOTED = (
-    "program", "mode", "instance", "plan", "created", "started", "finished", "executions", "backend_version",
-    "calibration_date", "snapshot", "rep_delay_seconds", "options", "layout", "pubs", "packages", "reused_by",
+    "primitive", "program", "mode", "instance", "plan", "created", "started", "finished", "executions",
+    "backend_version", "calibration_date", "snapshot", "rep_delay_seconds", "options", "layout", "pubs", "packages",
+    "reused_by",
 )  # fmt: skip
 # Of all attempts: what was charged (None while not known), what counts against caps, and jobs without a result
 COSTS = ("charged_seconds", "counted_seconds", "unused_jobs")
@@ -42,7 +43,7 @@ COSTS = ("charged_seconds", "counted_seconds", "unused_jobs")
 
 def as_sent(
     service: Service,
-    pubs: Sequence[Pub],
+    pubs: Sequence[AnyPub],
     options: Mapping[str, Any],
     *,
     mode: str,
@@ -59,9 +60,11 @@ def as_sent(
         packages: distributions that the circuits were made with, besides those that every job takes.
         calibration: of the device at this time; None where it is not known.
     """
-    effective = service.effective(options)
+    primitive = primitive_of(pubs)
+    effective = service.effective(options, primitive)
     known: dict[str, Any] = {
         "at": now(),
+        "primitive": primitive,
         "program": service.program,
         "options": effective,
         "layout": [None if pub.layout is None else list(pub.layout) for pub in pubs],

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 from qhw_diffusion.errors import AccountError, DamagedFileError, JobError, ServiceError
 from qhw_diffusion.hardware.ledger import Ledger
 from qhw_diffusion.hardware.ledger_rows import DUPLICATES, INSTANCE, STATED, UNANSWERED, Row
 from qhw_diffusion.hardware.modes import Clock
-from qhw_diffusion.hardware.service import JobState, Pub, Service
+from qhw_diffusion.hardware.service import AnyPub, JobState, Measured, Sampled, SamplerPub, Service
 from qhw_diffusion.hardware.submit import Job, Sender
 from qhw_diffusion.hardware.wait import Waiter
 
@@ -159,18 +159,35 @@ class Collector:
         return row.summary.get(INSTANCE) in (None, self.service.instance)
 
 
-def check_answer(service: Service, raw: str, pubs: Sequence[Pub]) -> None:
-    """Raise DamagedFileError unless `raw` is a result of each of these PUBs: every observable at every row."""
+def check_answer(service: Service, raw: str, pubs: Sequence[AnyPub]) -> None:
+    """Raise DamagedFileError unless `raw` is a result of each of these PUBs: every observable, or bit, at every row."""
     measured = service.decode(raw)
     if len(measured) != len(pubs):
         raise DamagedFileError(f"it has the results of {len(measured)} PUBs, {len(pubs)} were sent")
-    for index, (pub, (values, errors, _)) in enumerate(zip(pubs, measured, strict=True)):
+    for index, (pub, answer) in enumerate(zip(pubs, measured, strict=True)):
+        if isinstance(answer, dict) != isinstance(pub, SamplerPub):
+            raise DamagedFileError(f"the answer to PUB {index} is not that of the client's {pub.primitive.title()}")
+        if isinstance(pub, SamplerPub):
+            _check_bits(index, pub, cast(Sampled, answer))
+            continue
+        values, errors, _ = cast(Measured, answer)
         shape = (len(pub.observables), pub.rows)
         if values.shape != shape or errors.shape != shape:
             raise DamagedFileError(
                 f"the values of PUB {index} have shape {values.shape}, their errors {errors.shape}; sent were "
                 f"{shape[0]} observables × {shape[1]} rows"
             )
+
+
+def _check_bits(index: int, pub: SamplerPub, bits: Sampled) -> None:
+    """Raise DamagedFileError unless these are all registers of a PUB at every row, in as many shots as asked for."""
+    found = {name: (array.shape, array.num_bits) for name, array in bits.items()}
+    wanted = {name: ((pub.rows,), width) for name, width in pub.registers}
+    if found != wanted:
+        raise DamagedFileError(f"PUB {index} has the (rows, bits) {found} in its registers; sent were {wanted}")
+    shots = {array.num_shots for array in bits.values()}
+    if len(shots) != 1 or min(shots) < pub.shots:  # twirling rounds them up
+        raise DamagedFileError(f"PUB {index} has {sorted(shots)} shots in its registers; asked for were {pub.shots}")
 
 
 def failed_before(row: Row, reason: str) -> JobError:

@@ -1,6 +1,6 @@
 """A ledger for people and other programs: what `qhw ledger list` and `show` print, and the export of all results.
 
-The export is CSV with a line for each expectation value, or JSON with everything.
+The export is CSV with a line for each expectation value, or for each outcome that was counted, or JSON with everything.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import csv
 import io
 import json
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,9 @@ from qhw_diffusion.hardware.keys import tag_of
 from qhw_diffusion.hardware.ledger import Ledger
 from qhw_diffusion.hardware.ledger_files import durable_write
 from qhw_diffusion.hardware.ledger_rows import COLUMNS, STATES, TAG, Row
+from qhw_diffusion.hardware.local import decode_local
 from qhw_diffusion.hardware.provenance import COSTS, NOTED, calibration_file, record
-from qhw_diffusion.hardware.service import Measured
+from qhw_diffusion.hardware.service import Measured, Sampled
 from qhw_diffusion.masking import without_own_tokens
 
 # -- list and show -----------------------------------------------------------------------------------------------------
@@ -121,7 +123,18 @@ def show_text(ledger: Ledger, row: Row) -> str:
 
 
 # Columns of `provenance.record` that are shown as they are, and how many PUBs are listed
-_SHOWN = ("program", "mode", "instance", "plan", "created", "started", "finished", "executions", "backend_version")
+_SHOWN = (
+    "primitive",
+    "program",
+    "mode",
+    "instance",
+    "plan",
+    "created",
+    "started",
+    "finished",
+    "executions",
+    "backend_version",
+)
 _MOST_PUBS = 40
 
 
@@ -212,15 +225,16 @@ _OWN = tuple("planned" if name == "created" else name for name in COLUMNS)
 # In CSV `layout` and `pubs` of the line's PUB stand beside its number
 _OF_PUB = ("layout", "pubs")
 _JOB = tuple(name for name in (*_OWN, *NOTED, *COSTS) if name not in ("earlier", *_OF_PUB))
-_VALUE = ("pub", *_OF_PUB, "observable", "row", "value", "std_error", "value_shots", "trouble")
+_VALUE = ("pub", *_OF_PUB, "observable", "row", "value", "std_error", "value_shots", "outcome", "count", "trouble")
 
 
 def export_rows(ledger: Ledger, rows: Sequence[Row], path: str | Path) -> Path:
     """Write `rows` with their results to `path`; its ending says how.
 
-    What is known of a job is `provenance.record`. ``.csv``: a line for each PUB, observable and row of parameters, with
-    layout and label of that PUB; one line without a value, with those of all PUBs, for a job that has no result; lists
-    and dictionaries are JSON. ``.json``: a list of rows, each with the decoded values and the service's raw answer. A
+    What is known of a job is `provenance.record`. ``.csv``: a line for each PUB, observable and row of parameters (of a
+    Sampler's: for each outcome, written as ``register=bits`` with the highest bit first, and its count), with layout
+    and label of that PUB; one line without a value, with those of all PUBs, for a job that has no result; lists and
+    dictionaries are JSON. ``.json``: a list of rows, each with the decoded values and the service's raw answer. A
     result that is damaged or cannot be decoded is named in the column or entry ``trouble``; the others are written all
     the same. What is not finite, such as a standard error that the client cannot tell, is ``inf`` or ``nan``, in JSON
     as a text.
@@ -240,27 +254,24 @@ def export_rows(ledger: Ledger, rows: Sequence[Row], path: str | Path) -> Path:
     return target
 
 
-def decode_answer(raw: str) -> list[Measured]:
-    """Values, standard errors and shots of each PUB in a raw answer, of IBM's programs or of a fake device.
+def decode_answer(raw: str) -> list[Measured] | list[Sampled]:
+    """What is said of each PUB in a raw answer, of IBM's programs or of a fake device.
 
     Raises:
         DamagedFileError: it is neither.
     """
     try:
-        document = json.loads(raw)
-        if "pubs" in document:
-            return [
-                (np.asarray(pub["values"], float), np.asarray(pub["std_errors"], float), int(pub["shots"]))
-                for pub in document["pubs"]
-            ]
-    except (ValueError, TypeError, KeyError) as error:
-        raise DamagedFileError(f"the answer is none of a fake device ({type(error).__name__}: {error})") from error
+        local = "pubs" in json.loads(raw)
+    except (ValueError, TypeError) as error:
+        raise DamagedFileError(f"the answer is no JSON ({error})") from error
+    if local:
+        return decode_local(raw)
     from qhw_diffusion.hardware.ibm import decode
 
     return decode(raw)
 
 
-def _answers(ledger: Ledger, row: Row) -> tuple[str | None, list[Measured], str]:
+def _answers(ledger: Ledger, row: Row) -> tuple[str | None, list[Measured] | list[Sampled], str]:
     if row.state != "done":
         return None, [], ""
     raw = None
@@ -280,7 +291,7 @@ def _as_csv(ledger: Ledger, rows: Sequence[Row]) -> str:
         front = [_cell(job[name]) for name in _JOB]
         _, measured, trouble = _answers(ledger, row)
         every = [_cell(job[name]) for name in _OF_PUB]
-        for pub, *value in list(_values(measured)) or [("",) * 6]:
+        for pub, *value in list(_values(measured)) or [("",) * 8]:
             one = every if pub == "" else [_cell(_of_pub(job[name], pub)) for name in _OF_PUB]
             writer.writerow([*front, pub, *one, *value, trouble])
     return buffer.getvalue()
@@ -296,10 +307,28 @@ def _of_pub(values: list[Any] | None, pub: int) -> Any:
     return values[pub] if values is not None and pub < len(values) else None
 
 
-def _values(measured: Sequence[Measured]) -> Iterator[tuple[Any, ...]]:
-    for pub, (values, errors, shots) in enumerate(measured):
+def _values(measured: Sequence[Measured | Sampled]) -> Iterator[tuple[Any, ...]]:
+    for pub, answer in enumerate(measured):
+        if isinstance(answer, dict):
+            for number, (shots, counts) in enumerate(_counts(answer)):
+                for outcome, count in counts.items():
+                    yield pub, "", number, "", "", shots, outcome, count
+            continue
+        values, errors, shots = answer
         for (observable, number), value in np.ndenumerate(values):
-            yield pub, observable, number, repr(float(value)), repr(float(errors[observable, number])), shots
+            yield pub, observable, number, repr(float(value)), repr(float(errors[observable, number])), shots, "", ""
+
+
+def _counts(bits: Sampled) -> list[tuple[int, dict[str, int]]]:
+    """(shots, {outcome of all registers: count}) of each row, the most frequent outcome first."""
+    names = list(bits)
+    (rows,) = bits[names[0]].shape
+    counted = []
+    for row in range(rows):
+        texts = zip(*(bits[name][row].get_bitstrings() for name in names), strict=True)
+        counts = Counter(" ".join(f"{n}={t}" for n, t in zip(names, text, strict=True)) for text in texts)
+        counted.append((bits[names[0]].num_shots, dict(counts.most_common())))
+    return counted
 
 
 def _plain(values: np.ndarray) -> list[list[float | str]]:
@@ -307,10 +336,18 @@ def _plain(values: np.ndarray) -> list[list[float | str]]:
     return [[x if math.isfinite(x) else str(x) for x in row] for row in values.tolist()]
 
 
+def _as_plain(answer: Measured | Sampled) -> dict[str, Any]:
+    if isinstance(answer, dict):
+        counted = _counts(answer)
+        return {"counts": [counts for _, counts in counted], "shots": counted[0][0]}
+    values, errors, shots = answer
+    return {"values": _plain(values), "std_errors": _plain(errors), "shots": shots}
+
+
 def _as_json(ledger: Ledger, rows: Sequence[Row]) -> str:
     entries = []
     for row in rows:
         raw, measured, trouble = _answers(ledger, row)
-        pubs = [{"values": _plain(v), "std_errors": _plain(e), "shots": s} for v, e, s in measured]
+        pubs = [_as_plain(one) for one in measured]
         entries.append({**record(row), "results": pubs, "raw": raw, "trouble": trouble})
     return json.dumps(entries, indent=1, ensure_ascii=False) + "\n"

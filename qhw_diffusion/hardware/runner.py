@@ -11,11 +11,11 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, cast
 
 import numpy as np
-from qiskit.primitives import BaseEstimatorV2
+from qiskit.primitives import BaseEstimatorV2, BaseSamplerV2
 
 from qhw_diffusion.devices import Device
 from qhw_diffusion.errors import AccountError, BudgetError, DamagedFileError, InvalidInputError, LedgerError, QhwError
@@ -28,8 +28,8 @@ from qhw_diffusion.hardware.local import LocalService
 from qhw_diffusion.hardware.modes import check_mode, check_seconds
 from qhw_diffusion.hardware.provenance import Calibrations, as_sent
 from qhw_diffusion.hardware.record import Collector, check_answer, failed_before
-from qhw_diffusion.hardware.service import Pub, Service
-from qhw_diffusion.hardware.split import JobLimits, cut, join, split
+from qhw_diffusion.hardware.service import AnyPub, Measured, Sampled, Service, primitive_of
+from qhw_diffusion.hardware.split import JobLimits, cut, join, join_samples, split
 from qhw_diffusion.hardware.submit import Job, Sender, distinct
 from qhw_diffusion.hardware.wait import Times, Waiter, tell
 
@@ -39,13 +39,14 @@ class Answer:
     """Results of one call.
 
     Attributes:
-        values: [M, B] expectation values, one array a PUB.
+        values: [M, B] expectation values, one array a PUB; empty for a Sampler's PUBs.
         std_errors: [M, B] their standard errors.
         shots: of each circuit, one number a PUB; 0 where the service does not say.
         job_ids: of all jobs, in order.
         qpu_seconds: charged for all jobs, those of earlier calls, failed attempts and duplicates included; None while
             the service has not stated one of them.
         reused: how many jobs were in the ledger already, and cost nothing now.
+        bits: of a Sampler's PUBs: {classical register: `BitArray` of shape (B,)}, one a PUB.
     """
 
     values: list[np.ndarray]
@@ -54,6 +55,7 @@ class Answer:
     job_ids: list[str]
     qpu_seconds: float | None
     reused: int
+    bits: list[Sampled] = field(default_factory=list)
 
 
 class Runner:
@@ -117,7 +119,7 @@ class Runner:
 
     def run(
         self,
-        pubs: Sequence[Pub],
+        pubs: Sequence[AnyPub],
         *,
         options: Mapping[str, Any] | None = None,
         purpose: str = "evaluate",
@@ -126,8 +128,8 @@ class Runner:
         """Evaluate PUBs: from the ledger what is there, by jobs what is not.
 
         Args:
-            pubs: what to evaluate.
-            options: of the client's estimator (resilience level and so on), plain JSON types.
+            pubs: what to evaluate, all for an Estimator (`Pub`) or all for a Sampler (`SamplerPub`).
+            options: of the client's primitive (resilience level, twirling and so on), plain JSON types.
             purpose: part of the key; the same PUBs for another purpose are another job.
             packages: distributions that the circuits were made with; their versions are kept with the jobs.
 
@@ -139,11 +141,11 @@ class Runner:
             ServiceError, AccountError: no answer; what was sent is in the ledger, the same call goes on with it.
             KeyboardInterrupt: passed on, after cancellation of the unfinished jobs was asked for.
         """
-        options = dict(options or {})
+        options, primitive = dict(options or {}), primitive_of(pubs)
         self.service.check(pubs, options)
         self._calibrations.expire()
         jobs = []
-        added = added_by(options, default_level=DEFAULT_LEVEL if self.service.paid else 0)
+        added = added_by(options, primitive, default_level=DEFAULT_LEVEL if self.service.paid else 0)
         for pieces in split(pubs, self._limits, factor=len(added.scales)):
             mine = cut(pubs, pieces)
             key = self._key(mine, options, purpose)
@@ -179,14 +181,21 @@ class Runner:
                              if job.reused and job.key not in self._sent}  # fmt: skip
         self._note_reuse([job.key for job in different if job.reused])
         answers = {key: self.service.decode(self.ledger.result(key)) for key in rows}
-        measured = join(pubs, [job.pieces for job in jobs], [answers[job.key] for job in jobs])
+        cuts, parts = [job.pieces for job in jobs], [answers[job.key] for job in jobs]
+        measured: list[Measured] = []
+        bits: list[Sampled] = []
+        if primitive == "sampler":
+            bits = join_samples(pubs, cuts, cast(list[list[Sampled]], parts))
+        else:
+            measured = join(pubs, cuts, cast(list[list[Measured]], parts))
         return Answer(
             values=[m[0] for m in measured],
             std_errors=[m[1] for m in measured],
-            shots=[m[2] for m in measured],
+            shots=[m[2] for m in measured] or [next(iter(one.values())).num_shots for one in bits],
             job_ids=[rows[job.key].job_id or "" for job in different],
             qpu_seconds=total_charge(rows.values()),
             reused=sum(job.reused for job in different),
+            bits=bits,
         )
 
     def close(self) -> None:
@@ -236,7 +245,7 @@ class Runner:
             tell(f"{busy}. Waiting for it")
             stack.enter_context(self.ledger.lock(key))
 
-    def _key(self, pubs: Sequence[Pub], options: Mapping[str, Any], purpose: str) -> str:
+    def _key(self, pubs: Sequence[AnyPub], options: Mapping[str, Any], purpose: str) -> str:
         work = {"options": options, "program": self.service.program}
         return job_key(list(pubs), work, self.service.device, purpose)  # type: ignore[arg-type]  # Pub is frozen
 
@@ -459,6 +468,7 @@ def open_runner(
     run: str,
     program: str = "executor",
     estimator: BaseEstimatorV2 | None = None,
+    sampler: BaseSamplerV2 | None = None,
     seed: int = 0,
     client: Any = None,
     times: Times | None = None,
@@ -471,8 +481,9 @@ def open_runner(
             which run in this process and cost nothing.
         ledger: an open `Ledger`.
         run: name of the run.
-        program: of a live device, ``"executor"`` or ``"estimator"``.
+        program: of a live device, ``"executor"``, or ``"estimator"`` or ``"sampler"``, the service's own.
         estimator: of a fake device, instead of Aer with its noise.
+        sampler: of a fake device, the same.
         seed: of a fake device's outcomes.
         client: of a live device, a connected `QiskitRuntimeService`; None connects.
         times: pauses, attempts, deadline.
@@ -490,5 +501,5 @@ def open_runner(
         service = IBMService(device, client=client, program=program, times=times)
     else:
         loaded = device if isinstance(device, Device) else Device.load(device)
-        service = LocalService(loaded, estimator=estimator, seed=seed)
+        service = LocalService(loaded, estimator=estimator, sampler=sampler, seed=seed)
     return Runner(service, ledger, run=run, times=times, **settings)

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import keyword
 import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 from qiskit import QuantumCircuit
-from qiskit.circuit import Parameter
+from qiskit.circuit import ControlFlowOp, Parameter
+from qiskit.primitives import BitArray
 from qiskit.quantum_info import SparsePauliOp
 
 from qhw_diffusion.devices import Device
 from qhw_diffusion.errors import InvalidInputError, JobError, ServiceError
 
-# One PUB's answer: values [M, B], standard errors [M, B], shots of each circuit
+# An Estimator's answer to one PUB: values [M, B], standard errors [M, B], shots of each circuit
 Measured = tuple[np.ndarray, np.ndarray, int]
+# A Sampler's: {classical register: its bits in every shot, of shape (B,)}
+Sampled = dict[str, BitArray]
 
 # Shots beyond every service's limit; up to here counts of executions fit into 64 bits
 MOST_SHOTS = 10**12
@@ -49,17 +53,10 @@ class Pub:
     precision: float
     label: str = "circuit"
     layout: tuple[int, ...] | None = None
+    primitive: ClassVar[str] = "estimator"
 
     def __post_init__(self) -> None:
-        values = np.ascontiguousarray(self.values, dtype=np.float64)
-        if values.ndim != 2 or values.shape[1] != len(self.parameters) or len(values) == 0:
-            raise InvalidInputError(
-                f"values have shape {values.shape}; allowed: [rows ≥ 1, {len(self.parameters)} parameters]"
-            )
-        if not np.isfinite(values).all():
-            raise InvalidInputError("values contain NaN or infinity; check what produced them")
-        if set(self.parameters) != set(self.circuit.parameters) or len(set(self.parameters)) != len(self.parameters):
-            raise InvalidInputError("parameters must be those of the circuit, each of them once")
+        values = _checked_values(self.circuit, self.parameters, self.values)
         if not self.observables:
             raise InvalidInputError("observables is empty; give at least one SparsePauliOp")
         if not (math.isfinite(self.precision) and self.precision > 0):
@@ -82,6 +79,124 @@ class Pub:
         return (self.circuit, [[o] for o in self.observables], bindings, self.precision)
 
 
+@dataclass(frozen=True, eq=False)
+class SamplerPub:
+    """One broadcast PUB of a Sampler: a circuit with its measurements, sampled at every row of parameters.
+
+    Args:
+        circuit: the ISA circuit, parameters unbound; every measurement goes into a classical register.
+        parameters: the circuit's parameters, in the order of the columns of `values`.
+        values: [B, P] radians; [1, 0] for a circuit without parameters.
+        shots: of each row.
+        label, layout: as for `Pub`.
+
+    Raises:
+        InvalidInputError: another shape, NaN or infinity, parameters without a column, shots out of range, nothing
+            measured, or a classical register that the client does not take.
+    """
+
+    circuit: QuantumCircuit
+    parameters: tuple[Parameter, ...]
+    values: np.ndarray
+    shots: int
+    label: str = "circuit"
+    layout: tuple[int, ...] | None = None
+    primitive: ClassVar[str] = "sampler"
+
+    def __post_init__(self) -> None:
+        values = _checked_values(self.circuit, self.parameters, self.values)
+        if not self.parameters and len(values) != 1:
+            raise InvalidInputError(
+                f"values have {len(values)} rows and the circuit has no parameters: every row would be the same "
+                "circuit. Give one row, and more shots"
+            )
+        check_shots(self.shots)
+        check_registers(self.circuit)
+        object.__setattr__(self, "values", values)
+
+    @property
+    def rows(self) -> int:
+        """Circuits with bound parameters: B."""
+        return len(self.values)
+
+    @property
+    def registers(self) -> tuple[tuple[str, int], ...]:
+        """(name, bits) of every classical register, in the circuit's order."""
+        return tuple((register.name, len(register)) for register in self.circuit.cregs)
+
+    def as_tuple(self) -> tuple[Any, ...]:
+        """What a Sampler primitive takes; values are bound by parameter."""
+        return (self.circuit, {self.parameters: self.values} if self.parameters else None, self.shots)
+
+
+AnyPub = Pub | SamplerPub
+
+
+def primitive_of(pubs: Sequence[AnyPub]) -> str:
+    """``"estimator"`` or ``"sampler"``: the primitive that all PUBs of a call are for.
+
+    Raises:
+        InvalidInputError: no PUBs, or PUBs of both.
+    """
+    kinds = {pub.primitive for pub in pubs}
+    if len(kinds) != 1:
+        raise InvalidInputError(
+            "PUBs for an Estimator and for a Sampler are different jobs: make a call for each"
+            if kinds
+            else "there are no PUBs to run; give at least one"
+        )
+    return kinds.pop()
+
+
+def measures(circuit: QuantumCircuit) -> bool:
+    """Whether a circuit measures anything, be it in a branch."""
+    return any(
+        instruction.operation.name == "measure"
+        or (isinstance(instruction.operation, ControlFlowOp) and any(map(measures, instruction.operation.blocks)))
+        for instruction in circuit.data
+    )
+
+
+def check_registers(circuit: QuantumCircuit) -> None:
+    """Raise InvalidInputError for a circuit that a Sampler would give nothing of, or refuse for its registers."""
+    if not measures(circuit):
+        raise InvalidInputError(
+            f"circuit {circuit.name!r} measures nothing, so that a Sampler has nothing to return: add measurements "
+            "(measure_all), or evaluate observables with an Estimator"
+        )
+    inside = {bit for register in circuit.cregs for bit in register}
+    if outside := [index for index, bit in enumerate(circuit.clbits) if bit not in inside]:
+        raise InvalidInputError(
+            f"classical bits {outside} of circuit {circuit.name!r} are in no register, and Samplers return registers: "
+            "use ClassicalRegister(n, name)"
+        )
+    for register in circuit.cregs:
+        if not register.size or not register.name.isidentifier() or keyword.iskeyword(register.name):
+            raise InvalidInputError(
+                f"classical register {register.name!r} has {register.size} bits; allowed: 1 bit and more, and names of "
+                "letters, digits and underscores that are no word of Python"
+            )
+
+
+def _checked_values(circuit: QuantumCircuit, parameters: Sequence[Parameter], given: np.ndarray) -> np.ndarray:
+    """Values [B, P] as float64; InvalidInputError unless they are finite and of the circuit's own parameters."""
+    values = np.ascontiguousarray(given, dtype=np.float64)
+    if values.ndim != 2 or values.shape[1] != len(parameters) or len(values) == 0:
+        raise InvalidInputError(f"values have shape {values.shape}; allowed: [rows ≥ 1, {len(parameters)} parameters]")
+    if not np.isfinite(values).all():
+        raise InvalidInputError("values contain NaN or infinity; check what produced them")
+    if set(parameters) != set(circuit.parameters) or len(set(parameters)) != len(parameters):
+        raise InvalidInputError("parameters must be those of the circuit, each of them once")
+    return values
+
+
+def check_shots(shots: Any) -> int:
+    """`shots` if it is a whole number from 1 to 10¹²; InvalidInputError otherwise."""
+    if isinstance(shots, bool) or not isinstance(shots, int) or not 1 <= shots <= MOST_SHOTS:
+        raise InvalidInputError(f"shots is {shots!r}; allowed: whole numbers from 1 to {MOST_SHOTS:,}")
+    return shots
+
+
 def shots_of(precision: float) -> int:
     """ceil(1/precision²), as every Estimator primitive counts."""
     return math.ceil(1.0 / precision**2)
@@ -93,9 +208,7 @@ def precision_of(shots: int) -> float:
     Raises:
         InvalidInputError: not a whole number from 1 to 10¹².
     """
-    if isinstance(shots, bool) or not isinstance(shots, int) or not 1 <= shots <= MOST_SHOTS:
-        raise InvalidInputError(f"shots is {shots!r}; allowed: whole numbers from 1 to {MOST_SHOTS:,}")
-    precision = 1.0 / math.sqrt(shots)
+    precision = 1.0 / math.sqrt(check_shots(shots))
     while shots_of(precision) > shots:  # 1/√1000 would mean 1001
         precision = math.nextafter(precision, math.inf)
     return precision
@@ -174,13 +287,13 @@ class Service(Protocol):
     def snapshot(self) -> Device:
         """The device as it is calibrated now."""
 
-    def effective(self, options: Mapping[str, Any]) -> dict[str, Any]:
+    def effective(self, options: Mapping[str, Any], primitive: str = "estimator") -> dict[str, Any]:
         """The options that a job really runs with, defaults resolved, as far as they are known here. Raises nothing."""
 
-    def check(self, pubs: Sequence[Pub], options: Mapping[str, Any]) -> None:
+    def check(self, pubs: Sequence[AnyPub], options: Mapping[str, Any]) -> None:
         """Raise InvalidInputError for what the service would refuse, before anything is sent."""
 
-    def submit(self, pubs: Sequence[Pub], options: Mapping[str, Any], tags: Sequence[str], limits: Limits) -> str:
+    def submit(self, pubs: Sequence[AnyPub], options: Mapping[str, Any], tags: Sequence[str], limits: Limits) -> str:
         """Send one job, once, and return its id. NotSentError, UncertainError or RefusedError otherwise."""
 
     def find(self, tag: str) -> list[str]:
@@ -192,7 +305,7 @@ class Service(Protocol):
     def raw(self, job_id: str) -> str:
         """The service's answer as text, before any post-processing."""
 
-    def decode(self, raw: str) -> list[Measured]:
+    def decode(self, raw: str) -> list[Measured] | list[Sampled]:
         """What the text says, one entry a PUB; asks nobody, so it works later as well."""
 
     def qpu_seconds(self, job_id: str) -> float | None:

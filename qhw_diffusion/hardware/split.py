@@ -5,16 +5,22 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
-from qiskit.quantum_info import SparsePauliOp
+from qiskit import QuantumCircuit
+from qiskit.circuit import ControlFlowOp
+from qiskit.primitives import BitArray
+from qiskit.quantum_info import PauliList, SparsePauliOp
 
 from qhw_diffusion.errors import InvalidInputError
-from qhw_diffusion.hardware.service import Measured, Pub
+from qhw_diffusion.hardware.service import AnyPub, Measured, Pub, Sampled
 
 # What the service counts for one instruction on a qubit, and for preparing and measuring it (IBM's guide "Job limits")
 _INSTRUCTIONS = {"rz": 1, "delay": 1, "sx": 2, "x": 2, "cx": 5, "cz": 5, "ecr": 5, "measure": 10, "reset": 17}
 _PREPARE_AND_MEASURE = 60
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -45,7 +51,7 @@ class Piece:
     stop: int
 
 
-def split(pubs: Sequence[Pub], limits: JobLimits | None = None, *, factor: int = 1) -> list[list[Piece]]:
+def split(pubs: Sequence[AnyPub], limits: JobLimits | None = None, *, factor: int = 1) -> list[list[Piece]]:
     """The pieces of each job: PUBs in their order, as many rows to a job as fit.
 
     Args:
@@ -82,23 +88,34 @@ def split(pubs: Sequence[Pub], limits: JobLimits | None = None, *, factor: int =
     return jobs
 
 
-def row_cost(pub: Pub, factor: int = 1) -> np.ndarray:
+def row_cost(pub: AnyPub, factor: int = 1) -> np.ndarray:
     """[executions, instructions on the busiest qubit, values] of one row of parameters."""
     circuits = bases(pub) * factor
-    busy: Counter[int] = Counter()
-    for instruction in pub.circuit.data:
-        for qubit in instruction.qubits:
-            busy[pub.circuit.find_bit(qubit).index] += _INSTRUCTIONS.get(instruction.operation.name, 5)
-    per_circuit = max(busy.values(), default=0) + _PREPARE_AND_MEASURE
+    per_circuit = max(_instructions(pub.circuit).values(), default=0) + _PREPARE_AND_MEASURE
     return np.array([circuits * pub.shots, circuits * per_circuit, max(len(pub.parameters), 1)], dtype=np.int64)
 
 
-def bases(pub: Pub) -> int:
-    """How many settings of the measurement a PUB needs."""
-    return bases_of(pub.observables)
+def _instructions(circuit: QuantumCircuit) -> Counter[int]:
+    """{qubit: control instructions}; all branches of a conditional operation are loaded, whichever is run."""
+    busy: Counter[int] = Counter()
+    for instruction in circuit.data:
+        places = [circuit.find_bit(qubit).index for qubit in instruction.qubits]
+        if isinstance(instruction.operation, ControlFlowOp):
+            for block in instruction.operation.blocks:
+                for inner, count in _instructions(block).items():
+                    busy[places[inner]] += count
+            continue
+        for place in places:
+            busy[place] += _INSTRUCTIONS.get(instruction.operation.name, 5)
+    return busy
 
 
-def asked(pubs: Sequence[Pub]) -> tuple[int, int]:
+def bases(pub: AnyPub) -> int:
+    """How many settings of the measurement a PUB needs; a Sampler's circuit measures by itself."""
+    return bases_of(pub.observables) if isinstance(pub, Pub) else 1
+
+
+def asked(pubs: Sequence[AnyPub]) -> tuple[int, int]:
     """(circuits, shots of each) that PUBs ask for: rows times settings of the measurement; the most shots."""
     return sum(pub.rows * bases(pub) for pub in pubs), max(pub.shots for pub in pubs)
 
@@ -109,12 +126,15 @@ def bases_of(observables: Sequence[SparsePauliOp]) -> int:
     for observable in observables[1:]:
         paulis = paulis + observable.paulis
     paulis = paulis[(paulis.x | paulis.z).any(axis=1)]
-    return max(len(paulis.group_commuting(qubit_wise=True)), 1) if len(paulis) else 1
+    if not len(paulis):
+        return 1
+    different = PauliList(sorted(set(paulis.to_labels())))  # as they do: the order decides among equal colourings
+    return len(different.group_commuting(qubit_wise=True))
 
 
-def cut(pubs: Sequence[Pub], pieces: Sequence[Piece]) -> list[Pub]:
+def cut(pubs: Sequence[AnyPub], pieces: Sequence[Piece]) -> list[AnyPub]:
     """The PUBs of one job."""
-    cuts = []
+    cuts: list[AnyPub] = []
     for piece in pieces:
         pub = pubs[piece.pub]
         values = pub.values[piece.start : piece.stop] if pub.parameters else pub.values
@@ -122,13 +142,30 @@ def cut(pubs: Sequence[Pub], pieces: Sequence[Piece]) -> list[Pub]:
     return cuts
 
 
-def join(pubs: Sequence[Pub], jobs: Sequence[Sequence[Piece]], answers: Sequence[Sequence[Measured]]) -> list[Measured]:
-    """Put the answers of all jobs together again, one entry a PUB."""
-    parts: list[list[Measured]] = [[] for _ in pubs]
+def join(
+    pubs: Sequence[AnyPub], jobs: Sequence[Sequence[Piece]], answers: Sequence[Sequence[Measured]]
+) -> list[Measured]:
+    """Put an Estimator's answers to all jobs together again, one entry a PUB."""
+    return [
+        (np.concatenate([p[0] for p in part], axis=1), np.concatenate([p[1] for p in part], axis=1), part[0][2])
+        for part in _parts(pubs, jobs, answers)
+    ]
+
+
+def join_samples(
+    pubs: Sequence[AnyPub], jobs: Sequence[Sequence[Piece]], answers: Sequence[Sequence[Sampled]]
+) -> list[Sampled]:
+    """Put a Sampler's answers to all jobs together again, one entry a PUB."""
+    return [
+        {name: BitArray.concatenate([piece[name] for piece in part]) for name in part[0]}
+        for part in _parts(pubs, jobs, answers)
+    ]
+
+
+def _parts(pubs: Sequence[AnyPub], jobs: Sequence[Sequence[Piece]], answers: Sequence[Sequence[T]]) -> list[list[T]]:
+    """The pieces of each PUB's answer, in the order of its rows."""
+    parts: list[list[T]] = [[] for _ in pubs]
     for pieces, measured in zip(jobs, answers, strict=True):
         for piece, one in zip(pieces, measured, strict=True):
             parts[piece.pub].append(one)
-    return [
-        (np.concatenate([p[0] for p in part], axis=1), np.concatenate([p[1] for p in part], axis=1), part[0][2])
-        for part in parts
-    ]
+    return parts

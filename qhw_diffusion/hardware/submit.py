@@ -14,7 +14,15 @@ from qhw_diffusion.hardware.cost import Added
 from qhw_diffusion.hardware.keys import ledger_tag, tag_of
 from qhw_diffusion.hardware.ledger import Ledger, Row
 from qhw_diffusion.hardware.ledger_rows import DUPLICATES, INSTANCE, STATED, TAG, UNANSWERED, seconds_since
-from qhw_diffusion.hardware.service import Limits, NotSentError, Pub, RefusedError, Service, UncertainError, attempt_tag
+from qhw_diffusion.hardware.service import (
+    AnyPub,
+    Limits,
+    NotSentError,
+    RefusedError,
+    Service,
+    UncertainError,
+    attempt_tag,
+)
 from qhw_diffusion.hardware.split import Piece, asked
 from qhw_diffusion.hardware.wait import Waiter, tell
 
@@ -27,7 +35,7 @@ class Job:
         key: of the ledger.
         pieces: which rows of which PUBs of the call it holds.
         pubs: the PUBs to send.
-        options: of the client's estimator.
+        options: of the client's primitive.
         purpose: as the caller names it.
         added: what the client's own mitigation executes besides.
         seconds: estimate of its QPU time.
@@ -41,7 +49,7 @@ class Job:
 
     key: str
     pieces: list[Piece]
-    pubs: list[Pub]
+    pubs: list[AnyPub]
     options: Mapping[str, Any]
     purpose: str
     added: Added = field(default_factory=Added)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from qhw_diffusion.errors import EngineError, InvalidInputError, QhwError
 from qhw_diffusion.execution import CompiledCircuit, Engine, Estimate, Experiment, Ideal, Noisy
+from qhw_diffusion.execution.conditions import refuse_conditions
 from qhw_diffusion.execution.engine import circuits_with_shots
 from qhw_diffusion.execution.program import reduced_terms
 from qhw_diffusion.mitigation.rewriting import kept
@@ -40,6 +41,8 @@ def check_strategies(
     for strategy in strategies:
         if built_in(strategy) and own_only:
             continue
+        if not strategy.new_observables:  # it rewrites the circuit
+            refuse_conditions(compiled.isa, f"mitigation strategy {strategy.label}")
         strategy.check(compiled)
         for need in sorted(strategy.needs, key=lambda need: need.name):
             try:

@@ -31,6 +31,8 @@ _MOST_TOGETHER, _MOST_FACTORS = 8, 12
 Inverse = tuple[np.ndarray, np.ndarray]
 # A qubit that reads 0 and 1 almost alike tells nothing
 _SMALLEST_SCALE = 0.05
+# Numbers held at once for the variances
+_AT_ONCE = 2**23
 
 
 @dataclass(frozen=True)
@@ -49,9 +51,10 @@ class Readout(Strategy):
     Measured calibrations include the error of the X gates that prepare the states. They are made once for each
     `Mitigated` and set of qubits. Values are unbiased and may leave [−1, 1].
 
-    Standard errors grow by 1/s for each factor. They are exact for an observable that is one factor; for others the
-    covariance of the strings is unknown and the sum of their errors is taken, a bound from above. The calibration's own
-    error is in them, to first order; it is the same in all rows.
+    Standard errors grow by 1/s for each factor. The strings of one basis share their shots, so their correlations
+    follow from their values where every product of two of them is one as well, as of an observable and its sub-strings;
+    else the sum of the strings' errors is taken, a bound from above. The calibration's own error is in them, to first
+    order; it is the same in all rows.
 
     Args:
         source: as above.
@@ -117,13 +120,14 @@ class Readout(Strategy):
         like = estimates[0].values if estimates else rows
         total = torch.from_numpy(plan.constants).to(like).expand(len(rows), -1)
         variances = torch.zeros_like(total)
-        for estimate, inverses in zip(estimates, _inverses(compiled, self.source, plan, assignment), strict=True):
+        all_inverses = _inverses(compiled, self.source, plan, assignment)
+        for estimate, strings, inverses in zip(estimates, plan.strings, all_inverses, strict=True):
             values = estimate.values
             (weights, constants), *moved = [(w.to(values), c.to(values)) for w, c in inverses]
             corrected = values @ weights.T + constants
             total = total + corrected
-            variances = variances + (estimate.std_errors @ weights.abs().T).square()
             with torch.no_grad():
+                variances = variances + _variances(values, estimate.std_errors, weights, strings)
                 for other_weights, other_constants in moved:
                     variances = variances + (values @ other_weights.T + other_constants - corrected).square()
                 if isinstance(assignment, Correlated) and assignment.errors.any():
@@ -165,6 +169,51 @@ def _inverses(
         )
     result: list[list[tuple[Tensor, Tensor]]] = made[key][1]
     return result
+
+
+def _variances(values: Tensor, errors: Tensor, weights: Tensor, strings: Sequence[str]) -> Tensor:
+    """[B, M]: variances of the weighted sums of strings that were measured in the same shots.
+
+    Where the strings are all products of some qubits' factors, their values are those of a distribution of outcomes,
+    which has their correlations. A string that does not vary in it counts with its error by itself.
+
+    Args:
+        values: [B, S], of the strings.
+        errors: [B, S], their standard errors.
+        weights: [M, S].
+        strings: S labels of one basis.
+    """
+    factors = [q for q in range(len(strings[0])) if any(string[q] != "I" for string in strings)]
+    if len(strings) != 2 ** len(factors) - 1:
+        return (errors @ weights.abs().T).square()
+    places = [sum(1 << bit for bit, q in enumerate(factors) if string[q] != "I") for string in strings]
+    index = torch.tensor(places).to(values.device)
+    outcomes, parts = 2 ** len(factors), []
+    at_once = max(1, _AT_ONCE // (outcomes * len(weights)))
+    for some, their in zip(values.double().split(at_once), errors.double().split(at_once), strict=True):
+        read = some.new_ones(len(some), outcomes).index_copy(1, index, some)
+        distribution = _walsh(read).clamp_min(0)
+        distribution = distribution / distribution.sum(1, keepdim=True)
+        spread = (1 - _walsh(distribution)[:, index].square()).clamp_min(0).sqrt()
+        varies = spread > 0
+        scaled = torch.where(varies, their / torch.where(varies, spread, 1.0), 0.0)
+        sums = some.new_zeros(len(some), len(weights), outcomes)
+        sums = _walsh(sums.index_copy(2, index, weights.double() * scaled[:, None, :]))
+        chance = distribution[:, None, :]
+        variance = (chance * sums.square()).sum(-1) - (chance * sums).sum(-1).square()
+        alone = torch.where(varies, 0.0, their) @ weights.double().abs().T
+        parts.append(variance.clamp_min(0) + alone.square())
+    return torch.cat(parts).to(values)
+
+
+def _walsh(values: Tensor) -> Tensor:
+    """[..., 2^k] → Σ_x (−1)^(s·x) values[..., x], one bit at a time."""
+    shape, step = values.shape, 1
+    while step < shape[-1]:
+        pairs = values.reshape(-1, shape[-1] // (2 * step), 2, step)
+        values = torch.stack([pairs[:, :, 0] + pairs[:, :, 1], pairs[:, :, 0] - pairs[:, :, 1]], dim=2)
+        step *= 2
+    return values.reshape(shape)
 
 
 def _calibration_variances(assignment: Correlated, values: Tensor, weights: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from qiskit.transpiler import generate_preset_pass_manager
 
 from qhw_diffusion.errors import InvalidInputError, UnknownNameError, UnsupportedCircuitError
 from qhw_diffusion.execution import CompiledCircuit
+from qhw_diffusion.execution.conditions import refuse_conditions
 
 Folding = Literal["local", "global"]
 FOLDINGS: tuple[str, ...] = get_args(Folding)
@@ -65,8 +66,10 @@ def without_delays(compiled: CompiledCircuit) -> QuantumCircuit:
 
     Raises:
         InvalidInputError: delays that are no schedule's (written by hand, or a decoupling sequence's).
+        UnsupportedCircuitError: operations that depend on outcomes.
     """
     isa = compiled.isa
+    refuse_conditions(isa, "changing the circuit (folding, twirling, decoupling)")
     if "delay" not in isa.count_ops():
         return isa
     if DECOUPLED in (isa.metadata or {}):

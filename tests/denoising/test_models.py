@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 import pytest
@@ -240,6 +241,23 @@ def test_on_another_engine_the_weights_are_the_same_and_the_first_model_stays() 
     torch.testing.assert_close(
         elsewhere.images(elsewhere.sample(4, generator()).states), model.images(ideal.states), atol=1e-4, rtol=0
     )
+
+
+@pytest.mark.parametrize("kind", ["gaussian", "depolarizing", "scrambling", "device"])
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"strength": (math.nan, 1.0)},
+        {"strength": (0.5, math.inf)},
+        {"strength": (2.0, 1.0)},
+        {"seconds": math.nan},
+        {"seconds": 0.0},
+        {"schedule_settings": {"p": math.nan}},
+    ],
+)
+def test_forward_settings_are_refused_whatever_kind_takes_them(kind: str, given: dict[str, Any]) -> None:
+    with pytest.raises(InvalidInputError, match=next(iter(given))):
+        ForwardConfig(kind, **given)
 
 
 def test_forward_settings_round_trip_and_errors() -> None:

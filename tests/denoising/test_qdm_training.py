@@ -341,7 +341,7 @@ def test_checkpoints_that_do_not_fit(tmp_path: Path) -> None:
         ({"iterations": 0}, "1 or more"),
         ({"batch_size": 1}, "2 or more"),
         ({"learning_rate": 0.0}, "positive"),
-        ({"learning_rate": math.nan}, "positive"),
+        ({"learning_rate": math.nan}, "finite"),
         ({"probability_weight": -1.0}, "positive numbers"),
         ({"buffer_size": 10}, "buffer_size is 10"),
     ],

@@ -126,14 +126,14 @@ def test_resumed_training_is_the_uninterrupted_one(tmp_path: Path, monkeypatch: 
     config = tiny_config(steps=6, log_every=4)
     whole = diffusion.train_backbone(config)
     with RunFolder.create(tmp_path / "run", kind="backbone", config=config.to_dict()) as run:
-        one_step = loop.Training._one_step
+        one_step = loop.Training.one_step
 
         def interrupted(training: loop.Training) -> None:
             one_step(training)
             if training.step == 3:
                 os.kill(os.getpid(), signal.SIGINT)
 
-        monkeypatch.setattr(loop.Training, "_one_step", interrupted)
+        monkeypatch.setattr(loop.Training, "one_step", interrupted)
         with pytest.raises(KeyboardInterrupt):
             diffusion.train_backbone(config, run)
         monkeypatch.undo()

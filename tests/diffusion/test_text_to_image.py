@@ -110,7 +110,10 @@ def test_the_data_set_is_deterministic_and_loads_by_name() -> None:
     with pytest.raises(UnknownNameError, match="split"):
         t2i.coloured_digits("test")
     few = t2i.coloured_digits("train", prompts=[t2i.PROMPTS[3], t2i.PROMPTS[200]])
-    assert (few.n_classes, few.labels.bincount().tolist()) == (2, [16, 16])
+    assert (few.n_classes, few.labels.bincount().tolist()) == (2, [600, 600])  # more of each where there are few
+    ten = load_dataset("qhw_diffusion.diffusion.text_to_image:coloured_digits", "train", prompts=t2i.TEN)
+    assert (ten.n_classes, ten.labels.bincount().tolist()) == (10, [120] * 10)
+    assert ten.fingerprint == t2i.coloured_digits("train", prompts=t2i.TEN).fingerprint
 
 
 def test_images_have_the_colours_they_are_asked_for() -> None:

@@ -388,7 +388,7 @@ def built(write: Callable[[QuantumCircuit], Any], clbits: int = 1) -> Callable[[
 def with_if(circuit: QuantumCircuit) -> None:
     circuit.measure(0, 0)
     with circuit.if_test((0, 1)):
-        circuit.x(1)
+        with_while(circuit)
 
 
 def with_while(circuit: QuantumCircuit) -> None:
@@ -400,11 +400,6 @@ def with_while(circuit: QuantumCircuit) -> None:
 def with_for(circuit: QuantumCircuit) -> None:
     with circuit.for_loop(range(3)) as index:
         circuit.rx(0.1 * index, 0)
-
-
-def with_switch(circuit: QuantumCircuit) -> None:
-    with circuit.switch(circuit.clbits[0]) as case, case(0):
-        circuit.x(0)
 
 
 def with_box(circuit: QuantumCircuit) -> None:
@@ -434,10 +429,9 @@ REFUSED: dict[str, tuple[Callable[[], QuantumCircuit], str]] = {
     "delay by a stretch": (built(lambda c: c.delay(c.add_stretch("a"), 0)), "stretches"),
     "store": (built(with_store), "classical variables"),
     "initialize": (built(lambda c: c.initialize([0, 1], 1)), "'initialize' on qubit 1 is not supported"),
-    "if": (built(with_if), "'if_else' on qubit 1"),
+    "while within if": (built(with_if), "'while_loop' on qubit 0 in 'if_else' on qubit 0"),
     "while": (built(with_while), "'while_loop' on qubit 0"),
     "for": (built(with_for), "'for_loop' on qubit 0"),
-    "switch": (built(with_switch), "'switch_case' on qubit 0"),
     "box": (built(with_box), "'box' on qubit 0"),
     "square": (lambda: alone(RXGate(X * X)), "'rx' on qubit 0 has the angle x.*not affine in 'x'"),
     "product within": (lambda: alone(within(RXGate(X * Y))), "not affine"),

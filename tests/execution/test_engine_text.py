@@ -21,6 +21,7 @@ from qhw_diffusion.execution import (
     CompiledCircuit,
     Engine,
     Ideal,
+    NoiseTrajectories,
     Noisy,
     Shots,
     check_engine_text,
@@ -66,6 +67,7 @@ MAKE_ENGINE: list[Callable[[], Engine]] = [
     Noisy,
     lambda: Shots(whole(1, 10**6)),
     lambda: Shots(whole(1, 10**6), seed=whole(0, 2**62), noisy=bool(whole(0, 2))),
+    lambda: NoiseTrajectories(whole(1, 10**6), whole(0, 2**40), bool(whole(0, 2))),
 ]
 MAKE_STRATEGY: list[Callable[[], Strategy]] = [
     lambda: Readout(chosen("snapshot", "measured", "correlated")),  # type: ignore[arg-type]

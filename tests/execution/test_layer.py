@@ -225,9 +225,9 @@ def test_refused_circuits_name_the_culprit() -> None:
     qc = QuantumCircuit(1, 1)
     qc.ry(W[0], 0)
     qc.measure(0, 0)
-    with qc.if_test((0, 1)):
+    with qc.while_loop((0, 1)):
         qc.x(0)
-    with pytest.raises(UnsupportedCircuitError, match="'if_else'"):
+    with pytest.raises(UnsupportedCircuitError, match="'while_loop'"):
         compile_with(qc)
 
 

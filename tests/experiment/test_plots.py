@@ -44,6 +44,29 @@ def test_trajectories_draw_mean_and_spread() -> None:
         figures.guidance_trajectories({"quantum": g}, n_steps=5)
 
 
+def test_steered_images_stand_under_their_caption_with_their_scales() -> None:
+    colour, grey = np.zeros((2, 3, 4, 4)), np.ones((2, 1, 4, 4))
+    g = np.array([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]])
+    figure = figures.steered_images(["a cat", "a dog"], {"constant": colour, "policy": grey}, {"policy": g})
+    axes = figure.axes  # two columns: two rows of images and one of scales
+    assert [axis.get_title() for axis in axes] == ["a cat", "a dog", "", "", "", ""]
+    assert axes[1].images[0].get_array().shape == (4, 4, 3)
+    assert axes[3].images[0].get_array().shape == (4, 4)
+    assert np.array_equal(axes[5].lines[0].get_ydata(), g[:, 1])
+    assert axes[4].get_ylim() == axes[5].get_ylim()
+    assert png(figure)
+    for images, scales in (({"a": colour[:1]}, {"a": g}), ({"a": colour}, {"a": g[:, :1]}), ({}, {"a": g})):
+        with pytest.raises(InvalidInputError, match="need"):
+            figures.steered_images(["a cat", "a dog"], images, scales)
+
+
+def test_trajectories_of_labels_are_means_of_their_images() -> None:
+    figure = figures.labelled_trajectories({"a": [[1.0, 3.0], [2.0, 2.0]], "b": [[5.0], [6.0]]}, constant=1.5)
+    assert [line.get_ydata()[0] for line in figure.axes[0].lines[:2]] == [2.0, 5.0]
+    assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == ["a", "b", "best constant 1.5"]
+    assert png(figure)
+
+
 def test_learning_curves_show_every_seed_and_the_mean() -> None:
     rng = np.random.default_rng(0)
     figure = figures.learning_curves({"a": rng.normal(size=(3, 20)), "b": rng.normal(size=(2, 20))}, baseline=0.0)

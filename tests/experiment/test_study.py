@@ -18,7 +18,7 @@ from qhw_diffusion.errors import InvalidInputError, RunFolderError, UnknownNameE
 from qhw_diffusion.experiment import Cell, Results, Study, load_results, load_study, open_study, run_study, write_page
 from qhw_diffusion.experiment.command import plan_text, study_command
 from qhw_diffusion.experiment.study import cell_file
-from qhw_diffusion.experiment.workers import check_backend
+from qhw_diffusion.experiment.workers import _guarded, check_backend
 from qhw_diffusion.runs import RunFolder
 
 COIN = str(Path(__file__).with_name("coin.py"))
@@ -54,6 +54,17 @@ def test_variants_are_compared_seed_by_seed(results: Results) -> None:
     mean = sum(b - f for b, f in zip(bent, fair, strict=True)) / 4
     assert tests["bent"].difference.mean == pytest.approx(mean)
     assert results.interval("share", coin="bent", throws=100).n == 4
+
+
+def test_a_worker_that_keeps_what_it_loaded_is_not_taken_for_leaking() -> None:
+    from joblib.externals.loky import process_executor
+
+    before = process_executor._MAX_MEMORY_LEAK_SIZE  # what loky compares a worker's growth with
+    try:
+        assert _guarded("", int, (), "no such file") == ("done", None)
+        assert before < 1e9 < process_executor._MAX_MEMORY_LEAK_SIZE
+    finally:
+        process_executor._MAX_MEMORY_LEAK_SIZE = before
 
 
 def test_a_stopped_study_does_only_what_is_left(tmp_path: Path, results: Results) -> None:

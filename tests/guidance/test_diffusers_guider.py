@@ -452,6 +452,44 @@ def test_the_callback_is_our_loop_from_the_second_step_on(place: Path, noise: Te
     assert not sd.unet._forward_hooks
 
 
+@pytest.mark.parametrize("kind", ["xl, ddim", "xl, euler", "sd3"])
+def test_the_callback_steers_stable_diffusion_xl_and_3(place: Path, noise: Tensor, kind: str) -> None:
+    """Against the definition of the state on the network's recorded calls, and the steps taken again by hand."""
+    flow = kind == "sd3"
+    made = pipelines.stable_diffusion_3(place) if flow else pipelines.stable_diffusion_xl(place, kind.split(", ")[1])
+    network, policy = made.transformer if flow else made.unet, lively(offset=1.5)
+    with policy_callback(made, policy, guidance=SIX) as callback:
+        with Calls(network) as calls:
+            latents = call(made, callback, noise)
+        with pytest.raises(InvalidInputError, match=r"4 rows.*one prompt and one image"):
+            call(made, callback, noise.expand(2, -1, -1, -1), PROMPTS)
+        skipped: dict[str, Any] = {"skip_guidance_layers": [0], "skip_layer_guidance_stop": 1.0}
+        other: dict[str, Any] = skipped if flow else {"guidance_rescale": 0.5}
+        with pytest.raises(InvalidInputError, match="leave it out"):
+            call(made, callback, noise, **other)
+        assert torch.equal(call(made, callback, noise), latents)  # nothing is left of the failed runs
+    xs = [x[:1] for x in calls.inputs]
+    nulls, conds = ([one.chunk(2)[i] for one in calls.outputs] for i in (0, 1))
+    scheduler = type(made.scheduler).from_config(made.scheduler.config)
+    scheduler.set_timesteps(STEPS)
+    if flow:  # x = (1 − σ) x₀ + σ ε, and the network predicts ε − x₀
+        sigmas = scheduler.sigmas[:STEPS]
+        seen = [x / ((1 - s) ** 2 + s**2).sqrt() for x, s in zip(xs, sigmas, strict=True)]
+        noises = [[x + (1 - s) * v for x, v, s in zip(xs, vs, sigmas, strict=True)] for vs in (conds, nulls)]
+    else:
+        seen, noises = xs, [conds, nulls]
+    g = torch.cat(by_hand(policy, SIX, seen, *noises, SIX.g0))
+    torch.testing.assert_close(callback.g[:, 0], g, rtol=1e-4, atol=1e-4)
+    assert float(g.min()) > 1.0
+    assert float(g[1:].std()) > 0.05
+    x = noise * getattr(scheduler, "init_noise_sigma", 1.0)
+    for t, null, cond, scale in zip(scheduler.timesteps, nulls, conds, callback.g[:, 0], strict=True):
+        x = scheduler.step(null + scale * (cond - null), t, x).prev_sample
+    torch.testing.assert_close(latents, x, rtol=1e-4, atol=1e-4)
+    plain = made("a red seven", latents=noise, num_inference_steps=STEPS, guidance_scale=3.0, output_type="latent")
+    assert torch.equal(call(made, policy_callback(made, [3.0] * STEPS), noise), plain.images)
+
+
 def test_numbers_and_schedules_are_the_pipelines_own(sd: Any, noise: Tensor) -> None:
     plain = sd("a red seven", latents=noise, num_inference_steps=STEPS, guidance_scale=3.0, output_type="latent").images
     assert torch.equal(call(sd, policy_callback(sd, 3.0), noise), plain)

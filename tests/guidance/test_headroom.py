@@ -30,11 +30,11 @@ def test_the_oracle_lowers_what_the_evaluation_measures(
     assert isinstance(term, Distribution)
     labels, noise = draw_episode(backbone, 200, torch.Generator().manual_seed(9))
     constant = term.distance(rollout(backbone, config, labels, noise, config.g0).images, labels)
-    settings = PathwiseConfig(num_iterations=8, num_images=60, learning_rate_head=0.05)
+    settings = PathwiseConfig(num_iterations=8, num_images=60, learning_rate_head=0.01, learning_rate_schedule=0.05)
     schedule = train_oracle("schedule", backbone, config, reward, settings)
     played = rollout(backbone, config, labels, noise, schedule.scales(labels))  # type: ignore[union-attr]
     assert term.distance(played.images, labels) < constant
-    feedback = train_oracle("feedback", backbone, config, reward, settings.replace(learning_rate_head=0.01))
+    feedback = train_oracle("feedback", backbone, config, reward, settings)
     played = rollout(backbone, config, labels, noise, feedback, scorer=reward_classifier)  # type: ignore[arg-type]
     assert term.distance(played.images, labels) < constant
     assert not any(p.requires_grad for p in feedback.parameters())

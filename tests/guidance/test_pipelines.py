@@ -395,6 +395,9 @@ def judged(images, labels):
 """
 
 
+LONG = "abcdefghijklmnopqrst"
+
+
 @pytest.fixture(scope="module")
 def place(pipeline: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a saved pipeline, prompts and scorers."""
@@ -402,6 +405,7 @@ def place(pipeline: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     pipeline.save_pretrained(folder / "sd")
     (folder / "prompts.txt").write_text("a cat\ntwo dogs\n")
     (folder / "one.txt").write_text("a cat\n")
+    (folder / "long.txt").write_text(f"a cat\n{LONG}\n")
     (folder / "scorers.py").write_text(SCORERS)
     return folder
 
@@ -443,6 +447,8 @@ def test_a_policy_is_trained_sampled_and_evaluated_by_commands(
     assert main([*judge, "scorers.py:judged", "--seeds", "2", "--images", "20"]) == 0
     assert "probability of the prompts by the evaluation scorer" in capsys.readouterr().out
     # what is refused, and leaves no folder
+    sample_coloured = ["sample", "--pipeline", "coloured-digits", "--guidance", "2"]
+    coloured = ["train", "guidance", "--pipeline", "coloured-digits"]
     for words, message in (
         ([*judge, "scorers.py:Wanted"], "name another evaluation scorer"),
         (judge[:-1], "has no evaluation classifier"),
@@ -456,6 +462,12 @@ def test_a_policy_is_trained_sampled_and_evaluated_by_commands(
         (["sample", "--pipeline", "sd", "--prompt", "x", "--out", "no"], "--policy RUN"),
         (["sample", "--pipeline", "sd", "--guidance", "2", "--out", "no"], "give prompts"),
         (["sample", "--pipeline", "no", "--guidance", "2", "--prompt", "x", "--out", "no"], "no pipeline in no"),
+        # prompts that the tokenizer does not take whole
+        (["sample", "--pipeline", "sd", "--guidance", "2", "--prompt", LONG, "--out", "no"], "cuts after 16: shorten"),
+        ([*sample_coloured, "--prompt", "a crimson ten", "--out", "no"], "does not know 'crimson', 'ten'; it knows a,"),
+        ([*sample_coloured, "--prompt", "a red two", "--negative-prompt", "ugly", "--out", "no"], "not know 'ugly'"),
+        ([*train, *rewarded, *scorer[:2], "--prompts", "long.txt", "--out", "no"], "cuts after 16: shorten"),
+        ([*coloured, *rewarded, *scorer[:2], "--prompts", "prompts.txt", "--out", "no"], "does not know 'cat', 'dogs'"),
     ):
         assert main(words) == 2
         assert message in capsys.readouterr().err

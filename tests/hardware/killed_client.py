@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scripted import pub
+from scripted import expectations, pub, sampler_pub
 
 from qhw_diffusion.hardware import ibm, ledger, modes
 from qhw_diffusion.hardware.ledger import Ledger
@@ -71,14 +71,18 @@ def _posts_a_job(request: Any) -> bool:
     return bool(request.method == "POST" and request.url.endswith("/jobs"))
 
 
-def work(ledger: str, jobs: int = 1, run: str = "killed", program: str = "executor", **settings: Any) -> dict[str, Any]:
-    """One call of a runner: `jobs` jobs of one row each."""
+def work(
+    ledger: str, jobs: int = 1, run: str = "killed", program: str = "executor", sampler: bool = False, **settings: Any
+) -> dict[str, Any]:
+    """One call of a runner: `jobs` jobs of one row each, of an Estimator or of a Sampler with a dynamic circuit."""
+    rows = np.linspace(0.1, 1.5, jobs)
+    executions = SHOTS if sampler else 2 * SHOTS
     with Ledger.open(ledger) as opened:
         runner = open_runner("ibm_standin", ledger=opened, run=run, program=program, max_qpu_seconds=100.0,
-                             times=TIMES, limits=JobLimits(executions=2 * SHOTS), **settings)  # fmt: skip
+                             times=TIMES, limits=JobLimits(executions=executions), **settings)  # fmt: skip
         with runner:
-            answer = runner.run([pub(np.linspace(0.1, 1.5, jobs), SHOTS)])
-        values = [array.tolist() for array in answer.values]
+            answer = runner.run([sampler_pub(rows, SHOTS, dynamic=True) if sampler else pub(rows, SHOTS)])
+        values = [array.tolist() for array in ([expectations(answer)] if sampler else answer.values)]
         return {"values": values, "jobs": answer.job_ids, "reused": answer.reused, "seconds": answer.qpu_seconds}
 
 

@@ -9,14 +9,25 @@ from typing import Any
 
 import numpy as np
 from qiskit import QuantumCircuit
-from qiskit.circuit import Parameter
+from qiskit.circuit import ClassicalRegister, Parameter
+from qiskit.primitives import BitArray
 from qiskit.quantum_info import SparsePauliOp, Statevector
 
 from qhw_diffusion.devices import Device
 from qhw_diffusion.hardware.cost import Cost
 from qhw_diffusion.hardware.ledger import Ledger
-from qhw_diffusion.hardware.runner import Runner
-from qhw_diffusion.hardware.service import JobState, Limits, Measured, Pub, UncertainError, precision_of
+from qhw_diffusion.hardware.runner import Answer, Runner
+from qhw_diffusion.hardware.service import (
+    AnyPub,
+    JobState,
+    Limits,
+    Measured,
+    Pub,
+    Sampled,
+    SamplerPub,
+    UncertainError,
+    precision_of,
+)
 from qhw_diffusion.hardware.wait import Times
 
 FAST = Times(
@@ -45,10 +56,57 @@ def pub(rows: Sequence[float] = (0.1, 0.9), shots: int = 100) -> Pub:
     return Pub(circuit, observables, (THETA,), np.array(rows)[:, None], precision_of(shots))
 
 
+def sampler_pub(rows: Sequence[float] = (0.1, 0.9), shots: int = 100, *, dynamic: bool = False) -> SamplerPub:
+    """The circuit of `pub`, its qubit measured into the register ``c``.
+
+    dynamic: measured before, into ``m``, and turned back to where it was if it read 1 and was reset.
+    """
+    part = pub().circuit
+    circuit = QuantumCircuit(*part.qregs, ClassicalRegister(1, "m"), ClassicalRegister(1, "c"))
+    circuit.compose(part, inplace=True)
+    if dynamic:
+        circuit.measure(0, 0)
+        circuit.reset(0)
+        with circuit.if_test((circuit.cregs[0], 1)):
+            circuit.x(0)
+    circuit.measure(0, 1)
+    return SamplerPub(circuit, (THETA,), np.array(rows)[:, None], shots)
+
+
+def expectations(answer: Answer, register: str = "c") -> np.ndarray:
+    """[1, B]: ⟨Z⟩ as a Sampler's shots have it, of the bit of a register."""
+    (bits,) = answer.bits
+    return 1 - 2 * bits[register].to_bool_array().mean(axis=(1, 2))[None]
+
+
 def exact(pub: Pub) -> np.ndarray:
     """[M, B] expectation values."""
     states = [Statevector(pub.circuit.assign_parameters(dict(zip(pub.parameters, v, strict=True)))) for v in pub.values]
     return np.array([[s.expectation_value(o).real for s in states] for o in pub.observables])
+
+
+def told(pub: AnyPub) -> Any:
+    """The exact answer to a PUB, JSON types; of `sampler_pub` the nearest counts, the ones first."""
+    if isinstance(pub, Pub):
+        return [exact(pub).tolist(), (0.0 * exact(pub) + pub.precision).tolist(), pub.shots]
+    ones = np.rint((1 - exact(_alone(pub))[0]) / 2 * pub.shots)
+    read = np.arange(pub.shots) < ones[:, None]
+    return {"m": (0 * read).tolist(), "c": read.astype(int).tolist()}
+
+
+def _alone(given: SamplerPub) -> Pub:
+    return pub(given.values[:, 0])
+
+
+def heard(raw: str) -> list[Any]:
+    """What `told` says."""
+    answers = json.loads(raw)
+    return [
+        {name: BitArray.from_bool_array(np.array(bits, dtype=bool)[..., None]) for name, bits in one.items()}
+        if isinstance(one, dict)
+        else (np.array(one[0]), np.array(one[1]), one[2])
+        for one in answers
+    ]
 
 
 @dataclass
@@ -90,18 +148,17 @@ class ScriptedService:
     def snapshot(self) -> Device:
         return Device.load("fake_manila")
 
-    def check(self, pubs: Sequence[Pub], options: Mapping[str, Any]) -> None:
+    def check(self, pubs: Sequence[AnyPub], options: Mapping[str, Any]) -> None:
         self.calls.append("check")
 
-    def submit(self, pubs: Sequence[Pub], options: Mapping[str, Any], tags: Sequence[str], limits: Limits) -> str:
+    def submit(self, pubs: Sequence[AnyPub], options: Mapping[str, Any], tags: Sequence[str], limits: Limits) -> str:
         self.calls.append("submit")
         what = self.on_submit.pop(0) if self.on_submit else "accept"
         if isinstance(what, BaseException):
             raise what
         if what == "dropped":
             raise UncertainError("no reply")
-        answers = [[exact(p).tolist(), (0.0 * exact(p) + p.precision).tolist(), p.shots] for p in pubs]
-        job = Job(list(tags), json.dumps(answers), limits)
+        job = Job(list(tags), json.dumps([told(p) for p in pubs]), limits)
         self.new_job(job)
         job_id = f"{self.prefix}-{len(self.jobs) + 1}"
         self.jobs[job_id] = job
@@ -130,13 +187,13 @@ class ScriptedService:
         self.calls.append("raw")
         return self.jobs[job_id].answer
 
-    def decode(self, raw: str) -> list[Measured]:
-        return [(np.array(values), np.array(errors), shots) for values, errors, shots in json.loads(raw)]
+    def decode(self, raw: str) -> list[Measured] | list[Sampled]:
+        return heard(raw)
 
     def qpu_seconds(self, job_id: str) -> float | None:
         return self.jobs[job_id].charged if job_id in self.jobs else None
 
-    def effective(self, options: Mapping[str, Any]) -> dict[str, Any]:
+    def effective(self, options: Mapping[str, Any], primitive: str = "estimator") -> dict[str, Any]:
         return dict(options)
 
     def where(self, job_id: str) -> dict[str, Any]:
@@ -162,7 +219,7 @@ class ScriptedService:
         self.calls.append("close")
 
 
-def estimate(pubs: Sequence[Pub], options: Mapping[str, Any]) -> Cost:
+def estimate(pubs: Sequence[AnyPub], options: Mapping[str, Any]) -> Cost:
     """Two seconds a job: only the overhead counts."""
     return Cost("ibm_scripted", 1, 1, 1, 0.0, 0.0, 0.0)
 

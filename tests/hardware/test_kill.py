@@ -106,20 +106,22 @@ def test_every_moment_has_an_expectation() -> None:
     assert set(STATES) == set(MOMENTS)
 
 
+@pytest.mark.parametrize("sampler", [False, True], ids=["estimator", "sampler"])
 @pytest.mark.parametrize("moment", list(STATES))
-def test_killed_and_started_again(standin: StandIn, client: Client, tmp_path: Path, moment: str) -> None:
+def test_killed_and_started_again(standin: StandIn, client: Client, tmp_path: Path, moment: str, sampler: bool) -> None:
     ledger = tmp_path / "ledger"
-    client(ledger, moment)
+    client(ledger, moment, sampler=sampler)
     assert state_of(ledger) == STATES[moment]
     accepted = len(standin.jobs)
     assert accepted == (0 if list(STATES).index(moment) < list(STATES).index("accepted, reply not read") else 1)
-    answer = client(ledger)
+    answer = client(ledger, sampler=sampler)
     (job,) = standin.jobs
     assert (job.state, answer["jobs"]) == ("Completed", [job.id])
     assert answer["reused"] == (1 if moment == "done" else 0)
     assert (answer["seconds"], standin.charged_seconds) == (CHARGE, CHARGE)
-    np.testing.assert_allclose(answer["values"][0], exact(pub((0.1,), SHOTS)), atol=0.6)
-    again = client(ledger)
+    wanted = exact(pub((0.1,), SHOTS))[: 1 if sampler else 2]  # a Sampler's circuit is measured along Z
+    np.testing.assert_allclose(answer["values"][0], wanted, atol=0.6)
+    again = client(ledger, sampler=sampler)
     assert (again["values"], again["reused"], len(standin.jobs)) == (answer["values"], 1, 1)
 
 
@@ -140,22 +142,29 @@ def test_killed_again_and_again(standin: StandIn, client: Client, tmp_path: Path
     assert (len(standin.jobs), standin.charged_seconds) == (1, CHARGE)
 
 
+@pytest.mark.parametrize("program", ["estimator", "sampler"])
 @pytest.mark.parametrize(
     ("moment", "after"),
     [("accepted, reply not read", 1), ("submitted", 1), ("answer fetched", 1), ("answer on the disk, row not done", 2)],
 )
-def test_killed_among_several_jobs(standin: StandIn, client: Client, tmp_path: Path, moment: str, after: int) -> None:
+def test_killed_among_several_jobs(
+    standin: StandIn, client: Client, tmp_path: Path, moment: str, after: int, program: str
+) -> None:
     ledger = tmp_path / "ledger"
-    client(ledger, moment, after=after, jobs=3, program="estimator")
-    answer = client(ledger, jobs=3, program="estimator")
+    work = {"jobs": 3, "program": program, "sampler": program == "sampler"}
+    client(ledger, moment, after=after, **work)
+    answer = client(ledger, **work)
     assert answer["jobs"] == [job.id for job in standin.jobs]
     assert [job.state for job in standin.jobs] == ["Completed"] * 3
     assert (answer["seconds"], standin.charged_seconds) == (3 * CHARGE, 3 * CHARGE)
     assert answer["reused"] == after if "answer" in moment else answer["reused"] == 0
 
 
-def test_several_processes_with_the_same_work_run_it_once(standin: StandIn, client: Client, tmp_path: Path) -> None:
-    told = client.all(tmp_path / "ledger", processes=3, jobs=2)
+@pytest.mark.parametrize("sampler", [False, True], ids=["estimator", "sampler"])
+def test_several_processes_with_the_same_work_run_it_once(
+    standin: StandIn, client: Client, tmp_path: Path, sampler: bool
+) -> None:
+    told = client.all(tmp_path / "ledger", processes=3, jobs=2, sampler=sampler)
     assert [entry["error"] for entry in told] == [None] * 3
     assert len({json.dumps(entry["answer"]["values"]) for entry in told}) == 1
     assert sorted(entry["answer"]["reused"] for entry in told) == [0, 2, 2]

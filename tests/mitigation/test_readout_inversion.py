@@ -144,15 +144,15 @@ def test_error_bars_cover(source, policy, rows):
     assert spread.mean().abs().item() < 0.15
 
 
-def test_errors_of_products_are_a_bound(products, rows):
+def test_errors_of_products_are_those_of_the_shots_they_share(products, rows):
+    """150 draws of each: the scatter is the error stated, not the sum of the strings' errors, which is larger."""
     compiled = products("fake_manila")
     values = rows(compiled, 2)
     estimate = Mitigated(Shots(500, seed=1), [Readout()]).estimate(compiled, values.repeat(150, 1))
     exact = Mitigated("noisy", [Readout()]).estimate(compiled, values).values
     pulls = ((estimate.values - exact.repeat(150, 1)) / estimate.std_errors).std(0)
-    assert pulls.max() < 1.08
-    assert pulls[0] == pytest.approx(1, abs=0.1)  # one factor: no bound but the error itself
-    assert pulls.min() > 0.4
+    assert pulls.max() < 1.1
+    assert pulls.min() > 0.9
 
 
 def test_the_gradient_goes_through(products, rows):

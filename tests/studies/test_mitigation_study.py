@@ -17,7 +17,7 @@ from qhw_diffusion.denoising.device_step import DenoiserStep, classical_fidelity
 from qhw_diffusion.devices import Device
 from qhw_diffusion.errors import InvalidInputError, RunFolderError, UnknownNameError
 from qhw_diffusion.execution import Ideal, Noisy, Shots
-from qhw_diffusion.experiment import Results, load_study, open_study, run_study, write_page
+from qhw_diffusion.experiment import Results, interval_cell, load_study, open_study, run_study, write_page
 from qhw_diffusion.experiment.study import cell_file, load_results
 from qhw_diffusion.guidance import GuidanceConfig, PolicyConfig, PPOConfig
 from qhw_diffusion.mitigation import Mitigated, MitiqPEC, MitiqZNE, Readout
@@ -32,10 +32,13 @@ from qhw_diffusion.studies.mitigation.page import (
     knows_the_noise,
     label_of,
     mean,
+    page,
     ratios,
     shots_where_zne_pays,
+    values,
 )
 from qhw_diffusion.studies.reference_models import ReferenceModelsConfig
+from tests.studies.conftest import without_energy
 
 STUDY = load_study("mitigation")
 DEVICE = "fake_manila"
@@ -220,12 +223,28 @@ def test_a_stopped_study_does_only_what_is_left(run: RunFolder, results: Results
 
 @pytest.mark.slow
 def test_the_page_shows_every_strategy(tmp_path: Path, results: Results[MitigationConfig]) -> None:
-    page, _ = write_page(results)
-    text = page.save_markdown(tmp_path / "p.md", figures=tmp_path / "f").read_text()
+    shown, _ = write_page(results)
+    text = shown.save_markdown(tmp_path / "p.md", figures=tmp_path / "f").read_text()
     for name in TINY.strategies:
         assert text.count(f"| {label_of(name)} |") >= 2
     assert (tmp_path / "f" / "mitigation-policy.png").exists()
     assert "Recommended default" in text
+
+
+@pytest.mark.slow
+def test_energy_is_first_and_a_dash_in_results_of_an_earlier_version(
+    tmp_path: Path, results: Results[MitigationConfig]
+) -> None:
+    assert sum("energy distance" in sentence for sentence in findings(results)) == 2  # the policy's and the denoiser's
+    old = without_energy(results)
+    assert not any("energy distance" in sentence for sentence in findings(old))
+    for name, given in (("new", results), ("old", old)):
+        text = page(given).save_markdown(tmp_path / f"{name}.md", figures=tmp_path / name).read_text()
+        exact = next(line for line in text.splitlines() if line.startswith("| no noise, exact |"))
+        energy, fd = (interval_cell(values(given, "images", DEVICE, "ideal", key), n)
+                      for key, n in (("energy", 3), ("fd", 2)))  # fmt: skip
+        assert (energy == "–") == (name == "old")
+        assert exact.startswith(f"| no noise, exact | – | 0 | 0 | {energy} | – | – | {fd} |")
 
 
 # Of the same study, settings and seeds as version 0.1 ran it; linear algebra may round otherwise on another machine.

@@ -20,7 +20,8 @@ from qhw_diffusion.runs import RunFolder
 from qhw_diffusion.studies import reference_models
 from qhw_diffusion.studies.reference_models import ReferenceModelsConfig
 from qhw_diffusion.studies.shots.experiment import ShotsConfig
-from qhw_diffusion.studies.shots.page import fewest, findings, training_label
+from qhw_diffusion.studies.shots.page import fewest, findings, page, training_label
+from tests.studies.conftest import without_energy
 
 STUDY = load_study("shots")
 MODELS = ReferenceModelsConfig(
@@ -158,8 +159,8 @@ def test_a_stopped_study_does_only_what_is_left(run: RunFolder) -> None:
 @pytest.mark.slow
 def test_the_page_shows_every_training_and_number_of_shots(tmp_path: Path, results: Results[ShotsConfig]) -> None:
     assert any("PPO on exact values" in sentence for sentence in findings(results))
-    page, file = write_page(results)
-    text = page.save_markdown(tmp_path / "page.md", figures=tmp_path / "figures").read_text()
+    shown, file = write_page(results)
+    text = shown.save_markdown(tmp_path / "page.md", figures=tmp_path / "figures").read_text()
     for name in TINY.trainings():
         assert f"| {training_label(name)} |" in text
     assert text.count("| 4,096 |") == 4
@@ -168,6 +169,22 @@ def test_the_page_shows_every_training_and_number_of_shots(tmp_path: Path, resul
         assert f"(figures/{name}.png)" in text
     assert "| models.ppo.num_envs | 20 |" in text
     assert "parameter-shift" in file.read_text()
+
+
+@pytest.mark.slow
+def test_energy_is_first_and_a_dash_in_results_of_an_earlier_version(
+    tmp_path: Path, results: Results[ShotsConfig]
+) -> None:
+    assert any("energy distance" in sentence for sentence in findings(results))
+    text = page(results).save_markdown(tmp_path / "new.md", figures=tmp_path / "new").read_text()
+    exact = next(line for line in text.splitlines() if line.startswith("| exact | 0 | 0 |"))
+    energy, fd = (results.interval(key, part="images", shots=None) for key in ("energy", "fd"))
+    assert exact.startswith(f"| exact | 0 | 0 | {energy.format(3)} | – | – | {fd.format()} |")
+    old = without_energy(results)
+    assert not any("energy distance" in sentence for sentence in findings(old))
+    text = page(old).save_markdown(tmp_path / "old.md", figures=tmp_path / "old").read_text()
+    exact = next(line for line in text.splitlines() if line.startswith("| exact | 0 | 0 |"))
+    assert exact.startswith(f"| exact | 0 | 0 | – | – | – | {fd.format()} |")
 
 
 # Of the same study, settings and seeds as version 0.1 ran it; linear algebra may round otherwise on another machine.

@@ -1,7 +1,8 @@
-"""An embedded text-to-image model: coloured digits from prompts, a `StableDiffusionPipeline` of 3 million weights."""
+"""An embedded text-to-image model: coloured digits from prompts, a `StableDiffusionPipeline` of 2 million weights."""
 
 from __future__ import annotations
 
+from qhw_diffusion.diffusion.pipeline import check_prompts, unknown_words
 from qhw_diffusion.diffusion.text_to_image.classifiers import (
     PromptClassifier,
     PromptClassifierConfig,
@@ -19,9 +20,7 @@ from qhw_diffusion.diffusion.text_to_image.pipeline import (
     TextToImageConfig,
     build_pipeline,
     build_tokenizer,
-    check_prompts,
     save_pipeline,
-    unknown_words,
 )
 from qhw_diffusion.diffusion.text_to_image.prompts import (
     ATTRIBUTE_TABLE,
@@ -31,6 +30,7 @@ from qhw_diffusion.diffusion.text_to_image.prompts import (
     HELD_OUT,
     N_VALUES,
     PROMPTS,
+    TEN,
     TRAINED,
     attributes_of,
     prompt,
@@ -46,6 +46,7 @@ __all__ = [
     "NAME",
     "N_VALUES",
     "PROMPTS",
+    "TEN",
     "TRAINED",
     "WRITERS",
     "PromptClassifier",

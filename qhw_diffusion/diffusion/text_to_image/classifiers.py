@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from qhw_diffusion.config import Config, check_finite, check_whole, require
 from qhw_diffusion.diffusion.checks import check_labels, check_pixels
-from qhw_diffusion.diffusion.classifiers import ARCHITECTURES, ROLES, classifier_body
+from qhw_diffusion.diffusion.classifiers import ARCHITECTURES, ROLES, SavedClassifier, classifier_body
 from qhw_diffusion.diffusion.loop import rate_factor
 from qhw_diffusion.diffusion.text_to_image.images import NAME, SIDE, coloured_digits, draw, writers
 from qhw_diffusion.diffusion.text_to_image.prompts import (
@@ -31,13 +31,12 @@ from qhw_diffusion.diffusion.text_to_image.prompts import (
     TRAINED,
     attributes_of,
 )
-from qhw_diffusion.diffusion.weights import SHIPPED, half_precision, load_model, model_folder, save_model
+from qhw_diffusion.diffusion.weights import SHIPPED, half_precision, load_model, model_folder
 from qhw_diffusion.errors import DamagedFileError, InvalidInputError, QhwError, UnknownNameError
 from qhw_diffusion.runs import RunFolder, progress
 
 _LOG_EVERY = 50
 _BATCH = 512
-_KIND = "prompt classifier"
 
 
 @dataclass(frozen=True)
@@ -90,7 +89,7 @@ class PromptClassifierConfig(Config):
         return cls(**{"role": role, **of_role, **changes})
 
 
-class PromptClassifier(nn.Module):
+class PromptClassifier(SavedClassifier):
     """A convolutional classifier of digit, colour and ground, and by them of the prompts of a table.
 
     Frozen and in evaluation mode when loaded. Attributes: `config`, `role`, `name`, `image_shape`, `prompts` (the
@@ -98,6 +97,7 @@ class PromptClassifier(nn.Module):
     training), `provenance`.
     """
 
+    kind = "prompt classifier"
     table: Tensor
     _others: Tensor
 
@@ -167,21 +167,6 @@ class PromptClassifier(nn.Module):
         """As `logits`."""
         return self.logits(x)
 
-    @property
-    def n_parameters(self) -> int:
-        """Number of trainable parameters."""
-        return sum(p.numel() for p in self.parameters())
-
-    def save(self, path: str | Path) -> None:
-        """Write half-precision weights, configuration and held-out accuracy into the folder `path`."""
-        description = {
-            "config": self.config.to_dict(),
-            "n_parameters": self.n_parameters,
-            "accuracy": self.accuracy,
-            "provenance": self.provenance,
-        }
-        save_model(path, self.state_dict(), _KIND, description)
-
     @classmethod
     def load(cls, name_or_path: str | Path, role: str) -> PromptClassifier:
         """A trained classifier over all prompts, frozen and in evaluation mode.
@@ -199,8 +184,8 @@ class PromptClassifier(nn.Module):
         if role not in ROLES:
             raise UnknownNameError.of("role", role, ROLES)
         shipped = str(name_or_path) == NAME
-        folder = SHIPPED / f"{NAME}-{role}" if shipped else model_folder(name_or_path, f"{role} {_KIND}")
-        state, saved = load_model(folder, _KIND)
+        folder = SHIPPED / f"{NAME}-{role}" if shipped else model_folder(name_or_path, f"{role} {cls.kind}")
+        state, saved = load_model(folder, cls.kind)
         try:
             classifier = cls(PromptClassifierConfig.from_dict(saved["config"]))
             classifier.load_state_dict(state)
@@ -208,12 +193,7 @@ class PromptClassifier(nn.Module):
             classifier.provenance = dict(saved["provenance"])
         except (KeyError, TypeError, RuntimeError, QhwError) as error:
             raise DamagedFileError(f"weights and configuration in {folder} do not fit ({error})") from error
-        if classifier.role != role:
-            raise InvalidInputError(
-                f"{folder} holds the {classifier.role} classifier, not the {role} classifier: the one that gives "
-                "rewards must never evaluate, nor the other way round"
-            )
-        return classifier.eval().requires_grad_(False)
+        return classifier.frozen_as(role, folder)
 
 
 @torch.no_grad()

@@ -30,7 +30,7 @@ WRITERS = ("train", "evaluation", "heldout")
 SIDE = 32
 """Height and width of the images in pixels."""
 _HELDOUT_PER_DIGIT = 20
-_PER_PROMPT = 16  # images of each prompt in the data set
+_PER_PROMPT, _AT_LEAST = 16, 1200  # images of each prompt in the data set, and in all: more of each where there are few
 # red, green and blue in [0, 1] of `COLOURS`
 _RGB = torch.tensor(
     [(0.85, 0.12, 0.12), (0.95, 0.85, 0.15), (0.13, 0.62, 0.22), (0.13, 0.30, 0.85), (0.58, 0.20, 0.72), (0.93,) * 3]
@@ -103,6 +103,8 @@ def coloured_digits(
 ) -> ImageDataset:
     """A fixed set of coloured digits, 16 of each prompt; a data set of the form that `load_dataset` takes.
 
+    Of a table of less than 75 prompts there are more of each, about 1,200 images in all.
+
     "train" is drawn from the digits that the models are trained on, "heldout" from the 200 that nothing is trained on.
 
     Args:
@@ -117,6 +119,6 @@ def coloured_digits(
     if split not in SPLITS:
         raise UnknownNameError.of("split", split, SPLITS)
     table = attributes_of(prompts)
-    labels = torch.arange(len(table)).repeat(_PER_PROMPT)
+    labels = torch.arange(len(table)).repeat(max(_PER_PROMPT, _AT_LEAST // len(table)))
     images = draw(table[labels], torch.Generator().manual_seed(SPLITS.index(split)), split)
     return ImageDataset(images, labels, NAME, split, len(table))

@@ -7,7 +7,7 @@ whatever drives it drives Stable Diffusion too.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -224,43 +224,6 @@ def build_tokenizer(words: Sequence[str], max_tokens: int) -> Any:
                 f"the merges of other words break {word!r} into pieces: no vocabulary of these words"
             )
     return tokenizer
-
-
-def unknown_words(tokenizer: Any, prompts: Iterable[str]) -> list[str]:
-    """Words of prompts that a tokenizer does not know, each once: it makes them its unknown token.
-
-    A tokenizer that tells its words, as that of the coloured digits does, knows no others, though it would spell them.
-    """
-    known = getattr(tokenizer, "init_kwargs", {}).get("words")
-    found: dict[str, None] = {}
-    for word in (word for text in prompts for word in text.lower().split()):
-        if known is None:
-            ids = tokenizer(word, add_special_tokens=False).input_ids
-            strange = tokenizer.unk_token_id in ids and word != tokenizer.unk_token
-        else:
-            strange = word not in known
-        if strange:
-            found[word] = None
-    return list(found)
-
-
-def check_prompts(tokenizer: Any, prompts: Sequence[str]) -> None:
-    """Check that a tokenizer knows the words of prompts and cuts none of them.
-
-    Raises:
-        InvalidInputError: a word it does not know, or a prompt longer than it takes; the message names them.
-    """
-    if strange := unknown_words(tokenizer, prompts):
-        known = getattr(tokenizer, "init_kwargs", {}).get("words")
-        hint = f"; it knows {', '.join(known)}" if known else ""
-        raise InvalidInputError(f"the pipeline's tokenizer does not know {', '.join(map(repr, strange))}{hint}")
-    for text in prompts:
-        length = len(tokenizer(text).input_ids)
-        if length > tokenizer.model_max_length:
-            raise InvalidInputError(
-                f"the prompt {text!r} has {length} tokens with its start and end, the pipeline's tokenizer cuts after "
-                f"{tokenizer.model_max_length}: shorten it"
-            )
 
 
 def save_pipeline(pipeline: Any, folder: str | Path, recipe: dict[str, Any]) -> None:

@@ -69,3 +69,21 @@ def attributes_of(prompts: Sequence[str] = PROMPTS) -> Tensor:
                 f"{', '.join(DIGITS)}; two different colours of {', '.join(COLOURS)}"
             )
     return ATTRIBUTE_TABLE[torch.tensor([_LABELS[text] for text in texts], dtype=torch.int64)]
+
+
+TEN = (
+    "a red zero on a white ground",
+    "a yellow one on a purple ground",
+    "a white two on a green ground",
+    "a blue three on a yellow ground",
+    "a purple four on a white ground",
+    "a green five on a yellow ground",
+    "a white six on a blue ground",
+    "a red seven on a blue ground",
+    "a yellow eight on a red ground",
+    "a blue nine on a green ground",
+)
+"""A table of ten prompts with every digit, colour and ground, for work that compares images of the same prompt.
+
+One, two, seven and eight are in combinations that were held out.
+"""

@@ -11,11 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from qhw_diffusion.checkpoints import load_checkpoint, restore_checkpoint, save_checkpoint
-from qhw_diffusion.diffusion.loop import rate_factor
+from qhw_diffusion.diffusion.loop import Optimisation
 from qhw_diffusion.diffusion.text_to_image.images import NAME, draw, writers
 from qhw_diffusion.diffusion.text_to_image.pipeline import TextToImageConfig, build_pipeline, save_pipeline
 from qhw_diffusion.diffusion.text_to_image.prompts import ATTRIBUTE_TABLE, PROMPTS, TRAINED
-from qhw_diffusion.diffusion.weights import half_precision
 from qhw_diffusion.errors import DamagedFileError, RunFolderError
 from qhw_diffusion.runs import RunFolder, StopRequest, progress
 
@@ -61,59 +60,46 @@ def train_text_to_image(config: TextToImageConfig, run: RunFolder | None = None,
     return training.pipeline
 
 
-class _Phase:
-    """One optimisation: weights, their average, optimizer and random numbers."""
+class _Phase(Optimisation):
+    """One of the two optimisations.
+
+    Attributes: those of `Optimisation`, `modules` (what is trained, by name).
+    """
 
     name: str
-    steps: int
-    learning_rate: float
 
-    def __init__(self, config: TextToImageConfig, parts: dict[str, nn.Module], seed: int) -> None:
-        self.config, self.step = config, 0
-        self.parts = nn.ModuleDict(parts).train().requires_grad_(True)
-        self.generator = torch.Generator().manual_seed(seed)
-        self.weights = list(self.parts.parameters())
-        self.average = {k: v.detach().clone() for k, v in self.parts.state_dict().items()}
-        self.optimizer = torch.optim.AdamW(self.weights, lr=self.learning_rate, weight_decay=config.weight_decay)
-        self.recent: list[float] = []
-
-    def loss(self) -> Tensor:
-        """Loss of a fresh batch."""
-        raise AssertionError("each phase has its own")
-
-    def one_step(self) -> None:
-        config = self.config
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate * rate_factor(self.step, self.steps, config.warmup)
-        loss = self.loss()
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(self.weights, 1.0)
-        self.optimizer.step()
-        decay = min(config.ema_decay, (1 + self.step) / (10 + self.step))
-        with torch.no_grad():
-            state = self.parts.state_dict()
-            torch._foreach_lerp_([self.average[k] for k in state], list(state.values()), 1 - decay)
-        self.recent.append(loss.item())
-        self.step += 1
+    def __init__(
+        self, config: TextToImageConfig, modules: dict[str, nn.Module], steps: int, learning_rate: float, seed: int
+    ) -> None:
+        self.config, self.modules = config, nn.ModuleDict(modules).requires_grad_(True)
+        super().__init__(
+            self.modules,
+            steps=steps,
+            learning_rate=learning_rate,
+            weight_decay=config.weight_decay,
+            warmup=config.warmup,
+            ema_decay=config.ema_decay,
+            seed=seed,
+        )
 
     def finish(self) -> None:
-        """Put the averaged weights into the parts, rounded as they are saved, and freeze them."""
-        self.parts.load_state_dict({k: v.float() for k, v in half_precision(self.average).items()})
-        self.parts.eval().requires_grad_(False)
+        """Put the averaged weights into the modules, rounded as they are saved, and freeze them."""
+        self.modules.load_state_dict(self.averaged())
+        self.modules.eval().requires_grad_(False)
 
 
 class _Autoencoder(_Phase):
     name = "autoencoder"
 
     def __init__(self, config: TextToImageConfig, pipeline: Any) -> None:
-        self.steps, self.learning_rate = config.autoencoder_steps, config.autoencoder_learning_rate
-        super().__init__(config, {"vae": pipeline.vae}, config.seed + 1)
+        steps, rate = config.autoencoder_steps, config.autoencoder_learning_rate
+        super().__init__(config, {"vae": pipeline.vae}, steps, rate, config.seed + 1)
 
-    def loss(self) -> Tensor:
+    def batch_loss(self) -> Tensor:
+        """Loss of a fresh batch."""
         labels = TRAINED[torch.randint(len(TRAINED), (self.config.autoencoder_batch_size,), generator=self.generator)]
         images = draw(ATTRIBUTE_TABLE[labels], self.generator)
-        vae: Any = self.parts["vae"]
+        vae: Any = self.modules["vae"]
         posterior = vae.encode(images).latent_dist
         noise = torch.randn(posterior.mean.shape, generator=self.generator)
         decoded = vae.decode(posterior.mean + posterior.std * noise).sample
@@ -126,8 +112,8 @@ class _Denoising(_Phase):
 
     def __init__(self, config: TextToImageConfig, pipeline: Any, scale: float | None = None) -> None:
         """With the latents' scale, if it is known: encoding the images then waits until a step needs them."""
-        self.steps, self.learning_rate = config.steps, config.learning_rate
-        super().__init__(config, {"unet": pipeline.unet, "text": pipeline.text_encoder}, config.seed + 2)
+        modules = {"unet": pipeline.unet, "text": pipeline.text_encoder}
+        super().__init__(config, modules, config.steps, config.learning_rate, config.seed + 2)
         self.alphas = pipeline.scheduler.alphas_cumprod
         texts = pipeline.tokenizer([*PROMPTS, ""], padding="max_length", return_tensors="pt")
         self.tokens: Tensor = texts.input_ids  # the last row: the empty prompt
@@ -149,7 +135,8 @@ class _Denoising(_Phase):
         images = (draw(ATTRIBUTE_TABLE[batch], generator) for batch in batches)
         return torch.cat([self.vae.encode(some).latent_dist.mean for some in images])
 
-    def loss(self) -> Tensor:
+    def batch_loss(self) -> Tensor:
+        """Loss of a fresh batch."""
         config, generator = self.config, self.generator
         if self.latents is None:  # resumed
             self.latents = self.encoded() * self.scale
@@ -162,8 +149,8 @@ class _Denoising(_Phase):
         signal = self.alphas[t].sqrt().view(-1, 1, 1, 1)
         spread = (1 - self.alphas[t]).sqrt().view(-1, 1, 1, 1)
         target = signal * noise - spread * latents if config.prediction_type == "v_prediction" else noise
-        text = self.parts["text"](tokens)[0]
-        output = self.parts["unet"](signal * latents + spread * noise, t, text, return_dict=False)[0]
+        text = self.modules["text"](tokens)[0]
+        output = self.modules["unet"](signal * latents + spread * noise, t, text, return_dict=False)[0]
         return nn.functional.mse_loss(output, target)
 
 
@@ -187,8 +174,7 @@ class _Training:
                 phase.one_step()
                 bar.update()
                 if phase.step % config.log_every == 0 or phase.step == phase.steps:
-                    loss = sum(phase.recent) / len(phase.recent)
-                    phase.recent.clear()
+                    loss = phase.interval_loss()
                     self.history[phase.name].append({"step": phase.step, "loss": loss})
                     bar.set_postfix(loss=f"{loss:.4f}")
                     if run is not None:
@@ -255,12 +241,7 @@ class _Training:
 
     def _parts(self) -> dict[str, Any]:
         phase = self.phase
-        parts: dict[str, Any] = {
-            "average": phase.average,
-            "weights": phase.parts,
-            "optimizer": phase.optimizer,
-            "generator": phase.generator,
-        }
+        parts = phase.parts()
         if phase.name == "unet":
             parts["vae"] = self.pipeline.vae
         return parts

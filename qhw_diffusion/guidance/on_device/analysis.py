@@ -91,8 +91,8 @@ class Compared:
 def compare_controllers(prepared: Prepared, played: Played) -> list[Compared]:
     """The device's rollout beside the same policy simulated (with the snapshot's noise, and without), and the constant.
 
-    Judged: accuracy, from `MIN_FD_IMAGES` images on also FD and KD; "pixel_rms" is the root mean square difference to
-    the device's images.
+    Judged: accuracy, from `MIN_FD_IMAGES` images on also energy distance, FD and KD; "pixel_rms" is the root mean
+    square difference to the device's images.
     """
     models, guidance = prepared.models, prepared.guidance
     labels, noise = starts_of(prepared)
@@ -157,4 +157,4 @@ def _evaluated(prepared: Prepared, images: Tensor, labels: Tensor) -> dict[str, 
     every = evaluate_samples(
         images, labels, models.evaluation_classifier, models.heldout, real_features=models.heldout_features
     )
-    return {name: every[name] for name in ("accuracy", "fd", "kd")}
+    return {name: every[name] for name in ("energy", "fd", "kd", "accuracy")}

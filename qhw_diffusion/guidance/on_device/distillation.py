@@ -35,9 +35,9 @@ from qhw_diffusion.guidance.evaluation import (
     load_models,
     sample_and_measure,
 )
-from qhw_diffusion.guidance.on_device.access import AccessConfig, at_device, open_access
-from qhw_diffusion.guidance.on_device.rollout import Receipt, run_name
 from qhw_diffusion.guidance.training import KIND, with_later_settings
+from qhw_diffusion.on_device.access import AccessConfig, at_device, open_access
+from qhw_diffusion.on_device.receipt import Receipt, run_name
 from qhw_diffusion.runs import Place, RunFolder, atomic_write_json, check_place, progress
 
 FORMS, ORIGINAL = ("lookup", "network"), "original"
@@ -228,7 +228,7 @@ def _compare_images(
             for name, actor in (("original", original), ("distilled", stand_in)):
                 sampled = sample_and_measure(models, trained.config, actor, labels, noise, reward=trained.reward)
                 assert sampled.judged is not None
-                for key in ("fd", "kd", "accuracy"):
+                for key in ("energy", "fd", "kd", "accuracy"):
                     out[name].setdefault(key, []).append(sampled.judged[key])
                 images.append(sampled.rollout.images)
                 bar.update(1)
@@ -267,14 +267,19 @@ def _text(asked: Distillation, trained: TrainedPolicy, record: dict[str, Any]) -
         f"on {error['states']:,} held-out states: |Δaction| {error['action_mean']:.2g} mean, {error['action_max']:.2g} "
         f"max (the original's action varies by {error['action_spread']:.2g}); |Δg| {error['g_mean']:.2g} mean, "
         f"{error['g_max']:.2g} max",
-        f"images: {asked.seeds} seeds × {asked.images}, {trained.config.n_steps} steps, the evaluation classifier's FD",
+        f"images: {asked.seeds} seeds × {asked.images}, {trained.config.n_steps} steps, distances to held-out images "
+        "by the evaluation classifier",
     ]
     for name in ("original", "distilled"):
-        fd, accuracy = mean_interval(judged[name]["fd"]), mean_interval(judged[name]["accuracy"])
-        lines.append(f"  {name:<10} FD {fd.format(3)}   accuracy {accuracy.mean:.1%}")
+        energy, fd = (mean_interval(judged[name][key]).format(3) for key in ("energy", "fd"))
+        accuracy = mean_interval(judged[name]["accuracy"]).mean
+        lines.append(f"  {name:<10} energy {energy}   FD {fd}   accuracy {accuracy:.1%}")
     if asked.seeds >= 2:
-        d = paired_test(judged["distilled"]["fd"], judged["original"]["fd"]).difference
-        lines.append(f"  distilled minus original {d.mean:+.2g} [{d.low:+.2g}, {d.high:+.2g}] (95 %, paired)")
+        told = []
+        for key, title in (("energy", "energy"), ("fd", "FD")):
+            d = paired_test(judged["distilled"][key], judged["original"][key]).difference
+            told.append(f"{title} {d.mean:+.2g} [{d.low:+.2g}, {d.high:+.2g}]")
+        lines.append(f"  distilled minus original (95 %, paired): {'; '.join(told)}")
     rms = mean_interval(judged["between"]["pixel_rms"]).mean
     lines.append(f"  root mean square between their pixels {rms:.2g} (range of a pixel: −1 to 1)")
     lines.append(f"saved in {asked.out}; it needs no circuit: qhw evaluate guidance {asked.out}")

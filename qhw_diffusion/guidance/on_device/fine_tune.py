@@ -36,10 +36,10 @@ from qhw_diffusion.guidance import (
 )
 from qhw_diffusion.guidance.command import MODELS_FILE, models_of
 from qhw_diffusion.guidance.evaluation import Models
-from qhw_diffusion.guidance.on_device.rollout import Access, run_name
 from qhw_diffusion.guidance.on_device.settings import FineTuneConfig
 from qhw_diffusion.guidance.ppo import History
 from qhw_diffusion.guidance.training import KIND, with_later_settings
+from qhw_diffusion.on_device.receipt import Access, run_name
 from qhw_diffusion.runs import RunFolder, atomic_write_json, check_place, read_json
 from qhw_diffusion.runs.folder import CHECKPOINT
 

@@ -10,7 +10,7 @@ from qhw_diffusion.checkpoints import one_thread
 from qhw_diffusion.errors import InvalidInputError
 from qhw_diffusion.execution import CompiledCircuit
 from qhw_diffusion.experiment import p_text
-from qhw_diffusion.experiment.statistics import mean_interval, paired_test
+from qhw_diffusion.experiment.statistics import interval_cell, mean_interval, paired_test
 from qhw_diffusion.guidance import QuantumPolicy, TrainedPolicy, rollout
 from qhw_diffusion.guidance.command import MODELS_FILE
 from qhw_diffusion.guidance.config import ModelConfig
@@ -21,7 +21,6 @@ from qhw_diffusion.guidance.evaluation import (
     load_models,
     sample_and_measure,
 )
-from qhw_diffusion.guidance.on_device.access import DeviceAccess, at_device, open_access
 from qhw_diffusion.guidance.on_device.fine_tune import (
     Work,
     fine_tune,
@@ -29,13 +28,15 @@ from qhw_diffusion.guidance.on_device.fine_tune import (
     prepare_fine_tune,
     work_of,
 )
-from qhw_diffusion.guidance.on_device.rollout import run_name
-from qhw_diffusion.guidance.on_device.settings import AccessConfig, ComparisonConfig, FineTuneConfig
+from qhw_diffusion.guidance.on_device.settings import ComparisonConfig, FineTuneConfig
 from qhw_diffusion.guidance.ppo import History
 from qhw_diffusion.guidance.training import KIND
+from qhw_diffusion.on_device.access import DeviceAccess, at_device, open_access
+from qhw_diffusion.on_device.receipt import run_name
+from qhw_diffusion.on_device.settings import AccessConfig
 from qhw_diffusion.runs import Place, RunFolder, progress, read_json
 
-METRICS = ("fd", "accuracy", "return")
+METRICS = ("energy", "fd", "accuracy", "return")
 
 
 def fine_tune_run(
@@ -86,7 +87,7 @@ def fine_tune_run(
 def compare(
     trained: TrainedPolicy, before: QuantumPolicy, after: QuantumPolicy, models: Models, *, seeds: int, images: int
 ) -> dict[str, dict[str, list[float]]]:
-    """The evaluation's FD and accuracy and the reward side's return of both policies, a value per seed, same starts.
+    """The evaluation's distances and accuracy, and the reward side's return, of both policies, one a seed, same starts.
 
     Both on the noisy simulation of the device's snapshot; the constant of the base scale goes with them.
     """
@@ -166,14 +167,16 @@ def _text(asked: FineTuneConfig, run: RunFolder, history: History, record: dict[
         f"{record['circuits']:,} circuits, {'not yet stated' if used is None else f'{used:.1f}'} QPU seconds",
         f"before and after on the same starts, noise of {asked.device} simulated: {record['seeds']} seeds × "
         f"{record['images']} images",
-        f"{'':<20} {'FD [95 %]':>26} {'accuracy':>9} {'reward [95 %]':>24}",
+        f"{'':<20} {'energy [95 %]':>24} {'FD [95 %]':>26} {'accuracy':>9} {'reward [95 %]':>24}",
     ]
     for name, metrics in values.items():
-        fd, reward = mean_interval(metrics["fd"]), mean_interval(metrics["return"])
+        energy, fd, reward = (interval_cell(metrics.get(key, ()), 3) for key in ("energy", "fd", "return"))
         accuracy = mean_interval(metrics["accuracy"]).mean
-        lines.append(f"{name:<20} {fd.format(3):>26} {accuracy:>9.1%} {reward.format(3):>24}")
+        lines.append(f"{name:<20} {energy:>24} {fd:>26} {accuracy:>9.1%} {reward:>24}")
     if record["seeds"] >= 2:
-        for metric, name in (("fd", "FD"), ("return", "reward")):
+        for metric, name in (("energy", "energy"), ("fd", "FD"), ("return", "reward")):
+            if metric not in values["after"]:  # a record of an earlier version
+                continue
             test = paired_test(values["after"][metric], values["before"][metric])
             d = test.difference
             lines.append(f"after minus before, {name}: {d.mean:+.4f} [{d.low:+.4f}, {d.high:+.4f}], {p_text(test.t_p)}")

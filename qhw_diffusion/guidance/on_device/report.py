@@ -15,7 +15,7 @@ from qhw_diffusion.experiment.page import Page as Report
 from qhw_diffusion.experiment.page import Section
 from qhw_diffusion.guidance.on_device.analysis import MIN_FD_IMAGES, Compared, StepCheck, changed_steps, check_steps
 from qhw_diffusion.guidance.on_device.rollout import Played, Prepared
-from qhw_diffusion.runs import RunFolder
+from qhw_diffusion.on_device.report import add_device, add_reproduction
 
 
 def render_rollout(
@@ -33,9 +33,15 @@ def render_rollout(
     _agreement(report.section("Predicted and measured expectation values"), played, checks)
     _guidance(report.section("Guidance"), prepared, compared)
     _images(report.section("Images"), asked.images, compared)
-    _device(report.section("Device and circuit"), prepared)
+    add_device(
+        report.section("Device and circuit"),
+        compiled,
+        caption="Compiled once, before the first job; a rollout that goes on later keeps layout and snapshot, which "
+        "also predicts.",
+        snapshot="model/device.snapshot.json.gz (summary in device.json)",
+    )
     _jobs(report.section("Jobs"), prepared, played, mode, paid)
-    _reproduce(report.section("How to reproduce"), prepared.folder, asked.ledger, command)
+    add_reproduction(report.section("How to reproduce"), prepared.folder, asked.ledger, command)
     return report.save(prepared.folder.path / "report.html")
 
 
@@ -119,19 +125,22 @@ def _images(section: Section, count: int, compared: Sequence[Compared]) -> None:
         wide=True,
     )
     full = "fd" in compared[0].judged
-    columns = ["policy", "accuracy", *(["FD", "KD"] if full else []), "pixel rms to the device's"]
+    columns = ["policy", *(["energy", "FD", "KD"] if full else []), "accuracy", "pixel rms to the device's"]
     rows_ = []
     for one in compared:
         rms = f"{one.judged['pixel_rms']:.3f}" if "pixel_rms" in one.judged else "–"
-        middle = [f"{one.judged['fd']:.2f}", f"{one.judged['kd']:.4f}"] if full else []
-        rows_.append([one.name, f"{one.judged['accuracy']:.1%}", *middle, rms])
+        told = [f"{one.judged[key]:.{digits}f}" for key, digits in (("energy", 3), ("fd", 2), ("kd", 4)) if full]
+        rows_.append([one.name, *told, f"{one.judged['accuracy']:.1%}", rms])
     section.table(
-        columns, rows_, caption="By the evaluation classifier, a classifier that no training saw. One batch, one seed."
+        columns,
+        rows_,
+        caption="By the evaluation classifier, a classifier that no training saw. One batch, one seed."
+        + " Energy: energy distance within each class to held-out images." * full,
     )
     if not full:
         section.text(
-            f"{count} images are too few for a Fréchet distance (from {MIN_FD_IMAGES} on it is given). Distances "
-            "between policies are measured by `qhw evaluate guidance` without a device, over seeds."
+            f"{count} images are too few for distances to held-out images (from {MIN_FD_IMAGES} on they are given). "
+            "Distances between policies are measured by `qhw evaluate guidance` without a device, over seeds."
         )
 
 
@@ -147,37 +156,6 @@ def calibration_text(prepared: Prepared, played: Played) -> str:
         f"The device was calibrated under way ({under}), while the predictions stay those of the calibration of "
         f"{start}, with which the rollout began."
     )
-
-
-def _device(section: Section, prepared: Prepared) -> None:
-    compiled, device = prepared.compiled, prepared.compiled.device
-    duration = "not stated" if compiled.duration is None else f"{compiled.duration * 1e6:.2f} µs"
-    section.table(
-        ["what", "value"],
-        [
-            ["device", device.name],
-            ["calibration of", device.date or "not stated"],
-            ["physical qubits", ", ".join(map(str, compiled.physical_qubits))],
-            ["two-qubit gates", compiled.two_qubit_gates],
-            ["depth", compiled.depth],
-            ["duration", duration],
-            ["transpiler seed, level", f"{compiled.seed}, {compiled.optimization_level}"],
-            ["snapshot", "model/device.snapshot.json.gz (summary in device.json)"],
-        ],
-        caption="Compiled once, before the first job; a rollout that goes on later keeps layout and snapshot, which "
-        "also predicts.",
-    )
-    section.figure(
-        figures.circuit_drawing(compiled.isa, fold=40),
-        alt=f"The circuit as compiled for {device.name}: native gates on the physical qubits in use.",
-        wide=True,
-    )
-    if device.target is not None:
-        section.figure(
-            figures.device_layout(device.target, compiled.physical_qubits, title=f"{device.name}: qubits in use"),
-            alt=f"Coupling map of {device.name} with the physical qubits {list(compiled.physical_qubits)} marked.",
-            wide=True,
-        )
 
 
 def _jobs(section: Section, prepared: Prepared, played: Played, mode: str, paid: bool) -> None:
@@ -196,15 +174,6 @@ def _jobs(section: Section, prepared: Prepared, played: Played, mode: str, paid:
         for index, receipt in enumerate(played.receipts)
     ]  # fmt: skip
     section.table(["step", "job", "calibration of", "QPU seconds"], rows)
-
-
-def _reproduce(section: Section, folder: RunFolder, ledger: str, command: str) -> None:
-    section.code(command)
-    packages = ", ".join(f"{name} {number}" for name, number in folder.manifest["packages"].items())
-    section.text(
-        f"The same command with `--resume` takes every result from the ledger in `{ledger or 'runs/ledger'}` and sends "
-        f"nothing twice. Started {folder.manifest['created']}; {packages}."
-    )
 
 
 def _drawn(errors: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,7 +24,6 @@ from qhw_diffusion.config import Config as Settings
 from qhw_diffusion.devices import Device
 from qhw_diffusion.errors import DamagedFileError, InvalidInputError, RunFolderError
 from qhw_diffusion.execution import CompiledCircuit, Engine, Noisy
-from qhw_diffusion.execution.engine import rows_of
 from qhw_diffusion.guidance import (
     GuidanceConfig,
     GuidedEpisode,
@@ -39,6 +38,7 @@ from qhw_diffusion.guidance.command import MODELS_FILE, models_of
 from qhw_diffusion.guidance.config import ModelConfig
 from qhw_diffusion.guidance.evaluation import EVALUATION_SEED, Models, draw_initial_noise, load_models
 from qhw_diffusion.mitigation import check_strategies, strategies_of
+from qhw_diffusion.on_device.receipt import Access, Receipt, run_name
 from qhw_diffusion.runs import RunFolder, atomic_write_json, check_place, read_json
 
 KIND, DEVICE_FILE = "device-rollout", "device.json"
@@ -78,55 +78,6 @@ class RolloutConfig(Settings):
             raise InvalidInputError(f"images is {self.images}; allowed: up to {MOST_IMAGES:,}")
         if isinstance(self.seed, bool) or not isinstance(self.seed, int) or not -(2**63) <= self.seed < 2**63:
             raise InvalidInputError(f"seed is {self.seed!r}; allowed: whole numbers of 64 bits")
-
-
-@dataclass(frozen=True)
-class Receipt:
-    """What one step's evaluation was on the device.
-
-    job_ids: of the jobs whose results are used; qpu_seconds: charged for all of its jobs, None until stated;
-    unused_jobs: failed attempts and duplicates, which may have been charged too: job_id, qpu_seconds, why;
-    reused_jobs: those of `job_ids` whose results were in the ledger before this process asked for them;
-    calibrations: of the device when these jobs were sent, each once: date (None if not stated) and snapshot (SHA-256).
-    """
-
-    job_ids: tuple[str, ...] = ()
-    qpu_seconds: float | None = None
-    unused_jobs: tuple[dict[str, Any], ...] = ()
-    reused_jobs: tuple[str, ...] = ()
-    calibrations: tuple[dict[str, Any], ...] = ()
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON types."""
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in vars(self).items()}
-
-    @classmethod
-    def from_dict(cls, told: Mapping[str, Any]) -> Receipt:
-        """From `to_dict`, also of earlier versions. Raises KeyError or TypeError for something else."""
-        lists = {name: tuple(told.get(name, ())) for name in ("unused_jobs", "reused_jobs", "calibrations")}
-        return cls(tuple(told["job_ids"]), told["qpu_seconds"], **lists)
-
-    @property
-    def calibrations_text(self) -> str:
-        """Dates of the calibrations, for a table; empty where none was noted."""
-        return ", then ".join(str(one["date"] or f"no date ({one['snapshot'][:8]})") for one in self.calibrations)
-
-    @property
-    def jobs_text(self) -> str:
-        """Ids of the jobs, for a table."""
-        used = [f"{job} (from the ledger)" if job in self.reused_jobs else job for job in self.job_ids]
-        unused = [f"{job['job_id']} ({job['why']})" for job in self.unused_jobs]
-        return "; before that ".join(", ".join(ids) for ids in (used, unused) if ids)
-
-
-class Access(Protocol):
-    """Where circuits are evaluated; `studies.device_access` has the one for devices."""
-
-    def engine(self, purpose: str) -> Engine:
-        """An engine whose jobs are filed under `purpose`. A purpose that has run gives its stored results."""
-
-    def receipt(self, purpose: str) -> Receipt:
-        """What the evaluation filed under `purpose` was."""
 
 
 @dataclass(frozen=True)
@@ -246,16 +197,6 @@ def starts_of(prepared: Prepared) -> tuple[Tensor, Tensor]:
     return draw_initial_noise(models.backbone, models.heldout, asked.images, EVALUATION_SEED + asked.seed)
 
 
-def run_name(folder: RunFolder, device: str) -> str:
-    """What a ledger files the jobs of this run on this device under.
-
-    On a paid device no other run has that name, so that a run measures anew and has a cap of its own, even where
-    another folder has the same name or was replaced. On a simulated one the outcomes depend on the name, and are to be
-    the same again: there it is the folder's, as it was made. Renaming the folder changes neither.
-    """
-    return f"{folder.name}-{folder.id}" if folder.id and device.startswith("ibm_") else folder.name
-
-
 def purpose_of(prepared: Prepared, step: int) -> str:
     """What the ledger files step `step` (from 0) of the rollout under."""
     return f"{run_name(prepared.folder, prepared.asked.device)} step {step + 1}"
@@ -314,10 +255,10 @@ def with_final_receipts(prepared: Prepared, played: Played, access: Access) -> P
 
 def _measure(prepared: Prepared, state: Tensor, engine: Engine) -> dict[str, Tensor]:
     policy, compiled = prepared.policy, prepared.compiled
-    rows = rows_of(policy.angles(state).to(policy.layer.weight.dtype), policy.layer.weight)
+    angles = policy.angles(state)
     engine.check(compiled)
-    measured = engine.estimate(compiled, rows)
-    predicted = Noisy().estimate(compiled, rows)
+    measured = policy.layer.estimate(angles, engine)
+    predicted = policy.layer.estimate(angles, Noisy())
     return {
         "states": state,
         "measured": measured.values,

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from qhw_diffusion.checkpoints import one_thread
-from qhw_diffusion.guidance.on_device.access import AccessConfig, at_device, open_access
 from qhw_diffusion.guidance.on_device.analysis import (
     MIN_FD_IMAGES,
     Compared,
@@ -21,9 +20,10 @@ from qhw_diffusion.guidance.on_device.rollout import (
     RolloutConfig,
     play,
     prepare,
-    run_name,
     with_final_receipts,
 )
+from qhw_diffusion.on_device.access import AccessConfig, at_device, open_access
+from qhw_diffusion.on_device.receipt import run_name
 from qhw_diffusion.runs import Place, atomic_write_json
 
 IMAGES = 32
@@ -107,10 +107,11 @@ def _say(done: int, so_far: Played, prepared: Prepared) -> None:
 
 
 def _text(compared: list[Compared], report: Path) -> str:
-    lines = [f"{'policy':<40} {'accuracy':>9} {'FD':>8} {'mean g':>7}"]
+    lines = [f"{'policy':<40} {'energy':>8} {'FD':>8} {'accuracy':>9} {'mean g':>7}"]
     for one in compared:
-        fd = f"{one.judged['fd']:.2f}" if "fd" in one.judged else "–"
-        lines.append(f"{one.name:<40} {one.judged['accuracy']:>9.1%} {fd:>8} {float(one.g.mean()):>7.2f}")
+        energy, fd = (f"{one.judged[k]:.{n}f}" if k in one.judged else "–" for k, n in (("energy", 3), ("fd", 2)))
+        told = f"{energy:>8} {fd:>8} {one.judged['accuracy']:>9.1%} {float(one.g.mean()):>7.2f}"
+        lines.append(f"{one.name:<40} {told}")
     if any("fd" not in one.judged for one in compared):
-        lines.append(f"FD needs at least {MIN_FD_IMAGES} images (--images)")
+        lines.append(f"energy distance and FD need at least {MIN_FD_IMAGES} images (--images)")
     return "\n".join([*lines, f"report: {report}"])

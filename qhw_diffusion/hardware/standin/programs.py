@@ -1,4 +1,4 @@
-"""The two programs an estimator's job can ask for, computed by Aer: ``"estimator"`` and ``"executor"``.
+"""The programs that a job can ask for, computed by Aer: ``"estimator"``, ``"sampler"``, and ``"executor"`` for both.
 
 `run_program` takes what the client posts and returns the text it reads back. The encodings are the client's own; those
 that are undocumented are pinned by tests/hardware/standin/test_contract.py.
@@ -14,10 +14,12 @@ import numpy as np
 
 from qhw_diffusion.devices import Device
 from qhw_diffusion.errors import InvalidInputError
-from qhw_diffusion.hardware.local import AerEstimator, aer_simulator, on_qubits, qubits_in_use
-from qhw_diffusion.hardware.standin.sampling import sample_counts
+from qhw_diffusion.hardware.local import AerEstimator, on_qubits, qubits_in_use
+from qhw_diffusion.hardware.sampling import aer_simulator, sample_bits, sample_counts
+from qhw_diffusion.hardware.service import SamplerPub
+from qhw_diffusion.hardware.split import bases_of
 
-PROGRAMS = ("estimator", "executor")
+PROGRAMS = ("estimator", "sampler", "executor")
 SCHEMA = "v2.0"
 
 
@@ -25,7 +27,7 @@ def run_program(program: str, params: str, device: Device, generator: np.random.
     """(the result as the client reads it, executions of a circuit) of a job.
 
     Args:
-        program: ``"estimator"`` or ``"executor"``.
+        program: ``"estimator"``, ``"sampler"`` or ``"executor"``.
         params: the JSON text of the job's parameters.
         device: whose noise applies.
         generator: of the outcomes.
@@ -35,6 +37,8 @@ def run_program(program: str, params: str, device: Device, generator: np.random.
     """
     if program == "estimator":
         return _estimator(params, device, generator)
+    if program == "sampler":
+        return _sampler(params, device, generator)
     if program == "executor":
         return _executor(params, device, generator)
     raise InvalidInputError(f"the stand-in has no program {program!r}; it has {', '.join(PROGRAMS)}")
@@ -44,6 +48,7 @@ def _estimator(params: str, device: Device, generator: np.random.Generator) -> t
     """The deprecated EstimatorV2's: expectation values, made by the service. Its resilience options do nothing here."""
     from qiskit.primitives import DataBin, PrimitiveResult, PubResult
     from qiskit.primitives.containers.estimator_pub import EstimatorPub
+    from qiskit.quantum_info import SparsePauliOp
     from qiskit_ibm_runtime import RuntimeDecoder, RuntimeEncoder
 
     given = json.loads(params, cls=RuntimeDecoder)
@@ -57,7 +62,8 @@ def _estimator(params: str, device: Device, generator: np.random.Generator) -> t
         precision = (rest[0] if rest else None) or default
         pub = EstimatorPub.coerce((circuit, observables, values, precision))
         data, shots = _expectation_values(pub, precision, device, generator)
-        executions += shots * int(np.prod(pub.parameter_values.shape or (1,)))
+        operators = [SparsePauliOp.from_list(list(o.items())) for o in pub.observables.ravel().tolist()]
+        executions += shots * bases_of(operators) * int(np.prod(pub.parameter_values.shape or (1,)))
         results.append(
             PubResult(DataBin(**data), {"shots": shots, "target_precision": precision, "circuit_metadata": {}})
         )
@@ -84,6 +90,26 @@ def _expectation_values(
     answer = estimator.run([asked]).result()[0]
     data = {"evs": answer.data.evs, "stds": answer.data.stds, "ensemble_standard_error": answer.data.stds}
     return {**data, "shape": np.shape(answer.data.evs)}, math.ceil(1 / precision**2)
+
+
+def _sampler(params: str, device: Device, generator: np.random.Generator) -> tuple[str, int]:
+    """The deprecated SamplerV2's: bits of every classical register. Its options do nothing here."""
+    from qiskit.primitives import DataBin, PrimitiveResult, SamplerPubResult
+    from qiskit_ibm_runtime import RuntimeDecoder, RuntimeEncoder
+
+    given = json.loads(params, cls=RuntimeDecoder)
+    default = (given.get("options") or {}).get("default_shots") or 4096
+    results, executions = [], 0
+    for circuit, values, *rest in given["pubs"]:
+        parameters = tuple(circuit.parameters)
+        array = np.asarray(values, dtype=float) if parameters else np.zeros((1, 0))
+        shape = array.shape[:-1] if parameters else ()
+        shots = int((rest[0] if rest else None) or default)
+        pub = SamplerPub(circuit, parameters, array.reshape(int(np.prod(shape)), len(parameters)), shots)
+        bits = {name: one.reshape(shape) for name, one in sample_bits(pub, device, generator).items()}
+        executions += shots * pub.rows
+        results.append(SamplerPubResult(DataBin(**bits, shape=shape), {"circuit_metadata": {}}))
+    return json.dumps(PrimitiveResult(results, {"version": 2}), cls=RuntimeEncoder), executions
 
 
 def _executor(params: str, device: Device, generator: np.random.Generator) -> tuple[str, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 PRIMARY, SECOND = "energy", "fd"
 REFERENCES = ("constant", "free_schedule")
+_MOST_COLUMNS, _MOST_LINES = 10, 16
 PATHWISE = "_pathwise"
 """Ending of the names of policies that are trained by the exact gradient."""
 METRIC_LABELS = {
@@ -102,17 +104,23 @@ _PAIRING_TEXT = (
 
 
 def page(results: GuidanceResults) -> Page:
-    """What came out, samples, tables, tests, the sweep, trajectories, learning, diagnostics, the circuit."""
+    """Images, headroom, what came out, tables, tests, the sweep, trajectories, learning, diagnostics, the circuit."""
     c = results.config
     sentences, tone = findings(results)
+    of = (
+        f"of the text-to-image pipeline {c.models.pipeline}, {len(captions(results))} prompts"
+        if c.models.pipeline
+        else f"on {c.models.data}"
+    )
     shown = Page(
         subtitle=(
-            f"Classifier-free guidance on {c.models.data}, {c.n_steps} DDIM steps: a {c.policy.n_qubits}-qubit circuit "
+            f"Classifier-free guidance {of}, {c.n_steps} sampling steps: a {c.policy.n_qubits}-qubit circuit "
             f"compiled for {c.policy.device} and trained under that device's noise, against classical policies and "
-            f"tuned schedules. {c.seeds} seeds, {c.eval_images} images per evaluation."
+            f"schedules. {c.seeds} seeds, {c.eval_images} images per evaluation."
         ),
         findings=[*_told_table(results), *sentences],
     )
+    _steered(shown.section("Prompts and images" if c.models.pipeline else "Images"), results)
     _headroom(shown.section("Headroom"), results)
     _came_out(shown.section("What came out"), results, sentences, tone)
     _samples(shown.section("Samples"), results)
@@ -124,6 +132,8 @@ def page(results: GuidanceResults) -> Page:
     _diagnostics(shown.section("Diagnostics"), results)
     if c.main:
         _circuit(shown.section("The circuit"), results)
+        if c.models.pipeline:
+            _use(shown.section("Use the policy"), results)
     _seeds(shown.section("Seeds and chosen settings"), results)
     return shown
 
@@ -157,7 +167,7 @@ def samples_file(folder: Path, policy: str, seed: int) -> Path:
 
 
 def read_samples(folder: Path, policy: str, seed: int) -> dict[str, Tensor]:
-    """What an evaluation kept: "images" float [≤ 40, C, H, W] in [−1, 1], "labels", "g" [T, ≤ 128]."""
+    """What an evaluation kept: "images" float [≤ 40, C, H, W] in [−1, 1], "labels", "g" [T, ≤ 128], "g_labels"."""
     tensors, _ = read_tensors(samples_file(folder, policy, seed), kind="samples")
     return {**tensors, "images": tensors["images"].float() / 127.5 - 1}
 
@@ -192,6 +202,11 @@ def floor(results: GuidanceResults, metric: str) -> list[float]:
 def best_constant(results: GuidanceResults) -> float:
     """The best swept constant."""
     return float(results.cells["choice"]["schedules"]["constant"]["mean"])
+
+
+def captions(results: GuidanceResults) -> list[str]:
+    """What each label is called: its prompt, or its number."""
+    return list(results.cells["calibration"].get("captions", ()))  # studies of earlier versions have none
 
 
 def base_scale(results: GuidanceResults) -> float:
@@ -408,8 +423,8 @@ def _told_table(results: GuidanceResults) -> list[str]:
 
 
 def shares_of_headroom(results: GuidanceResults) -> dict[str, float]:
-    """Each policy's and schedule's share of the headroom, of means over seeds: 0 the best constant, 1 the oracle."""
-    best = float(np.mean(oracle(results, "feedback", PRIMARY)))
+    """Share of the headroom of each policy and schedule, of means over seeds: 0 best constant, 1 better oracle."""
+    best = min(float(np.mean(oracle(results, what, PRIMARY))) for what in ("schedule", "feedback"))
     constant = float(np.mean(oracle(results, "constant", PRIMARY)))
     return {
         name: share_of_headroom(float(np.mean(values(results, name, PRIMARY))), constant, best)
@@ -424,7 +439,7 @@ def headroom_sentence(results: GuidanceResults) -> str:
         f"Headroom (oracle): energy distance {means[0]:.3f} at the best constant, {means[1]:.3f} with the best free "
         f"schedule, {means[2]:.3f} with the best state feedback"
     )
-    if means[2] >= means[0]:
+    if min(means) >= means[0]:
         return f"{told}: nothing to win that this oracle finds."
     shares = shares_of_headroom(results)
     played = [name for name in shares if not name.endswith("@untrained")]
@@ -446,12 +461,38 @@ ORACLE_ROWS = ("constant", "schedule", "feedback")
 # -- sections ----------------------------------------------------------------------------------------------------------
 
 
+def _steered(section: Section, results: GuidanceResults) -> None:
+    main, labels = results.config.main, names(results)
+    wanted = ("constant", f"{main}@untrained", main or results.config.policies[0])
+    shown = [name for name in wanted if name in results.config.evaluated()]
+    kept = {name: read_samples(results.folder, name, 0) for name in shown}
+    asked = kept["constant"]["labels"].tolist()
+    told = captions(results)
+    # the first image of every label, of some of them where there are many
+    first = {label: asked.index(label) for label in sorted(set(asked))}
+    chosen = list(first)[:: -(-len(first) // _MOST_COLUMNS)]
+    rows = [first[label] for label in chosen]
+    section.figure(
+        plots.steered_images(
+            [told[label] if told else str(label) for label in chosen],
+            {labels[name]: samples["images"][rows].numpy() for name, samples in kept.items()},
+            {labels[name]: kept[name]["g"][:, rows].numpy() for name in shown if not name.endswith("@untrained")},
+        ),
+        alt=f"Images from the same noise, one column an image and one row each for: "
+        f"{', '.join(labels[name] for name in shown)}; below them the guidance scale at each step.",
+        caption="One column, one initial noise (seed 0, the first image of each kind). The top row is sampled at the "
+        "best constant scale, the others are steered image by image and step by step; below, the scales.",
+        wide=True,
+    )
+
+
 def _headroom(section: Section, results: GuidanceResults) -> None:
     section.text(
         "What there is to win, before anybody is compared. The oracle trains pathwise on what the evaluation measures "
         "itself, the energy distance to the held-out images in the evaluation classifier's features. Its rows are no "
         "competitors, nothing else is trained or chosen by them, and they cost as many network evaluations as "
-        "everything below. A policy is told by its share: 0 at the best constant, 1 at the best state feedback."
+        "everything below. A policy is told by its share: 0 at the best constant, 1 at the better of the two oracles; "
+        "a share above 1 says that the oracle's own training, which is short, ended too early."
     )
     columns = ["oracle", *(METRIC_LABELS[key] for key in (PRIMARY, SECOND, "accuracy")), "energy minus best constant"]
     rows = []
@@ -540,7 +581,7 @@ def _tests(section: Section, results: GuidanceResults) -> None:
         return
     section.text(_PAIRING_TEXT)
     labels = names(results)
-    for reference in REFERENCES:
+    for reference in (name for name in REFERENCES if name in results.config.evaluated()):
         columns, rows = paired_table(compared_with_all(results, reference), labels)
         section.table(columns, rows, caption=f"Energy distance against: {labels[reference]} (negative is better).")
     columns, rows = paired_table(compared_with_all(results, "constant", SECOND), labels)
@@ -623,11 +664,28 @@ def _trajectories(section: Section, results: GuidanceResults) -> None:
             caption="Mean and standard deviation over samples of all seeds. A wide band means that the policy "
             "treats images differently; a thin one that it has become a schedule.",
         )
+    _by_label(section, results)
     rows = [
         [names(results)[name], *[f"{g:.2f}" for g in mean_scales(results, name)]] for name in results.config.evaluated()
     ]  # fmt: skip
     steps = [f"step {i}" for i in range(1, results.config.n_steps + 1)]
     section.table(["mean guidance scale", *steps], rows)
+
+
+def _by_label(section: Section, results: GuidanceResults) -> None:
+    main, told = results.config.main, captions(results)
+    kept = read_samples(results.folder, main, 0) if main else {}
+    if not told or "g_labels" not in kept:
+        return
+    present = kept["g_labels"].unique().tolist()[:_MOST_LINES]
+    lines = {told[label]: kept["g"][:, kept["g_labels"] == label].numpy() for label in present}
+    what = "prompt" if results.config.models.pipeline else "label"
+    section.figure(
+        plots.labelled_trajectories(lines, constant=best_constant(results)),
+        alt=f"Mean guidance scale of the quantum policy over the sampling steps, one line for each {what}.",
+        caption=f"The quantum policy of seed 0: mean over the images of each {what}. It is not told the {what}; it "
+        "sees the sampler's state.",
+    )
 
 
 def _learning(section: Section, results: GuidanceResults) -> None:
@@ -695,6 +753,15 @@ def _circuit(section: Section, results: GuidanceResults) -> None:
         )
     provenance = "; ".join(f"{key}: {value}" for key, value in device.provenance.items())
     section.text(f"Noise from the device's calibration data, gate errors and asymmetric readout — {provenance}.")
+
+
+def _use(section: Section, results: GuidanceResults) -> None:
+    c, folder = results.config, results.folder / "trainings" / f"{results.config.main}-seed0"
+    section.text("The trained policy steers the pipeline on any prompt that it and the scorer know:")
+    section.code(
+        f"qhw sample --pipeline {c.models.pipeline} --policy {os.path.relpath(folder)} "
+        f'--prompt "{captions(results)[0]}" --out pictures'
+    )
 
 
 def _seeds(section: Section, results: GuidanceResults) -> None:

@@ -46,6 +46,7 @@ from qhw_diffusion.studies.mitigation.page import (
 from qhw_diffusion.studies.reference_models import ReferenceModelsConfig, rms, scale, states_met
 
 DRAW_SEED = 8_000_000
+JUDGED = ("energy", "fd", "accuracy")  # of images, by the evaluation classifier
 # An evaluation with so many circuits for a value is repeated less often: simulating it takes long
 MANY_CIRCUITS = 8
 STRATEGIES = (
@@ -288,8 +289,8 @@ def images(config: MitigationConfig, folder: Path, device: str, seed: int) -> di
     actor = reference_models.policy(folder, config.models, seed)
     reference = ideal_images(config, folder, seed)
     assert reference.judged is not None
-    fd, accuracy = reference.judged["fd"], reference.judged["accuracy"]
-    found: list[dict[str, Any]] = [{"strategy": "ideal", "shots": None, "fd": fd, "accuracy": accuracy, "rms_g": 0.0}]
+    told = {key: reference.judged[key] for key in JUDGED}
+    found: list[dict[str, Any]] = [{"strategy": "ideal", "shots": None, **told, "rms_g": 0.0}]
     draw = DRAW_SEED + 1000 * seed + 500
     # as many rows as are steered together share calibration and training circuits
     together = min(reference_models.STEERED_TOGETHER, config.models.eval_images)
@@ -311,8 +312,7 @@ def images(config: MitigationConfig, folder: Path, device: str, seed: int) -> di
                 {
                     "strategy": name,
                     "shots": number,
-                    "fd": played.judged["fd"],
-                    "accuracy": played.judged["accuracy"],
+                    **{key: played.judged[key] for key in JUDGED},
                     "return": played.reward_side["return"],
                     "rms_g": rms(played.rollout.g - reference.rollout.g),
                     "rms_pixel": rms(played.rollout.images - reference.rollout.images),
@@ -363,8 +363,7 @@ def denoiser(config: MitigationConfig, folder: Path, device: str, seed: int) -> 
             "fidelity": float(fidelity.mean()),
             "lost": int((kept == 0).sum()),
             "success": float(kept.mean()),
-            "fd": told["fd"],
-            "accuracy": told["accuracy"],
+            **{key: told[key] for key in JUDGED},
         }
 
     found: list[dict[str, Any]] = [{"strategy": "ideal", "how": "exact", "shots": None, **judged(ideal)}]

@@ -14,7 +14,7 @@ from qhw_diffusion.experiment import (
     Results,
     Section,
     difference_cells,
-    mean_interval,
+    interval_cell,
     paired_test,
     plots,
     with_holm,
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 # Texts of strategies (`mitigation.strategies_of`), from the engine outwards; and two without any, the second one on a
 # circuit that is compiled with a schedule
 NONE, SCHEDULED = "none", "scheduled"
+TITLES = {"energy": ("energy distance", 3), "fd": ("FD", 2)}
+"""Distances of images to held-out ones, the one that the policy is trained on first: name and decimals."""
 READOUT, READOUT_ZNE = "readout:measured", "readout:measured+zne:linear:1,3"
 DEVICES = {"fake_brisbane": "Eagle", "fake_marrakesh": "Heron", "fake_nighthawk": "Nighthawk"}
 
@@ -106,13 +108,21 @@ def mean(results: Results[MitigationConfig], part: str, device: str, strategy: s
     return float(np.mean(found)) if found else math.nan
 
 
-def image_tests(results: Results[MitigationConfig], device: str, shots: int) -> dict[str, PairedTest]:
-    """Paired tests of the FD of images under each strategy against the ideal ones, Holm-corrected; needs two seeds."""
-    if results.config.models.seeds < 2:
+def distance_of(results: Results[MitigationConfig], part: str) -> str:
+    """The distance that findings state: energy; FD where an earlier version kept no other."""
+    return "energy" if results.values("energy", part=part) else "fd"
+
+
+def image_tests(results: Results[MitigationConfig], device: str, shots: int, metric: str) -> dict[str, PairedTest]:
+    """Paired tests of a distance of images under each strategy against the ideal ones, Holm-corrected.
+
+    Needs two seeds, and the metric, which results of an earlier version may lack: else there are none.
+    """
+    base = values(results, "images", device, "ideal", metric)
+    if len(base) < 2:
         return {}
-    base = values(results, "images", device, "ideal", "fd")
     names = results.config.steering
-    return with_holm({n: paired_test(values(results, "images", device, n, "fd", shots=shots), base) for n in names})
+    return with_holm({n: paired_test(values(results, "images", device, n, metric, shots=shots), base) for n in names})
 
 
 def ratios(results: Results[MitigationConfig], name: str) -> tuple[float, float]:
@@ -219,12 +229,14 @@ def _when_zne_pays(results: Results[MitigationConfig]) -> str:
 def _denoised(results: Results[MitigationConfig], device: str) -> str:
     c = results.config
     n = c.shots[len(c.shots) // 2]
-    fd = {name: mean(results, "denoiser", device, name, "fd", how="total", shots=n) for name in c.strategies}
-    best, chosen = min(fd, key=fd.__getitem__), default_of(results)
+    key = distance_of(results, "denoiser")
+    title, digits = TITLES[key]
+    found = {name: mean(results, "denoiser", device, name, key, how="total", shots=n) for name in c.strategies}
+    best, chosen = min(found, key=found.__getitem__), default_of(results)
     return (
-        f"The denoiser's images on {_device(device)}, {n:,} shots in all: FD {fd['none']:.1f} without mitigation, "
-        f"{fd[chosen]:.1f} with {label_of(chosen)}, {fd[best]:.1f} at best ({label_of(best)}), "
-        f"{mean(results, 'denoiser', device, 'ideal', 'fd'):.1f} without noise."
+        f"The denoiser's images on {_device(device)}, {n:,} shots in all: {title} {found['none']:.{digits}f} without "
+        f"mitigation, {found[chosen]:.{digits}f} with {label_of(chosen)}, {found[best]:.{digits}f} at best "
+        f"({label_of(best)}), {mean(results, 'denoiser', device, 'ideal', key):.{digits}f} without noise."
     )
 
 
@@ -254,11 +266,15 @@ def _worse(results: Results[MitigationConfig], device: str) -> str:
 
 def _images_told(results: Results[MitigationConfig], device: str) -> str:
     n = results.config.steering_shots[-1]
-    ideal = mean_interval(values(results, "images", device, "ideal", "fd"))
-    tests = image_tests(results, device, n)
-    changed = [f"{label_of(k)} ({t.difference.mean:+.2f})" for k, t in tests.items() if t.significant()]
-    none = mean(results, "images", device, "none", "fd", shots=n)
-    text = f"Images on {_device(device)}, {n:,} shots in all: FD {none:.2f} without mitigation, {ideal.mean:.2f} ideal"
+    key = distance_of(results, "images")
+    title, digits = TITLES[key]
+    ideal, none = mean(results, "images", device, "ideal", key), mean(results, "images", device, "none", key, shots=n)
+    tests = image_tests(results, device, n, key)
+    changed = [f"{label_of(k)} ({t.difference.mean:+.{digits}f})" for k, t in tests.items() if t.significant()]
+    text = (
+        f"Images on {_device(device)}, {n:,} shots in all: {title} {none:.{digits}f} without mitigation, "
+        f"{ideal:.{digits}f} ideal"
+    )
     return text + (
         f"; different from the ideal beyond chance: {', '.join(changed)}."
         if changed
@@ -315,33 +331,19 @@ def _images(page: Page, results: Results[MitigationConfig]) -> None:
     section = page.section("The policy's images")
     section.text(
         f"The ideal policy steers {c.models.eval_images} images a seed from the same initial noise, its circuit run "
-        "under each strategy. Errors of g add up along the path. FD: Fréchet distance in the evaluation classifier's "
-        "features (not Inception FID).",
+        "under each strategy. Errors of g add up along the path. Energy: energy distance within each class, FD: "
+        "Fréchet distance (not Inception FID), both to held-out images in the evaluation classifier's features.",
     )
     n = c.steering_shots[-1]
     for device in c.devices:
-        against = image_tests(results, device, n)
-        rows = [["no noise, exact", "–", "0", "0", _interval(results, device, "ideal", None), "–", "–"]]
-        rows.append(
-            [
-                f"no noise, {n:,} shots",
-                *_moved(results, device, "shots", n),
-                _interval(results, device, "shots", n),
-                "–",
-                "–",
-            ]
-        )
-        for name in c.steering:
-            rows.append(
-                [
-                    label_of(name),
-                    *_moved(results, device, name, n),
-                    _interval(results, device, name, n),
-                    *difference_cells(against.get(name)),
-                ]
-            )
-        columns = ["strategy", "shots a value, counted", "error of g along the path", "rms change of a pixel", "FD",
-                   "FD − ideal", "p (Holm)"]  # fmt: skip
+        tests = {key: image_tests(results, device, n, key) for key in TITLES}
+        rows = [["no noise, exact", "–", "0", "0", *_distances(results, tests, device, "ideal", None)]]
+        rows += [
+            [label, *_moved(results, device, name, n), *_distances(results, tests, device, name, n)]
+            for label, name in ((f"no noise, {n:,} shots", "shots"), *((label_of(name), name) for name in c.steering))
+        ]
+        columns = ["strategy", "shots a value, counted", "error of g along the path", "rms change of a pixel",
+                   "energy", "energy − ideal", "p (Holm)", "FD", "FD − ideal", "p (Holm)"]  # fmt: skip
         section.table(columns, rows, caption=f"{_device(device)}, {n:,} shots for a value in all")
 
 
@@ -359,19 +361,17 @@ def _denoiser(page: Page, results: Results[MitigationConfig]) -> None:
     middle = c.shots[len(c.shots) // 2]
     for device in c.devices:
         columns = ["strategy", "circuits a value", "bias of strings", "fidelity, exact",
-                   *(f"fidelity, {n:,} in all" for n in c.shots), f"fidelity, {middle:,} each", "FD, exact",
-                   f"FD, {middle:,} in all", f"accuracy, {middle:,} in all"]  # fmt: skip
-        ideal = mean(results, "denoiser", device, "ideal", "fd")
+                   *(f"fidelity, {n:,} in all" for n in c.shots), f"fidelity, {middle:,} each",
+                   "energy, exact", f"energy, {middle:,} in all", "FD, exact", f"FD, {middle:,} in all",
+                   f"accuracy, {middle:,} in all"]  # fmt: skip
         accuracy = mean(results, "denoiser", device, "ideal", "accuracy")
         rows = [["no noise", "–", "0", "1", *(_fid(results, device, "shots", "total", n) for n in c.shots), "–",
-                 f"{ideal:.1f}", f"{mean(results, 'denoiser', device, 'shots', 'fd', how='total', shots=middle):.1f}",
+                 *_denoised_cells(results, device, "ideal", "shots", middle),
                  f"{accuracy:.1%} exact"]]  # fmt: skip
         for name in c.strategies:
             exact = {key: mean(results, "denoiser", device, name, key, how="exact")
-                     for key in ("circuits", "bias", "fidelity", "fd")}  # fmt: skip
-            fd, hit = (
-                mean(results, "denoiser", device, name, k, how="total", shots=middle) for k in ("fd", "accuracy")
-            )
+                     for key in ("circuits", "bias", "fidelity")}  # fmt: skip
+            hit = mean(results, "denoiser", device, name, "accuracy", how="total", shots=middle)
             rows.append(
                 [
                     label_of(name),
@@ -380,8 +380,7 @@ def _denoiser(page: Page, results: Results[MitigationConfig]) -> None:
                     f"{exact['fidelity']:.4f}",
                     *(_fid(results, device, name, "total", n) for n in c.shots),
                     _fid(results, device, name, "each", middle),
-                    f"{exact['fd']:.1f}",
-                    f"{fd:.1f}",
+                    *_denoised_cells(results, device, name, name, middle),
                     f"{hit:.1%}",
                 ]
             )
@@ -430,8 +429,31 @@ def _fid(results: Results[MitigationConfig], device: str, name: str, how: str, s
     return "–" if math.isnan(found) else f"{found:.4f}"
 
 
-def _interval(results: Results[MitigationConfig], device: str, name: str, shots: int | None) -> str:
-    return mean_interval(values(results, "images", device, name, "fd", shots=shots)).format()
+def _distances(
+    results: Results[MitigationConfig],
+    tests: dict[str, dict[str, PairedTest]],
+    device: str,
+    name: str,
+    shots: int | None,
+) -> list[str]:
+    """Each distance of the policy's images with its difference and p; dashes for what was not measured."""
+    cells: list[str] = []
+    for key, (_, digits) in TITLES.items():
+        measured = interval_cell(values(results, "images", device, name, key, shots=shots), digits)
+        cells += [measured, *difference_cells(tests[key].get(name), digits)]
+    return cells
+
+
+def _denoised_cells(results: Results[MitigationConfig], device: str, exact: str, run: str, shots: int) -> list[str]:
+    """Each distance of the denoiser's images: of exact values, and of so many shots in all."""
+    cells = []
+    for key, digits in (("energy", 3), ("fd", 1)):
+        found = (
+            mean(results, "denoiser", device, exact, key, how="exact"),
+            mean(results, "denoiser", device, run, key, how="total", shots=shots),
+        )
+        cells += ["–" if math.isnan(value) else f"{value:.{digits}f}" for value in found]
+    return cells
 
 
 def _circuit(results: Results[MitigationConfig], part: str, device: str) -> str:

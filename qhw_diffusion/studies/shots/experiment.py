@@ -342,6 +342,9 @@ def learning(config: ShotsConfig, folder: Path, training: str, seed: int) -> dic
         "before": before.reward_side["return"],
         "after": after.reward_side["return"],
         "after_shots": noisy.reward_side["return"],
+        "energy_before": _judged(before.judged)["energy"],
+        "energy_after": _judged(after.judged)["energy"],
+        "energy_shots": _judged(noisy.judged)["energy"],
         "fd_before": _judged(before.judged)["fd"],
         "fd_after": _judged(after.judged)["fd"],
         "fd_shots": _judged(noisy.judged)["fd"],
@@ -360,7 +363,7 @@ def _evaluated(images: Tensor, labels: Tensor) -> dict[str, float]:
 
 def _judged(found: dict[str, float] | None) -> dict[str, float]:
     assert found is not None
-    return {"fd": found["fd"], "accuracy": found["accuracy"]}
+    return {key: found[key] for key in ("energy", "fd", "accuracy")}
 
 
 STUDY = Study(

@@ -13,6 +13,7 @@ from qhw_diffusion.experiment import (
     PairedTest,
     Results,
     difference_cells,
+    interval_cell,
     mean_interval,
     paired_test,
     plots,
@@ -23,12 +24,15 @@ if TYPE_CHECKING:
     from qhw_diffusion.studies.shots.experiment import ShotsConfig
 
 REFERENCE = "exact"
+TITLES = {"energy": ("energy distance", 3), "fd": ("FD", 2)}
+"""Distances of images to held-out ones, the one that the policy is trained on first: name and decimals."""
+_DISTANCES = ("energy", "energy − exact", "p (Holm)", "FD", "FD − exact", "p (Holm)")
 _METHOD = (
     "Shots are drawn from the exact outcome distribution of the ideal circuit: what is measured is shot noise alone. "
     "Noise of devices is the mitigation study's subject. The policy: 4 qubits, 2 layers, all ⟨Z⟩ from the same shots. "
-    "FD is the Fréchet distance in the features of the evaluation classifier, which no training saw (not Inception "
-    "FID). A seed is one training of everything and one evaluation; intervals are 95 % t-intervals over seeds, tests "
-    "are paired."
+    "Energy: energy distance within each class, FD: Fréchet distance (not Inception FID), both to held-out images in "
+    "the features of the evaluation classifier, which no training saw. A seed is one training of everything and one "
+    "evaluation; intervals are 95 % t-intervals over seeds, tests are paired."
 )
 _LEARNING = (
     "Each training is one PPO run from the same start, g₀ = {g0:g}. In the first rows the head stays random and only "
@@ -72,20 +76,20 @@ def findings(results: Results[ShotsConfig]) -> list[str]:
         f"The scatter of ⟨Z⟩ is √((1 − ⟨Z⟩²)/N): measured and closed form differ by {worst:.1%} at most. Its bias is "
         f"at most {bias:.2f} times, that of the guidance scale at most {bias_g:.2f} times what chance leaves."
     ]
-    for part, key, what in (("images", "fd", "the policy's images"), ("denoiser", "fd", "the denoiser's images")):
+    for part, what in (("images", "the policy's images"), ("denoiser", "the denoiser's images")):
+        key = distance_of(results)
+        title, digits = TITLES[key]
         tests = against_exact(results, part, key)
         hurt = [n for n, test in tests.items() if test.significant() and test.difference.mean > 0]
         if not tests:
             continue
         told = (
-            f"FD is worse beyond chance up to {_n(max(hurt))} shots"
+            f"{title} is worse beyond chance up to {_n(max(hurt))} shots"
             if hurt
-            else f"no number of shots from {_n(c.shots[0])} on changes FD beyond chance"
+            else f"no number of shots from {_n(c.shots[0])} on changes {title} beyond chance"
         )
         first = tests[c.shots[0]].difference
-        lines.append(
-            f"For {what}, {told} ({_n(c.shots[0])} shots: {first.mean:+.2f} [{first.low:+.2f}, {first.high:+.2f}])."
-        )
+        lines.append(f"For {what}, {told} ({_n(c.shots[0])} shots: {first.format(digits, sign=True)}).")
     ratio = np.mean(results.values("shift", part="gradients", shots=c.shots[0])) * 2 * c.shots[0]
     alone = results.mean("spsa_exact", part="gradients")
     worse = [
@@ -168,31 +172,28 @@ def _values(page: Page, results: Results[ShotsConfig]) -> None:
 
 
 def _images(page: Page, results: Results[ShotsConfig]) -> None:
-    tests = against_exact(results, "images", "fd")
-    exact = results.interval("fd", part="images", shots=None)
-    rows = [
-        ["exact", "0", "0", exact.format(), "–", "–", _share(results.interval("accuracy", part="images", shots=None))]
-    ]
+    tests = {key: against_exact(results, "images", key) for key in TITLES}
+    accuracy = _share(results.interval("accuracy", part="images", shots=None))
+    rows = [["exact", "0", "0", *_distances(results, tests, "images", None), accuracy]]
     for n in results.config.shots:
         rows.append(
             [
                 _n(n),
                 f"{results.mean('rms_g', part='images', shots=n):.3f}",
                 f"{results.mean('rms_pixel', part='images', shots=n):.4f}",
-                results.interval("fd", part="images", shots=n).format(),
-                *difference_cells(tests.get(n)),
+                *_distances(results, tests, "images", n),
                 _share(results.interval("accuracy", part="images", shots=n)),
             ]
         )
-    columns = ["shots", "rms change of g", "rms change of a pixel", "FD", "FD − exact", "p (Holm)", "accuracy"]
-    x = results.config.shots
-    fd, move = "FD, evaluation classifier's features", "rms change of g along the path"
+    columns = ["shots", "rms change of g", "rms change of a pixel", *_DISTANCES, "accuracy"]
+    x, key = results.config.shots, distance_of(results)
+    distance, move = f"{TITLES[key][0]}, evaluation classifier's features", "rms change of g along the path"
     plot = plots.against(
         {
             move: {"measured": (x, [results.values("rms_g", part="images", shots=n) for n in x])},
-            fd: {"finite shots": (x, [results.values("fd", part="images", shots=n) for n in x])},
+            distance: {"finite shots": (x, [results.values(key, part="images", shots=n) for n in x])},
         },
-        marks={fd: (exact.mean, "exact")},
+        marks={distance: (results.mean(key, part="images", shots=None), "exact")},
         log=(move,),
     )
     text = (
@@ -200,7 +201,7 @@ def _images(page: Page, results: Results[ShotsConfig]) -> None:
         f"{results.config.models.guidance.n_steps} circuits an image; the same initial noise with exact values "
         "and with N shots."
     )
-    alt = "Change of the guidance scale and Fréchet distance of the images against shots per circuit."
+    alt = "Change of the guidance scale and distance of the images to real ones against shots per circuit."
     section = page.section("The policy's images").text(text).table(columns, rows)
     section.figure(plot, alt=alt, name="shots-images")
 
@@ -245,8 +246,8 @@ def _gradients(page: Page, results: Results[ShotsConfig]) -> None:
 
 def _learning(page: Page, results: Results[ShotsConfig]) -> None:
     tests = learning_tests(results)
-    columns = ["training", "gain", "gain − exact", "p (Holm)", "gain, run on its shots", "FD before", "FD after",
-               "circuits", "shots"]  # fmt: skip
+    columns = ["training", "gain", "gain − exact", "p (Holm)", "gain, run on its shots", "energy before",
+               "energy after", "FD before", "FD after", "circuits", "shots"]  # fmt: skip
     rows = []
     for name in results.config.trainings():
         own = results.interval("gain_on_shots", training=name)
@@ -256,8 +257,11 @@ def _learning(page: Page, results: Results[ShotsConfig]) -> None:
                 results.interval("gain", training=name).format(3),
                 *difference_cells(tests.get(name), 3),
                 f"{own.mean:.3f}",
-                f"{results.mean('fd_before', training=name):.2f}",
-                results.interval("fd_after", training=name).format(),
+                *(
+                    interval_cell(results.values(f"{key}_{when}", training=name), digits)
+                    for key, (_, digits) in TITLES.items()
+                    for when in ("before", "after")
+                ),
                 _n(int(results.values("circuits", training=name)[0])),
                 _n(int(results.values("shots_run", training=name)[0])),
             ]
@@ -282,21 +286,9 @@ def _learning(page: Page, results: Results[ShotsConfig]) -> None:
 
 
 def _denoiser(page: Page, results: Results[ShotsConfig]) -> None:
-    tests = against_exact(results, "denoiser", "fd")
-    exact = results.interval("fd", part="denoiser", shots=None)
-    rows = [
-        [
-            "exact",
-            "–",
-            "–",
-            "0",
-            "0",
-            exact.format(),
-            "–",
-            "–",
-            _share(results.interval("accuracy", part="denoiser", shots=None)),
-        ]
-    ]
+    tests = {key: against_exact(results, "denoiser", key) for key in TITLES}
+    accuracy = _share(results.interval("accuracy", part="denoiser", shots=None))
+    rows = [["exact", "–", "–", "0", "0", *_distances(results, tests, "denoiser", None), accuracy]]
     for n in results.config.shots:
         mean = {
             key: results.interval(key, part="denoiser", shots=n)
@@ -309,19 +301,18 @@ def _denoiser(page: Page, results: Results[ShotsConfig]) -> None:
                 f"{mean['lost'].mean:.1f}",
                 f"{mean['infidelity'].mean:.4f}",
                 f"{mean['infidelity_closed'].mean:.4f}",
-                results.interval("fd", part="denoiser", shots=n).format(),
-                *difference_cells(tests.get(n)),
+                *_distances(results, tests, "denoiser", n),
                 _share(results.interval("accuracy", part="denoiser", shots=n)),
             ]
         )
     columns = ["shots an image", "kept", "images without a shot", "infidelity of the read-out", "(d − 1)/(4·kept)",
-               "FD", "FD − exact", "p (Holm)", "accuracy"]  # fmt: skip
-    x = results.config.shots
-    label, fd = "infidelity of the read-out", "FD, evaluation classifier's features"
+               *_DISTANCES, "accuracy"]  # fmt: skip
+    x, key = results.config.shots, distance_of(results)
+    label, distance = "infidelity of the read-out", f"{TITLES[key][0]}, evaluation classifier's features"
     plot = plots.against(
         {
             label: {"measured": (x, [results.values("infidelity", part="denoiser", shots=n) for n in x])},
-            fd: {"finite shots": (x, [results.values("fd", part="denoiser", shots=n) for n in x])},
+            distance: {"finite shots": (x, [results.values(key, part="denoiser", shots=n) for n in x])},
         },
         xlabel="shots an image",
         closed={
@@ -332,7 +323,7 @@ def _denoiser(page: Page, results: Results[ShotsConfig]) -> None:
                 )
             }
         },
-        marks={fd: (exact.mean, "exact")},
+        marks={distance: (results.mean(key, part="denoiser", shots=None), "exact")},
         log=(label,),
     )
     success = results.mean("success", part="denoiser")
@@ -342,7 +333,7 @@ def _denoiser(page: Page, results: Results[ShotsConfig]) -> None:
         "its closed form is the lowest order in 1/kept and fails where only a few are kept. An image without a kept "
         "shot counts as one of a single shot."
     )
-    alt = "Infidelity of the denoiser's read-out and Fréchet distance of its images against shots an image."
+    alt = "Infidelity of the denoiser's read-out and distance of its images to real ones against shots an image."
     section = page.section("The denoiser").text(text).table(columns, rows)
     section.figure(plot, alt=alt, name="shots-denoiser")
 
@@ -356,6 +347,23 @@ def against_exact(results: Results[ShotsConfig], part: str, metric: str) -> dict
     """Paired tests of each number of shots against exact values, Holm-corrected."""
     variants = {n: {"part": part, "shots": n} for n in results.config.shots}
     return results.tests(metric, variants, {"part": part, "shots": None})
+
+
+def distance_of(results: Results[ShotsConfig]) -> str:
+    """The distance that findings and plots show: energy; FD where an earlier version kept no other."""
+    return "energy" if results.values("energy", part="images") else "fd"
+
+
+def _distances(
+    results: Results[ShotsConfig], tests: Mapping[str, Mapping[int, PairedTest]], part: str, shots: int | None
+) -> list[str]:
+    """The cells of `_DISTANCES`; dashes for what an earlier version did not measure."""
+    cells: list[str] = []
+    for key, (_, digits) in TITLES.items():
+        test = None if shots is None else tests[key].get(shots)
+        difference, p = difference_cells(test, digits)
+        cells += [interval_cell(results.values(key, part=part, shots=shots), digits), difference, p]
+    return cells
 
 
 def learning_tests(results: Results[ShotsConfig]) -> dict[str, PairedTest]:

@@ -25,19 +25,16 @@ from qhw_diffusion.errors import BudgetError, InvalidInputError, JobError, RunFo
 from qhw_diffusion.execution import Engine, Noisy, Shots
 from qhw_diffusion.guidance import load_policy, rollout
 from qhw_diffusion.guidance.on_device import rollout_command
-from qhw_diffusion.guidance.on_device.access import AccessConfig, open_access
 from qhw_diffusion.guidance.on_device.analysis import check_steps
 from qhw_diffusion.guidance.on_device.report import expectation_figure
 from qhw_diffusion.guidance.on_device.rollout import (
     KIND,
     Played,
     Prepared,
-    Receipt,
     RolloutConfig,
     play,
     prepare,
     purpose_of,
-    run_name,
     starts_of,
     with_final_receipts,
 )
@@ -45,6 +42,8 @@ from qhw_diffusion.hardware.ledger import Ledger
 from qhw_diffusion.hardware.report import export_rows
 from qhw_diffusion.hardware.runner import Runner
 from qhw_diffusion.hardware.standin import FailJob, StandIn
+from qhw_diffusion.on_device.access import AccessConfig, open_access
+from qhw_diffusion.on_device.receipt import Receipt, run_name
 from qhw_diffusion.runs import RunFolder
 
 STEPS = 3

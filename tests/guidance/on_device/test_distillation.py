@@ -10,9 +10,9 @@ import torch
 from qhw_diffusion import cli
 from qhw_diffusion.errors import RunFolderError
 from qhw_diffusion.guidance import LookupPolicy, QuantumPolicy, load_policy, tabulate
-from qhw_diffusion.guidance.on_device.access import AccessConfig
 from qhw_diffusion.guidance.on_device.distillation import Distillation, distill_on_device
 from qhw_diffusion.hardware.ledger import Ledger
+from qhw_diffusion.on_device.access import AccessConfig
 from qhw_diffusion.runs import read_json
 
 SHOTS = 64

@@ -18,7 +18,6 @@ from qhw_diffusion.execution import CompiledCircuit, Engine, Estimate, Noisy, Us
 from qhw_diffusion.guidance import GuidanceEnv, QuantumPolicy, Reward, load_policy, train_ppo
 from qhw_diffusion.guidance.config import ModelConfig
 from qhw_diffusion.guidance.evaluation import Models, load_models
-from qhw_diffusion.guidance.on_device.access import AccessConfig, open_access
 from qhw_diffusion.guidance.on_device.fine_tune import (
     FiledEngine,
     FineTuneConfig,
@@ -27,8 +26,9 @@ from qhw_diffusion.guidance.on_device.fine_tune import (
     prepare_fine_tune,
     work_of,
 )
-from qhw_diffusion.guidance.on_device.rollout import Receipt
 from qhw_diffusion.hardware.ledger import Ledger
+from qhw_diffusion.on_device.access import AccessConfig, open_access
+from qhw_diffusion.on_device.receipt import Receipt
 from qhw_diffusion.runs import read_json
 
 STEPS, ENVS, UPDATES = 3, 20, 2

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 from qiskit import QuantumCircuit
-from qiskit.circuit import Parameter
+from qiskit.circuit import ClassicalRegister, Parameter
 from qiskit.quantum_info import SparsePauliOp
 
-from qhw_diffusion.hardware.service import Pub, precision_of
+from qhw_diffusion.hardware.service import Pub, SamplerPub, precision_of
 
 THETA = Parameter("θ")
 
@@ -22,3 +22,11 @@ def pub(rows: Sequence[float] = (0.1, 0.9), shots: int = 100) -> Pub:
     circuit.sx(0)
     observables = (SparsePauliOp("Z"), SparsePauliOp("X"))
     return Pub(circuit, observables, (THETA,), np.array(rows)[:, None], precision_of(shots))
+
+
+def sampler_pub(rows: Sequence[float] = (0.1, 0.9), shots: int = 100) -> SamplerPub:
+    """The circuit of `pub`, measured into ``c``: it reads 1 with probability (1 + cos θ)/2."""
+    circuit = pub().circuit
+    circuit.add_register(ClassicalRegister(1, "c"))
+    circuit.measure(0, 0)
+    return SamplerPub(circuit, (THETA,), np.array(rows)[:, None], shots)

@@ -18,7 +18,7 @@ import pytest
 import qiskit_ibm_runtime
 from qiskit import QuantumCircuit, qpy
 from qiskit.primitives import DataBin, PrimitiveResult, PubResult
-from small_jobs import pub
+from small_jobs import pub, sampler_pub
 
 from qhw_diffusion.hardware.standin import ENDPOINTS, INSTANCE, StandIn
 from qhw_diffusion.hardware.standin.faults import endpoint_of
@@ -146,6 +146,36 @@ def test_what_the_executor_posts(standin: StandIn, posted: list[dict[str, Any]])
     envelope(body, "executor")
     version = body["params"].get("schema_version")
     expect(version == SCHEMA, f"it posts jobs of schema {version}, not {SCHEMA}", "programs.py (SCHEMA, _executor)")
+
+
+def test_what_the_sampler_posts(standin: StandIn, posted: list[dict[str, Any]]) -> None:
+    from qiskit_ibm_runtime import SamplerV2
+
+    with pytest.warns(DeprecationWarning, match="SamplerV2"):
+        sampler = SamplerV2(mode=backend(), options={"environment": {"job_tags": ["a", "b"]}})
+    sampler.options.max_execution_time = 50
+    sampler.run([sampler_pub().as_tuple()]).result()
+    (body,) = posted
+    envelope(body, "sampler")
+    expect({"pubs", "options"} <= set(body["params"]), f"its parameters are {sorted(body['params'])}", "programs.py")
+    _, values, shots = body["params"]["pubs"][0]
+    expect(shots == 100, f"the third entry of a PUB is {shots}", "programs.py (_sampler)")
+    expect("ndarray" in json.dumps(values), f"values are {values}", "programs.py (_sampler)")
+
+
+def test_what_the_executors_sampler_posts(standin: StandIn, posted: list[dict[str, Any]]) -> None:
+    """The same program as for an estimator; what it was is said in the program, and comes back with the answer."""
+    from qiskit_ibm_runtime.decoders.executor_sampler.decoder import ClientSideSamplerResultDecoder
+    from qiskit_ibm_runtime.executor_sampler import Sampler
+
+    sampler = Sampler(mode=backend(), options={"environment": {"job_tags": ["a", "b"]}})
+    sampler.options.max_execution_time = 50
+    sampler.run([sampler_pub().as_tuple()]).result()
+    (body,) = posted
+    envelope(body, "executor")
+    role = ClientSideSamplerResultDecoder.SEMANTIC_ROLE
+    expect(role in json.dumps(body["params"]), f"its program does not say {role!r}", "programs.py (_executor)")
+    expect(json.loads(standin.jobs[-1].result or "{}")["semantic_role"] == role, "the role is elsewhere", "programs.py")
 
 
 def envelope(body: dict[str, Any], program: str) -> None:

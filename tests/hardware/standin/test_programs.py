@@ -1,4 +1,4 @@
-"""The real client against the stand-in, both programs: values against our own noisy engine and closed forms."""
+"""The real client against the stand-in, all programs: values against our own noisy engine and closed forms."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 import torch
 from qiskit import QuantumCircuit
+from qiskit.circuit import ClassicalRegister, QuantumRegister
 from qiskit.quantum_info import SparsePauliOp
-from small_jobs import pub
+from small_jobs import pub, sampler_pub
 
 from qhw_diffusion.circuits import policy_circuit
 from qhw_diffusion.devices import Device
 from qhw_diffusion.execution import QuantumLayer, compile_circuit
+from qhw_diffusion.hardware.cost import added_by
 from qhw_diffusion.hardware.service import Pub, precision_of
 from qhw_diffusion.hardware.standin import INSTANCE, RandomFaults, StandIn
 
@@ -191,7 +193,8 @@ def test_what_is_charged(standin: StandIn) -> None:
     live = backend()
     job = estimator("estimator", live).run([pub(shots=1000).as_tuple()])
     job.result()
-    executions = 2 * 1000
+    executions = 2 * 2 * 1000  # two rows, measured along Z and along X
+    assert job.metrics()["executions"] == executions
     assert job.usage() == pytest.approx(2 + 0.00035 * executions)
     assert job.metrics()["usage"]["quantum_seconds"] == job.usage()
     assert standin.charged_seconds == job.usage()
@@ -216,14 +219,82 @@ def test_a_job_waits_in_the_queue_and_can_be_cancelled_there() -> None:
 
 def test_what_the_stand_in_cannot_run_is_a_failed_job_with_its_reason(standin: StandIn) -> None:
     circuit = QuantumCircuit(5, 1)
+    with circuit.for_loop(range(2)):
+        circuit.x(0)
     circuit.measure(0, 0)
-    circuit.x(0)
-    observable = SparsePauliOp.from_sparse_list([("Z", [0], 1.0)], 5)
-    job = estimator("executor", backend()).run([(circuit, observable, None, 0.1)])
+    job = sampler("executor", backend()).run([(circuit, None, 10)])
     job.wait_for_final_state(timeout=20)
     assert job.status() == "ERROR"
-    assert "after a measurement" in (job.error_message() or "")
+    assert "nothing here simulates 'for_loop'" in (job.error_message() or "")
     assert standin.charged_seconds == 0
+
+
+# -- samplers ----------------------------------------------------------------------------------------------------------
+
+
+SAMPLERS = ("sampler", "executor")
+
+
+def sampler(program: str, mode: Any, **options: Any) -> Any:
+    if program == "sampler":
+        from qiskit_ibm_runtime import SamplerV2
+
+        return SamplerV2(mode=mode, options=options)
+    from qiskit_ibm_runtime.executor_sampler import Sampler
+
+    return Sampler(mode=mode, options=options)
+
+
+@pytest.mark.parametrize("program", SAMPLERS)
+def test_bits_of_a_sampler(standin: StandIn, program: str) -> None:
+    """Registers of several bits, each bit in its place; a condition goes by what was read, wrong or right."""
+    first, last = ClassicalRegister(2, "first"), ClassicalRegister(2, "last")
+    circuit = QuantumCircuit(QuantumRegister(5), first, last)
+    circuit.x(2)
+    circuit.measure([2, 0], first)
+    with circuit.if_test((first, 1)):
+        circuit.x(3)
+    circuit.measure([3, 4], last)
+    shots = 3000
+    answer = sampler(program, backend()).run([(circuit, None, shots)]).result()[0]
+    assert (answer.data.first.num_bits, answer.data.last.num_bits, answer.data.first.num_shots) == (2, 2, shots)
+    read = np.concatenate([answer.data[name].to_bool_array(order="little") for name in ("first", "last")], 1)
+    errors = {qubit: standin.device.readout_error(qubit) for qubit in (0, 2, 3, 4)}
+    assert errors[2][1] > 0.03, "the device was chosen for it"
+    right = (1 - errors[2][1]) * (1 - errors[0][0])
+    wanted = [1 - errors[2][1], errors[0][0], right * (1 - errors[3][1]) + (1 - right) * errors[3][0], errors[4][0]]
+    assert np.abs(read.mean(0) - wanted).max() < 4.5 * 0.5 / np.sqrt(shots)
+    asked = ~read[:, 1] & read[:, 0]
+    assert read[asked, 2].mean() > 0.9
+    assert read[~asked, 2].mean() < 0.1
+    assert standin.jobs[0].executions == shots
+    assert standin.jobs[0].program == program
+
+
+@pytest.mark.parametrize("program", SAMPLERS)
+def test_rows_of_a_sampler(standin: StandIn, program: str) -> None:
+    given = sampler_pub((0.2, 1.4, 2.9), 2000)
+    (answer,) = sampler(program, backend()).run([given.as_tuple()]).result()
+    p10, p01 = standin.device.readout_error(0)
+    one = (1 + np.cos([0.2, 1.4, 2.9])) / 2
+    assert answer.data.c.shape == (3,)
+    np.testing.assert_allclose(
+        answer.data.c.to_bool_array().mean((1, 2)), one * (1 - p01) + (1 - one) * p10, atol=4.5 * 0.5 / np.sqrt(2000)
+    )
+    assert standin.jobs[0].executions == 3 * 2000
+
+
+def test_a_twirled_sampler(standin: StandIn) -> None:
+    """Flips before the measurement are taken back by the client: symmetric readout, and shots are rounded up."""
+    p10, p01 = standin.device.readout_error(2)
+    assert abs(p10 - p01) > 0.04, "the device was chosen for it"
+    circuit = QuantumCircuit(5, 1)
+    circuit.measure(2, 0)
+    options = {"twirling": {"enable_measure": True, "num_randomizations": 60}}
+    (answer,) = sampler("executor", backend(), **options).run([(circuit, None, 11_999)]).result()
+    assert answer.data.c.num_shots == standin.jobs[0].executions == 12_000
+    assert added_by(options, "sampler").executed(1, 11_999) == (1, 12_000)
+    assert answer.data.c.to_bool_array().mean() == pytest.approx((p10 + p01) / 2, abs=0.01)
 
 
 def test_the_account_and_the_device(standin: StandIn) -> None:

@@ -1,4 +1,4 @@
-"""Engines on a device for the commands that run policies there: the runner, the ledger, mitigation, costs, receipts."""
+"""Engines on a device for the commands that run there: the runner, the ledger, mitigation, costs, receipts."""
 
 from __future__ import annotations
 
@@ -13,8 +13,6 @@ from qhw_diffusion.execution import CompiledCircuit, Engine
 from qhw_diffusion.execution.cost import qpu_cost
 from qhw_diffusion.execution.primitive import Hardware
 from qhw_diffusion.experiment.study import REFUSALS
-from qhw_diffusion.guidance.on_device.rollout import Receipt
-from qhw_diffusion.guidance.on_device.settings import AccessConfig
 from qhw_diffusion.hardware.cost import Cost
 from qhw_diffusion.hardware.ledger import Ledger, Row
 from qhw_diffusion.hardware.ledger_rows import total_charge
@@ -22,6 +20,8 @@ from qhw_diffusion.hardware.provenance import record
 from qhw_diffusion.hardware.runner import Runner, open_runner
 from qhw_diffusion.masking import without_own_tokens
 from qhw_diffusion.mitigation import Mitigated
+from qhw_diffusion.on_device.receipt import Receipt
+from qhw_diffusion.on_device.settings import AccessConfig
 from qhw_diffusion.runs import RunFolder, atomic_write_text
 
 # In the run folder: what the ledger knows of the run's jobs
@@ -29,7 +29,7 @@ JOBS_FILE = "jobs.json"
 
 
 class DeviceAccess:
-    """Engines of one run on one device (`studies.device_rollout.Access`). Open it with `open_access`.
+    """Engines of one run on one device (`receipt.Access`). Open it with `open_access`.
 
     Every evaluation has a purpose and its own mitigation object, so that calibration circuits are part of its job and
     an evaluation that is asked for again is the same job, whatever the process has done before.

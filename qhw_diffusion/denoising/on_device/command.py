@@ -1,0 +1,135 @@
+"""`qhw evaluate denoising RUN --device … --shots …`: cost, one job, comparison, report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from qhw_diffusion.checkpoints import one_thread
+from qhw_diffusion.denoising.command import KIND as DENOISER
+from qhw_diffusion.denoising.on_device.evaluation import (
+    KIND,
+    EvaluationConfig,
+    Measured,
+    Prepared,
+    check_images,
+    measure,
+    prepare,
+    purpose_of,
+    results_of,
+)
+from qhw_diffusion.denoising.on_device.report import render_evaluation
+from qhw_diffusion.diffusion import Classifier, accuracy, evaluate_samples, load_dataset
+from qhw_diffusion.on_device.access import AccessConfig, at_device, open_access
+from qhw_diffusion.on_device.receipt import run_name
+from qhw_diffusion.runs import Place, RunFolder, atomic_write_json
+
+IMAGES = 32
+# Below this many images a Fréchet distance says more about their number than about them
+_MIN_FD_IMAGES = 100
+
+
+def denoise_on_device(
+    run: Path,
+    access_config: AccessConfig,
+    place: Place,
+    *,
+    images: int = IMAGES,
+    seed: int = 0,
+    evaluation_classifier: str | None = None,
+) -> str:
+    """Draw images with a trained denoiser on a device, compare them with what was predicted, and write the report.
+
+    Args:
+        run: run folder of the denoiser.
+        access_config: how circuits get to the device.
+        place: folder of the evaluation; its name stands for the run in the ledger.
+        images: a circuit each.
+        seed: of the starts x_T.
+        evaluation_classifier: its folder; None for the one shipped for the data set.
+
+    Returns:
+        The text for the terminal.
+
+    Raises:
+        KeyboardInterrupt: after Ctrl-C.
+        QhwError: what the errors of the runner mean is in errors.py.
+    """
+    one_thread()
+    place.check(KIND)
+    asked = EvaluationConfig(
+        run=str(run),
+        device=access_config.device,
+        shots=access_config.shots,
+        images=images,
+        seed=seed,
+        resilience_level=access_config.resilience_level,
+        mitigation=access_config.mitigation,
+        ledger=access_config.ledger,
+    )
+    judge = _Judge(run, evaluation_classifier)  # what is missing is told before anything is paid
+    prepared = prepare(asked, place.out, resume=place.resume, overwrite=place.overwrite, command=place.command)
+    with prepared.folder, open_access(access_config, run_name(prepared.folder, asked.device)) as access:
+        access.require_cap()
+        print(access.cost_text(access.cost(prepared.compiled, asked.images)), flush=True)
+        with at_device(prepared.folder, access):
+            measured = measure(prepared, access)
+            prepared.folder.begin()
+        measured = Measured(measured.denoised, access.receipt(purpose_of(prepared)))  # charges are stated later
+        paid = access.paid
+    judged = judge(prepared, measured)
+    atomic_write_json(place.out / "results.json", results_of(prepared, measured, judged))
+    command = prepared.folder.manifest["command"] or place.command
+    report = render_evaluation(prepared, measured, judged, mode=access_config.mode, paid=paid, command=command)
+    return _text(prepared, measured, report)
+
+
+class _Judge:
+    """The evaluation classifier on the images of the device and of every prediction."""
+
+    def __init__(self, run: Path, evaluation_classifier: str | None) -> None:
+        config = RunFolder.open(run, kind=DENOISER).config
+        self.classifier = Classifier.load(evaluation_classifier or config["data"], "evaluation")
+        self.heldout = load_dataset(config["data"], "heldout", config["data_root"])
+
+    def __call__(self, prepared: Prepared, measured: Measured) -> dict[str, dict[str, float]]:
+        found = measured.denoised.images
+        assert found is not None
+        ok = measured.denoised.read.resolved
+        if not bool(ok.any()):
+            return {}
+        every = {f"on {prepared.compiled.device.name}": found.images}
+        every |= {each.name: each.images for each in prepared.predictions}
+        return {name: self._values(images[ok].float(), prepared.labels, ok) for name, images in every.items()}
+
+    def _values(self, images: Tensor, labels: Tensor | None, ok: Tensor) -> dict[str, float]:
+        given = torch.zeros(len(images), dtype=torch.long) if labels is None else labels[ok]
+        names = (["accuracy"] if labels is not None else []) + (["fd", "kd"] if len(images) >= _MIN_FD_IMAGES else [])
+        if names == ["accuracy"]:
+            return {"accuracy": accuracy(self.classifier, images, given)}
+        if not names:
+            return {}
+        values = evaluate_samples(images, given, self.classifier, self.heldout)
+        return {name: values[name] for name in names}
+
+
+def _text(prepared: Prepared, measured: Measured, report: Path) -> str:
+    read, first = measured.denoised.read, prepared.predictions[0]
+    checks = [check for check in check_images(prepared, measured) if check.distances[0] == check.distances[0]]
+    seconds = measured.receipt.qpu_seconds
+    lines = [
+        f"jobs: {measured.receipt.jobs_text}" + (f", {seconds:.1f} QPU s" if seconds else ""),
+        f"success probability {float(read.success.mean()):.2%} measured, {float(first.success.mean()):.2%} predicted "
+        f"({first.name})",
+    ]
+    if len(checks) < len(read.success):
+        lines.append(f"{len(read.success) - len(checks)} images have a success probability that is not told from 0")
+    for index, each in enumerate(prepared.predictions):
+        if checks:
+            mean = sum(check.distances[index] for check in checks) / len(checks)
+            alone = sum(check.expected_distance for check in checks) / len(checks)
+            lines.append(f"total variation distance an image to {each.name}: {mean:.3f} "
+                         f"({alone:.3f} from the error bars alone)")  # fmt: skip
+    return "\n".join([*lines, f"report: {report}"])

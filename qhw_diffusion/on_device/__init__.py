@@ -1,0 +1,1 @@
+"""Runs on a device, of whatever model: shots, caps, mitigation, ledger, receipts."""
