@@ -738,7 +738,6 @@ DEMO = GuidanceStudyConfig(
     scorer=f"{_TEXT}.scorers:reward",
     reward=RewardConfig(action_penalty=0.0),
     pathwise=PathwiseConfig(num_iterations=25, num_images=40, learning_rate_schedule=5e-2),
-    oracle_iterations=40,
     policies=("quantum_pathwise", "matched_pathwise", "frozen_pathwise"),
     schedules=FREE_SCHEDULES,
     n_steps=5,
@@ -752,7 +751,6 @@ DEMO = GuidanceStudyConfig(
     eval_images=300,
 )
 DEMO_QUICK = DEMO.replace(
-    oracle_iterations=None,
     pathwise=PathwiseConfig(num_iterations=5, num_images=20, learning_rate_head=5e-2, learning_rate_schedule=1e-1),
     schedules=("free_schedule",),
     n_steps=4,
