@@ -11,9 +11,10 @@ export OMP_NUM_THREADS ?= 1
 demo: $(VENV)/.installed
 	$(BIN)/qhw demo --out runs/demo $(if $(wildcard runs/demo/config.json),--resume)
 
-# A process per core; the tests of a file stay together, since they share what is slow to make.
+# A process per core and one more, since some wait for a stand-in's answers; the tests of a file stay together, since they
+# share what is slow to make.
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n $$($(BIN)/python -c 'import os; print((os.cpu_count() or 1) + 1)') --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -1,4 +1,4 @@
-"""Trajectories of noise: ours against as many of Aer's, forwards; and a denoiser trained on them."""
+"""Trajectories of noise: ours against as many of Aer's, forwards; a denoiser trained on them; maps on states."""
 
 from __future__ import annotations
 
@@ -36,7 +36,9 @@ def run(say: Callable[[str], None]) -> dict[str, Any]:
         )
     training = _child("training", 7, 8, PATHS)
     say(f"denoiser of 7 + 1 noisy qubits, {PATHS} trajectories: {training['ms']:.1f} ms an image")
-    return {"sizes": rows, "training": training}
+    maps = _child("maps", 8, 8, 0)
+    say(f"8 noisy qubits, a layer {maps['layer_ms']:.1f} ms an image, a map on states {maps['map_ms']:.1f} ms")
+    return {"sizes": rows, "training": training, "maps": maps}
 
 
 def _child(what: str, n: int, depth: int, paths: int) -> dict[str, float]:
@@ -48,8 +50,11 @@ def _child(what: str, n: int, depth: int, paths: int) -> dict[str, float]:
     return found
 
 
-def block(n: int, depth: int) -> CompiledCircuit:
-    """Layers of RX, RZ, RY and a CNOT chain on a device, with Z on every qubit: as the denoiser blocks, for any n."""
+def block(n: int, depth: int, *, encoded: bool = False) -> CompiledCircuit:
+    """Layers of RX, RZ, RY and a CNOT chain on a device, with Z on every qubit: as the denoiser blocks, for any n.
+
+    encoded: an input turns every qubit at the end, so that every sample goes through all gates.
+    """
     from qiskit import QuantumCircuit
     from qiskit.circuit import ParameterVector
     from qiskit.quantum_info import SparsePauliOp
@@ -57,7 +62,7 @@ def block(n: int, depth: int) -> CompiledCircuit:
     from qhw_diffusion.devices import Device
     from qhw_diffusion.execution import compile_circuit
 
-    circuit, weights = QuantumCircuit(n), ParameterVector("w", 3 * n * depth)
+    circuit, weights, inputs = QuantumCircuit(n), ParameterVector("w", 3 * n * depth), ParameterVector("x", n * encoded)
     left = iter(weights)
     for _ in range(depth):
         for gate in (circuit.rx, circuit.rz, circuit.ry):
@@ -65,8 +70,12 @@ def block(n: int, depth: int) -> CompiledCircuit:
                 gate(next(left), q)
         for q in range(n - 1):
             circuit.cx(q, q + 1)
+    for q, x in enumerate(inputs):
+        circuit.ry(x, q)
     observables = [SparsePauliOp.from_sparse_list([("Z", [q], 1.0)], n) for q in range(n)]
-    return compile_circuit(circuit, Device.load(DEVICE), inputs=[], weights=list(weights), observables=observables)
+    return compile_circuit(
+        circuit, Device.load(DEVICE), inputs=list(inputs), weights=list(weights), observables=observables
+    )
 
 
 def ours(n: int, depth: int, paths: int) -> dict[str, float]:
@@ -134,6 +143,31 @@ def training(n: int, depth: int, paths: int) -> dict[str, float]:
     return {"ms": 1000 * _seconds(step) / IMAGES}
 
 
+def maps(n: int, depth: int, _: int) -> dict[str, float]:
+    """The same gates as a layer and as a map on states, density matrices, forwards and backwards: ms an image."""
+    import torch
+
+    from qhw_diffusion.execution import QuantumLayer
+    from qhw_diffusion.execution.evolution import Evolution
+
+    layer = QuantumLayer(block(n, depth, encoded=True), "noisy")
+    evolution = Evolution(block(n, depth), data=range(n - 1), measured=[n - 1], engine="noisy")
+    draws = torch.Generator().manual_seed(0)
+    inputs, weights = torch.randn(IMAGES, n, generator=draws), torch.randn(3 * n * depth, generator=draws)
+    weights.requires_grad_()
+    states = torch.randn(IMAGES, 2 ** (n - 1), dtype=torch.complex64, generator=draws)
+    states = states / states.norm(dim=1, keepdim=True)
+
+    def as_layer() -> None:
+        layer(inputs).square().sum().backward()
+
+    def as_map() -> None:
+        branches = evolution(states, weights)
+        (branches.states[0].abs().square().sum() + branches.probabilities[0].square().sum()).backward()
+
+    return {"layer_ms": 1000 * _seconds(as_layer) / IMAGES, "map_ms": 1000 * _seconds(as_map) / IMAGES}
+
+
 def _seconds(step: Callable[[], None]) -> float:
     """Median seconds of processor time of three steps after a first one."""
     step()
@@ -151,4 +185,4 @@ if __name__ == "__main__":
 
     torch.set_num_threads(1)
     what, *numbers = sys.argv[1:]
-    print(json.dumps({"ours": ours, "aer": aer, "training": training}[what](*map(int, numbers))))
+    print(json.dumps({"ours": ours, "aer": aer, "training": training, "maps": maps}[what](*map(int, numbers))))

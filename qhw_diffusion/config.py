@@ -18,10 +18,12 @@ import ast
 import dataclasses
 import inspect
 import math
+import sys
 import textwrap
 import types
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Self, Union, get_args, get_origin, get_type_hints
 
 from qhw_diffusion.errors import InvalidInputError, QhwError, UnknownNameError
@@ -107,8 +109,7 @@ def check_finite(config: Any) -> None:
 
 def _own_docs(cls: type) -> dict[str, str]:
     docs: dict[str, str] = {}
-    body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
-    assert isinstance(body, ast.ClassDef)
+    body = _class_body(cls)
     for line, following in zip(body.body, body.body[1:], strict=False):
         if not (isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name)):
             continue
@@ -127,6 +128,24 @@ def _own_docs(cls: type) -> dict[str, str]:
         else:
             docs.update({name: f"{docs[name]} {text.strip()}" for name in current})
     return docs
+
+
+def _class_body(cls: type) -> ast.ClassDef:
+    """The class as written; a module is parsed once, which `inspect.getsource` does anew for every class of it."""
+    module = sys.modules.get(cls.__module__)
+    if module is not None and getattr(module, "__file__", None) is not None:
+        found = _classes(inspect.getsource(module)).get(cls.__qualname__)
+        if found is not None:
+            return found
+    body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
+    assert isinstance(body, ast.ClassDef)
+    return body
+
+
+@lru_cache(maxsize=64)
+def _classes(source: str) -> dict[str, ast.ClassDef]:
+    """The classes at the top of a module's source."""
+    return {node.name: node for node in ast.parse(source).body if isinstance(node, ast.ClassDef)}
 
 
 def _nested(hint: Any) -> type[Config] | None:

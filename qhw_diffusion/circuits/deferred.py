@@ -87,7 +87,8 @@ def deferred_circuit(
         raise InvalidInputError(
             f"{n_steps} steps with {others} label qubits and ancillas each post-select on {n_steps * others} qubits, "
             f"so that the observables have 2^{n + n_steps * others} Pauli strings; an Estimator is given at most "
-            f"{MOST_STRINGS:,}. Use fewer steps or ancillas, or conditioning='angles' in place of label qubits"
+            f"{MOST_STRINGS:,}. Use fewer steps or ancillas, or conditioning='angles' in place of label qubits; "
+            "or a Sampler, which reads counts and has no such limit (--primitive sampler)"
         )
     purifying = tuple(range(steps_wide, steps_wide + n)) if purified else ()
     prepared = (*step.data, *purifying)

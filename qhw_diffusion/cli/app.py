@@ -80,7 +80,7 @@ COMMANDS: dict[tuple[str, ...], tuple[str, str | Callable[..., int]]] = {
         "qhw_diffusion.cli.models:evaluate_pipeline",
     ),
     ("fine-tune",): (
-        "train a policy on a device for a few updates, and compare it with itself before",
+        "train a policy or a denoiser on a device for a few updates, and compare it with itself before",
         "qhw_diffusion.cli.policies:fine_tune",
     ),
     ("distill",): (

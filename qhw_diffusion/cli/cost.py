@@ -90,6 +90,7 @@ def workload_of(
     images: int | None = None,
     rows: int | None = None,
     mitigation: str = "",
+    primitive: str | None = None,
 ) -> Workload | Sampling:
     """What is to be run, and where.
 
@@ -100,6 +101,7 @@ def workload_of(
         images: of a run [32].
         rows: rows of parameters, for a circuit file [1].
         mitigation: strategies, for which a denoiser's circuit may have to be scheduled.
+        primitive: "estimator" or "sampler", for a denoiser; None: the one that fits it.
 
     Raises:
         MissingDataError: neither a folder nor a file.
@@ -119,10 +121,13 @@ def workload_of(
             raise InvalidInputError(f"--{name} must be at least 1, not {given}")
         if given is not None and given > MOST_ROWS:
             raise InvalidInputError(f"--{name} must be at most {MOST_ROWS:,}, not {given}")
+    denoiser = target.is_dir() and _kind(target) == DENOISER
+    if primitive is not None and not denoiser:
+        raise InvalidInputError(f"--primitive is for a denoiser; {target} is read by an Estimator. Leave it out")
     if not target.is_dir():
         return _file(target, device, rows or 1)
-    if _kind(target) == DENOISER:
-        return _denoiser(target, device, images or IMAGES, mitigation)
+    if denoiser:
+        return _denoiser(target, device, images or IMAGES, mitigation, primitive)
     return _guidance(target, device, images or IMAGES)
 
 
@@ -153,8 +158,8 @@ def cost_of(
         for flag, given in (("--resilience-level", resilience_level), ("--mitigation", mitigation)):
             if given:
                 raise InvalidInputError(
-                    f"{flag} {given} corrects expectation values, and a denoiser that keeps its outcomes is sampled: "
-                    f"what counts are single shots. Leave {flag} out"
+                    f"{flag} {given} corrects expectation values, and this denoiser is sampled: what counts are single "
+                    f"shots. Leave {flag} out"
                 )
         return workload.cost(shots, repetition_delay=repetition_delay, history=ledger)
     return qpu_cost(
@@ -230,13 +235,15 @@ def _guidance(folder: Path, device: Device | None, images: int) -> Workload:
     return Workload(name, compiled, images, steps)
 
 
-def _denoiser(folder: Path, device: Device | None, images: int, mitigation: str) -> Workload | Sampling:
+def _denoiser(
+    folder: Path, device: Device | None, images: int, mitigation: str, primitive: str | None
+) -> Workload | Sampling:
     from qhw_diffusion.cli.sampling_cost import sampling_of, success_share
-    from qhw_diffusion.denoising.on_device.evaluation import compiled_for, load_denoiser
+    from qhw_diffusion.denoising.on_device.evaluation import compiled_for, load_denoiser, primitive_of
 
     model = load_denoiser(folder)
     config = model.reverse.config
-    if config.kind == "measured":
+    if primitive_of(model, primitive) == "sampler":
         return sampling_of(folder, device, images)
     device = device or model.reverse.compiled.device
     if device.target is None:

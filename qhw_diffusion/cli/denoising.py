@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional
 
@@ -97,13 +97,15 @@ def evaluate_denoising(
     shots: int | None = None,
     images: int | None = None,
     seed: int = 0,
+    primitive: Literal["estimator", "sampler"] | None = None,
     evaluation_classifier: str | None = None,
     access: Annotated[AccessConfig | None, FromFlags(_access, skip=("device", "shots"))] = None,
     place: Annotated[Place | None, FromFlags(_device_place, skip=("command",), help=_EVALUATION)] = None,
 ) -> int:
     """Sample a trained denoiser: simulated, or with --device and --shots on a device.
 
-    On a device the whole reverse process is one circuit, all images are one job, and there is a report in the end. With
+    On a device the whole reverse process is one circuit, all images are one job, and there is a report in the end.
+    Models that keep their outcomes are read by a Sampler, others by an Estimator, or by a Sampler if asked. With
     --engine, also on another --device and with --shots, everything is simulated here.
 
     Args:
@@ -113,6 +115,8 @@ def evaluate_denoising(
         shots: shots per image; simulated without it: exact probabilities.
         images: images to sample; without it 500 simulated, 32 on a device.
         seed: seed of noise, outcomes and shots.
+        primitive: what reads the circuits on a device: estimator or sampler; without it the sampler for a model that
+            keeps its outcomes, else the estimator.
         evaluation_classifier: folder of the evaluation classifier; without it the one shipped for the data set.
         access: run on a device, with --device and --shots and without --engine.
         place: folder of the evaluation on a device.
@@ -126,10 +130,12 @@ def evaluate_denoising(
             place,
             images=IMAGES if images is None else images,
             seed=seed,
+            primitive=primitive,
             evaluation_classifier=evaluation_classifier,
         )
         print(found)
         return 0
+    _refuse({"primitive": primitive} if primitive is not None else {})
     from qhw_diffusion.denoising.command import evaluate_denoiser
 
     found = evaluate_denoiser(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Literal
 
 from tyro.conf import Positional
 
@@ -48,6 +49,7 @@ def cost(
     rows: int | None = None,
     resilience_level: int = 0,
     mitigation: str = "",
+    primitive: Literal["estimator", "sampler"] | None = None,
     repetition_delay: float | None = None,
     ledger: Path | None = None,
     json_: bool = False,
@@ -62,9 +64,10 @@ def cost(
         images: images of a run; without it 32. A policy has one circuit per image and step, a denoiser one per image.
         rows: rows of parameters of a circuit file; without it 1.
         resilience_level: resilience level of the client's estimator: 0 none, 1 readout, 2 also zero-noise
-            extrapolation; not for a denoiser that keeps its outcomes.
+            extrapolation; not for a denoiser read by a Sampler.
         mitigation: mitigation strategies of this package, as for `qhw evaluate guidance`, such as
-            readout+zne:linear:1,3; not for a denoiser that keeps its outcomes.
+            readout+zne:linear:1,3; not for a denoiser read by a Sampler.
+        primitive: what reads a denoiser: estimator or sampler; without it the sampler for one that keeps its outcomes.
         repetition_delay: µs between two shots, within the device's range; without it the device's default.
         ledger: ledger whose finished jobs correct the estimate; without it $QHW_LEDGER, else runs/ledger, if there is
             one.
@@ -75,7 +78,7 @@ def cost(
     from qhw_diffusion.hardware.cost import EXTRAPOLATED
 
     loaded = None if device is None else Device.load(device)
-    workload = workload_of(target, loaded, images=images, rows=rows, mitigation=mitigation)
+    workload = workload_of(target, loaded, images=images, rows=rows, mitigation=mitigation, primitive=primitive)
     found = cost_of(
         workload,
         shots=shots,

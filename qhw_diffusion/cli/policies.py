@@ -1,20 +1,22 @@
-"""What is done with a trained policy: `qhw evaluate guidance`, `qhw fine-tune`, `qhw distill`."""
+"""What is done with what was trained: `qhw evaluate guidance`, `qhw fine-tune` (denoisers too), `qhw distill`."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from tyro.conf import Positional
 
 from qhw_diffusion.cli.flags import FromFlags, changed
 from qhw_diffusion.cli.options import access_given, required_access
-from qhw_diffusion.errors import InvalidInputError
-from qhw_diffusion.guidance.on_device.settings import ComparisonConfig, FineTuneConfig
-from qhw_diffusion.on_device.settings import AccessConfig
+from qhw_diffusion.denoising.on_device.settings import DenoiserTuningConfig
+from qhw_diffusion.errors import InvalidInputError, RunFolderError
+from qhw_diffusion.guidance.on_device.settings import FineTuneConfig
+from qhw_diffusion.on_device.settings import AccessConfig, ComparisonConfig, TuningConfig
 from qhw_diffusion.runs.place import Place, beside
 
+T = TypeVar("T", bound=TuningConfig)
 _NAMED = "its name stands for the run in the ledger; without it"
 _ROLLOUT = {
     "out": f"Folder of the rollout on a device; {_NAMED} RUN-DEVICE.",
@@ -118,8 +120,28 @@ def _fine_tune_place(given: Mapping[str, Any], run: Path, access: AccessConfig) 
     return _beside(given, run, f"-tuned-{Path(access.device).name}")
 
 
-def _fine_tuning(given: Mapping[str, Any], run: Path, access: AccessConfig) -> FineTuneConfig:
-    return FineTuneConfig(
+_COMMON = ("run", "device", "shots", "gradient", "updates", "seed", "resilience_level", "mitigation", "ledger")
+_TUNABLE = {"guidance": "policies", "denoiser": "denoisers"}
+
+
+def _kind(run: Path) -> str:
+    """Kind of what is fine-tuned; a folder without one is left to the command to refuse."""
+    from qhw_diffusion.runs import read_json
+
+    try:
+        kind = str(read_json(run / "manifest.json").get("kind"))
+    except OSError:
+        return "guidance"
+    if kind not in _TUNABLE:
+        raise RunFolderError(
+            f"{run} is a run of kind {kind!r}; `qhw fine-tune` takes run folders of quantum policies (`qhw train "
+            "guidance`) and of denoisers (`qhw train denoising`)"
+        )
+    return kind
+
+
+def _tuning(given: Mapping[str, Any], run: Path, access: AccessConfig) -> TuningConfig:
+    return TuningConfig(
         run=str(run),
         device=access.device,
         shots=access.shots,
@@ -130,29 +152,58 @@ def _fine_tuning(given: Mapping[str, Any], run: Path, access: AccessConfig) -> F
     )
 
 
+def _of_kind(kind: str, made: type[T], given: Mapping[str, Any], run: Path, tuning: TuningConfig) -> T | None:
+    """The settings of one kind of run; None where the run is of another, whose flags these are not."""
+    if _kind(run) == kind:
+        return made(**tuning.to_dict(), **given)
+    if given:
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise InvalidInputError(f"{flags}: for {_TUNABLE[kind]}; {run} is one of {_TUNABLE[_kind(run)]}")
+    return None
+
+
+def _policy_tuning(given: Mapping[str, Any], run: Path, tuning: TuningConfig) -> FineTuneConfig | None:
+    return _of_kind("guidance", FineTuneConfig, given, run, tuning)
+
+
+def _denoiser_tuning(given: Mapping[str, Any], run: Path, tuning: TuningConfig) -> DenoiserTuningConfig | None:
+    return _of_kind("denoiser", DenoiserTuningConfig, given, run, tuning)
+
+
 def fine_tune(
     run: Positional[Path],
     *,
     access: Annotated[AccessConfig, FromFlags(required_access)],
     place: Annotated[Place, FromFlags(_fine_tune_place, skip=("command",), help=_TUNED)],
-    updates: Annotated[
-        FineTuneConfig,
-        FromFlags(_fine_tuning, skip=("run", "device", "shots", "resilience_level", "mitigation", "ledger")),
+    tuning: Annotated[
+        TuningConfig,
+        FromFlags(_tuning, skip=("run", "device", "shots", "resilience_level", "mitigation", "ledger")),
     ],
+    policy: Annotated[FineTuneConfig | None, FromFlags(_policy_tuning, skip=_COMMON)] = None,
+    denoiser: Annotated[DenoiserTuningConfig | None, FromFlags(_denoiser_tuning, skip=_COMMON)] = None,
     comparison: Annotated[ComparisonConfig, FromFlags(prefix={"": "compare"})] = ComparisonConfig(),  # noqa: B008
 ) -> int:
-    """Train a policy on a device for a few updates, and compare it with itself before.
+    """Train a policy or a denoiser on a device for a few updates, and compare it with itself before.
 
     Args:
-        run: run folder of `qhw train guidance` with a quantum policy.
+        run: run folder of `qhw train guidance` with a quantum policy, or of `qhw train denoising` with a post-selected
+            or reset denoiser.
         access: how circuits get to the device.
         place: run folder to write.
-        updates: updates on the device.
+        tuning: updates on the device.
+        policy: updates of a policy, by PPO.
+        denoiser: updates of a denoiser, by the loss it was trained with or what a device gives of it.
         comparison: evaluation before and after.
     """
+    if denoiser is not None:
+        from qhw_diffusion.denoising.on_device.fine_tune_command import tune_denoiser
+
+        print(tune_denoiser(denoiser, access, place, comparison))
+        return 0
+    assert policy is not None
     from qhw_diffusion.guidance.on_device.fine_tune_command import fine_tune_run
 
-    print(fine_tune_run(updates, access, place, comparison))
+    print(fine_tune_run(policy, access, place, comparison))
     return 0
 
 

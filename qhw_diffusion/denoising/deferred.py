@@ -119,8 +119,8 @@ class DenoiserLayer(nn.Module):
             labels: int64 [B]; needed if the process has labels.
         """
         values = self.layer(self.inputs(states, labels))
-        back = torch.from_numpy(z_signs(len(self.circuit.data))).to(values) / values.shape[1]
-        return values @ back / values[:, :1], values[:, 0]
+        success = values[:, 0]
+        return shares_of(values) / success[:, None], success
 
     def estimate(self, states: Tensor, labels: Tensor | None = None) -> Denoised:
         """Probabilities, success probability and images with standard errors, without gradient.
@@ -131,6 +131,11 @@ class DenoiserLayer(nn.Module):
         """
         engine, estimate = self.layer.engine, self.layer.estimate(self.inputs(states, labels))
         return denoised(self.model, estimate, plain_shots(engine, estimate))
+
+
+def shares_of(values: Tensor) -> Tensor:
+    """q(x) [B, 2ⁿ], the share of all shots that pass with outcome x, from ⟨P Z^s⟩ [B, 2ⁿ]; differentiable."""
+    return values @ torch.from_numpy(z_signs(values.shape[1].bit_length() - 1)).to(values) / values.shape[1]
 
 
 def deferred_of(model: QDM) -> DeferredCircuit:
@@ -147,7 +152,7 @@ def deferred_of(model: QDM) -> DeferredCircuit:
         how = "choose the next step's angles" if config.feed_forward else "belong to the image"
         raise InvalidInputError(
             f"the outcomes of this model {how}: kept outcomes need counts, of every outcome record, and an Estimator "
-            "gives none: a Sampler does. Post-selected and reset models run by an Estimator"
+            "gives none: a Sampler does (--primitive sampler). Post-selected and reset models run by an Estimator"
         )
     return deferred_circuit(
         reverse.circuit,
@@ -197,12 +202,7 @@ def compile_deferred(model: QDM, device: str | Device | None = None, *, schedule
 @torch.no_grad()
 def deferred_weights(model: QDM) -> Tensor:
     """[W] weights of the deferred circuit, those of step 1 first; empty where they are inputs."""
-    reverse = model.reverse
-    config = reverse.config
-    if config.conditioning == "weights":
-        return torch.zeros(0, dtype=reverse.weight.dtype)
-    steps = 1 if config.weight_sharing == "time_embedding" else config.n_steps
-    return torch.cat([reverse.weights_of(t) for t in range(1, steps + 1)])
+    return _weights(model)
 
 
 @torch.no_grad()
@@ -217,6 +217,27 @@ def deferred_inputs(model: QDM, states: Tensor, labels: Tensor | None = None) ->
     Raises:
         InvalidInputError: no states of this dimension, mixed ones for a pure prior, or labels out of range.
     """
+    return _inputs(model, states, labels)
+
+
+def deferred_angles(model: QDM, states: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Inputs [B, inputs] and weights [W] of the deferred circuit, float64, differentiable in the model's parameters.
+
+    Args and errors as in `deferred_inputs`.
+    """
+    return _inputs(model, states, labels), _weights(model).double()
+
+
+def _weights(model: QDM) -> Tensor:
+    reverse = model.reverse
+    config = reverse.config
+    if config.conditioning == "weights":
+        return torch.zeros(0, dtype=reverse.weight.dtype)
+    steps = 1 if config.weight_sharing == "time_embedding" else config.n_steps
+    return torch.cat([reverse.weights_of(t) for t in range(1, steps + 1)])
+
+
+def _inputs(model: QDM, states: Tensor, labels: Tensor | None) -> Tensor:
     reverse, config = model.reverse, model.reverse.config
     labels = check_labels(labels, len(states), config.n_labels)
     parts = [torch.from_numpy(preparation_angles(amplitudes_of(model, states)))]
@@ -271,7 +292,7 @@ def denoised(model: QDM, estimate: Estimate, shots: int | None = None) -> Denois
         estimate: of its deferred circuit.
         shots: as `plain_shots` has them.
     """
-    read = quotient_of(estimate.values, estimate.std_errors, shots)
+    read = quotient_of(estimate.values, estimate.std_errors, shots, estimate.covariance)
     decode = getattr(model, "decode", None)
     return Denoised(estimate, read, None if decode is None else _images(read, decode))
 

@@ -2,8 +2,9 @@
 
 A shot either fails (every P Z^s is 0) or passes with an outcome x of the data (P Z^s is (−1)^(s·x)). So with
 q(x) = 2⁻ⁿ Σ_s (−1)^(s·x) ⟨P Z^s⟩, the share of all shots that pass with x, all covariances of N plain shots are known
-from the values themselves: Cov(P Z^s, P Z^t) = (⟨P Z^(s⊕t)⟩ − ⟨P Z^s⟩⟨P Z^t⟩)/N. Mitigated values have standard errors
-of their own; they are taken with the correlations of the shots below them. From there on it is the delta method:
+from the values themselves: Cov(P Z^s, P Z^t) = (⟨P Z^(s⊕t)⟩ − ⟨P Z^s⟩⟨P Z^t⟩)/N. Readout inversion, and twirling and
+ZNE on top of it, state the covariance of their values. Of other mitigated values the standard errors are taken with the
+correlations of plain shots. From there on it is the delta method:
 
     Cov p = (Cov q − p cᵀ − c pᵀ + p pᵀ Var S)/S²,  S = Σ q = ⟨P⟩,  c = Cov(q, S).
 """
@@ -77,7 +78,9 @@ class Quotient:
         return _correlations(torch.where(self.covariance.isfinite(), self.covariance, 0.0))
 
 
-def quotient_of(values: Tensor, std_errors: Tensor, shots: int | None = None) -> Quotient:
+def quotient_of(
+    values: Tensor, std_errors: Tensor, shots: int | None = None, covariance: Tensor | None = None
+) -> Quotient:
     """p(x | kept) and the success probability from ⟨P Z^s⟩.
 
     Args:
@@ -85,6 +88,7 @@ def quotient_of(values: Tensor, std_errors: Tensor, shots: int | None = None) ->
         std_errors: [B, 2ⁿ], of the values; infinite where none is known.
         shots: of each circuit, if the values are means over plain shots: the covariance is then exact, and `std_errors`
             are not used. None: as the module says.
+        covariance: [B, 2ⁿ, 2ⁿ] of the values, where it is known; for plain shots it is not used.
 
     Raises:
         InvalidInputError: shapes that do not fit, values that are not finite, negative errors.
@@ -93,6 +97,10 @@ def quotient_of(values: Tensor, std_errors: Tensor, shots: int | None = None) ->
     if size < 2 or size & (size - 1) or std_errors.shape != values.shape:
         raise InvalidInputError(
             f"values {tuple(values.shape)} and errors {tuple(std_errors.shape)}: both are [B, 2^n], one for each string"
+        )
+    if covariance is not None and covariance.shape != (*values.shape, size):
+        raise InvalidInputError(
+            f"covariance is {tuple(covariance.shape)}; of values {tuple(values.shape)} it is {(*values.shape, size)}"
         )
     values, errors = (each.detach().cpu().double() for each in (values, std_errors))
     if not bool(values.isfinite().all()) or not bool((errors >= 0).all()):
@@ -103,12 +111,14 @@ def quotient_of(values: Tensor, std_errors: Tensor, shots: int | None = None) ->
     success = values[:, 0]
     shares = values @ back  # q(x)
     unknown = errors.isinf() if shots is None else torch.zeros_like(errors, dtype=torch.bool)
-    per_shot = _covariance_of_a_shot(_physical(shares, success), signs)
-    if shots is None:
-        errors = errors.masked_fill(unknown, 0.0)
-        covariance = _correlations(per_shot) * errors[:, :, None] * errors[:, None, :]
+    if shots is not None:
+        covariance = _covariance_of_a_shot(_physical(shares, success), signs) / shots
+    elif covariance is not None:
+        covariance = covariance.detach().cpu().double()
     else:
-        covariance = per_shot / shots
+        errors = errors.masked_fill(unknown, 0.0)
+        per_shot = _covariance_of_a_shot(_physical(shares, success), signs)
+        covariance = _correlations(per_shot) * errors[:, :, None] * errors[:, None, :]
     success_errors = covariance[:, 0, 0].sqrt().masked_fill(unknown[:, 0], torch.inf)
     resolved = (success > 0) & (success >= TOLD_APART * success_errors.masked_fill(unknown[:, 0], 0.0))
     divisor = torch.where(resolved, success, torch.nan)[:, None]

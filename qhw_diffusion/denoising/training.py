@@ -142,7 +142,18 @@ def train_qdm(
         InvalidInputError: data or labels that do not fit the model, or a greedy training of steps that share weights.
         RunFolderError, DamagedFileError: no checkpoint to resume from, or one of another model.
     """
-    task = _Task(model, data, labels, config)
+    return train_task(TrainingTask(model, data, labels, config), run=run, resume=resume, on_update=on_update)
+
+
+def train_task(
+    task: TrainingTask,
+    *,
+    run: RunFolder | None = None,
+    resume: bool = False,
+    on_update: Callable[[int, dict[str, float]], None] | None = None,
+) -> History:
+    """`train_qdm` of batches and losses that are made already; arguments, result and errors as there."""
+    model, config = task.model, task.config
     stages = list(range(model.reverse.config.n_steps, 0, -1)) if config.mode == "greedy" else [0]
     total = len(stages) * config.iterations
     generator = torch.Generator().manual_seed(config.seed)
@@ -202,11 +213,21 @@ def check_qdm_training(model: QDM, data: Tensor, config: TrainConfig, *, labels:
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", MixedStateWarning)  # the training gives it
-        _Task(model, data, labels, config)
+        TrainingTask(model, data, labels, config)
 
 
-class _Task:
-    """Batches and losses of one training."""
+class TrainingTask:
+    """Batches and losses of one training.
+
+    Args:
+        model: with its forward process and its weights.
+        data: what the model's `encode` takes.
+        labels: int64 [N], for a conditioned model.
+        config: loss, order and size of the training.
+
+    Raises:
+        InvalidInputError: data, labels or settings that do not fit the model.
+    """
 
     def __init__(self, model: QDM, data: Tensor, labels: Tensor | None, config: TrainConfig) -> None:
         reverse = model.reverse.config
@@ -258,7 +279,7 @@ class _Task:
         distance = PAIRED[self.config.loss]
         values = torch.stack([distance(states, _like(before, states)) for states in kept.states])
         loss = (weights * values).sum(0).mean()
-        return self._with_probability(loss, kept.probabilities)
+        return self.with_probability(loss, kept.probabilities)
 
     def _ensemble(self, stage: int, generator: torch.Generator) -> tuple[Tensor, float]:
         c, reverse = self.config, self.model.reverse
@@ -277,12 +298,12 @@ class _Task:
         target = self.buffers.targets(stage, c.targets, generator)
         made = states.flatten(0, 1)
         wanted = torch.arange(len(self.groups)).repeat_interleave(c.targets)
-        loss = self._distance(made, labels.repeat(len(states)), _like(target, made), wanted, weights.flatten())
+        loss = self.distance(made, labels.repeat(len(states)), _like(target, made), wanted, weights.flatten())
         if reverse.config.kind == "measured":
             return loss, float(probabilities.detach().mean())
-        return self._with_probability(loss, probabilities)
+        return self.with_probability(loss, probabilities)
 
-    def _distance(self, made: Tensor, labels: Tensor, target: Tensor, wanted: Tensor, weights: Tensor) -> Tensor:
+    def distance(self, made: Tensor, labels: Tensor, target: Tensor, wanted: Tensor, weights: Tensor) -> Tensor:
         """Mean over labels of the distance of the two ensembles."""
         c = self.config
         if c.loss == "mmd":
@@ -293,7 +314,8 @@ class _Task:
             parts.append(wasserstein(made[mine], target[theirs], weights[mine], similarity=c.similarity))
         return torch.stack(parts).mean()
 
-    def _with_probability(self, loss: Tensor, probabilities: Tensor) -> tuple[Tensor, float]:
+    def with_probability(self, loss: Tensor, probabilities: Tensor) -> tuple[Tensor, float]:
+        """The loss with the term of the success probabilities [...], and their mean."""
         if self.config.probability_weight and self.model.reverse.config.kind == "postselected":
             loss = loss - self.config.probability_weight * probabilities.clamp_min(1e-12).log().mean()
         return loss, float(probabilities.detach().mean())

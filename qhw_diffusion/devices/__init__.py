@@ -5,6 +5,7 @@ from __future__ import annotations
 from qhw_diffusion.devices.account import connect, has_account, live_backend, live_backends
 from qhw_diffusion.devices.calibration import Calibration, Drift
 from qhw_diffusion.devices.device import Device, take_snapshot
+from qhw_diffusion.devices.drift import drifted
 from qhw_diffusion.devices.layouts import predicted_error, rank_layouts
 from qhw_diffusion.devices.pictures import draw_calibration
 from qhw_diffusion.devices.providers import backend_snapshot, fake_backend_names, live_snapshot
@@ -21,6 +22,7 @@ __all__ = [
     "connect",
     "draw_calibration",
     "drift_text",
+    "drifted",
     "fake_backend_names",
     "has_account",
     "layouts_text",

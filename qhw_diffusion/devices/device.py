@@ -8,6 +8,7 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -294,6 +295,9 @@ class Device:
         configuration = json.loads(self.snapshot.configuration)
         decode_backend_configuration(configuration)
         properties = json.loads(self.snapshot.properties)
+        # With a date in place of its text the decoder leaves all others alone: no target has any, and they take most
+        # of its time
+        properties["last_update_date"] = datetime.fromisoformat(NO_DATE)
         for qubit in faulty(properties)[0]:  # the converter looks for it even where nothing works
             properties["qubits"][qubit].append({"name": "readout_error", "value": 1.0, "unit": "", "date": NO_DATE})
         target = convert_to_target(

@@ -35,6 +35,8 @@ from qhw_diffusion.errors import InvalidInputError
 QubitRecords = list[dict[str, Any]]
 # Where an error is not what follows an instruction
 _NO_QUANTUM_ERROR = ("measure", "delay")
+# Channels that were made, by all that decides them
+_CHANNELS: dict[tuple[Any, ...], SuperOp | None] = {}
 
 
 def reduced_target(target: Target, qubits: Sequence[int], names: Iterable[str]) -> Target:
@@ -70,11 +72,18 @@ def device_gate_errors(target: Target) -> list[tuple[str, tuple[int, ...], Any]]
 
 def gate_superop(target: Target, name: str, qubits: tuple[int, ...]) -> SuperOp | None:
     """Error channel of one instruction on physical `qubits` (in the gate's order), None if it has no error."""
-    wanted = tuple(range(len(qubits)))
-    for _, place, error in device_gate_errors(reduced_target(target, qubits, [name])):
-        if place == wanted:
-            return SuperOp(error)
-    return None
+    place = tuple(range(len(qubits)))
+    small = reduced_target(target, qubits, [name])
+    entry = small[name].get(place) if name in small.operation_names else None
+    if entry is None:
+        return None
+    times = tuple(q and (q.t1, q.t2, q.frequency) for q in small.qubit_properties or ())
+    # making one takes up to a tenth of a second
+    key = (name, type(small.operation_from_name(name)), target.dt, times, entry.duration, entry.error)
+    if key not in _CHANNELS:
+        errors = {where: error for _, where, error in device_gate_errors(small)}
+        _CHANNELS[key] = SuperOp(errors[place]) if place in errors else None
+    return _CHANNELS[key]
 
 
 def relaxation_superop(t1: float | None, t2: float | None, seconds: float) -> SuperOp | None:

@@ -19,7 +19,7 @@ import warnings
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
@@ -336,11 +336,17 @@ def cache_folder() -> Path:
     return Path(home) / ".cache" / "qhw_diffusion"
 
 
-def _digits(split: str) -> ImageDataset:
+@lru_cache(maxsize=1)
+def _raw_digits() -> Any:
     from sklearn.datasets import load_digits
+
+    return load_digits()  # a text file of its own, .2 s to read
+
+
+def _digits(split: str) -> ImageDataset:
     from sklearn.model_selection import train_test_split
 
-    raw = load_digits()
+    raw = _raw_digits()
     train, heldout = train_test_split(
         np.arange(len(raw.target)), test_size=_DIGITS_HELDOUT, random_state=_DIGITS_SPLIT_SEED, stratify=raw.target
     )

@@ -11,6 +11,7 @@ from qhw_diffusion.execution.measurement import all_z_strings, outcome_distribut
 from qhw_diffusion.execution.noise_trajectories import NoiseTrajectories
 from qhw_diffusion.execution.primitive import Hardware, Primitive, aer_backend, aer_estimator, runtime_estimator
 from qhw_diffusion.execution.program import FixedMap, Measurement, Program, Rotation
+from qhw_diffusion.execution.records import NoisySampler, record_probabilities
 from qhw_diffusion.execution.sampler import Counts, SamplerEngine, Samples, compile_sampled
 from qhw_diffusion.execution.trajectories import Trajectories
 
@@ -30,6 +31,7 @@ __all__ = [
     "Measurement",
     "NoiseTrajectories",
     "Noisy",
+    "NoisySampler",
     "ParameterShift",
     "Plan",
     "Primitive",
@@ -51,6 +53,7 @@ __all__ = [
     "engine_of",
     "load_layer",
     "outcome_distribution",
+    "record_probabilities",
     "runtime_estimator",
     "save_layer",
     "spec_of",

@@ -86,11 +86,13 @@ class Estimate:
         values: [B, M] expectation values.
         std_errors: [B, M] their standard errors; zeros from an exact engine, infinity where the service knows none.
         usage: what it cost.
+        covariance: [B, M, M] of the values of a row, where it is known; None elsewhere.
     """
 
     values: Tensor
     std_errors: Tensor
     usage: Usage = field(default_factory=Usage)
+    covariance: Tensor | None = None
 
 
 class Engine(ABC):
@@ -184,6 +186,7 @@ class Engine(ABC):
             estimate,
             values=combined(adaptive, estimate.values, coefficients),
             std_errors=bound(adaptive, estimate.std_errors, coefficients),
+            covariance=None,
         )
 
     def labelled(self, labels: Sequence[str], packages: Sequence[str] = ()) -> Engine:

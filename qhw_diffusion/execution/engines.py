@@ -6,7 +6,7 @@ The text of an engine is ``shots:4096:seed=3+readout+zne``: a name with its sett
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Self
 
@@ -19,7 +19,7 @@ from qhw_diffusion.errors import InvalidInputError, QhwError, UnknownNameError
 from qhw_diffusion.execution.adaptive import combination
 from qhw_diffusion.execution.compile import CompiledCircuit
 from qhw_diffusion.execution.engine import Engine, Estimate, Record, Usage, adaptive_of, check_parameters, rows_of
-from qhw_diffusion.execution.measurement import check_shots, draw_counts, outcome_values
+from qhw_diffusion.execution.measurement import Member, check_shots, draw_counts, outcome_values
 from qhw_diffusion.execution.noise_trajectories import NoiseTrajectories
 from qhw_diffusion.execution.simulator import NUMPY, Simulator, refuse_if_too_large
 from qhw_diffusion.extensions import is_extension, load_extension
@@ -194,7 +194,6 @@ class Shots(Engine):
         """Values of the observables, or of linear combinations of them: `linear` [M, combinations]."""
         parameters = check_parameters(compiled, parameters)
         self.check(compiled)
-        simulator, inputs, weights = split_rows(compiled, parameters.detach(), self.noisy)
         observables = compiled.program.observables
         constants = np.array([sum(c for c, label in terms if not label.strip("I")) for terms in observables])
         if linear is not None:
@@ -202,19 +201,16 @@ class Shots(Engine):
         values = np.zeros((len(parameters), len(constants)))
         variances = np.zeros_like(values)
         groups = compiled.measurement_groups
-        for chunk in simulator.chunks(len(parameters)):
-            rows = simulator.final_rows(inputs[chunk].cpu().numpy(), weights.cpu().numpy())
-            for basis, members in groups:
-                distribution = simulator.distribution(rows, basis)
-                counts = draw_counts(distribution, self.shots, self.draws.generator)
-                outcome = outcome_values(observables, members, distribution.shape[1])  # [2^n, M]
-                outcome = outcome if linear is None else outcome @ linear
-                mean = counts @ outcome / self.shots
-                square = counts @ (outcome * outcome) / self.shots
-                values[chunk] += mean
-                # A single shot says nothing of its spread: the bound by the largest outcome then
-                spread = (square - mean**2).clip(0) / (self.shots - 1) if self.shots > 1 else (outcome**2).max(0)
-                variances[chunk] += spread
+        for chunk, members, distribution in self.distributions(compiled, parameters):
+            counts = draw_counts(distribution, self.shots, self.draws.generator)
+            outcome = outcome_values(observables, members, distribution.shape[1])  # [2^n, M]
+            outcome = outcome if linear is None else outcome @ linear
+            mean = counts @ outcome / self.shots
+            square = counts @ (outcome * outcome) / self.shots
+            values[chunk] += mean
+            # A single shot says nothing of its spread: the bound by the largest outcome then
+            spread = (square - mean**2).clip(0) / (self.shots - 1) if self.shots > 1 else (outcome**2).max(0)
+            variances[chunk] += spread
         values += constants
         circuits = len(parameters) * len(groups)
         return Estimate(
@@ -222,6 +218,16 @@ class Shots(Engine):
             torch.from_numpy(np.sqrt(variances)).to(parameters),
             Usage(circuits, circuits * self.shots),
         )
+
+    def distributions(
+        self, compiled: CompiledCircuit, parameters: Tensor
+    ) -> Iterable[tuple[slice, Sequence[Member], np.ndarray]]:
+        """What outcomes are drawn from: (rows, strings measured together, exact distributions [rows, 2^n])."""
+        simulator, inputs, weights = split_rows(compiled, parameters.detach(), self.noisy)
+        for chunk in simulator.chunks(len(parameters)):
+            rows = simulator.final_rows(inputs[chunk].cpu().numpy(), weights.cpu().numpy())
+            for basis, members in compiled.measurement_groups:
+                yield chunk, members, simulator.distribution(rows, basis)
 
     def expectation(
         self, compiled: CompiledCircuit, inputs: Tensor, weights: Tensor, record: Record = lambda usage: None

@@ -263,7 +263,7 @@ class Distribution:
                 deviations = [values.std(0) for values in sets]
                 self._shift = embedded.mean(0)
                 self._width = torch.cat([d.clamp_min(0.1 * float(d.mean())) for d in deviations])
-            self._real = self.embed(images)
+            self._real = (embedded - self._shift) / self._width
         self._real_rows: Tensor | None = None
 
     def embed(self, images: Tensor) -> Tensor:

@@ -61,7 +61,10 @@ def operations_of(circuit: QuantumCircuit) -> Iterator[tuple[str, tuple[int, ...
 
 
 def check_conditions(circuit: QuantumCircuit, target: Target | None, device: str) -> None:
-    """Raise InvalidInputError for control flow that a device does not have, or that is more than `if_else` on bits."""
+    """Raise InvalidInputError for control flow that a device does not have, or that is more than `if_else` on bits.
+
+    Devices take no `if_else` within another one (IBM's guide "Execute dynamic circuits"); simulators do (no target).
+    """
     for instruction in circuit.data:
         operation = instruction.operation
         if not isinstance(operation, ControlFlowOp):
@@ -78,6 +81,11 @@ def check_conditions(circuit: QuantumCircuit, target: Target | None, device: str
                 "or measure at the end instead (deferred measurement)"
             )
         for block in operation.blocks:
+            if target is not None and any(isinstance(inner.operation, ControlFlowOp) for inner in block.data):
+                raise InvalidInputError(
+                    f"the circuit has control flow within an {operation.name}, which {device} does not take: put the "
+                    "conditions one after the other, each on the value of a register of all bits that it asks for"
+                )
             check_conditions(block, target, device)
 
 

@@ -196,7 +196,7 @@ def _combined(
     known = combine(lambda errors: errors.masked_fill(errors.isinf(), 0.0))
     without = combine(torch.zeros_like).std_errors
     touched = combine(lambda errors: _SMALL * errors.isinf().to(errors)).std_errors != without
-    return replace(known, std_errors=known.std_errors.masked_fill(touched, torch.inf))
+    return replace(known, std_errors=known.std_errors.masked_fill(touched, torch.inf), covariance=None)
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,8 @@ Inverse = tuple[np.ndarray, np.ndarray]
 _SMALLEST_SCALE = 0.05
 # Numbers held at once for the variances
 _AT_ONCE = 2**23
+# Observables of which the covariance is kept: those of a denoiser of six qubits
+_MOST_TOLD = 64
 
 
 @dataclass(frozen=True)
@@ -120,6 +122,9 @@ class Readout(Strategy):
         like = estimates[0].values if estimates else rows
         total = torch.from_numpy(plan.constants).to(like).expand(len(rows), -1)
         variances = torch.zeros_like(total)
+        covariance: Tensor | None = None
+        if total.shape[1] <= _MOST_TOLD and not isinstance(assignment, Correlated):
+            covariance = torch.zeros(*total.shape, total.shape[1]).to(total)
         all_inverses = _inverses(compiled, self.source, plan, assignment)
         for estimate, strings, inverses in zip(estimates, plan.strings, all_inverses, strict=True):
             values = estimate.values
@@ -127,12 +132,20 @@ class Readout(Strategy):
             corrected = values @ weights.T + constants
             total = total + corrected
             with torch.no_grad():
-                variances = variances + _variances(values, estimate.std_errors, weights, strings)
-                for other_weights, other_constants in moved:
-                    variances = variances + (values @ other_weights.T + other_constants - corrected).square()
+                spread, together = _variances(
+                    values, estimate.std_errors, weights, strings, covariance=covariance is not None
+                )
+                variances = variances + spread
+                shifts = [values @ each.T + other - corrected for each, other in moved]
+                for shift in shifts:
+                    variances = variances + shift.square()
+                covariance = None if covariance is None or together is None else covariance + together
+                if covariance is not None and shifts:
+                    each = torch.stack(shifts)
+                    covariance = covariance + torch.einsum("kbm,kbn->bmn", each, each)
                 if isinstance(assignment, Correlated) and assignment.errors.any():
                     variances = variances + _calibration_variances(assignment, values, weights)
-        return Estimate(total, variances.sqrt())
+        return Estimate(total, variances.sqrt(), covariance=covariance)
 
     def _assignment(
         self, compiled: CompiledCircuit, plan: _Plan, calibration: Sequence[Estimate]
@@ -155,24 +168,35 @@ def _inverses(
     """
     made, key = kept(compiled), ("inverses", source)
     if key not in made or not np.array_equal(made[key][0], assignment.numbers):
-        others = assignment.shifted() if isinstance(assignment, Local) else []
         made[key] = (
             assignment.numbers,
             [
                 [
                     (torch.from_numpy(weights), torch.from_numpy(constants))
-                    for each in (assignment, *others)
-                    for weights, constants in [each.inverse(strings, members, len(plan.constants))]
+                    for weights, constants in _all_inverses(assignment, plan, at)
                 ]
-                for strings, members in zip(plan.strings, plan.members, strict=True)
+                for at in range(len(plan.strings))
             ],
         )
     result: list[list[tuple[Tensor, Tensor]]] = made[key][1]
     return result
 
 
-def _variances(values: Tensor, errors: Tensor, weights: Tensor, strings: Sequence[str]) -> Tensor:
-    """[B, M]: variances of the weighted sums of strings that were measured in the same shots.
+def _all_inverses(assignment: Local | Correlated, plan: _Plan, at: int) -> list[Inverse]:
+    """Of circuit number `at`: by the calibration, then by every shifted one."""
+    strings, members, n_observables = plan.strings[at], plan.members[at], len(plan.constants)
+    if isinstance(assignment, Correlated):
+        return [assignment.inverse(strings, members, n_observables)]
+    terms = plan.terms[at]
+    return [each.inverse(terms, len(strings), n_observables) for each in (assignment, *assignment.shifted())]
+
+
+def _variances(
+    values: Tensor, errors: Tensor, weights: Tensor, strings: Sequence[str], *, covariance: bool
+) -> tuple[Tensor, Tensor | None]:
+    """[B, M]: variances of the weighted sums of strings that were measured in the same shots; [B, M, M] covariances.
+
+    The covariances are None where they are not asked for, or do not follow from the values.
 
     Where the strings are all products of some qubits' factors, their values are those of a distribution of outcomes,
     which has their correlations. A string that does not vary in it counts with its error by itself.
@@ -182,13 +206,14 @@ def _variances(values: Tensor, errors: Tensor, weights: Tensor, strings: Sequenc
         errors: [B, S], their standard errors.
         weights: [M, S].
         strings: S labels of one basis.
+        covariance: ask for these.
     """
     factors = [q for q in range(len(strings[0])) if any(string[q] != "I" for string in strings)]
     if len(strings) != 2 ** len(factors) - 1:
-        return (errors @ weights.abs().T).square()
+        return (errors @ weights.abs().T).square(), None
     places = [sum(1 << bit for bit, q in enumerate(factors) if string[q] != "I") for string in strings]
     index = torch.tensor(places).to(values.device)
-    outcomes, parts = 2 ** len(factors), []
+    outcomes, parts, told = 2 ** len(factors), [], []
     at_once = max(1, _AT_ONCE // (outcomes * len(weights)))
     for some, their in zip(values.double().split(at_once), errors.double().split(at_once), strict=True):
         read = some.new_ones(len(some), outcomes).index_copy(1, index, some)
@@ -203,7 +228,11 @@ def _variances(values: Tensor, errors: Tensor, weights: Tensor, strings: Sequenc
         variance = (chance * sums.square()).sum(-1) - (chance * sums).sum(-1).square()
         alone = torch.where(varies, 0.0, their) @ weights.double().abs().T
         parts.append(variance.clamp_min(0) + alone.square())
-    return torch.cat(parts).to(values)
+        if covariance:
+            means = (chance * sums).sum(-1)
+            product = torch.einsum("bmx,bnx->bmn", chance * sums, sums) - means[:, :, None] * means[:, None, :]
+            told.append(product + torch.diag_embed(alone.square()))
+    return torch.cat(parts).to(values), torch.cat(told).to(values) if told else None
 
 
 def _walsh(values: Tensor) -> Tensor:
@@ -235,6 +264,7 @@ class _Plan:
         measured: positions of the measured qubits.
         preparations: calibration circuits.
         states: which basis state each of them prepares, the first digit that of the first measured qubit.
+        terms: for each circuit; nothing for correlated errors.
         snapshot: the device's own readout errors.
     """
 
@@ -245,6 +275,7 @@ class _Plan:
     measured: tuple[int, ...]
     preparations: tuple[CompiledCircuit, ...]
     states: tuple[str, ...]
+    terms: tuple[_Terms, ...]
     snapshot: Local
 
 
@@ -300,6 +331,9 @@ def _make_plan(compiled: CompiledCircuit, source: Source) -> _Plan:
         measured=measured,
         preparations=tuple(prepared(compiled, each, read) for each in ones),
         states=tuple("".join(str(int(q in each)) for q in measured) for each in ones),
+        terms=()
+        if source == "correlated"
+        else tuple(_terms(each, members) for each, (_, members) in zip(strings, groups, strict=True)),
         snapshot=Local(
             np.array([1 - 2 * p10 for p10, _ in errors]), np.array([2 * p01 - 1 for _, p01 in errors]), np.zeros((2, n))
         ),
@@ -311,6 +345,40 @@ def _strings(basis: str, measured: Sequence[int]) -> tuple[str, ...]:
     return tuple(
         "".join(f if any(q == m and s >> j & 1 for j, m in enumerate(measured)) else "I" for q, f in enumerate(basis))
         for s in range(1, 2 ** len(measured))
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class _Terms:
+    """Products of corrected factors, multiplied out into K strings as read.
+
+    Attributes:
+        observables: int [K], the observable that each adds to.
+        strings: int [K], the string that is left; their number where it is the identity.
+        coefficients: [K], of the product.
+        choices: int8 [n, K], for each qubit: 0 no factor, 1 its factor is kept, 2 it is replaced by its constant.
+    """
+
+    observables: np.ndarray
+    strings: np.ndarray
+    coefficients: np.ndarray
+    choices: np.ndarray
+
+
+def _terms(strings: Sequence[str], members: Sequence[Member]) -> _Terms:
+    index = {label: at for at, label in enumerate(strings)}
+    parts = [(member, part) for member in members for part in substrings(member[2])]
+    width = len(strings[0]) if strings else 0
+    whole, left = (
+        np.array([list(label) for label in labels], dtype="U1").reshape(len(parts), width)
+        for labels in ([label for (_, _, label), _ in parts], [part for _, part in parts])
+    )
+    choices = np.where(whole == "I", 0, np.where(left == "I", 2, 1)).astype(np.int8)
+    return _Terms(
+        np.array([observable for (observable, _, _), _ in parts], dtype=np.int64),
+        np.array([index.get(part, len(strings)) for _, part in parts], dtype=np.int64),
+        np.array([coefficient for (_, coefficient, _), _ in parts], dtype=float),
+        choices.T.copy(),
     )
 
 
@@ -327,22 +395,18 @@ class Local:
     one: np.ndarray
     errors: np.ndarray
 
-    def inverse(self, strings: Sequence[str], members: Sequence[Member], n_observables: int) -> Inverse:
-        """Π_q (P_q − d_q) / s_q, multiplied out."""
+    def inverse(self, terms: _Terms, n_strings: int, n_observables: int) -> Inverse:
+        """Π_q (P_q − d_q) / s_q, of products that are multiplied out."""
         scales, shifts = self._scales, (self.zero + self.one) / 2
-        index = {label: at for at, label in enumerate(strings)}
-        weights, constants = np.zeros((n_observables, len(strings))), np.zeros(n_observables)
-        for observable, coefficient, label in members:
-            for part in substrings(label):
-                weight = coefficient
-                for q, factor in enumerate(label):
-                    if factor != "I":
-                        weight *= (1 if part[q] != "I" else -shifts[q]) / scales[q]
-                if part.strip("I"):
-                    weights[observable, index[part]] += weight
-                else:
-                    constants[observable] += weight
-        return weights, constants
+        factors = np.stack([np.ones_like(scales), 1 / scales, -shifts / scales])  # absent, kept, replaced by d
+        each = terms.coefficients.copy()
+        for q, choices in enumerate(terms.choices):
+            each *= factors[choices, q]
+        # the last column collects what no string is left of
+        sums = np.bincount(
+            terms.observables * (n_strings + 1) + terms.strings, each, n_observables * (n_strings + 1)
+        ).reshape(n_observables, n_strings + 1)
+        return sums[:, :-1], sums[:, -1]
 
     @property
     def numbers(self) -> np.ndarray:

@@ -238,3 +238,19 @@ def zero_rows(compiled: CompiledCircuit, rows: int) -> Tensor:
     if isinstance(rows, bool) or not isinstance(rows, int) or rows < 1:
         raise InvalidInputError(f"rows is {rows!r}; allowed: whole numbers from 1")
     return torch.zeros(rows, compiled.n_inputs + compiled.n_weights, dtype=torch.float64)
+
+
+def mixed_covariance(estimates: Sequence[Estimate], slopes: Tensor) -> Tensor | None:
+    """Covariance [B, M, M] of Σ_k slopes_k · values_k of independent estimates; None where one states none.
+
+    Args:
+        estimates: K of them, values [B, M].
+        slopes: [K, B, M].
+    """
+    total = None
+    for slope, estimate in zip(slopes, estimates, strict=True):
+        if estimate.covariance is None:
+            return None
+        part = slope[:, :, None] * slope[:, None, :] * estimate.covariance
+        total = part if total is None else total + part
+    return total

@@ -19,7 +19,7 @@ from torch import Tensor
 from qhw_diffusion.errors import InvalidInputError, UnsupportedCircuitError
 from qhw_diffusion.execution import CompiledCircuit, Estimate, Experiment
 from qhw_diffusion.mitigation.rewriting import kept, with_isa, without_delays
-from qhw_diffusion.mitigation.strategy import MOST_CIRCUITS, Strategy, numbered
+from qhw_diffusion.mitigation.strategy import MOST_CIRCUITS, Strategy, mixed_covariance, numbered
 
 TWIRLED = frozenset(["cx", "cz", "ecr"])
 Frame = tuple[int, int]  # a Pauli up to its sign, as exponents (x, z) of X^x Z^z
@@ -97,7 +97,9 @@ class PauliTwirling(Strategy):
         """The mean over the circuits."""
         values = torch.stack([estimate.values for estimate in estimates])
         errors = torch.stack([estimate.std_errors for estimate in estimates])
-        return Estimate(values.mean(0), errors.square().sum(0).sqrt() / len(estimates))
+        spread = errors.square().sum(0).sqrt() / len(estimates)
+        covariance = mixed_covariance(estimates, torch.full_like(values.detach(), 1 / len(estimates)))
+        return Estimate(values.mean(0), spread, covariance=covariance)
 
 
 def twirled(circuit: QuantumCircuit, generator: np.random.Generator) -> QuantumCircuit:

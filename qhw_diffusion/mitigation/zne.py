@@ -14,7 +14,7 @@ from torch import Tensor
 from qhw_diffusion.errors import InvalidInputError, UnknownNameError
 from qhw_diffusion.execution import CompiledCircuit, Estimate, Experiment
 from qhw_diffusion.mitigation.rewriting import FOLDINGS, Folding, folded
-from qhw_diffusion.mitigation.strategy import Strategy
+from qhw_diffusion.mitigation.strategy import Strategy, mixed_covariance
 from qhw_diffusion.mitigation.strategy_text import number_text
 
 EXTRAPOLATIONS = ("linear", "polynomial2", "polynomial3", "exponential", "richardson")
@@ -138,13 +138,22 @@ class ZNE(Strategy):
         """The curve's value at scale 0."""
         values = torch.stack([estimate.values for estimate in estimates])
         errors = torch.stack([estimate.std_errors for estimate in estimates])
-        return Estimate(*extrapolate(values, errors, self.reached(compiled), self.degree, self.extrapolation))
+        factors = self.reached(compiled)
+        value, slopes = _extrapolated(values, factors, self.degree, self.extrapolation)
+        spread = (slopes * errors).square().sum(0).sqrt()
+        return Estimate(value, spread, covariance=mixed_covariance(estimates, slopes.detach()))
 
 
 def extrapolate(
     values: Tensor, std_errors: Tensor, factors: Sequence[float], degree: int, extrapolation: str
 ) -> tuple[Tensor, Tensor]:
     """Values and standard errors [K, ...] at K scale factors → at scale 0 [...], differentiable in the values."""
+    result, slopes = _extrapolated(values, factors, degree, extrapolation)
+    return result, (slopes * std_errors).square().sum(0).sqrt()
+
+
+def _extrapolated(values: Tensor, factors: Sequence[float], degree: int, extrapolation: str) -> tuple[Tensor, Tensor]:
+    """Values [K, ...] → at scale 0 [...], and its derivatives by them [K, ...]."""
     weights = torch.from_numpy(at_zero(factors, degree)).to(values).reshape(-1, *[1] * (values.ndim - 1))
     result, slopes = (weights * values).sum(0), weights.expand_as(values)
     if extrapolation == "exponential":
@@ -156,7 +165,7 @@ def extrapolate(
         tame = one_sign & (steep.square().sum(0) <= most**2)
         result = torch.where(tame, exponential, result)
         slopes = torch.where(tame, steep, slopes)
-    return result, (slopes * std_errors).square().sum(0).sqrt()
+    return result, slopes
 
 
 def at_zero(factors: Sequence[float], degree: int) -> np.ndarray:

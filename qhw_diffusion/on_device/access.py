@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 from qhw_diffusion.devices import Device
 from qhw_diffusion.errors import BudgetError, InvalidInputError, QhwError
-from qhw_diffusion.execution import CompiledCircuit, Engine
+from qhw_diffusion.execution import CompiledCircuit, Engine, SamplerEngine
 from qhw_diffusion.execution.cost import qpu_cost
 from qhw_diffusion.execution.primitive import Hardware
 from qhw_diffusion.experiment.study import REFUSALS
@@ -18,6 +18,7 @@ from qhw_diffusion.hardware.ledger import Ledger, Row
 from qhw_diffusion.hardware.ledger_rows import total_charge
 from qhw_diffusion.hardware.provenance import record
 from qhw_diffusion.hardware.runner import Runner, open_runner
+from qhw_diffusion.hardware.service import SamplerPub
 from qhw_diffusion.masking import without_own_tokens
 from qhw_diffusion.mitigation import Mitigated
 from qhw_diffusion.on_device.receipt import Receipt
@@ -50,6 +51,10 @@ class DeviceAccess:
         engine = Hardware(self.runner, shots=self.config.shots, options=options, purpose=purpose)
         strategies = self.config.strategies()
         return Mitigated(engine, strategies) if strategies else engine
+
+    def sampler(self, purpose: str) -> SamplerEngine:
+        """A Sampler whose jobs are filed under `purpose`; its counts are not mitigated."""
+        return SamplerEngine(self.runner, shots=self.config.shots, purpose=purpose)
 
     def receipt(self, purpose: str) -> Receipt:
         """Jobs of `purpose` and what they were charged, failed attempts and duplicates included.
@@ -89,6 +94,10 @@ class DeviceAccess:
             resilience_level=self.config.resilience_level or 0,
             history=self.ledger.rows(state="done"),
         )
+
+    def sampling_cost(self, pubs: Sequence[SamplerPub], device: Device) -> Cost:
+        """What one call of the Sampler is expected to take; `device` is the one the PUBs are compiled for."""
+        return self.sampler("estimate").cost(pubs, device, history=self.ledger.rows(state="done"))
 
     def ledger_grew(self, before: int) -> bool:
         """Whether the ledger has more jobs of this run than `before`; also where it cannot be read any more."""

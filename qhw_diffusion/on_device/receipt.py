@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from qhw_diffusion.execution import Engine
+from qhw_diffusion.execution import Engine, SamplerEngine
 from qhw_diffusion.runs import RunFolder
 
 
@@ -54,6 +54,9 @@ class Access(Protocol):
 
     def engine(self, purpose: str) -> Engine:
         """An engine whose jobs are filed under `purpose`. A purpose that has run gives its stored results."""
+
+    def sampler(self, purpose: str) -> SamplerEngine:
+        """A Sampler whose jobs are filed likewise."""
 
     def receipt(self, purpose: str) -> Receipt:
         """What the evaluation filed under `purpose` was."""

@@ -1,6 +1,6 @@
-"""How circuits get to a device: the configuration that every command with jobs shares.
+"""How circuits get to a device, and how something is trained there: configurations that commands with jobs share.
 
-Light: the command line shows it without loading what runs circuits.
+Light: the command line shows them without loading what runs circuits.
 """
 
 from __future__ import annotations
@@ -9,9 +9,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from qhw_diffusion.config import Config, require
+from qhw_diffusion.errors import InvalidInputError, UnknownNameError
 
 if TYPE_CHECKING:
+    from qhw_diffusion.execution import GradientMethod
     from qhw_diffusion.mitigation.strategy import Strategy
+
+GRADIENTS = ("surrogate", "spsa", "parameter-shift")
+# of an evaluation, which holds all of them: a fine-tuning is paid for before it finds out
+MOST_IMAGES = 100_000
 
 
 def check_shots(shots: int) -> None:
@@ -69,3 +75,65 @@ class AccessConfig(Config):
         from qhw_diffusion.mitigation import strategies_of
 
         return strategies_of(self.mitigation)
+
+
+@dataclass(frozen=True)
+class TuningConfig(Config):
+    """What every fine-tuning on a device has; it goes on with exactly these."""
+
+    run: str
+    """Run folder of what was trained."""
+    device: str
+    """Device the circuits run on."""
+    shots: int
+    """Shots per circuit."""
+    gradient: str = "surrogate"
+    """Source of the gradients: "surrogate" (the simulated noise of the device's snapshot; costs no circuits),
+    "spsa" (two circuits per state and gradient step) or "parameter-shift" (two circuits per rotation gate)."""
+    updates: int = 3
+    """Updates: of PPO, or of a denoiser's weights."""
+    seed: int = 0
+    """Seed of action noise, starting points, minibatches, data and SPSA's directions."""
+    resilience_level: int | None = None
+    """Resilience level of the runtime client."""
+    mitigation: str = ""
+    """Strategies of `qhw_diffusion.mitigation`."""
+    ledger: str = ""
+    """Folder of the ledger that holds the jobs."""
+
+    def __post_init__(self) -> None:
+        from qhw_diffusion.mitigation import strategies_of
+
+        strategies_of(self.mitigation)  # a mistyped strategy is told now
+        if self.gradient not in GRADIENTS:
+            raise UnknownNameError.of("gradient", self.gradient, GRADIENTS)
+        whole = isinstance(self.shots, int) and not isinstance(self.shots, bool)
+        require(whole and self.shots >= 1, f"shots is {self.shots!r}; allowed: whole numbers from 1")
+        check_shots(self.shots)
+        require(self.updates >= 1, f"updates must be at least 1, got {self.updates}")
+
+    def method(self, update: int) -> GradientMethod:
+        """The gradient method of one update.
+
+        SPSA starts anew in every update, so that one that is repeated repeats its directions.
+        """
+        from qhw_diffusion.execution import SPSA, ParameterShift, Surrogate
+
+        if self.gradient == "spsa":
+            return SPSA(seed=1_000 * self.seed + update)
+        return ParameterShift() if self.gradient == "parameter-shift" else Surrogate("noisy")
+
+
+@dataclass(frozen=True)
+class ComparisonConfig(Config):
+    """Evaluation before and after a fine-tuning, simulated with the device's noise."""
+
+    seeds: int = 5
+    """Seeds of the comparison."""
+    images: int = 500
+    """Images per seed of the comparison."""
+
+    def __post_init__(self) -> None:
+        if self.seeds < 1 or self.images < 20:
+            raise InvalidInputError(f"at least 1 seed and 20 images are needed, not {self.seeds} and {self.images}")
+        require(self.images <= MOST_IMAGES, f"images is {self.images}; allowed: at most {MOST_IMAGES:,} a seed")

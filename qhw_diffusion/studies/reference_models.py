@@ -247,9 +247,11 @@ def autoencoder(root: Path, config: ReferenceModelsConfig) -> LatentAutoencoder:
     return LatentAutoencoder.load(folder)
 
 
-def denoiser(root: Path, config: ReferenceModelsConfig, seed: int, *, steps: int = 4) -> LatentQDM:
+def denoiser(
+    root: Path, config: ReferenceModelsConfig, seed: int, *, steps: int = 4, name: str = "denoiser"
+) -> LatentQDM:
     """The trained denoiser of this seed on the ideal engine, trained if it is not there yet; steps: T."""
-    folder = root / f"denoiser-seed{seed}"
+    folder = root / f"{name}-seed{seed}"
     if not folder.is_dir():
         study, train = config.denoiser(steps), models().train
         model = LatentQDM(study.reverse_of("postselected", seed), study.forward, autoencoder=autoencoder(root, config))

@@ -18,13 +18,14 @@ from qhw_diffusion import cli
 from qhw_diffusion.denoising import AmplitudeQDM, LatentQDM, ReverseConfig, save_pretrained, shots_needed
 from qhw_diffusion.denoising.command import KIND as DENOISER
 from qhw_diffusion.denoising.command import DenoiserTraining
-from qhw_diffusion.denoising.deferred import denoised
+from qhw_diffusion.denoising.deferred import deferred_inputs, deferred_weights, denoised, plain_shots
 from qhw_diffusion.denoising.on_device.evaluation import (
     EvaluationConfig,
     Measured,
     Prepared,
     check_images,
     compiled_for,
+    load_denoiser,
     measure,
     predictions_of,
     prepare,
@@ -33,8 +34,10 @@ from qhw_diffusion.denoising.on_device.report import comparison_figure, probabil
 from qhw_diffusion.devices import Device
 from qhw_diffusion.errors import BudgetError, InvalidInputError, RunFolderError
 from qhw_diffusion.execution import Engine, Estimate, Noisy, Shots
+from qhw_diffusion.execution.engine import rows_of as rows_of_parameters
+from qhw_diffusion.execution.primitive import Hardware
 from qhw_diffusion.hardware.ledger import Ledger
-from qhw_diffusion.hardware.runner import Runner
+from qhw_diffusion.hardware.runner import Runner, open_runner
 from qhw_diffusion.hardware.standin import StandIn
 from qhw_diffusion.on_device.access import AccessConfig, open_access
 from qhw_diffusion.on_device.receipt import Receipt
@@ -73,6 +76,28 @@ def command(run: Path, here: Path, *more: str, device: str = "fake_manila", shot
 def rows_of(here: Path) -> list[Any]:
     with Ledger.open(here / "ledger", create=False) as ledger:
         return list(ledger.rows())
+
+
+def test_measured_success_probabilities_scatter_about_the_predicted_ones(run: Path, tmp_path: Path) -> None:
+    """Aer's shots against the noisy engine: z of 20 images, 6 times each, with the standard errors as stated."""
+    model = load_denoiser(run)
+    compiled = compiled_for(model, Device.load("fake_manila"))
+    labels = torch.arange(20) % 10
+    starts = model.forward_process.prior(20, model.dim, torch.Generator().manual_seed(1))
+    rows = rows_of_parameters(deferred_inputs(model, starts, labels), deferred_weights(model).double())
+    predicted = Noisy().estimate(compiled, rows).values[:, 0]
+    with (
+        Ledger.open(tmp_path / "ledger") as ledger,
+        open_runner("fake_manila", ledger=ledger, run="r", seed=1) as runner,
+    ):
+        engine = Hardware(runner, shots=1000, purpose="images")
+        estimate = engine.estimate(compiled, rows.repeat(6, 1))
+        read = denoised(model, estimate, plain_shots(engine, estimate)).read
+    z = ((read.success - predicted.repeat(6)) / read.success_errors).reshape(6, 20)
+    # bounds of probability 10⁻⁴: of a mean over 120, of the sums over a repetition's images, and of χ² with 120
+    assert abs(float(z.mean())) < 3.9 / 120**0.5
+    assert float(z.sum(1).square().sum() / 20) < 27.9
+    assert 69 < float(z.square().sum()) < 187
 
 
 class Simulated:
@@ -224,13 +249,15 @@ def test_left_between_the_job_and_the_report_it_goes_on_without_another_job(
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
+@pytest.mark.parametrize("primitive", ["estimator", "sampler"])
 def test_killed_in_the_queue_it_goes_on_and_the_charge_is_the_predicted_one(
-    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], primitive: str
 ) -> None:
     """The real client against the stand-in, which charges by IBM's rule of thumb: one job, counted on its side."""
     with StandIn("fake_manila", seed=7, queue_seconds=2.0) as standin, standin.as_account():
-        words = command(run, tmp_path, "--max-qpu-seconds", "60", device=standin.name)
-        cost = ["cost", str(run), "--device", standin.name, "--images", str(IMAGES), "--shots", "2000", "--json"]
+        words = command(run, tmp_path, "--max-qpu-seconds", "60", "--primitive", primitive, device=standin.name)
+        cost = ["cost", str(run), "--device", standin.name, "--images", str(IMAGES), "--shots", "2000", "--json",
+                "--primitive", primitive]  # fmt: skip
         assert cli.main(cost) == 0
         shown = json.loads(capsys.readouterr().out)
         process = subprocess.Popen(
@@ -294,7 +321,8 @@ def test_a_success_probability_that_the_shots_do_not_resolve(
 
 def test_what_does_not_run_by_an_estimator(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     kept = folder_of(tmp_path / "kept", kind="measured", feed_forward=True)
-    assert "kept outcomes need counts" in refused(capsys, command(kept, tmp_path), tmp_path)
+    words = command(kept, tmp_path, "--primitive", "estimator")
+    assert "a Sampler does (--primitive sampler)" in refused(capsys, words, tmp_path)
     wide = folder_of(tmp_path / "wide", n_steps=4)
     assert "fake_manila has 5 that can be used" in refused(capsys, command(wide, tmp_path), tmp_path)
     labelled = folder_of(tmp_path / "labelled", conditioning="qubits", n_steps=3, ancillas=1)
@@ -305,6 +333,7 @@ def test_what_does_not_run_by_an_estimator(tmp_path: Path, capsys: pytest.Captur
 @pytest.mark.parametrize(("more", "words"), [
     (["--engine", "noisy", "--max-qpu-seconds", "3"], "--max-qpu-seconds is for a run on a device"),
     (["--engine", "noisy", "--resume"], "--out is for a run on a device"),
+    (["--primitive", "sampler", "--mitigation", "readout"], "a Sampler reads single shots: leave it out"),
     (["--mitigation", "zoe"], "did you mean zne"),
     (["--resilience-level", "1"], "takes level 0 only"),
     (["--images", "0"], "images is 0"),

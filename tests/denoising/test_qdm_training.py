@@ -206,7 +206,7 @@ def test_the_score_function_gradient_of_joint_training_is_that_of_the_expected_d
     (exact,) = torch.autograd.grad(exact_loss, weight, retain_graph=True)
     (blind,) = torch.autograd.grad(mmd(torch.cat(states), data, torch.cat(probabilities).detach()), weight)
 
-    task = training._Task(model, data, None, config)
+    task = training.TrainingTask(model, data, None, config)
     generator = torch.Generator().manual_seed(1)
     found = torch.stack([torch.autograd.grad(task.loss(0, generator)[0], weight)[0] for _ in range(draws)])
     error = found.std(0) / draws**0.5
@@ -218,7 +218,7 @@ def test_the_score_function_gradient_of_joint_training_is_that_of_the_expected_d
 def test_a_greedy_step_holds_every_outcome_with_its_probability() -> None:
     model = EnsembleQDM(ReverseConfig(**ONE), ForwardConfig("depolarizing", "constant", {"p": 0.5}))
     data = cluster(1).repeat(4, 1)
-    task = training._Task(model, data, None, TrainConfig(loss="mmd", batch_size=2, targets=2))
+    task = training.TrainingTask(model, data, None, TrainConfig(loss="mmd", batch_size=2, targets=2))
     with torch.no_grad():
         once = model.reverse.step(model.forward_process.prior(1, 2, torch.Generator()), 2)
         noised = model.forward_process.noised(data[:1], 1, torch.Generator())
@@ -231,7 +231,7 @@ def test_a_greedy_step_holds_every_outcome_with_its_probability() -> None:
 def test_a_pairwise_loss_is_the_mean_over_outcomes(kind: str) -> None:
     model = DensityMatrixQDM(ReverseConfig(**{**ONE, "kind": kind}), ForwardConfig("depolarizing", "linear"))
     data = cluster(1).repeat(2, 1)
-    task = training._Task(model, data, None, TrainConfig(batch_size=2))
+    task = training.TrainingTask(model, data, None, TrainConfig(batch_size=2))
     before, after = model.forward_process.pair(data[:1], 2, torch.Generator())
     with torch.no_grad():
         branches = model.reverse.step(after, 2)

@@ -24,9 +24,19 @@ JITTER = np.random.default_rng(7).normal(0, 0.15, (20, 5))
 STUDY = load_study("denoising")
 
 
-def made_up(fd: dict[str, float], accuracy: dict[str, float], seeds: int = 5) -> Results[DenoisingConfig]:
-    """Results with these means, FD 20 and accuracy .5 elsewhere; every row jitters on its own."""
-    config = DenoisingConfig(seeds=seeds)
+def made_up(
+    fd: dict[str, float],
+    accuracy: dict[str, float],
+    seeds: int = 5,
+    *,
+    energy: dict[str, float] | None = None,
+    **settings: Any,
+) -> Results[DenoisingConfig]:
+    """Results with these means, FD 20 and accuracy .5 elsewhere; every row jitters on its own.
+
+    With `energy`, energy distances too, 2 elsewhere; without it as an earlier version kept them.
+    """
+    config = DenoisingConfig(seeds=seeds, **settings)
     cells: dict[str, dict[str, Any]] = {}
     for number, row in enumerate(config.rows()):
         jitter = (JITTER[number] - JITTER[number].mean())[:seeds]
@@ -35,8 +45,9 @@ def made_up(fd: dict[str, float], accuracy: dict[str, float], seeds: int = 5) ->
                 "parameters": {"row": row, "seed": seed}, "fd": fd.get(row, 20.0) + j, "diversity": 1.0,
                 "accuracy": accuracy.get(row, 0.5) + j / 100, "infidelity": 0.1, "visible": 0.1, "kept_shots": 160.0,
                 "lost_images": 1, "n_parameters": 10, **({"success": 0.04} if row.startswith("postselected") else {}),
+                **({} if energy is None else {"energy": energy.get(row, 2.0) + j / 10}),
             }  # fmt: skip
-    floor = {"fd": 2.0, "accuracy": 1.0, "diversity": 1.0}
+    floor = {"fd": 2.0, "accuracy": 1.0, "diversity": 1.0, **({} if energy is None else {"energy": 0.1})}
     rows = [{"kind": kind, "seed": seed, **floor} for seed in range(seeds) for kind in ("real", "encoded")]
     cells["real"] = {"parameters": {}, "rows": rows}
     return Results(STUDY, Path("nowhere"), config, {}, cells)
@@ -59,6 +70,42 @@ def test_a_clear_success_is_called_one_and_the_ceiling_is_judged_both_ways() -> 
     ceiling = next(s for s in sentences if "pass the linear map in closed form" in s)
     assert re.search(r"FD -4\.00 .*: better", ceiling)
     assert "p = 0.0625" in sentences[-1]
+
+
+def test_energy_distance_leads_and_frechet_distance_stands_beside() -> None:
+    """What the energy says decides, whatever FD says: here FD calls the random circuit better."""
+    results = made_up({"frozen": 5.0, "bypass": 5.0}, CLEAR[1], energy={"frozen": 6.0, "bypass": 6.0, "linear": 1.0})
+    sentences, tone = says.findings(results)
+    assert tone == "good"
+    assert "the bypassed one in energy distance and in accuracy" in sentences[0]
+    random = next(s for s in sentences if "random one?" in s)
+    assert re.search(r"energy -4\.000 \[.*better; FD \+15\.00 .*worse; accuracy .*better\.$", random)
+    columns, rows = says.results_table(results)
+    assert [column.split(" ")[0] for column in columns[1:4]] == ["energy", "FD", "accuracy"]
+    assert next(row for row in rows if row[0] == row_label("frozen"))[1].startswith("6.000 [")
+    assert says.results_table(made_up(*CLEAR))[0][1] == "FD [95 %]"
+
+
+def test_what_training_under_noise_takes_back_is_a_share_of_what_the_device_adds() -> None:
+    energy = {"postselected": 1.0, "postselected@noisy": 3.0, "noise@noisy": 1.5, "othernoise@noisy": 2.5,
+              "longer@noisy": 3.0, "postselected@sampler": 5.0, "noise@sampler": 3.0}  # fmt: skip
+    variants = ("postselected", "noise", "othernoise", "longer")
+    results = made_up({}, {}, energy=energy, variants=variants, primitives=("sampler",))
+    assert np.mean(says.returned_share(results, "energy", "noise", "noisy")) == pytest.approx(0.75, abs=0.03)
+    told = [s for s in says.findings(results)[0] if "takes back" in s]
+    assert len(told) == 2
+    nothing = made_up({}, {}, energy={}, variants=variants)  # no cost, no share of it
+    assert not any("takes back" in s for s in says.findings(nothing)[0])
+    assert re.search(
+        r"with the device's noise.* 7[3-7] \[.*trained under noise\), 2[3-7] \[.*another device's", told[0]
+    )
+    assert re.search(r"by a Sampler.* (49|50|51) \[", told[1])
+    rows = results.config.rows()
+    assert {f"{v}@sampler" for v in variants} < set(rows)
+    assert not any(row.endswith("@estimator") for row in rows)
+    asked = {q.text for q in says.asked(results.config)}
+    assert {"Does the right calibration matter?", "By a Sampler, too?"} < asked
+    assert "Does readout inversion help?" not in asked
 
 
 def test_no_difference_is_called_none() -> None:
@@ -152,7 +199,7 @@ def test_the_page_of_a_study_has_every_row_figure_and_section(tiny_denoising: Ru
     text = page.save_markdown(tmp_path / "page.md", figures=tmp_path / "figures").read_text()
     for row in results.config.rows():
         assert row_label(row) in html
-        assert f"| {row_label(row)} | {results.mean('fd', row=row):.2f}" in text
+        assert f"| {row_label(row)} | {results.mean('energy', row=row):.3f}" in text
     assert re.sub(r"\*\*", "", page.findings[0])[:60] in re.sub(r"</?strong>", "", html)
     assert "not</strong> Inception FID" in html
     assert "qhw study denoising --seeds 2" in html

@@ -13,15 +13,16 @@ import torch
 from qiskit.quantum_info import hellinger_fidelity
 from scipy import stats
 
-from qhw_diffusion.denoising import AutoencoderConfig, ReverseProcess, from_pretrained
+from qhw_diffusion.denoising import AmplitudeQDM, AutoencoderConfig, ReverseConfig, ReverseProcess, from_pretrained
 from qhw_diffusion.denoising.command import REVERSE, TRAIN
 from qhw_diffusion.errors import QhwError, RunFolderError
 from qhw_diffusion.experiment import Results, load_study, open_study, reopen_study, run_study
 from qhw_diffusion.experiment.study import cell_file, load_results
 from qhw_diffusion.runs import RunFolder
 from qhw_diffusion.studies.denoising import experiment
-from qhw_diffusion.studies.denoising.experiment import Context, DenoisingConfig, visible_infidelity
-from qhw_diffusion.studies.denoising.page import CONTROLS, read_samples, sample_file
+from qhw_diffusion.studies.denoising.experiment import Context, DenoisingConfig
+from qhw_diffusion.studies.denoising.measures import measured_on_device, visible_infidelity
+from qhw_diffusion.studies.denoising.page import CONTROLS, PRIMITIVES, read_samples, sample_file
 
 STUDY = load_study("denoising")
 
@@ -233,6 +234,7 @@ def test_the_same_seeds_give_the_numbers_of_the_version_before(results: Results[
         ({"variants": ("measured",)}, "postselected"),
         ({"variants": ("postselected", "noize")}, "allowed"),
         ({"classes": (3,)}, "two or more"),
+        ({"primitives": ("estimator", "samplr")}, "allowed: estimator, estimator-readout, sampler"),
         ({"classes": (3, 3)}, "different labels"),
         ({"classes": (3, 10)}, "0 to 9"),
         ({"eval_images": 5}, "at least 20"),
@@ -287,3 +289,21 @@ def test_the_reconstruction_has_the_published_number_of_circuit_parameters() -> 
     process = ReverseProcess(config.reverse_of("reconstruction", 3))
     assert (process.n_circuit_parameters, process.config.seed) == (1110, 3)
     assert "reconstruction" in config.rows()
+
+
+def test_both_primitives_measure_the_same_device() -> None:
+    """Within the shots of the exact noisy distribution; readout inversion comes nearer to the one without misreads."""
+    config = DenoisingConfig(device="fake_manila", shots=20_000)
+    model = AmplitudeQDM(ReverseConfig(n_qubits=2, n_steps=2, depth=1, init_scale=0.6), image_shape=(1, 2, 2))
+    starts = model.forward_process.prior(20, 4, torch.Generator().manual_seed(1))
+    labels = torch.zeros(20, dtype=torch.long)
+    noisy, ideal = (model.as_layer("fake_manila", engine).estimate(starts).read for engine in ("noisy", "ideal"))
+    off: dict[str, float] = {}
+    for how in PRIMITIVES:
+        found, told = measured_on_device(config, model, how, starts, labels, 0)
+        read = ideal if how == "estimator-readout" else noisy
+        off[how] = float(0.5 * (found - read.distribution).abs().sum(1).mean())
+        assert told["lost_images"] == 0
+        assert told["success"] == pytest.approx(float(read.success.mean()), abs=0.02 if read is ideal else 0.005)
+    assert max(off["estimator"], off["sampler"]) < 0.012
+    assert off["estimator-readout"] < 0.5 * float(0.5 * (noisy.distribution - ideal.distribution).abs().sum(1).mean())

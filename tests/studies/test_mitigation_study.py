@@ -24,19 +24,16 @@ from qhw_diffusion.mitigation import Mitigated, MitiqPEC, MitiqZNE, Readout
 from qhw_diffusion.runs import RunFolder
 from qhw_diffusion.studies.mitigation.experiment import STRATEGIES, MitigationConfig, mitigated, runs_of
 from qhw_diffusion.studies.mitigation.page import (
-    READOUT,
-    READOUT_ZNE,
     default_of,
     findings,
-    is_scheduled,
-    knows_the_noise,
-    label_of,
     mean,
     page,
     ratios,
     shots_where_zne_pays,
     values,
 )
+from qhw_diffusion.studies.mitigation.process import ProcessConfig
+from qhw_diffusion.studies.mitigation.words import READOUT, READOUT_ZNE, is_scheduled, knows_the_noise, label_of
 from qhw_diffusion.studies.reference_models import ReferenceModelsConfig
 from tests.studies.conftest import without_energy
 
@@ -60,7 +57,11 @@ TINY = MitigationConfig(
     states=8,
     repeats=20,
     denoiser_rows=40,
-)
+    process=ProcessConfig(
+        steps=(1,), strategies=("none", READOUT, READOUT_ZNE), shots=(2048,), images=20, repeats=2, judged=1, seeds=2,
+        gate_steps=(1,), gate_qubits=(2,),
+    ),
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -176,6 +177,14 @@ def test_costs_and_biases(results: Results[MitigationConfig]) -> None:
     shots = mean(results, "denoiser", DEVICE, "shots", "fidelity", how="total", shots=512)
     success = np.mean([r["success"] for r in cells(results, "denoiser")])
     assert 1 - shots == pytest.approx(7 / (4 * 512 * success), rel=0.5)
+
+
+@pytest.mark.slow
+def test_whole_processes_are_judged_as_images(results: Results[MitigationConfig]) -> None:
+    for found in cells(results, "process"):
+        rows = {(row["strategy"], row["shots"]): row for row in found["rows"]}
+        assert all(rows["ideal", None][key] >= 0 for key in ("energy", "fd", "accuracy"))
+        assert rows["none", None]["fd"] != rows["ideal", None]["fd"] != rows["none", 2048]["fd"]
 
 
 @pytest.mark.slow

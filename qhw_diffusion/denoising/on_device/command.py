@@ -13,14 +13,19 @@ from qhw_diffusion.denoising.on_device.evaluation import (
     KIND,
     EvaluationConfig,
     Measured,
+    Predicted,
     Prepared,
     check_images,
+    load_denoiser,
     measure,
     prepare,
+    primitive_of,
     purpose_of,
     results_of,
+    with_predictions,
 )
-from qhw_diffusion.denoising.on_device.report import render_evaluation
+from qhw_diffusion.denoising.on_device.report import render_evaluation, share_name
+from qhw_diffusion.denoising.quotient import Quotient
 from qhw_diffusion.diffusion import Classifier, accuracy, evaluate_samples, load_dataset
 from qhw_diffusion.on_device.access import AccessConfig, at_device, open_access
 from qhw_diffusion.on_device.receipt import run_name
@@ -38,6 +43,7 @@ def denoise_on_device(
     *,
     images: int = IMAGES,
     seed: int = 0,
+    primitive: str | None = None,
     evaluation_classifier: str | None = None,
 ) -> str:
     """Draw images with a trained denoiser on a device, compare them with what was predicted, and write the report.
@@ -48,6 +54,8 @@ def denoise_on_device(
         place: folder of the evaluation; its name stands for the run in the ledger.
         images: a circuit each.
         seed: of the starts x_T.
+        primitive: "estimator" or "sampler"; None for the one that fits the model, and if that is the Sampler, a line
+            says so.
         evaluation_classifier: its folder; None for the one shipped for the data set.
 
     Returns:
@@ -59,6 +67,7 @@ def denoise_on_device(
     """
     one_thread()
     place.check(KIND)
+    chosen = primitive_of(load_denoiser(run), primitive)
     asked = EvaluationConfig(
         run=str(run),
         device=access_config.device,
@@ -67,18 +76,29 @@ def denoise_on_device(
         seed=seed,
         resilience_level=access_config.resilience_level,
         mitigation=access_config.mitigation,
+        primitive=chosen,
         ledger=access_config.ledger,
     )
     judge = _Judge(run, evaluation_classifier)  # what is missing is told before anything is paid
     prepared = prepare(asked, place.out, resume=place.resume, overwrite=place.overwrite, command=place.command)
     with prepared.folder, open_access(access_config, run_name(prepared.folder, asked.device)) as access:
         access.require_cap()
-        print(access.cost_text(access.cost(prepared.compiled, asked.images)), flush=True)
+        if primitive is None and chosen == "sampler":
+            print("by a Sampler: this model keeps its outcomes, and an Estimator gives no outcome records", flush=True)
+        if prepared.sampler is None:
+            cost = access.cost(prepared.compiled, asked.images)
+        else:
+            pubs = [pub for pub, _ in prepared.pubs(access.sampler("estimate"))]
+            cost = access.sampling_cost(pubs, prepared.compiled.device)
+        print(access.cost_text(cost), flush=True)
         with at_device(prepared.folder, access):
             measured = measure(prepared, access)
             prepared.folder.begin()
-        measured = Measured(measured.denoised, access.receipt(purpose_of(prepared)))  # charges are stated later
+        # charges are stated later
+        measured = Measured(measured.denoised, access.receipt(purpose_of(prepared)), measured.outcomes)
         paid = access.paid
+    if measured.outcomes is not None:  # only now it is known of which histories the images are
+        prepared = with_predictions(prepared, measured.outcomes)
     judged = judge(prepared, measured)
     atomic_write_json(place.out / "results.json", results_of(prepared, measured, judged))
     command = prepared.folder.manifest["command"] or place.command
@@ -115,17 +135,29 @@ class _Judge:
         return {name: values[name] for name in names}
 
 
+def _deviation(read: Quotient, predicted: Predicted) -> str:
+    """The standard error of the mean success probability, and how many of them it is off; nothing if unknown.
+
+    Shots of different images are independent. A calibration that they share is not, so under mitigation the true error
+    of the mean is somewhat larger.
+    """
+    error = float(read.success_errors.square().sum().sqrt()) / len(read.success)
+    if not 0 < error < float("inf"):
+        return ""
+    return f" ± {error:.2%} ({float((read.success - predicted.success).mean()) / error:+.1f} standard errors)"
+
+
 def _text(prepared: Prepared, measured: Measured, report: Path) -> str:
     read, first = measured.denoised.read, prepared.predictions[0]
     checks = [check for check in check_images(prepared, measured) if check.distances[0] == check.distances[0]]
     seconds = measured.receipt.qpu_seconds
     lines = [
         f"jobs: {measured.receipt.jobs_text}" + (f", {seconds:.1f} QPU s" if seconds else ""),
-        f"success probability {float(read.success.mean()):.2%} measured, {float(first.success.mean()):.2%} predicted "
-        f"({first.name})",
+        f"{share_name(prepared)} {float(read.success.mean()):.2%}{_deviation(read, first)} measured, "
+        f"{float(first.success.mean()):.2%} predicted ({first.name})",
     ]
     if len(checks) < len(read.success):
-        lines.append(f"{len(read.success) - len(checks)} images have a success probability that is not told from 0")
+        lines.append(f"{len(read.success) - len(checks)} images have a {share_name(prepared)} not told from 0")
     for index, each in enumerate(prepared.predictions):
         if checks:
             mean = sum(check.distances[index] for check in checks) / len(checks)

@@ -1,7 +1,7 @@
-"""A trained denoiser draws images on a device: one broadcast job, one circuit an image.
+"""A trained denoiser draws images on a device: one broadcast job, one circuit an image, by an Estimator or a Sampler.
 
     config.json  manifest.json  model/ (the denoiser)  circuit/ (the whole reverse process, compiled; the snapshot)
-    circuit.json                what `read_compiled` needs besides
+    circuit.json                what `read_compiled` needs besides, and of a Sampler the names of its circuits' angles
     starts.safetensors          starts x_T, labels, and the angles sent
     jobs.json                   whenever the run stops: what is known of its jobs (`hardware.provenance.record`)
     results.json  report.html   at the end
@@ -12,15 +12,18 @@ tomorrow asks for the same circuits as today, and finds them in the ledger.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from qiskit.circuit import Parameter
+from qiskit.quantum_info import SparsePauliOp
 from torch import Tensor
 
 from qhw_diffusion.checkpoints import read_tensors, write_tensors
+from qhw_diffusion.circuits import load_circuit, save_circuit
 from qhw_diffusion.config import Config
 from qhw_diffusion.denoising.command import KIND as DENOISER
 from qhw_diffusion.denoising.deferred import (
@@ -32,14 +35,23 @@ from qhw_diffusion.denoising.deferred import (
     plain_shots,
 )
 from qhw_diffusion.denoising.models import AmplitudeQDM
-from qhw_diffusion.denoising.quotient import quotient_of
+from qhw_diffusion.denoising.on_device.predictions import (
+    Predicted,
+    check_histories,
+    predictions_of,
+    record_predictions_of,
+)
+from qhw_diffusion.denoising.on_device.sampler import DenoiserSampler
 from qhw_diffusion.denoising.readout import check_resolvable
 from qhw_diffusion.denoising.saving import from_pretrained, save_pretrained
 from qhw_diffusion.devices import Device
-from qhw_diffusion.errors import DamagedFileError, InvalidInputError, MemoryBudgetError
-from qhw_diffusion.execution import CompiledCircuit, Noisy
+from qhw_diffusion.errors import DamagedFileError, InvalidInputError
+from qhw_diffusion.execution import CompiledCircuit, Estimate, SamplerEngine
 from qhw_diffusion.execution.engine import rows_of
+from qhw_diffusion.execution.measurement import z_signs
+from qhw_diffusion.execution.records import measured_at_end
 from qhw_diffusion.execution.saving import read_compiled, write_compiled
+from qhw_diffusion.hardware.service import SamplerPub
 from qhw_diffusion.mitigation import check_strategies, strategies_of
 from qhw_diffusion.mitigation.strategy import Need
 from qhw_diffusion.on_device.receipt import Access, Receipt, run_name
@@ -49,8 +61,8 @@ KIND = "device-denoising"
 CIRCUIT, CIRCUIT_FILE, STARTS, PURPOSE = "circuit", "circuit.json", "starts.safetensors", "images"
 # More would not fit into memory, as images or as parameters
 MOST_IMAGES = 100_000
-# Qubits of a circuit that is predicted by density matrices of all of it
-_MOST_TOGETHER = 8
+# Files of a Sampler's circuits, by label
+_SAMPLED = "sampled-{label}"
 
 
 @dataclass(frozen=True)
@@ -71,11 +83,21 @@ class EvaluationConfig(Config):
     """Resilience level of the runtime client; None leaves it to the engine."""
     mitigation: str = ""
     """Strategies of `qhw_diffusion.mitigation`, such as "readout+zne"."""
+    primitive: Literal["estimator", "sampler"] = "estimator"
+    """What reads the circuits: an Estimator (expectation values) or a Sampler (outcome records of single shots)."""
     ledger: str = ""
     """Folder of the ledger that holds the jobs."""
 
     def __post_init__(self) -> None:
         strategies_of(self.mitigation)  # a mistyped strategy is told now
+        if self.primitive not in ("estimator", "sampler"):
+            raise InvalidInputError(f"primitive is {self.primitive!r}; allowed: estimator, sampler")
+        for flag, given in (("resilience_level", self.resilience_level), ("mitigation", self.mitigation)):
+            if self.primitive == "sampler" and given:
+                raise InvalidInputError(
+                    f"{flag} {given} corrects expectation values, and a Sampler reads single shots: leave it out, or "
+                    "take the Estimator (primitive estimator), which post-selected and reset models run by"
+                )
         for name in ("shots", "images"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
@@ -87,23 +109,6 @@ class EvaluationConfig(Config):
 
 
 @dataclass(frozen=True)
-class Predicted:
-    """What a simulation says of the same starts.
-
-    Attributes:
-        name: of the simulation, for tables.
-        probabilities: [B, d], of the outcomes of the shots that pass, as they are read.
-        success: [B].
-        images: [B, C, H, W].
-    """
-
-    name: str
-    probabilities: Tensor
-    success: Tensor
-    images: Tensor
-
-
-@dataclass(frozen=True)
 class Prepared:
     """An evaluation's folder, opened: everything it needs that does not change any more.
 
@@ -111,11 +116,13 @@ class Prepared:
         folder: the run folder.
         asked: its settings.
         model: the denoiser.
-        compiled: its deferred circuit on the device.
+        compiled: its circuit on the device: deferred, or by a Sampler that of one label.
         starts: x_T, [B, d] or [B, d, d].
         labels: int64 [B], or None without conditioning.
         rows: [B, inputs + weights] angles that are sent.
-        predictions: with the device's noise first, then without any.
+        predictions: with the device's noise first, then without any; none for a model that keeps its outcomes until
+            they are known (`with_predictions`).
+        sampler: the circuits of a Sampler; None for an Estimator.
     """
 
     folder: RunFolder
@@ -126,14 +133,32 @@ class Prepared:
     labels: Tensor | None
     rows: Tensor
     predictions: tuple[Predicted, ...]
+    sampler: DenoiserSampler | None = None
+
+    @property
+    def keeps_outcomes(self) -> bool:
+        """Whether every image belongs to an outcome history of its own."""
+        return self.model.reverse.config.kind == "measured"
+
+    def pubs(self, engine: SamplerEngine) -> list[tuple[SamplerPub, Tensor]]:
+        """What a Sampler is sent, with the numbers of the images in each."""
+        assert self.sampler is not None
+        return self.sampler.pubs(engine, self.starts, self.labels, values=self.rows.numpy())
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What came back: ⟨P Z^s⟩ and what they say of the images; the jobs' receipt."""
+    """What came back.
+
+    Attributes:
+        denoised: ⟨P Z^s⟩, of a Sampler by its counts, and what they say of the images.
+        receipt: of the jobs.
+        outcomes: int64 [B, T], the histories of the images, where a Sampler kept them; None else.
+    """
 
     denoised: Denoised
     receipt: Receipt = field(default_factory=Receipt)
+    outcomes: Tensor | None = None
 
 
 def prepare(
@@ -157,12 +182,13 @@ def prepare(
 
     Raises:
         RunFolderError: a folder in use, or started with other settings.
-        InvalidInputError: a model that keeps outcomes or is wider than the device, a strategy that cannot treat the
-            circuit, or a success probability that the shots do not resolve: the message says how many it takes.
+        InvalidInputError: a model that keeps outcomes for an Estimator, or that the device is too small for or lacks
+            something for; a strategy that cannot treat the circuit; a success probability, or a probability of an
+            outcome history, that the shots do not resolve: the message says how many it takes.
     """
     if resume:
         folder = RunFolder.open(out, kind=KIND)
-        folder.require_settings({"evaluation": asked.to_dict()})
+        folder.require_settings({"evaluation": asked.to_dict()}, read=_completed)
         if (out / STARTS).exists():
             return _opened(asked, folder)
         return _opened(asked, folder, _fill(asked, out, _made(asked, device)))  # left before anything was sent
@@ -175,6 +201,43 @@ def prepare(
     except BaseException:
         folder.discard()
         raise
+
+
+def _completed(saved: dict[str, Any]) -> dict[str, Any]:
+    """Settings of a folder, also of an earlier version."""
+    return {"evaluation": EvaluationConfig.from_dict(saved["evaluation"]).to_dict()}
+
+
+def primitive_of(model: AmplitudeQDM, asked: str | None = None) -> Literal["estimator", "sampler"]:
+    """The primitive asked for, or the one that fits the model: a Sampler where outcomes are kept.
+
+    Raises:
+        InvalidInputError: there is no such primitive.
+    """
+    if asked is None:
+        return "sampler" if model.reverse.config.kind == "measured" else "estimator"
+    if asked not in ("estimator", "sampler"):
+        raise InvalidInputError(f"primitive is {asked!r}; allowed: estimator, sampler")
+    return "sampler" if asked == "sampler" else "estimator"
+
+
+def shown_circuit(sampler: DenoiserSampler, labels: Tensor | None) -> CompiledCircuit:
+    """A Sampler's circuit as a `CompiledCircuit`, for layouts and costs: of the labels the one with the most gates.
+
+    Measurements at the end are left out, as they are of an Estimator's circuit.
+    """
+    circuit = max((circuit for circuit, _ in sampler.compiled(labels).values()), key=lambda c: c.num_nonlocal_gates())
+    isa = circuit
+    if measured_at_end(circuit) is not None:
+        isa = circuit.copy_empty_like()
+        for instruction in circuit.data:
+            if instruction.operation.name != "measure":
+                isa.append(instruction)
+    used = {circuit.find_bit(q).index for i in circuit.data if i.operation.name != "barrier" for q in i.qubits}
+    qubits = tuple(sorted(used))
+    string = SparsePauliOp.from_sparse_list([("Z", [qubits[0]], 1.0)], circuit.num_qubits)
+    seed, level = sampler.model.reverse.config.seed, sampler.optimization_level
+    return CompiledCircuit(isa, sampler.device, tuple(isa.parameters), (), (string,), qubits, seed, level)
 
 
 def compiled_for(model: AmplitudeQDM, device: Device, mitigation: str = "") -> CompiledCircuit:
@@ -209,29 +272,67 @@ class _Made:
     labels: Tensor | None
     rows: Tensor
     predictions: tuple[Predicted, ...]
+    sampler: DenoiserSampler | None = None
 
 
 def _made(asked: EvaluationConfig, device: Device | None) -> _Made:
     """All of it from the denoiser's run folder; refused here what cannot run."""
     model = load_denoiser(asked.run)
-    compiled = compiled_for(model, device or Device.load(asked.device), asked.mitigation)
+    device = device or Device.load(asked.device)
     n_labels = model.reverse.config.n_labels
     labels = torch.arange(asked.images) % n_labels if n_labels > 1 else None
     starts = model.forward_process.prior(asked.images, model.dim, torch.Generator().manual_seed(asked.seed))
+    if asked.primitive == "sampler":
+        return _made_sampled(asked, model, device, starts, labels)
+    compiled = compiled_for(model, device, asked.mitigation)
     rows = rows_of(deferred_inputs(model, starts, labels), deferred_weights(model).double())
     predictions = predictions_of(model, compiled, starts, labels, rows)
     check_resolvable(predictions[0].success.clamp(max=1), asked.shots, model.dim)
     return _Made(model, compiled, starts, labels, rows, tuple(predictions))
 
 
+def _made_sampled(
+    asked: EvaluationConfig, model: AmplitudeQDM, device: Device, starts: Tensor, labels: Tensor | None
+) -> _Made:
+    sampler = DenoiserSampler(model, device)
+    compiled = shown_circuit(sampler, labels)
+    rows = torch.from_numpy(sampler.values(starts, labels))
+    if model.reverse.config.kind == "measured":
+        check_histories(model, compiled, starts, labels, asked.shots, asked.seed)
+        return _Made(model, compiled, starts, labels, rows, (), sampler)
+    predictions = record_predictions_of(sampler, compiled, starts, labels, rows)
+    check_resolvable(predictions[0].success.clamp(max=1), asked.shots, model.dim)
+    return _Made(model, compiled, starts, labels, rows, tuple(predictions), sampler)
+
+
 def _fill(asked: EvaluationConfig, out: Path, made: _Made) -> tuple[Predicted, ...]:
     """Copies of what is sent; the starts come last and say that all is there. Returns the predictions."""
     save_pretrained(made.model, out / "model")
     (out / CIRCUIT).mkdir(exist_ok=True)
-    atomic_write_json(out / CIRCUIT_FILE, write_compiled(made.compiled, out / CIRCUIT))
+    saved = write_compiled(made.compiled, out / CIRCUIT)
+    if made.sampler is not None:
+        saved["sampled"] = _write_sampled(made.sampler, made.labels, out / CIRCUIT)
+    atomic_write_json(out / CIRCUIT_FILE, saved)
     tensors = {"starts": made.starts, "rows": made.rows} | ({} if made.labels is None else {"labels": made.labels})
     write_tensors(out / STARTS, tensors, {"seed": asked.seed}, kind="starts")
     return made.predictions
+
+
+def _write_sampled(sampler: DenoiserSampler, labels: Tensor | None, folder: Path) -> dict[str, Any]:
+    """The circuits of a Sampler as files; returns what `_read_sampled` needs besides."""
+    circuits = sampler.compiled(labels)
+    for label, (circuit, _) in circuits.items():
+        save_circuit(circuit, folder, _SAMPLED.format(label=label))
+    return {"way": sampler.way, "parameters": {str(y): [p.name for p in ps] for y, (_, ps) in circuits.items()}}
+
+
+def _read_sampled(model: AmplitudeQDM, device: Device, saved: Mapping[str, Any], folder: Path) -> DenoiserSampler:
+    circuits = {}
+    for label, names in saved["parameters"].items():
+        circuit = load_circuit(folder / f"{_SAMPLED.format(label=label)}.qpy")
+        there = {parameter.name: parameter for parameter in circuit.parameters}
+        circuits[int(label)] = circuit, tuple(there.get(name) or Parameter(name) for name in names)
+    return DenoiserSampler(model, device, way=saved["way"], circuits=circuits)
 
 
 def _opened(asked: EvaluationConfig, folder: RunFolder, predictions: tuple[Predicted, ...] | None = None) -> Prepared:
@@ -241,50 +342,28 @@ def _opened(asked: EvaluationConfig, folder: RunFolder, predictions: tuple[Predi
     assert isinstance(model, AmplitudeQDM)
     tensors, _ = read_tensors(out / STARTS, kind="starts")
     try:
-        compiled = read_compiled(out / CIRCUIT, read_json(out / CIRCUIT_FILE))
+        saved = read_json(out / CIRCUIT_FILE)
+        compiled = read_compiled(out / CIRCUIT, saved)
+        sampler = None
+        if asked.primitive == "sampler":
+            sampler = _read_sampled(model, compiled.device, saved["sampled"], out / CIRCUIT)
         starts, rows, labels = tensors["starts"], tensors["rows"], tensors.get("labels")
     except (KeyError, TypeError, ValueError) as error:
         raise DamagedFileError(f"{out} does not hold a whole evaluation of a denoiser ({error!r})") from error
-    if predictions is None:
+    if predictions is None and sampler is None:
         predictions = tuple(predictions_of(model, compiled, starts, labels, rows))
-    return Prepared(folder, asked, model, compiled, starts, labels, rows, predictions)
+    found = Prepared(folder, asked, model, compiled, starts, labels, rows, predictions or (), sampler)
+    return with_predictions(found) if predictions is None and not found.keeps_outcomes else found
 
 
-@torch.no_grad()
-def predictions_of(
-    model: AmplitudeQDM, compiled: CompiledCircuit, starts: Tensor, labels: Tensor | None, rows: Tensor
-) -> list[Predicted]:
-    """The same starts simulated: with the noise of the device's calibration, and without any.
-
-    With noise it is the whole circuit where it is small enough, preparation and layout included; else step by step,
-    with a perfect start and each step on its own best qubits; left out where not even one step fits into memory.
-    """
-    device, found = compiled.device, []
-    if device.has_noise and len(compiled.physical_qubits) <= _MOST_TOGETHER:
-        estimate = Noisy().estimate(compiled, rows)
-        read = quotient_of(estimate.values, estimate.std_errors)
-        found.append(
-            Predicted(
-                f"simulated, noise of {device.name}",
-                read.distribution,
-                read.success,
-                model.decode(read.magnitudes[0].float()),
-            )
-        )
-    elif device.has_noise:
-        try:
-            noisy = model.on(device=device, engine="noisy")
-            found.append(_stepwise(noisy, starts, labels, f"simulated step by step, noise of {device.name}"))
-        except MemoryBudgetError:
-            pass
-    found.append(_stepwise(model.on(engine="ideal"), starts, labels, "simulated, no noise"))
-    return found
-
-
-def _stepwise(model: AmplitudeQDM, starts: Tensor, labels: Tensor | None, name: str) -> Predicted:
-    chain = model.reverse.run(starts, labels)
-    probabilities = model.reverse.outcome_probabilities(chain.states).double()
-    return Predicted(name, probabilities, chain.probability.double(), model.images(chain.states))
+def with_predictions(prepared: Prepared, outcomes: Tensor | None = None) -> Prepared:
+    """The evaluation with the predictions of a Sampler, where outcomes are kept of these histories [B, T]."""
+    if prepared.sampler is None:
+        return prepared
+    made = record_predictions_of(
+        prepared.sampler, prepared.compiled, prepared.starts, prepared.labels, prepared.rows, outcomes
+    )
+    return replace(prepared, predictions=tuple(made))
 
 
 def purpose_of(prepared: Prepared) -> str:
@@ -295,11 +374,26 @@ def purpose_of(prepared: Prepared) -> str:
 def measure(prepared: Prepared, access: Access) -> Measured:
     """All images by one call of the device's engine, or out of the ledger what has run."""
     purpose = purpose_of(prepared)
+    if prepared.sampler is not None:
+        return _sampled(prepared, access.sampler(purpose), access.receipt, purpose)
     engine = access.engine(purpose)
     engine.check(prepared.compiled)
     estimate = engine.estimate(prepared.compiled, prepared.rows)
     found = denoised(prepared.model, estimate, plain_shots(engine, estimate))
     return Measured(found, access.receipt(purpose))
+
+
+def _sampled(prepared: Prepared, engine: SamplerEngine, receipt: Callable[[str], Receipt], purpose: str) -> Measured:
+    """By a Sampler: the share of the shots that belong to an image with x is what an Estimator calls q(x)."""
+    sampler, kept = prepared.sampler, prepared.keeps_outcomes
+    assert sampler is not None
+    made = prepared.pubs(engine)
+    sampled = engine.sample_many([pub for pub, _ in made])
+    counts, outcomes, _ = sampler.count(made, sampled, leave_first=kept)
+    shots = engine.shots - kept  # that which chose the history is not counted
+    values = counts.double() / shots @ torch.from_numpy(z_signs(prepared.model.reverse.config.n_qubits)).T
+    estimate = Estimate(values, torch.zeros_like(values))
+    return Measured(denoised(prepared.model, estimate, shots), receipt(purpose), outcomes if kept else None)
 
 
 # -- what it says ------------------------------------------------------------------------------------------------------
@@ -369,6 +463,8 @@ def results_of(prepared: Prepared, measured: Measured, judged: Mapping[str, Mapp
             "pixel_errors": _plain(images.std_errors),
         },
         "labels": None if prepared.labels is None else prepared.labels.tolist(),
+        "way": "deferred" if prepared.sampler is None else prepared.sampler.way,
+        "outcomes": None if measured.outcomes is None else measured.outcomes.tolist(),
         "distances": [[_number(d) for d in check.distances] for check in checks],
         "expected_distances": [_number(check.expected_distance) for check in checks],
         "judged": {name: dict(values) for name, values in judged.items()},

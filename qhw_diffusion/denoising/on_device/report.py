@@ -30,10 +30,12 @@ def render_evaluation(
     """Write report.html into the evaluation's folder; returns its path."""
     asked, compiled, config = prepared.asked, prepared.compiled, prepared.model.reverse.config
     checks = check_images(prepared, measured)
+    dynamic = prepared.sampler is not None and prepared.sampler.way == "dynamic"
     page = Page(
         f"A quantum denoiser on {compiled.device.name}",
-        subtitle=f"{asked.images} images of {asked.run}: {config.n_steps} reverse steps as one circuit of "
-        f"{len(compiled.physical_qubits)} qubits, one circuit an image, {asked.shots:,} shots each.",
+        subtitle=f"{asked.images} images of {asked.run}: {config.n_steps} reverse steps as one "
+        f"{'dynamic ' * dynamic}circuit of {len(compiled.physical_qubits)} qubits, one circuit an image, "
+        f"{asked.shots:,} shots each, read by {'an Estimator' if prepared.sampler is None else 'a Sampler'}.",
     )
     _outcome(page.section("What came out"), prepared, measured, checks, judged, paid)
     _images(page.section("Images"), prepared, measured)
@@ -62,7 +64,7 @@ def _outcome(
     resolved = int(read.resolved.sum())
     if resolved < len(checks):
         section.note(
-            f"{len(checks) - resolved} of {len(checks)} images have a success probability that is not told from 0: "
+            f"{len(checks) - resolved} of {len(checks)} images have a {share_name(prepared)} not told from 0: "
             "nothing is divided by it, and they are left out below.",
             "caution",
         )
@@ -72,7 +74,7 @@ def _outcome(
     section.numbers(
         [
             (used if paid else "0", "QPU seconds charged" if paid else "QPU seconds (simulated device)"),
-            (f"{own:.2%}", f"of the shots pass; predicted {float(first.success.mean()):.2%}"),
+            (f"{own:.2%}", f"of the shots {_count(prepared)}; predicted {float(first.success.mean()):.2%}"),
             (_mean([c.distances[0] for c in checks]), "total variation distance to the prediction, mean"),
             (_mean([c.expected_distance for c in checks]), "of it expected from the error bars alone"),
         ]
@@ -103,6 +105,11 @@ def _images(section: Section, prepared: Prepared, measured: Measured) -> None:
 
 def _agreement(section: Section, prepared: Prepared, measured: Measured, checks: Sequence[ImageCheck]) -> None:
     names = [each.name for each in prepared.predictions]
+    if prepared.keeps_outcomes:
+        section.text(
+            "Outcomes are kept: an image is that of its first shot's record of outcomes, and made of the other shots "
+            "with the same record. Predictions are of these records."
+        )
     section.text(
         "p(x | kept) is a quotient of two measured numbers that share their shots; its errors are propagated to first "
         "order with their covariance. Distances are total variation, ½ Σ |p − p′|, of the nearest distribution; beside "
@@ -131,7 +138,7 @@ def _agreement(section: Section, prepared: Prepared, measured: Measured, checks:
     columns = [
         "image",
         "label",
-        "success predicted",
+        f"{share_name(prepared)} predicted",
         "measured",
         "shots kept",
         *distances,
@@ -145,8 +152,9 @@ def _jobs(section: Section, prepared: Prepared, measured: Measured, mode: str, p
     asked, receipt = prepared.asked, measured.receipt
     level = "–" if not paid else str(asked.resilience_level or 0)
     section.text(
-        f"Mode `{mode}`, resilience level {level}, mitigation `{asked.mitigation or 'none'}`, {asked.shots:,} shots. "
-        "All images are one broadcast job, or several below the service's limits; raw results are in the ledger, and "
+        f"Mode `{mode}`, resilience level {level}, mitigation `{asked.mitigation or 'none'}`, {asked.shots:,} shots, "
+        f"primitive `{asked.primitive}`. All images are one broadcast job, or several below the service's "
+        "limits; raw results are in the ledger, and "
         "what is known of each job is in jobs.json."
     )
     start = prepared.compiled.device
@@ -204,7 +212,7 @@ def probability_figure(prepared: Prepared, measured: Measured) -> Figure:
     panels = (
         (left, first.probabilities[ok].flatten(), read.probabilities[ok].flatten(),
          read.probability_errors[ok].flatten(), "p(x | kept)"),
-        (right, first.success, read.success, read.success_errors, "success probability"),
+        (right, first.success, read.success, read.success_errors, share_name(prepared)),
     )  # fmt: skip
     for axis, predicted, found, errors, name in panels:
         if len(predicted):
@@ -220,6 +228,15 @@ def probability_figure(prepared: Prepared, measured: Measured) -> Figure:
         axis.grid(color=figures.FAINT, lw=0.5)
         axis.spines[["top", "right"]].set_visible(False)
     return figure
+
+
+def share_name(prepared: Prepared) -> str:
+    """What the share of the shots that count is called."""
+    return "probability of the record of outcomes" if prepared.keeps_outcomes else "success probability"
+
+
+def _count(prepared: Prepared) -> str:
+    return "have their image's record of outcomes" if prepared.keeps_outcomes else "pass"
 
 
 def _mean(values: Sequence[float]) -> str:

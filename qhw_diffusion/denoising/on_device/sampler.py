@@ -11,10 +11,11 @@ the history of an image is that of its first shot, so histories come up as often
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
 from qiskit import QuantumCircuit
 from qiskit.circuit import ClassicalRegister, Parameter
@@ -70,6 +71,7 @@ class DenoiserSampler:
         way: ``"deferred"`` or ``"dynamic"``; None: dynamic where outcomes are fed forward or the device is too small
             for fresh ancillas in every step, else deferred.
         optimization_level: of Qiskit's preset passes.
+        circuits: {label: (circuit, parameters)} compiled before, as `compiled` gave them; others are made when needed.
 
     Attributes:
         way: as chosen.
@@ -87,6 +89,7 @@ class DenoiserSampler:
         *,
         way: Way | None = None,
         optimization_level: int = 3,
+        circuits: Mapping[int, tuple[QuantumCircuit, tuple[Parameter, ...]]] | None = None,
     ) -> None:
         if not isinstance(model.reverse, ReverseProcess):
             raise InvalidInputError(f"a {type(model.reverse).__name__} has no circuit: only circuits run on a device")
@@ -105,14 +108,40 @@ class DenoiserSampler:
         width = config.n_qubits * (2 if self._purified else 1) + config.n_steps * len(model.reverse.circuit.measured)
         fits = self.device.target is None or width <= len(self.device.usable_qubits)
         self.way: Way = way or ("dynamic" if config.feed_forward or not fits else "deferred")
-        self._compiled: dict[int, tuple[QuantumCircuit, tuple[Parameter, ...]]] = {}
+        self._compiled: dict[int, tuple[QuantumCircuit, tuple[Parameter, ...]]] = dict(circuits or {})
 
     def circuit(self, label: int = 0) -> QuantumCircuit:
         """The ISA circuit of a label; where it is deferred that of every label."""
         return self._circuit(label if self.way == "dynamic" else 0)[0]
 
+    def compiled(self, labels: Tensor | None = None) -> dict[int, tuple[QuantumCircuit, tuple[Parameter, ...]]]:
+        """{label: (ISA circuit, parameters in the order of `values`)} of what these labels take: one circuit, under 0.
+
+        Dynamic: one for every label that occurs. Parameters that compiling took out of every gate are among them.
+        """
+        wanted = [0] if self.way == "deferred" or labels is None else [int(y) for y in torch.unique(labels)]
+        return {label: self._circuit(label) for label in wanted}
+
+    def values(self, states: Tensor, labels: Tensor | None = None) -> np.ndarray:
+        """[B, P] angles of starts x_T: of their preparation, and where it is deferred of labels and weights too.
+
+        Raises:
+            InvalidInputError: no states of this dimension, or labels out of range.
+        """
+        labels = check_labels(labels, len(states), self.model.reverse.config.n_labels)
+        if self.way == "dynamic":
+            return preparation_angles(amplitudes_of(self.model, states))
+        weights = deferred_weights(self.model).double().expand(len(states), -1)
+        return np.asarray(torch.cat([deferred_inputs(self.model, states, labels), weights], 1))
+
     def pubs(
-        self, engine: SamplerEngine, states: Tensor, labels: Tensor | None = None, *, shots: int | None = None
+        self,
+        engine: SamplerEngine,
+        states: Tensor,
+        labels: Tensor | None = None,
+        *,
+        shots: int | None = None,
+        values: np.ndarray | None = None,
     ) -> list[tuple[SamplerPub, Tensor]]:
         """(PUB, numbers of its images) for starts x_T: one PUB, or dynamic one for each label that occurs.
 
@@ -121,18 +150,16 @@ class DenoiserSampler:
             states: x_T, [B, d]; [B, d, d] where the model's prior is mixed.
             labels: int64 [B]; needed if the process has labels.
             shots: of each image; None for the engine's.
+            values: [B, P] angles, if they were made before (`values`).
 
         Raises:
             InvalidInputError: no states of this dimension, or labels out of range.
         """
         reverse = self.model.reverse
         labels = check_labels(labels, len(states), reverse.config.n_labels)
-        if self.way == "deferred":
-            inputs = deferred_inputs(self.model, states, labels)
-            weights = deferred_weights(self.model).double().expand(len(states), -1)
-            values, groups = torch.cat([inputs, weights], 1).numpy(), [(0, torch.arange(len(states)))]
-        else:
-            values = preparation_angles(amplitudes_of(self.model, states))
+        values = self.values(states, labels) if values is None else values
+        groups = [(0, torch.arange(len(states)))]
+        if self.way == "dynamic":
             groups = [(int(label), torch.nonzero(labels == label)[:, 0]) for label in torch.unique(labels)]
         made = []
         for label, index in groups:
@@ -182,23 +209,49 @@ class DenoiserSampler:
                 "that keeps its outcomes"
             )
         sampled = engine.sample_many([pub for pub, _ in made])
-        data = torch.zeros(len(states), number, dtype=torch.long)
-        history = torch.zeros(len(states), number, config.n_steps, dtype=torch.long)
+        counts, chosen, share = self.count(made, sampled, outcomes)
+        estimate, images = self._images(counts)
+        jobs = tuple(dict.fromkeys(job for samples in sampled for job in samples.job_ids))
+        return SampledImages(counts, chosen, share, number, estimate, images, jobs, sampled[0].qpu_seconds)
+
+    def count(
+        self,
+        made: Sequence[tuple[SamplerPub, Tensor]],
+        sampled: Sequence[Samples],
+        outcomes: Tensor | None = None,
+        *,
+        leave_first: bool = False,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """What the shots of `pubs` say of every image.
+
+        Args:
+            made: from `pubs`.
+            sampled: their samples.
+            outcomes: int64 [B, T], histories of the images, where outcomes are kept; None: that of the first shot.
+            leave_first: leave the first shot out of the counts. A shot that chooses the history has it for certain:
+                counted, it makes the share too large, by (1 − share) / shots.
+
+        Returns:
+            Counts int64 [B, d] of the data in the shots that belong to the image; histories [B, T], zeros where none
+            are kept; share [B] of the shots that belong to it.
+        """
+        config, number = self.model.reverse.config, made[0][0].shots
+        batch = sum(len(index) for _, index in made)
+        data = torch.zeros(batch, number, dtype=torch.long)
+        history = torch.zeros(batch, number, config.n_steps, dtype=torch.long)
         for (_, index), samples in zip(made, sampled, strict=True):
             data[index], history[index] = self.read(samples, number)
         if config.kind == "measured":
             chosen = history[:, 0] if outcomes is None else outcomes
         else:
-            chosen = torch.zeros(len(states), config.n_steps, dtype=torch.long)
+            chosen = torch.zeros(batch, config.n_steps, dtype=torch.long)
+        if leave_first:
+            data, history = data[:, 1:], history[:, 1:]
         selects = config.kind in ("measured", "postselected")
         kept = (history == chosen[:, None]).all(2) if selects else torch.ones_like(data, dtype=torch.bool)
         d = self.model.dim
         counts = torch.stack([torch.bincount(x[k], minlength=d) for x, k in zip(data, kept, strict=True)])
-        estimate, images = self._images(counts)
-        jobs = tuple(dict.fromkeys(job for samples in sampled for job in samples.job_ids))
-        return SampledImages(
-            counts, chosen, kept.double().mean(1), number, estimate, images, jobs, sampled[0].qpu_seconds
-        )
+        return counts, chosen, kept.double().mean(1)
 
     def read(self, samples: Samples, shots: int) -> tuple[Tensor, Tensor]:
         """(data, outcome histories) of every shot asked for: int64 [B, shots] and [B, shots, T], first column t = T."""

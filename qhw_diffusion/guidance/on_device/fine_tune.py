@@ -12,17 +12,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
-
-import torch
-from torch import Tensor
+from typing import Any
 
 from qhw_diffusion.checkpoints import load_checkpoint, read_tensors
 from qhw_diffusion.devices import Device
 from qhw_diffusion.errors import InvalidInputError
-from qhw_diffusion.execution import CompiledCircuit, Engine, Estimate, Noisy, Usage
-from qhw_diffusion.execution.engine import check_parameters
-from qhw_diffusion.execution.gradients import unrolled
+from qhw_diffusion.execution import CompiledCircuit, Noisy
 from qhw_diffusion.guidance import (
     Critic,
     GuidanceEnv,
@@ -39,6 +34,7 @@ from qhw_diffusion.guidance.evaluation import Models
 from qhw_diffusion.guidance.on_device.settings import FineTuneConfig
 from qhw_diffusion.guidance.ppo import History
 from qhw_diffusion.guidance.training import KIND, with_later_settings
+from qhw_diffusion.on_device.filed import FiledEngine, moved_rows
 from qhw_diffusion.on_device.receipt import Access, run_name
 from qhw_diffusion.runs import RunFolder, atomic_write_json, check_place, read_json
 from qhw_diffusion.runs.folder import CHECKPOINT
@@ -64,9 +60,7 @@ def work_of(asked: FineTuneConfig, compiled: CompiledCircuit, n_steps: int) -> W
     steps = asked.epochs * asked.minibatches
     rows = -(-asked.num_envs * n_steps // asked.minibatches)
     anew = steps - (asked.minibatches == 1)
-    free = unrolled(compiled)
-    gates = int(((free.input_coefficients != 0).any(axis=1) | (free.weight_coefficients != 0).any(axis=1)).sum())
-    moved = {"surrogate": 0, "spsa": 2, "parameter-shift": 2 * gates}[asked.gradient]
+    moved = moved_rows(asked.gradient, compiled)
     return Work(
         rollout=(asked.num_envs, n_steps * asked.updates),
         values=(rows, anew * asked.updates),
@@ -187,42 +181,3 @@ def keep_result(run: RunFolder, actor: QuantumPolicy, record: dict[str, Any]) ->
     save_policy_model(actor, run.path / "model")
     atomic_write_json(run.path / "device.json", read_json(run.path / "model" / "device.json"))
     atomic_write_json(run.path / "fine_tuning.json", record)
-
-
-class FiledEngine(Engine):
-    """The engine of one update: calls are numbered, and numbered the same way when the update is repeated.
-
-    Rows of parameters that were measured in this update are not measured again. PPO's first gradient step looks at the
-    states of its rollout with the weights of its rollout, so it costs nothing where it takes all of them at once; its
-    probability ratios are then exactly 1, as they should be.
-    """
-
-    name: ClassVar[str] = "device"
-
-    def __init__(self, access: Access, purpose: str) -> None:
-        self.access, self.purpose, self.calls = access, purpose, 0
-        self._known: dict[int, tuple[CompiledCircuit, dict[bytes, tuple[Tensor, Tensor]]]] = {}
-
-    def check(self, compiled: CompiledCircuit) -> None:
-        """Raise what the device's engine raises for a circuit that it cannot run."""
-        self.access.engine(self.purpose).check(compiled)
-
-    def estimate(self, compiled: CompiledCircuit, parameters: Tensor) -> Estimate:
-        """Values and standard errors [B, M] of rows [B, P]; only rows that this update has not measured are sent."""
-        parameters = check_parameters(compiled, parameters)
-        # the circuit is kept, so that its id stays its own
-        _, known = self._known.setdefault(id(compiled), (compiled, {}))
-        keys = [row.tobytes() for row in parameters.detach().cpu().double().numpy()]
-        new = {key: index for index, key in reversed(list(enumerate(keys))) if key not in known}
-        usage = Usage()
-        if new:
-            order = sorted(new.values())
-            self.calls += 1
-            engine = self.access.engine(f"{self.purpose} call {self.calls}")
-            answer = engine.estimate(compiled, parameters.detach()[torch.tensor(order)])
-            usage = answer.usage
-            for place, index in enumerate(order):
-                known[keys[index]] = answer.values[place], answer.std_errors[place]
-        return Estimate(
-            torch.stack([known[key][0] for key in keys]), torch.stack([known[key][1] for key in keys]), usage
-        )

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import os
-from dataclasses import replace
 from typing import Any
 
 from qhw_diffusion.checkpoints import one_thread
 from qhw_diffusion.errors import InvalidInputError
-from qhw_diffusion.execution import CompiledCircuit
 from qhw_diffusion.experiment import p_text
 from qhw_diffusion.experiment.statistics import interval_cell, mean_interval, paired_test
 from qhw_diffusion.guidance import QuantumPolicy, TrainedPolicy, rollout
@@ -28,12 +26,13 @@ from qhw_diffusion.guidance.on_device.fine_tune import (
     prepare_fine_tune,
     work_of,
 )
-from qhw_diffusion.guidance.on_device.settings import ComparisonConfig, FineTuneConfig
+from qhw_diffusion.guidance.on_device.settings import FineTuneConfig
 from qhw_diffusion.guidance.ppo import History
 from qhw_diffusion.guidance.training import KIND
-from qhw_diffusion.on_device.access import DeviceAccess, at_device, open_access
+from qhw_diffusion.on_device.access import at_device, open_access
+from qhw_diffusion.on_device.filed import spent_by, spent_text, work_text
 from qhw_diffusion.on_device.receipt import run_name
-from qhw_diffusion.on_device.settings import AccessConfig
+from qhw_diffusion.on_device.settings import AccessConfig, ComparisonConfig
 from qhw_diffusion.runs import Place, RunFolder, progress, read_json
 
 METRICS = ("energy", "fd", "accuracy", "return")
@@ -69,12 +68,12 @@ def fine_tune_run(
         access.require_cap()
         models = load_models(ModelConfig.from_dict(read_json(out / MODELS_FILE)))
         work = work_of(asked, original.layer.compiled, trained.config.n_steps)
-        print(_cost_text(access, original.layer.compiled, work), flush=True)
+        print(work_text(access, original.layer.compiled, _parts(work)), flush=True)
         with at_device(run, access):
             actor, history = fine_tune(
                 asked, run, trained, original, models, access, resume=place.resume, on_update=_say
             )
-        spent = _spent(access)
+        spent = spent_by(access)
     if len(history) < asked.updates:
         raise KeyboardInterrupt
     seeds, images = comparison.seeds, comparison.images
@@ -110,33 +109,8 @@ def compare(
     return values
 
 
-def _cost_text(access: DeviceAccess, compiled: CompiledCircuit, work: Work) -> str:
-    parts, costs = [], []
-    for what, (rows, calls) in (
-        ("rollouts", work.rollout),
-        ("values in gradient steps", work.values),
-        ("gradients", work.gradients),
-    ):
-        if calls:
-            costs.append(access.cost(compiled, rows, calls=calls))
-            parts.append(f"{what}: {costs[-1].jobs} jobs × {costs[-1].circuits} circuits × {costs[-1].shots} shots, "
-                         f"{costs[-1].seconds:,.1f} s")  # fmt: skip
-    total = replace(costs[0], jobs=sum(cost.jobs for cost in costs))
-    seconds = sum(cost.seconds for cost in costs)
-    where = (
-        "on the device" if access.paid else f"{access.config.device} is simulated here and costs nothing; on a device"
-    )
-    lines = [*parts, f"{where} about {seconds:,.1f} QPU seconds ({total.jobs} jobs)"]
-    cap = access.config.max_qpu_seconds
-    if access.paid and cap is not None:
-        left = access.left_of(cap)
-        short = (
-            ""
-            if seconds + max(cost.rounding for cost in costs) <= left
-            else "; that is not enough: it will stop there, and can go on with more"
-        )
-        lines.append(f"cap {cap:g} s for this run, {left:.1f} s left{short}")
-    return "\n".join(lines)
+def _parts(work: Work) -> dict[str, tuple[int, int]]:
+    return {"rollouts": work.rollout, "values in gradient steps": work.values, "gradients": work.gradients}
 
 
 def _say(update: int, metrics: dict[str, float]) -> None:
@@ -147,24 +121,10 @@ def _say(update: int, metrics: dict[str, float]) -> None:
     )
 
 
-def _spent(access: DeviceAccess) -> dict[str, Any]:
-    rows, receipt = access.ledger.rows(run=access.run, state="done"), access.all_receipts()
-    return {
-        "jobs": len(rows),
-        "circuits": sum(row.circuits for row in rows),
-        "qpu_seconds": receipt.qpu_seconds,
-        "unused_jobs": list(receipt.unused_jobs),
-        "reused_jobs": list(receipt.reused_jobs),
-        "calibrations": list(receipt.calibrations),
-    }
-
-
 def _text(asked: FineTuneConfig, run: RunFolder, history: History, record: dict[str, Any]) -> str:
-    values, used = record["values"], record["qpu_seconds"]
-    reused = f" ({len(record['reused_jobs'])} of them from the ledger)" if record["reused_jobs"] else ""
+    values = record["values"]
     lines = [
-        f"{asked.updates} updates on {asked.device}, {asked.gradient} gradients: {record['jobs']} jobs{reused}, "
-        f"{record['circuits']:,} circuits, {'not yet stated' if used is None else f'{used:.1f}'} QPU seconds",
+        spent_text(asked, record),
         f"before and after on the same starts, noise of {asked.device} simulated: {record['seeds']} seeds × "
         f"{record['images']} images",
         f"{'':<20} {'energy [95 %]':>24} {'FD [95 %]':>26} {'accuracy':>9} {'reward [95 %]':>24}",

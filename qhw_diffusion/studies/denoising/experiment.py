@@ -36,10 +36,8 @@ from qhw_diffusion.denoising import (
     ReverseConfig,
     ReverseProcess,
     TrainConfig,
-    as_density,
     check_qdm_training,
     haar_states,
-    infidelity,
     sample_counts,
     save_pretrained,
     train_autoencoder,
@@ -47,6 +45,7 @@ from qhw_diffusion.denoising import (
 )
 from qhw_diffusion.denoising.baselines import ClassicalProcess, LinearProcess
 from qhw_diffusion.denoising.command import MODELS, REVERSE, TRAIN
+from qhw_diffusion.denoising.deferred import compile_deferred
 from qhw_diffusion.denoising.readout import kept_shots
 from qhw_diffusion.denoising.states import qubits_for
 from qhw_diffusion.denoising.training import History
@@ -62,10 +61,21 @@ from qhw_diffusion.diffusion.datasets import image_shape_of
 from qhw_diffusion.errors import UnknownNameError
 from qhw_diffusion.experiment import Cell, Study
 from qhw_diffusion.runs import RunFolder, atomic_folder
-from qhw_diffusion.studies.denoising.page import CONTROLS, EVALUATION_SEED, TUNING_SEED, VARIANTS, page, sample_file
+from qhw_diffusion.studies.denoising.measures import average_infidelity, measured_on_device, visible_infidelity
+from qhw_diffusion.studies.denoising.page import (
+    CONTROLS,
+    EVALUATION_SEED,
+    PRIMITIVES,
+    TUNING_SEED,
+    VARIANTS,
+    page,
+    sample_file,
+)
 
 # Trained by the same loop with no circuit in them.
 BASELINES = {"contraction": LinearProcess, "classical": ClassicalProcess}
+# Trained on from the post-selected weights, all for as long: with the device's noise, another device's, and without.
+FURTHER = ("noise", "othernoise", "longer")
 TRAINING = "denoising"
 KEPT_IMAGES = 40
 RANKS, POWERS = (1, 2, 3, 4, 6, 8, 16, 64), (1.0, 1.5, 2.0)
@@ -89,7 +99,8 @@ class DenoisingConfig(Config):
     classes: tuple[int, ...] = ()
     """Labels in use, in order; none for all ten."""
     variants: tuple[str, ...] = ("postselected", "measured", "feedforward", "noise", "contraction", "classical")
-    """What is trained: postselected, measured, feedforward, noise, reconstruction, contraction, classical."""
+    """What is trained: postselected, measured, feedforward, noise, othernoise, longer, reconstruction, contraction,
+    classical."""
     model: str = "latent"
     """Where states live: latent (the latent space of an autoencoder) or amplitude (pixels as amplitudes)."""
     autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
@@ -103,9 +114,18 @@ class DenoisingConfig(Config):
     train: TrainConfig = TRAIN
     """Training of every variant: all steps together, on the ensembles that come out."""
     noise_iterations: int = 60
-    """Further updates under noise of the variant noise, which starts from the post-selected weights."""
+    """Further updates of the variants noise, othernoise and longer, which start from the post-selected weights."""
     device: str = "fake_marrakesh"
     """Fake device or snapshot of the rows with noise."""
+    other_device: str = "fake_torino"
+    """Fake device or snapshot under whose noise the variant othernoise is trained: the wrong calibration."""
+    primitives: tuple[str, ...] = ()
+    """How rows on the device measure the whole reverse process as one circuit: estimator, estimator-readout, sampler;
+    none for no such rows."""
+    evaluation_classifier: str | None = None
+    """Folder of the evaluation classifier; without it the one shipped for the data set."""
+    reward_classifier: str | None = None
+    """Folder of the reward classifier, which tunes the linear map; without it the one shipped for the data set."""
     eval_images: int = 600
     """Images per row and seed."""
     shots: int = 4096
@@ -122,6 +142,9 @@ class DenoisingConfig(Config):
             len(set(self.classes)) == len(self.classes) and all(0 <= y <= 9 for y in self.classes),
             f"classes are {self.classes}; allowed: different labels from 0 to 9, or none for all",
         )
+        told = [how for how in self.primitives if how not in PRIMITIVES]
+        once = len(set(self.primitives)) == len(self.primitives)
+        require(not told and once, f"primitives are {self.primitives}; allowed: {', '.join(PRIMITIVES)}, each once")
         many = len(self.classes) != 1
         require(many, "classes has one label; a conditioned model needs two or more (or none for all ten)")
         if self.model not in MODELS:
@@ -165,21 +188,29 @@ class DenoisingConfig(Config):
         )
 
     def training_of(self, variant: str, seed: int) -> TrainConfig:
-        """Training of a variant; that under noise goes on from trained weights, with smaller steps."""
-        if variant != "noise":
+        """Training of a variant; those of `FURTHER` go on from trained weights, with smaller steps."""
+        if variant not in FURTHER:
             return self.train.replace(seed=seed)
         return self.train.replace(
             iterations=self.noise_iterations,
             learning_rate=self.train.learning_rate / 3,
-            similarity="superfidelity" if self.train.similarity == "fidelity" else self.train.similarity,
+            similarity="superfidelity"
+            if self.train.similarity == "fidelity" and variant != "longer"
+            else self.train.similarity,
             seed=seed,
         )
 
     def rows(self) -> list[str]:
-        """Rows of the table, ``variant`` or ``variant@how``: how is noisy, shots or noisy-shots."""
+        """Rows of the table, ``variant`` or ``variant@how``: noisy, shots, noisy-shots, or one of `PRIMITIVES`."""
         found = ["postselected", "postselected@noisy", "postselected@shots", "postselected@noisy-shots"]
+        if "longer" in self.variants:
+            found += ["longer", "longer@noisy"]
         if "noise" in self.variants:
             found += ["noise@noisy", "noise@noisy-shots"]
+        if "othernoise" in self.variants:
+            found.append("othernoise@noisy")
+        run = [v for v in ("postselected", *FURTHER) if v in self.variants]
+        found += [f"{variant}@{how}" for how in self.primitives for variant in run]
         for variant in ("measured", "feedforward"):
             if variant in self.variants:
                 found += [variant, f"{variant}@noisy", f"{variant}@shots"]
@@ -204,7 +235,8 @@ def demo_config(*, quick: bool = False) -> DenoisingConfig:
 
 # Seconds of an update with the default settings, one core.
 UPDATE_SECONDS = {"postselected": 0.026, "measured": 0.036, "feedforward": 0.058, "noise": 0.08,
-                  "reconstruction": 0.26, "contraction": 0.01, "classical": 0.012}  # fmt: skip
+                  "othernoise": 0.08, "longer": 0.026, "reconstruction": 0.26,
+                  "contraction": 0.01, "classical": 0.012}  # fmt: skip
 
 
 def cells(config: DenoisingConfig) -> list[Cell]:
@@ -214,7 +246,7 @@ def cells(config: DenoisingConfig) -> list[Cell]:
     size = config.train.batch_size / 12 * len(config.labels) / 10 * config.reverse.n_steps / 4
     for seed in range(config.seeds):
         for variant in config.variants:
-            needs = (f"training-postselected-seed{seed}",) if variant == "noise" else first
+            needs = (f"training-postselected-seed{seed}",) if variant in FURTHER else first
             seconds = UPDATE_SECONDS[variant] * size * config.training_of(variant, seed).iterations
             parameters = {"part": "training", "variant": variant, "seed": seed}
             label = f"training {variant}, seed {seed}"
@@ -223,7 +255,8 @@ def cells(config: DenoisingConfig) -> list[Cell]:
             variant = row.partition("@")[0]
             needs = (f"training-{variant}-seed{seed}",) if variant in config.variants else first
             parameters = {"part": "evaluation", "row": row, "seed": seed}
-            seconds = 1 + config.eval_images * (0.005 if "noisy" in row else 0.002)
+            how = row.partition("@")[2]
+            seconds = 1 + config.eval_images * (0.01 if how in PRIMITIVES else 0.005 if "noisy" in how else 0.002)
             found.append(Cell(f"evaluation-{row}-seed{seed}", parameters, needs, seconds, f"{row}, seed {seed}"))
     return [*found, Cell("real", {"part": "real"}, first, 1 + config.seeds, "real images")]
 
@@ -246,10 +279,11 @@ def check(config: DenoisingConfig) -> None:
     if config.model == "latent":
         here.autoencoder = LatentAutoencoder(config.autoencoder).eval()  # not trained, but of the right shape
     for variant in config.variants:
-        ReverseProcess(config.reverse_of(variant, 0).replace(device=config.device, engine="noisy"))
-        model = here.model(variant, 0)
-        if variant == "noise":
-            model = here.under_noise(model)
+        device = config.other_device if variant == "othernoise" else config.device
+        ReverseProcess(config.reverse_of(variant, 0).replace(device=device, engine="noisy"))
+        model = here.as_trained(here.model(variant, 0), variant)
+        if variant == "postselected" and config.primitives:
+            compile_deferred(model, config.device)
         check_qdm_training(model, here.train.images, config.training_of(variant, 0), labels=here.train.labels)
 
 
@@ -267,8 +301,8 @@ class Context:
     def __init__(self, config: DenoisingConfig, folder: Path) -> None:
         self.config, self.folder = config, folder
         self.train, self.heldout = (self._split(split) for split in ("train", "heldout"))
-        self.evaluation_classifier = Classifier.load(config.data, "evaluation")
-        self.reward = Classifier.load(config.data, "reward")
+        self.evaluation_classifier = Classifier.load(config.evaluation_classifier or config.data, "evaluation")
+        self.reward = Classifier.load(config.reward_classifier or config.data, "reward")
 
     def _split(self, split: str) -> ImageDataset:
         """The classes in use, renumbered from 0 on."""
@@ -282,6 +316,21 @@ class Context:
     def autoencoder(self) -> LatentAutoencoder | None:
         """The trained latent space; None where pixels are the amplitudes."""
         return LatentAutoencoder.load(self.folder / "autoencoder") if self.config.model == "latent" else None
+
+    @cached_property
+    def encoded(self) -> Tensor:
+        """The training images as states of the data qubits, [N, d]; the same for all models."""
+        return self.model("postselected", 0).encode(self.train.images)
+
+    @cached_property
+    def heldout_features(self) -> Tensor:
+        """Features of the held-out images by the evaluation classifier."""
+        return image_features(self.evaluation_classifier, self.heldout.images)
+
+    @cached_property
+    def reward_features(self) -> Tensor:
+        """Features of the training images by the reward classifier."""
+        return image_features(self.reward, self.train.images)
 
     def train_autoencoder(self) -> dict[str, Any]:
         """Train the latent space on the training images."""
@@ -301,10 +350,16 @@ class Context:
         return model.with_reverse(BASELINES[variant](model, seed)) if variant in BASELINES else model
 
     def trained(self, variant: str, seed: int) -> AmplitudeQDM:
-        """A trained model of the study, ideal or under noise as it was trained."""
+        """A trained model of the study, ideal or under the noise it was trained under."""
         model = self.model(variant, seed)
         state, _ = load_module_state(training_folder(self.folder, variant, seed) / "model")
         (model.reverse if variant in BASELINES else model).load_state_dict(state)
+        return self.as_trained(model, variant)
+
+    def as_trained(self, model: AmplitudeQDM, variant: str) -> AmplitudeQDM:
+        """The model under the noise that the variant is trained under; as it is where there is none."""
+        if variant == "othernoise":
+            return model.on(device=self.config.other_device, engine="noisy")
         return self.under_noise(model) if variant == "noise" else model
 
     def under_noise(self, model: AmplitudeQDM) -> AmplitudeQDM:
@@ -315,7 +370,8 @@ class Context:
         """What the evaluation classifier says of images that were asked for by labels 0 … C − 1 of the study."""
         original, h = torch.tensor(self.config.labels), self.heldout
         real = ImageDataset(h.images, original[h.labels], h.name, h.split, 10)
-        return evaluate_samples(images, original[labels], self.evaluation_classifier, real)
+        asked = original[labels]
+        return evaluate_samples(images, asked, self.evaluation_classifier, real, real_features=self.heldout_features)
 
 
 def context(config: DenoisingConfig, folder: Path) -> Context:
@@ -378,8 +434,8 @@ def train_in_folder(
 def training(here: Context, variant: str, seed: int) -> dict[str, Any]:
     """Train a variant; loss and success probability of every update beside the numbers."""
     model = here.model(variant, seed)
-    if variant == "noise":
-        model = here.under_noise(here.trained("postselected", seed))
+    if variant in FURTHER:
+        model = here.as_trained(here.trained("postselected", seed), variant)
     about = {"variant": variant, "seed": seed, "study": here.config.to_dict()}
     path, settings = training_folder(here.folder, variant, seed), here.config.training_of(variant, seed)
     history = train_in_folder(path, model, here.train.images, settings, about, here.train.labels)
@@ -395,6 +451,8 @@ def training(here: Context, variant: str, seed: int) -> dict[str, Any]:
 def evaluation(here: Context, row: str, seed: int) -> dict[str, Any]:
     """One row on one seed; some images, and the reverse process of a few, go to `page.sample_file`.
 
+    Rows on the device (`PRIMITIVES`) measure the whole reverse process as one circuit, x_T's preparation included.
+
     The evaluation classifier's numbers; success: mean probability of passing every post-selection; history: mean
     probability of the image's own outcomes, where they are kept; infidelity, visible: see `page`; *_by_step: the same
     of x_t against noised data at t, for t = T … 0; kept_shots, lost_images: shots per image that count, and images
@@ -408,6 +466,17 @@ def evaluation(here: Context, row: str, seed: int) -> dict[str, Any]:
     share: Tensor | None = None  # of the shots that count
     path: tuple[Tensor, ...] = ()
     found: dict[str, Any] = {"n_images": c.eval_images}
+    if how in PRIMITIVES:
+        starts = model.forward_process.prior(c.eval_images, model.dim, generator)  # those of the other rows
+        probabilities, told = measured_on_device(c, here.trained(variant, seed), how, starts, labels, seed)
+        images = model.decode(probabilities.float().sqrt())
+        found |= {"n_parameters": model.reverse.n_parameters, **told, **here.measure(images, labels)}
+        found["visible"] = visible_infidelity(
+            probabilities, labels, here.encoded.abs().square(), here.train.labels, len(c.labels)
+        )
+        kept_images = {"images": _bytes(images[:KEPT_IMAGES]), "labels": labels[:KEPT_IMAGES]}
+        keep_samples(sample_file(here.folder, row, seed), kept_images)
+        return found
     if variant == "bypass":
         states = haar_states(c.eval_images, model.dim, generator)
         found["n_parameters"] = 0
@@ -417,7 +486,7 @@ def evaluation(here: Context, row: str, seed: int) -> dict[str, Any]:
     else:
         if variant != "frozen":
             model = here.trained(variant, seed)
-        if how.startswith("noisy") and variant != "noise":
+        if how.startswith("noisy") and variant != "noise":  # another device's noise is left for this one's
             model = here.under_noise(model)
         trajectory = model.sample(c.eval_images, generator, labels, keep_path=True)
         states, path = trajectory.states, trajectory.path
@@ -432,7 +501,7 @@ def evaluation(here: Context, row: str, seed: int) -> dict[str, Any]:
         kept = kept.clamp_min(1)  # an image without a single shot is counted as one of a single shot
         probabilities = sample_counts(probabilities, kept, generator) / kept[:, None]
     images = model.decode(probabilities.float().sqrt())
-    data, n = model.encode(here.train.images), len(c.labels)
+    data, n = here.encoded, len(c.labels)
     found |= here.measure(images, labels)
     found["infidelity"] = average_infidelity(states, labels, data, here.train.labels, n)
     found["visible"] = visible_infidelity(probabilities, labels, data.abs().square(), here.train.labels, n)
@@ -480,8 +549,7 @@ def _linear(
     here: Context, model: AmplitudeQDM, control: str, labels: Tensor, generator: torch.Generator
 ) -> tuple[Tensor, Tensor, dict[str, Any]]:
     """Samples of the closed-form map; rank and power are tuned for the reward classifier's Fréchet distance."""
-    data, best = model.encode(here.train.images), (float("inf"), 1, 1.0)
-    real = image_features(here.reward, here.train.images)
+    data, best, real = here.encoded, (float("inf"), 1, 1.0), here.reward_features
     tuning = torch.Generator().manual_seed(TUNING_SEED)
     for power in POWERS if control == "linear" else ():
         for rank in [r for r in RANKS if r <= model.dim]:
@@ -492,21 +560,6 @@ def _linear(
     chosen = LinearMap.fit(data, here.train.labels, rank=rank, power=power)
     success = torch.tensor([chosen.success_probability(int(y)) for y in labels])
     return chosen.sample(labels, generator), success, {"rank": rank, "power": power}
-
-
-def average_infidelity(a: Tensor, labels_a: Tensor, b: Tensor, labels_b: Tensor, n_labels: int) -> float:
-    """1 − F between the average states of a [N, d] and of b [M, d], or of density matrices, mean over labels."""
-    parts = []
-    for y in range(n_labels):
-        mine, theirs = (as_density(x).mean(0, keepdim=True) for x in (a[labels_a == y], b[labels_b == y]))
-        parts.append(infidelity(mine.to(torch.complex128), theirs.to(torch.complex128)))
-    return float(torch.cat(parts).mean())
-
-
-def visible_infidelity(a: Tensor, labels_a: Tensor, b: Tensor, labels_b: Tensor, n_labels: int) -> float:
-    """1 − (Σ √(p q))² of the average outcome probabilities of a [N, d] and of b [M, d], mean over labels."""
-    means = [(a[labels_a == y].double().mean(0), b[labels_b == y].double().mean(0)) for y in range(n_labels)]
-    return float(torch.stack([1 - (mine * theirs).sqrt().sum() ** 2 for mine, theirs in means]).mean())
 
 
 def _bytes(images: Tensor) -> Tensor:

@@ -12,7 +12,18 @@ from qhw_diffusion.checkpoints import read_tensors
 from qhw_diffusion.circuits.reverse import reverse_circuit
 from qhw_diffusion.denoising import ReverseProcess
 from qhw_diffusion.denoising.readout import shots_needed
-from qhw_diffusion.experiment import Interval, Page, PairedTest, Results, Section, p_text, paired_test, plots, with_holm
+from qhw_diffusion.experiment import (
+    Interval,
+    Page,
+    PairedTest,
+    Results,
+    Section,
+    mean_interval,
+    p_text,
+    paired_test,
+    plots,
+    with_holm,
+)
 
 if TYPE_CHECKING:
     from qhw_diffusion.studies.denoising.experiment import DenoisingConfig
@@ -23,6 +34,8 @@ VARIANTS = {
     "measured": "ancillas measured, outcomes kept",
     "feedforward": "measured, outcomes fed forward",
     "noise": "post-selected, trained under noise",
+    "othernoise": "post-selected, trained under another device's noise",
+    "longer": "post-selected, trained as much longer without noise",
     "reconstruction": "1,110-parameter reconstruction",
     "contraction": "trained linear map (any contraction)",
     "classical": "classical network of equal size",
@@ -39,11 +52,17 @@ HOW = {
     "noisy": "with the device's noise",
     "shots": "ideal, finite shots",
     "noisy-shots": "with noise and finite shots",
+    "estimator": "on the device by an Estimator",
+    "estimator-readout": "on the device by an Estimator, readout inverted",
+    "sampler": "on the device by a Sampler",
 }
+# How rows on the device measure the whole reverse process as one circuit.
+PRIMITIVES = ("estimator", "estimator-readout", "sampler")
 EVALUATION_SEED, TUNING_SEED = 3_000_000, 4_000_000
 CHANCE = "chance"
 # Metric → heading, factor, digits
 COLUMNS = {
+    "energy": ("energy [95 %]", 1.0, 3),
     "fd": ("FD [95 %]", 1.0, 2),
     "accuracy": ("accuracy % [95 %]", 100.0, 1),
     "diversity": ("diversity [95 %]", 1.0, 2),
@@ -51,11 +70,13 @@ COLUMNS = {
     "visible": ("visible infidelity [95 %]", 1.0, 3),
     "success": ("success % [95 %]", 100.0, 1),
 }
+_IN_WORDS = {"energy": "energy distance", "fd": "Fréchet distance"}
 SHARES = ("accuracy", "infidelity", "visible", "success", "history")
 
 _METRICS = (
-    "FD is the Fréchet distance in the features of the **evaluation classifier**, a small network that no training and "
-    "no tuning ever used, against held-out images. It is **not** Inception FID, and its values compare only with one "
+    "Energy is the energy distance within each label, FD the Fréchet distance, both in the features of the "
+    "**evaluation classifier**, a small network that no training and no tuning ever used, against held-out images. FD "
+    "is **not** Inception FID, and values compare only with one "
     "another. Accuracy: share of images in which that classifier sees the label asked for. Diversity: mean distance "
     "between two images of one label. Infidelity: 1 − F between the average state that was made and that of the "
     "training data, mean over labels; it counts signs and phases, which images do not have. Visible infidelity: the "
@@ -89,9 +110,9 @@ _DEVICE = (
     "Rows with noise are simulated with the device's calibration data: gate errors, relaxation and readout errors of "
     "data qubits and ancillas. A post-selected ancilla that is misread lets a wrong state pass. Rows with finite shots "
     "measure every image {shots:,} times, of which those count that pass post-selection, or repeat the image's "
-    "history of outcomes.",
-    "Starting states are drawn Haar-random. On a device they are the output of a random circuit, whose cost is not "
-    "counted here, and every image needs its own state to be prepared again for each of its shots.",
+    "history of outcomes. Rows on the device run the whole reverse process with x_T's preparation as one circuit.",
+    "In the other rows starting states are drawn Haar-random and given. On a device they are the output of a circuit, "
+    "whose cost is not counted there, and every image needs its own state to be prepared again for each of its shots.",
 )
 
 
@@ -130,6 +151,16 @@ QUESTIONS = (
     Question("What do noise and finite shots cost together?", "postselected@noisy-shots", "postselected"),
     Question("Does training under noise help on the noisy device?", "noise@noisy", "postselected@noisy"),
     Question("And with finite shots as well?", "noise@noisy-shots", "postselected@noisy-shots"),
+    Question("Is that more than as many updates without noise give?", "noise@noisy", "longer@noisy"),
+    Question("Does training under another device's noise help on this one?", "othernoise@noisy", "postselected@noisy"),
+    Question("Does the right calibration matter?", "noise@noisy", "othernoise@noisy"),
+    Question("What does the whole circuit on the device cost?", "postselected@estimator", "postselected"),
+    Question("Does training under noise help there?", "noise@estimator", "postselected@estimator"),
+    Question("By a Sampler, too?", "noise@sampler", "postselected@sampler"),
+    Question("Does the right calibration matter there?", "noise@estimator", "othernoise@estimator"),
+    Question("Do Sampler and Estimator differ?", "noise@sampler", "noise@estimator"),
+    Question("Does readout inversion help?", "postselected@estimator-readout", "postselected@estimator"),
+    Question("And after training under noise?", "noise@estimator-readout", "noise@estimator"),
 )
 
 
@@ -192,17 +223,51 @@ def findings(results: Results[DenoisingConfig]) -> tuple[list[str], str]:
     conditions = f"{config.seeds} seed{'s' * (config.seeds > 1)}, {config.eval_images} images each"
     if config.seeds < 2:
         return [f"One seed only ({conditions}): nothing can be said about what is better."], "caution"
-    fd, accuracy = question_tests(results, "fd"), question_tests(results, "accuracy")
-    sentences = [_headline(fd, accuracy, conditions)]
+    metrics = [*distances(results), "accuracy"]
+    tests = {metric: question_tests(results, metric) for metric in metrics}
+    first, accuracy = tests[metrics[0]], tests["accuracy"]
+    sentences = [_headline(first, accuracy, conditions, _IN_WORDS[metrics[0]])]
     for question in asked(config):
-        parts = [p for p in (_answer(fd.get(question), "FD"), _answer(accuracy.get(question), "accuracy")) if p]
+        parts = [p for p in (_answer(tests[metric].get(question), metric) for metric in metrics) if p]
         sentences.append(f"**{question.text}** {'; '.join(parts)}.")
+    taken = [_returned(results, how) for how in ("noisy", *PRIMITIVES) if f"noise@{how}" in config.rows()]
+    sentences += [sentence for sentence in taken if sentence]
     if config.seeds <= 5:
         sentences.append(
             f"With {config.seeds} seeds the exact sign-flip test cannot go below p = {2 / 2**config.seeds:.3g}, and "
             "only large differences can show; ten seeds or more are needed for a claim about small ones."
         )
-    return sentences, "good" if _adds(fd, accuracy) else "caution"
+    return sentences, "good" if _adds(first, accuracy) else "caution"
+
+
+def distances(results: Results[DenoisingConfig]) -> list[str]:
+    """The distances to held-out images, the leading one first; studies of earlier versions have FD alone."""
+    return [m for m in ("energy", "fd") if results.values(m, row="postselected")]
+
+
+def returned_share(results: Results[DenoisingConfig], metric: str, variant: str, how: str) -> list[float]:
+    """By seed, the share of what the device adds to a distance that training a variant takes back."""
+    ideal, before, after = (
+        results.values(metric, row=row) for row in ("postselected", f"postselected@{how}", f"{variant}@{how}")
+    )
+    return [(b - a) / (b - i) for i, b, a in zip(ideal, before, after, strict=True)]
+
+
+def _returned(results: Results[DenoisingConfig], how: str) -> str:
+    """Empty where it is not certain that the device adds anything."""
+    metric = distances(results)[0]
+    ideal, before = (results.values(metric, row=row) for row in ("postselected", f"postselected@{how}"))
+    if paired_test(before, ideal).difference.low <= 0:
+        return ""
+    parts = []
+    for variant in ("noise", "othernoise", "longer"):
+        if f"{variant}@{how}" in results.config.rows():
+            values = returned_share(results, metric, variant, how)
+            parts.append(f"{_scaled(mean_interval(values), 100.0).format(0)} % ({VARIANTS[variant]})")
+    return (
+        f"**Of the {_IN_WORDS[metric]} added {HOW[how]}, further training takes back** {', '.join(parts)} (share by "
+        "seed, mean and interval)."
+    )
 
 
 def asked(config: DenoisingConfig) -> list[Question]:
@@ -230,14 +295,15 @@ def question_tests(results: Results[DenoisingConfig], metric: str) -> dict[Quest
 
 def results_table(results: Results[DenoisingConfig]) -> tuple[list[str], list[list[str]]]:
     """(columns, rows): every row of the study, then real images as they are and through encoder and decoder."""
-    columns = ["model", *(label for label, _, _ in COLUMNS.values()), "parameters"]
+    metrics = [m for m in COLUMNS if m != "energy" or m in distances(results)]
+    columns = ["model", *(COLUMNS[metric][0] for metric in metrics), "parameters"]
     rows = []
     for row in results.config.rows():
         count = results.values("n_parameters", row=row)
-        cells = [_cell(results, metric, row=row) for metric in COLUMNS]
+        cells = [_cell(results, metric, row=row) for metric in metrics]
         rows.append([row_label(row), *cells, f"{count[0]:,.0f}" if count else "–"])
     for kind, name in (("real", "real training images (floor)"), ("encoded", "real images, encoded and decoded")):
-        rows.append([name, *(_cell(results, metric, kind=kind) for metric in COLUMNS), "–"])
+        rows.append([name, *(_cell(results, metric, kind=kind) for metric in metrics), "–"])
     return columns, rows
 
 
@@ -273,13 +339,17 @@ def success_table(results: Results[DenoisingConfig]) -> tuple[list[str], list[li
 
 
 def _cards(results: Results[DenoisingConfig]) -> list[tuple[str, str]]:
+    first = distances(results)[0]
+    digits = 2 if first == "energy" else 1
+    name_of = {"energy": "energy", "fd": "FD"}[first]
+
     def told(**where: str) -> str:
-        return f"{results.mean('fd', **where):.1f} · {results.mean('accuracy', **where):.0%}"
+        return f"{results.mean(first, **where):.{digits}f} · {results.mean('accuracy', **where):.0%}"
 
     names = {"postselected": "post-selected", "feedforward": "feed-forward", "linear": "linear map",
              "frozen": "random circuit"}  # fmt: skip
-    cards = [(told(row=r), f"FD · accuracy, {name}") for r, name in names.items() if r in results.config.rows()]
-    return [*cards, (told(kind="encoded"), "FD · accuracy, real images through the decoder")]
+    cards = [(told(row=r), f"{name_of} · accuracy, {name}") for r, name in names.items() if r in results.config.rows()]
+    return [*cards, (told(kind="encoded"), f"{name_of} · accuracy, real images through the decoder")]
 
 
 def _trained(section: Section, results: Results[DenoisingConfig]) -> None:
@@ -299,7 +369,10 @@ def _trained(section: Section, results: Results[DenoisingConfig]) -> None:
     if "noise" in c.variants:
         section.text(
             f"The model trained under noise starts from the post-selected one's weights and makes {c.noise_iterations} "
-            f"more updates on density matrices, with the noise of {c.device}; the others end before."
+            f"more updates on density matrices, with the noise of {c.device}"
+            + (f"; another one makes them with that of {c.other_device}" if "othernoise" in c.variants else "")
+            + ("; another one without noise" if "longer" in c.variants else "")
+            + "; the others end before."
         )
     if c.model == "latent":
         told = results.cells["autoencoder"]
@@ -335,14 +408,18 @@ def _samples(section: Section, results: Results[DenoisingConfig]) -> None:
 def _table(section: Section, results: Results[DenoisingConfig]) -> None:
     section.text(_METRICS, _CONTROLS)
     columns, rows = results_table(results)
-    section.table(columns, rows, caption="Low FD and infidelity, high accuracy are good; diversity near real images'.")
+    section.table(
+        columns, rows, caption="Low energy, FD and infidelity, high accuracy are good; diversity near real images'."
+    )
     if results.config.seeds < 2:
         return
-    fd = {row_label(row): results.values("fd", row=row) for row in results.config.rows()}
+    first = distances(results)[0]
+    name = _IN_WORDS[first].capitalize().replace("fréchet", "Fréchet")
     section.figure(
-        plots.comparison(fd, xlabel="Fréchet distance, evaluation classifier's features (left is better)",
-                         mark=results.mean("fd", kind="encoded")),
-        alt="Fréchet distance of every row: a dot per seed, mean and 95 % interval.",
+        plots.comparison({row_label(row): results.values(first, row=row) for row in results.config.rows()},
+                         xlabel=f"{name}, evaluation classifier's features (left is better)",
+                         mark=results.mean(first, kind="encoded")),
+        alt=f"{name} of every row: a dot per seed, mean and 95 % interval.",
         caption="Dashed: real images, encoded and decoded.",
     )  # fmt: skip
     chosen = zip(results.values("rank", row="linear"), results.values("power", row="linear"), strict=True)
@@ -359,7 +436,9 @@ def _tests(section: Section, results: Results[DenoisingConfig]) -> None:
         "paired t-test for all of them together. Wilcoxon's signed-rank and the exact sign-flip test need no normal "
         "distribution."
     )
-    section.table(*tests_table(results, "fd"), caption="Fréchet distance (negative: the first is better).")
+    for metric in distances(results):
+        caption = f"{_IN_WORDS[metric]} (negative: the first is better)."
+        section.table(*tests_table(results, metric), caption=caption[0].upper() + caption[1:])
     section.table(*tests_table(results, "accuracy"), caption="Accuracy (positive: the first is better).")
 
 
@@ -463,26 +542,28 @@ def _circuit(section: Section, results: Results[DenoisingConfig]) -> None:
     section.text(f"Noise from the device's calibration data — {provenance}.")
 
 
-def _adds(fd: dict[Question, PairedTest], accuracy: dict[Question, PairedTest]) -> bool:
+def _adds(distance: dict[Question, PairedTest], accuracy: dict[Question, PairedTest]) -> bool:
     """Whether the circuit beats the random circuit and the bypass in both metrics, and chance in accuracy."""
-    fewer = all(fd[q].significant() and fd[q].difference.mean < 0 for q in QUESTIONS[:2])
+    fewer = all(distance[q].significant() and distance[q].difference.mean < 0 for q in QUESTIONS[:2])
     return fewer and all(accuracy[q].significant() and accuracy[q].difference.mean > 0 for q in QUESTIONS[:3])
 
 
-def _headline(fd: dict[Question, PairedTest], accuracy: dict[Question, PairedTest], conditions: str) -> str:
+def _headline(
+    distance: dict[Question, PairedTest], accuracy: dict[Question, PairedTest], conditions: str, name: str
+) -> str:
     start = (
-        "The trained circuit does the work: it beats the random circuit and the bypassed one in Fréchet distance and "
+        f"The trained circuit does the work: it beats the random circuit and the bypassed one in {name} and "
         "in accuracy, and its images are recognised above chance."
-        if _adds(fd, accuracy)
+        if _adds(distance, accuracy)
         else "It is **not** shown that the trained circuit beats the random circuit, the bypassed one and chance in "
-        "both Fréchet distance and accuracy; the answers below say in which it does."
+        f"both {name} and accuracy; the answers below say in which it does."
     )
     clauses = []
     maps = {"linear": "the linear map in closed form", "contraction": "the trained one"}
-    for row, name in (("postselected", "The post-selected model"), ("feedforward", "The model with feed-forward")):
-        told = [f"{_how(test)} {maps[q.against]}" for q, test in fd.items() if q.row == row and q.against in maps]
+    for row, who in (("postselected", "The post-selected model"), ("feedforward", "The model with feed-forward")):
+        told = [f"{_how(test)} {maps[q.against]}" for q, test in distance.items() if q.row == row and q.against in maps]
         if told:
-            clauses.append(f" {name} {' and '.join(told)} in Fréchet distance.")
+            clauses.append(f" {who} {' and '.join(told)} in {name}.")
     return f"{start}{''.join(clauses)} ({conditions}; paired tests over seeds, Holm-corrected.)"
 
 
@@ -495,12 +576,13 @@ def _how(test: PairedTest) -> str:
 def _answer(test: PairedTest | None, metric: str) -> str:
     if test is None:
         return ""
-    scale, unit, digits = (1.0, "", 2) if metric == "FD" else (100.0, " points", 1)
-    shown = f"{metric} {_signed(test, scale, digits)}{unit}, {p_text(test.p_holm)}"
+    name, unit = {"energy": ("energy", ""), "fd": ("FD", ""), "accuracy": ("accuracy", " points")}[metric]
+    _, scale, digits = COLUMNS[metric]
+    shown = f"{name} {_signed(test, scale, digits)}{unit}, {p_text(test.p_holm)}"
     if not test.significant():
         return f"{shown}: no difference beyond chance"
     lower = test.difference.mean < 0
-    return f"{shown}: {'better' if lower == (metric == 'FD') else 'worse'}"
+    return f"{shown}: {'better' if lower == (metric != 'accuracy') else 'worse'}"
 
 
 def _signed(test: PairedTest, scale: float, digits: int) -> str:

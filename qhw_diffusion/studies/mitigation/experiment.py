@@ -5,6 +5,7 @@
     policy          ⟨Z⟩ and the guidance scale at the ideal policy's states
     images          images steered by the policy under some strategies, with finite shots
     denoiser        the one-step denoiser's distribution of outcomes and its images
+    process         the same of whole reverse processes, and what their circuits take (`process`)
 
 What everything is compared with is the same circuit without noise: the policy and the denoiser were trained without.
 Devices are simulated from their calibration data; so what calibration data do not know (drift, crosstalk, coherent
@@ -18,7 +19,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -33,14 +34,15 @@ from qhw_diffusion.guidance import GuidanceConfig, PPOConfig, QuantumPolicy, com
 from qhw_diffusion.guidance.evaluation import Sampled
 from qhw_diffusion.mitigation import Mitigated
 from qhw_diffusion.studies import reference_models
-from qhw_diffusion.studies.mitigation.page import (
+from qhw_diffusion.studies.mitigation.page import page
+from qhw_diffusion.studies.mitigation.process import ProcessConfig, gates, model_of, process
+from qhw_diffusion.studies.mitigation.words import (
     DEVICES,
     NONE,
     READOUT,
     READOUT_ZNE,
     SCHEDULED,
     is_scheduled,
-    page,
     strategies_in,
 )
 from qhw_diffusion.studies.reference_models import ReferenceModelsConfig, rms, scale, states_met
@@ -66,13 +68,16 @@ STRATEGIES = (
     "mitiq-cdr:24:0.5:shared:0",
     "readout:measured+mitiq-pec:24:0",
 )
+PARTS = ("policy", "images", "denoiser", "process")
 STEERING = (NONE, READOUT, READOUT_ZNE, "mitiq-cdr:24:0.5:shared:0")
 
 
 @dataclass(frozen=True)
 class MitigationConfig(Config):
-    """Mitigation strategies on devices and shots, for the policy circuit and a denoiser's step."""
+    """Mitigation strategies on devices and shots, for the policy circuit and denoisers."""
 
+    parts: tuple[str, ...] = PARTS
+    """What is measured: policy, images, denoiser (a step of its own), process (whole reverse processes)."""
     models: ReferenceModelsConfig = field(default_factory=lambda: ReferenceModelsConfig(eval_images=300, seeds=3))
     """Trained policy and denoiser."""
     devices: tuple[str, ...] = tuple(DEVICES)
@@ -91,8 +96,22 @@ class MitigationConfig(Config):
     """Repetitions of these, each with a calibration of its own; a quarter for strategies of many circuits."""
     denoiser_rows: int = 200
     """Images of the denoiser."""
+    process: ProcessConfig = field(default_factory=ProcessConfig)
+    """Whole reverse processes."""
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """As `Config.from_dict`; folders of before there was the part `process` go on without it."""
+        return super().from_dict(values if "parts" in values else {**values, "parts": PARTS[:-1]})
 
     def __post_init__(self) -> None:
+        require(
+            bool(self.parts) and set(self.parts) <= set(PARTS) and len(set(self.parts)) == len(self.parts),
+            f"parts are {self.parts}; allowed: some of {', '.join(PARTS)}, each once",
+        )
+        spelled = _spelled(self.process.strategies)
+        if spelled != self.process.strategies:
+            object.__setattr__(self, "process", self.process.replace(strategies=spelled))
         for field_name in ("strategies", "steering"):
             object.__setattr__(self, field_name, _spelled(getattr(self, field_name)))
         compared = NONE in self.strategies and NONE in self.steering
@@ -130,6 +149,17 @@ QUICK = MitigationConfig(
     states=12,
     repeats=4,
     denoiser_rows=60,
+    process=ProcessConfig(
+        steps=(2,),
+        strategies=(NONE, READOUT, READOUT_ZNE),
+        shots=(4096,),
+        images=60,
+        repeats=2,
+        judged=1,
+        seeds=2,
+        gate_steps=(2,),
+        gate_qubits=(3,),
+    ),
 )
 
 
@@ -145,7 +175,7 @@ def check(config: MitigationConfig) -> None:
         reference_models.device_of(device)
     reference_models.check(config.models)
     for device in config.devices:
-        for name in dict.fromkeys((*config.strategies, *config.steering)):
+        for name in dict.fromkeys((*config.strategies, *config.steering, *config.process.strategies)):
             mitigated(Noisy(), name).check(compiled_policy(device, is_scheduled(name)))
 
 
@@ -162,7 +192,8 @@ def cells(config: MitigationConfig) -> list[Cell]:
         "images": 1 + 29 * models_take["images"] * steered,
     }
     found = [Cell("preparation", {"part": "preparation"}, seconds=models_take["preparation"])]
-    for seed in range(config.models.seeds):
+    measurements = {part: seconds for part, seconds in measurements.items() if part in config.parts}
+    for seed in range(config.models.seeds if measurements else 0):
         models, label = f"models-seed{seed}", f"policy and denoiser, seed {seed}"
         found.append(Cell(models, {"part": "models", "seed": seed}, ("preparation",), models_take["models"], label))
         for device in config.devices:
@@ -170,6 +201,31 @@ def cells(config: MitigationConfig) -> list[Cell]:
                 parameters = {"part": part, "device": device, "seed": seed}
                 label = f"{part}, {device}, seed {seed}"
                 found.append(Cell(f"{part}-{Path(device).name}-seed{seed}", parameters, (models,), seconds, label))
+    return found + (_process_cells(config) if "process" in config.parts else [])
+
+
+def _process_cells(config: MitigationConfig) -> list[Cell]:
+    p, usual = config.process, ProcessConfig()
+    trained = 15 * config.models.denoiser_iterations / ReferenceModelsConfig().denoiser_iterations
+    share = p.images / usual.images * len(p.strategies) / len(usual.strategies)
+    share *= 0.5 + 0.5 * len(p.shots) * p.repeats / (len(usual.shots) * usual.repeats)
+    found = []
+    for device in config.devices:
+        seconds = 2.0 * len(p.gate_steps) * len(p.gate_qubits)
+        found.append(Cell(f"gates-{Path(device).name}", {"part": "gates", "device": device}, (), seconds))
+    for seed in range(p.seeds):
+        models, label = f"process-models-seed{seed}", f"denoisers of {len(p.steps)} lengths, seed {seed}"
+        parameters: dict[str, Any] = {"part": "process-models", "seed": seed}
+        found.append(Cell(models, parameters, ("preparation",), trained * len(p.steps), label))
+        for device in config.devices:
+            for steps in p.steps:
+                parameters = {"part": "process", "device": device, "seed": seed, "steps": steps}
+                name, label = (
+                    f"process-T{steps}-{Path(device).name}-seed{seed}",
+                    f"{steps} steps, {device}, seed {seed}",
+                )
+                # the noise of one more qubit a step takes twice the time, and so does twice the circuit
+                found.append(Cell(name, parameters, (models,), 1 + 4 * share * 2**steps, label))
     return found
 
 
@@ -177,13 +233,24 @@ def run_cell(config: MitigationConfig, cell: Cell, folder: Path) -> Mapping[str,
     """Do one cell (see the top of this file)."""
     part = cell["part"]
     if part == "preparation":
-        reference_models.calibrated(folder, config.models)
+        if set(config.parts) & {"policy", "images"}:
+            reference_models.calibrated(folder, config.models)
         reference_models.autoencoder(folder, config.models)
         return {}
     if part == "models":
-        reference_models.policy(folder, config.models, cell["seed"])
-        reference_models.denoiser(folder, config.models, cell["seed"], steps=1)
+        if set(config.parts) & {"policy", "images"}:
+            reference_models.policy(folder, config.models, cell["seed"])
+        if "denoiser" in config.parts:
+            reference_models.denoiser(folder, config.models, cell["seed"], steps=1)
         return {}
+    if part == "process-models":
+        for steps in config.process.steps:
+            model_of(config.models, folder, cell["seed"], steps)
+        return {}
+    if part == "process":
+        return process(config.process, config.models, folder, cell["device"], cell["seed"], cell["steps"])
+    if part == "gates":
+        return gates(config.process, config.models, cell["device"])
     measure = {"policy": policy, "denoiser": denoiser, "images": images}[part]
     return measure(config, folder, cell["device"], cell["seed"])
 

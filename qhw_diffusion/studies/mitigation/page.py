@@ -19,19 +19,24 @@ from qhw_diffusion.experiment import (
     plots,
     with_holm,
 )
-from qhw_diffusion.mitigation import NOISE_DATA, Need, Strategy, strategies_of
+from qhw_diffusion.studies.mitigation import process_page
+from qhw_diffusion.studies.mitigation.words import (
+    NONE,
+    READOUT,
+    READOUT_ZNE,
+    SCHEDULED,
+    device_text,
+    is_scheduled,
+    knows_the_noise,
+    label_of,
+    numbers_text,
+)
 
 if TYPE_CHECKING:
     from qhw_diffusion.studies.mitigation.experiment import MitigationConfig
 
-# Texts of strategies (`mitigation.strategies_of`), from the engine outwards; and two without any, the second one on a
-# circuit that is compiled with a schedule
-NONE, SCHEDULED = "none", "scheduled"
 TITLES = {"energy": ("energy distance", 3), "fd": ("FD", 2)}
 """Distances of images to held-out ones, the one that the policy is trained on first: name and decimals."""
-READOUT, READOUT_ZNE = "readout:measured", "readout:measured+zne:linear:1,3"
-DEVICES = {"fake_brisbane": "Eagle", "fake_marrakesh": "Heron", "fake_nighthawk": "Nighthawk"}
-
 _METHOD = (
     "Everything is compared with the same circuit without noise: the policy and the denoiser were trained without. "
     "Devices are simulated from their calibration data. Readout errors are then exactly those of the calibration, gate "
@@ -59,40 +64,30 @@ NOT_DRAWN = (
 def page(results: Results[MitigationConfig]) -> Page:
     """What came out, then the policy's circuit, its images, and the denoiser."""
     c = results.config
-    names = ", ".join(_device(device) for device in c.devices)
+    names = ", ".join(device_text(device) for device in c.devices)
+    both, process = {"policy", "denoiser"} <= set(c.parts), "process" in c.parts
+    counts = [f"{c.models.seeds} seeds"] * (c.parts != ("process",))
+    counts += [f"{c.process.seeds} seeds of whole processes"] * process
+    ways = len({*(c.strategies if c.parts != ("process",) else ()), *(c.process.strategies if process else ())})
+    shots = sorted({*(c.shots if c.parts != ("process",) else ()), *(c.process.shots if process else ())})
+    told = {"policy": "the policy's circuit", "images": "its images", "denoiser": "a one-step denoiser",
+            "process": "whole reverse processes of a denoiser"}  # fmt: skip
     shown = Page(
         subtitle=(
-            f"{len(c.strategies)} ways to run two trained circuits on {names}: the policy's circuit and a one-step "
-            f"denoiser, with {_list(c.shots)} shots for a value; {c.models.seeds} seeds."
+            f"{ways} ways to run trained circuits on {names}: {', '.join(told[part] for part in c.parts)}; "
+            f"{numbers_text(tuple(shots))} shots for a value; {', '.join(counts)}."
         ),
-        findings=findings(results),
+        findings=[*(findings(results) if both else []), *(process_page.findings(results) if process else [])],
     )
-    ratios_table(shown.section("What came out").text(*_METHOD).bullets(shown.findings), results)
-    _policy(shown, results)
-    _images(shown, results)
-    _denoiser(shown, results)
+    section = shown.section("What came out").text(*_METHOD)
+    if both:
+        ratios_table(section.bullets(findings(results)), results)
+    for part, add in (("policy", _policy), ("images", _images), ("denoiser", _denoiser)):
+        if part in c.parts:
+            add(shown, results)
+    if process:
+        process_page.add(shown, results)
     return shown
-
-
-def strategies_in(name: str) -> list[Strategy]:
-    """The strategies of a name, made anew; none of "none" and "scheduled"."""
-    return [] if name in (NONE, SCHEDULED) else strategies_of(name)
-
-
-def is_scheduled(name: str) -> bool:
-    """Whether the circuit is compiled with a schedule for this strategy."""
-    return name == SCHEDULED or any(Need.SCHEDULE in strategy.needs for strategy in strategies_in(name))
-
-
-def knows_the_noise(name: str) -> bool:
-    """Whether it is told the simulated noise exactly, as no calibration of a device knows the device."""
-    return any(strategy.needs & NOISE_DATA for strategy in strategies_in(name))
-
-
-def label_of(name: str) -> str:
-    """What tables call a strategy."""
-    label = " + ".join(strategy.label for strategy in strategies_in(name)) or NONE
-    return f"{label}, scheduled" if is_scheduled(name) else label
 
 
 def values(
@@ -172,7 +167,7 @@ def findings(results: Results[MitigationConfig]) -> list[str]:
     lines += [_denoised(results, device) for device in c.devices]
     if c.models.seeds > 1:  # what is beyond chance needs seeds to be told from
         lines += [_worse(results, device) for device in c.devices]
-        lines += [_images_told(results, device) for device in c.devices]
+        lines += [_images_told(results, device) for device in c.devices if "images" in c.parts]
     return lines
 
 
@@ -187,7 +182,7 @@ def _per_device(results: Results[MitigationConfig], device: str) -> str:
             f"{shots:,} shots: {label_of(best)} for g ({error[best]:.3f} against {error['none']:.3f}), "
             f"{label_of(clear)} for the denoiser (fidelity {fidelity[clear]:.3f} against {fidelity['none']:.3f})"
         )
-    return f"Best on {_device(device)} at equal shots in all: {'; '.join(parts)}."
+    return f"Best on {device_text(device)} at equal shots in all: {'; '.join(parts)}."
 
 
 def ratios_table(section: Section, results: Results[MitigationConfig]) -> None:
@@ -219,7 +214,8 @@ def _when_zne_pays(results: Results[MitigationConfig]) -> str:
         bias, left = (mean(results, "policy", device, n, "bias", how="exact") for n in (READOUT, READOUT_ZNE))
         square = float(np.mean(np.square(results.values("rms_z", part="policy", device=device))))
         shots = shots_where_zne_pays(bias, left, square)
-        parts.append(f"{shots:,.0f} on {_device(device)}" if np.isfinite(shots) else f"never on {_device(device)}")
+        when = f"{shots:,.0f}" if np.isfinite(shots) else "never"
+        parts.append(f"{when} on {device_text(device)}")
     return (
         "Linear ZNE multiplies the variance by 5 at equal shots in all. From the biases alone it pays on top of "
         f"readout inversion, for ⟨Z⟩ of the policy, from about so many shots on: {'; '.join(parts)}."
@@ -234,8 +230,8 @@ def _denoised(results: Results[MitigationConfig], device: str) -> str:
     found = {name: mean(results, "denoiser", device, name, key, how="total", shots=n) for name in c.strategies}
     best, chosen = min(found, key=found.__getitem__), default_of(results)
     return (
-        f"The denoiser's images on {_device(device)}, {n:,} shots in all: {title} {found['none']:.{digits}f} without "
-        f"mitigation, {found[chosen]:.{digits}f} with {label_of(chosen)}, {found[best]:.{digits}f} at best "
+        f"The denoiser's images on {device_text(device)}, {n:,} shots in all: {title} {found['none']:.{digits}f} "
+        f"without mitigation, {found[chosen]:.{digits}f} with {label_of(chosen)}, {found[best]:.{digits}f} at best "
         f"({label_of(best)}), {mean(results, 'denoiser', device, 'ideal', key):.{digits}f} without noise."
     )
 
@@ -260,8 +256,9 @@ def _worse(results: Results[MitigationConfig], device: str) -> str:
         if worse:
             parts.append(f"at {shots:,} shots in all {', '.join(worse)}")
     if not parts:
-        return f"On {_device(device)} no strategy makes g worse than none beyond chance."
-    return f"**Worse than nothing** for g on {_device(device)} (paired over seeds, p < 0.05 each): {'; '.join(parts)}."
+        return f"On {device_text(device)} no strategy makes g worse than none beyond chance."
+    where = f"**Worse than nothing** for g on {device_text(device)} (paired over seeds, p < 0.05 each)"
+    return f"{where}: {'; '.join(parts)}."
 
 
 def _images_told(results: Results[MitigationConfig], device: str) -> str:
@@ -272,7 +269,7 @@ def _images_told(results: Results[MitigationConfig], device: str) -> str:
     tests = image_tests(results, device, n, key)
     changed = [f"{label_of(k)} ({t.difference.mean:+.{digits}f})" for k, t in tests.items() if t.significant()]
     text = (
-        f"Images on {_device(device)}, {n:,} shots in all: {title} {none:.{digits}f} without mitigation, "
+        f"Images on {device_text(device)}, {n:,} shots in all: {title} {none:.{digits}f} without mitigation, "
         f"{ideal:.{digits}f} ideal"
     )
     return text + (
@@ -311,11 +308,11 @@ def _policy(page: Page, results: Results[MitigationConfig]) -> None:
             n = c.shots[len(c.shots) // 2]
             row.append(f"{_at(results, device, name, 'told', n) / _at(results, device, name, 'sd', n):.2f}")
             rows.append(row)
-        section.table(columns, rows, caption=f"{_device(device)}: {_circuit(results, 'policy', device)}")
+        section.table(columns, rows, caption=f"{device_text(device)}: {_circuit(results, 'policy', device)}")
     x = list(c.shots)
     drawn = [name for name in c.strategies if name not in NOT_DRAWN]
     panels = {
-        f"error of g, {_device(device)}": {
+        f"error of g, {device_text(device)}": {
             label_of(name): (x, [values(results, "policy", device, name, "rms_g", how="total", shots=n) for n in x])
             for name in drawn
         }
@@ -344,7 +341,7 @@ def _images(page: Page, results: Results[MitigationConfig]) -> None:
         ]
         columns = ["strategy", "shots a value, counted", "error of g along the path", "rms change of a pixel",
                    "energy", "energy − ideal", "p (Holm)", "FD", "FD − ideal", "p (Holm)"]  # fmt: skip
-        section.table(columns, rows, caption=f"{_device(device)}, {n:,} shots for a value in all")
+        section.table(columns, rows, caption=f"{device_text(device)}, {n:,} shots for a value in all")
 
 
 def _denoiser(page: Page, results: Results[MitigationConfig]) -> None:
@@ -384,11 +381,11 @@ def _denoiser(page: Page, results: Results[MitigationConfig]) -> None:
                     f"{hit:.1%}",
                 ]
             )
-        section.table(columns, rows, caption=f"{_device(device)}: {_circuit(results, 'denoiser', device)}")
+        section.table(columns, rows, caption=f"{device_text(device)}: {_circuit(results, 'denoiser', device)}")
     x = list(c.shots)
     drawn = [name for name in c.strategies if name not in NOT_DRAWN]
     panels = {
-        f"infidelity, {_device(device)}": {
+        f"infidelity, {device_text(device)}": {
             label_of(name): (
                 x,
                 [
@@ -459,11 +456,3 @@ def _denoised_cells(results: Results[MitigationConfig], device: str, exact: str,
 def _circuit(results: Results[MitigationConfig], part: str, device: str) -> str:
     told = results.cells[f"{part}-{Path(device).name}-seed0"]["circuit"]
     return f"{told['two_qubit_gates']} two-qubit gates, depth {told['depth']}, qubits {told['physical_qubits']}"
-
-
-def _device(device: str) -> str:
-    return f"{device} ({DEVICES[device]})" if device in DEVICES else device
-
-
-def _list(numbers: tuple[int, ...]) -> str:
-    return ", ".join(f"{n:,}" for n in numbers)

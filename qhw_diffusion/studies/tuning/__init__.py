@@ -1,0 +1,1 @@
+"""Is a denoiser better for updates on a device whose calibration has changed?"""
