@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import io
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 
@@ -64,6 +65,16 @@ class DenoiserTraining(Config):
         if self.model not in MODELS:
             raise UnknownNameError.of("model", self.model, MODELS)
         object.__setattr__(self, "train", replace(self.train, seed=self.reverse.seed))
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """As `Config.from_dict`; InvalidInputError for the settings of a fine-tuning, which hold more."""
+        if isinstance(values, Mapping) and "fine_tune" in values:
+            raise InvalidInputError(
+                "these are the settings of a fine-tuning on a device: go on with it by qhw fine-tune … --resume, or "
+                "train in another folder"
+            )
+        return super().from_dict(values)
 
     @classmethod
     def amplitude(cls, data: str = "digits", data_root: str | None = None) -> DenoiserTraining:

@@ -259,6 +259,7 @@ def comparison(
     for index, (name, value) in enumerate((references or {}).items()):
         axis.axvline(value, color=colour(index + 1), lw=1.1, ls="--", label=name)
     axis.set_yticks(range(len(values)), list(values))
+    axis.locator_params(axis="x", nbins=6)  # long names leave a narrow axis
     axis.invert_yaxis()
     axis.grid(axis="y", visible=False)
     if mark is not None:

@@ -35,6 +35,10 @@ class Interval:
         """Half the width of the interval, in the values' unit."""
         return (self.high - self.low) / 2
 
+    def within(self, low: float, high: float) -> Interval:
+        """Cut where it leaves the range that its values cannot leave, such as that of a share."""
+        return self if math.isnan(self.low) else Interval(self.mean, max(self.low, low), min(self.high, high), self.n)
+
     def format(self, digits: int = 2, *, sign: bool = False) -> str:
         """`0.68 [0.61, 0.75]`, or the bare value when there is no interval; sign: `+0.68 [+0.61, +0.75]`."""
         form = f"{'+' * sign}.{digits}f"

@@ -119,19 +119,27 @@ class DeviceAccess:
         self.runner.read_charges()
         return cap - self.ledger.spent(self.run)
 
+    def cap_text(self, needed: float) -> str:
+        """What the cap of this run leaves, and whether so many QPU seconds fit; the run's own jobs count in it."""
+        cap = self.config.max_qpu_seconds
+        if cap is None:
+            return ""
+        left = self.left_of(cap)
+        found = f"cap             {cap:g} s for this run, {left:.1f} s left"
+        if needed <= left:
+            return found
+        if self.ledger.rows(run=self.run):
+            return (
+                f"{found}; jobs of this run that are there already count in it and are not paid again. If the rest "
+                "does not fit, it will stop there, and can go on with more"
+            )
+        return f"{found}; that is not enough: it will stop there, and can go on with more"
+
     def cost_text(self, cost: Cost) -> str:
         """The arithmetic, and what it means under the cap."""
         if not self.paid:
             return f"{self.config.device} is simulated here and costs nothing; on the device itself:\n{cost.text}"
-        lines = [cost.text]
-        cap = self.config.max_qpu_seconds
-        if cap is not None:
-            left = self.left_of(cap)
-            enough = (
-                "" if cost.least_cap <= left else "; that is not enough: it will stop there, and can go on with more"
-            )
-            lines.append(f"cap             {cap:g} s for this run, {left:.1f} s left{enough}")
-        return "\n".join(lines)
+        return "\n".join(line for line in (cost.text, self.cap_text(cost.least_cap)) if line)
 
 
 @contextmanager

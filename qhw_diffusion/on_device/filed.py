@@ -51,16 +51,9 @@ def work_text(access: DeviceAccess, compiled: CompiledCircuit, work: Mapping[str
         "on the device" if access.paid else f"{access.config.device} is simulated here and costs nothing; on a device"
     )
     lines = [*parts, f"{where} about {seconds:,.1f} QPU seconds ({sum(cost.jobs for cost in costs)} jobs)"]
-    cap = access.config.max_qpu_seconds
-    if access.paid and cap is not None:
-        left = access.left_of(cap)
-        short = (
-            ""
-            if seconds + max(cost.rounding for cost in costs) <= left
-            else "; that is not enough: it will stop there, and can go on with more"
-        )
-        lines.append(f"cap {cap:g} s for this run, {left:.1f} s left{short}")
-    return "\n".join(lines)
+    if access.paid:
+        lines.append(access.cap_text(seconds + max(cost.rounding for cost in costs)))
+    return "\n".join(line for line in lines if line)
 
 
 def spent_by(access: DeviceAccess) -> dict[str, Any]:

@@ -312,11 +312,16 @@ def refused(capsys: pytest.CaptureFixture[str], words: list[str], here: Path) ->
 
 def test_what_is_refused(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     kept = folder_of(tmp_path / "kept", kind="measured", n_steps=2)
-    assert "kept outcomes need counts" in refused(capsys, command(kept, tmp_path), tmp_path)
+    assert "keeps the outcomes of its ancillas" in refused(capsys, command(kept, tmp_path), tmp_path)
     assert "--num-envs: for policies" in refused(capsys, command(run, tmp_path, "--num-envs", "20"), tmp_path)
     assert "Use " in refused(capsys, command(run, tmp_path, shots=2), tmp_path)
     assert "label_images is 1" in refused(capsys, command(run, tmp_path, "--label-images", "1"), tmp_path)
     assert "surrogate" in refused(capsys, command(run, tmp_path, "--gradient", "surogate"), tmp_path)
+    tuned = folder_of(tmp_path / "tuned", n_steps=1)
+    config = json.loads((tuned / "config.json").read_text())
+    (tuned / "config.json").write_text(json.dumps({**config, "fine_tune": {}}))
+    assert cli.main(["train", "denoising", "--out", str(tuned), "--resume"]) != 0
+    assert "qhw fine-tune … --resume" in capsys.readouterr().err
     with RunFolder.create(tmp_path / "other", kind="backbone", config={}):
         pass
     assert cli.main(command(tmp_path / "other", tmp_path)) == RunFolderError.exit_code

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -36,6 +37,14 @@ def test_interval_covers_the_truth_as_often_as_it_says() -> None:
     rng = np.random.default_rng(0)
     hits = sum(i.low <= 0 <= i.high for i in (mean_interval(rng.normal(size=5)) for _ in range(2000)))
     assert hits / 2000 == pytest.approx(0.95, abs=0.02)
+
+
+def test_an_interval_of_shares_stays_within_their_range() -> None:
+    interval = mean_interval([0.99, 0.90, 1.0])
+    assert interval.low > 0
+    assert interval.high > 1
+    assert interval.within(0.0, 1.0) == replace(interval, high=1.0)
+    assert mean_interval([0.5]).within(0.0, 1.0).n == 1
 
 
 def test_one_value_has_no_interval() -> None:

@@ -34,6 +34,7 @@ from qhw_diffusion.runs import Place, RunFolder, atomic_write_json
 IMAGES = 32
 # Below this many images a Fréchet distance says more about their number than about them
 _MIN_FD_IMAGES = 100
+_QUICK_QUBITS = 9
 
 
 def denoise_on_device(
@@ -91,6 +92,13 @@ def denoise_on_device(
             pubs = [pub for pub, _ in prepared.pubs(access.sampler("estimate"))]
             cost = access.sampling_cost(pubs, prepared.compiled.device)
         print(access.cost_text(cost), flush=True)
+        width = len(prepared.compiled.physical_qubits)
+        if not access.paid and width > _QUICK_QUBITS:
+            print(
+                f"{width} qubits with noise are simulated here: minutes for each image, four times as many for every "
+                "further qubit; a model of fewer steps or ancillas takes less",
+                flush=True,
+            )
         with at_device(prepared.folder, access):
             measured = measure(prepared, access)
             prepared.folder.begin()
@@ -164,4 +172,6 @@ def _text(prepared: Prepared, measured: Measured, report: Path) -> str:
             alone = sum(check.expected_distance for check in checks) / len(checks)
             lines.append(f"total variation distance an image to {each.name}: {mean:.3f} "
                          f"({alone:.3f} from the error bars alone)")  # fmt: skip
+    if prepared.asked.mitigation:
+        lines.append("(the predictions with noise are those of values without mitigation)")
     return "\n".join([*lines, f"report: {report}"])

@@ -32,6 +32,7 @@ from qhw_diffusion.denoising.on_device.evaluation import (
 )
 from qhw_diffusion.denoising.on_device.settings import DenoiserTuningConfig
 from qhw_diffusion.denoising.readout import check_resolvable
+from qhw_diffusion.denoising.reverse import ReverseProcess
 from qhw_diffusion.denoising.saving import from_pretrained, save_pretrained
 from qhw_diffusion.denoising.training import ENSEMBLE, History, TrainConfig, TrainingTask, train_task
 from qhw_diffusion.devices import Device
@@ -226,6 +227,11 @@ def prepare_tuning(
     made = None
     if not (resume and (out / CIRCUIT_FILE).exists()):  # else a new folder, or one left before anything was sent
         model = load_denoiser(asked.run)
+        if isinstance(model.reverse, ReverseProcess) and model.reverse.config.kind == "measured":
+            raise InvalidInputError(
+                "this model keeps the outcomes of its ancillas, and only post-selected and reset models can be tuned "
+                "on a device: take such a one (qhw train denoising --kind postselected)"
+            )
         made = model, compiled_for(model, device or Device.load(asked.device), asked.mitigation)
         _check(DeviceTask(model, data.images, labels, config), made[1], asked.shots)
     if not resume:

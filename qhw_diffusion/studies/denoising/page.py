@@ -599,6 +599,6 @@ def _cell(results: Results[DenoisingConfig], metric: str, **where: str) -> str:
         return "–"
     _, scale, digits = COLUMNS["success" if metric == "history" else metric]
     interval = results.interval(metric, **where)
-    if metric in SHARES and interval.n > 1:  # the t-interval may leave their range
-        interval = Interval(interval.mean, max(interval.low, 0.0), min(interval.high, 1.0), interval.n)
+    if metric in SHARES:
+        interval = interval.within(0.0, 1.0)
     return _scaled(interval, scale).format(digits)

@@ -46,6 +46,7 @@ METRIC_LABELS = {
     "recall": "recall ↑",
 }
 _SCALE = {"accuracy": 100.0}
+_SHARES = ("accuracy", "precision", "recall")
 _DIGITS = {"energy": 3, "fd": 2, "kd": 3, "accuracy": 1}
 SCHEDULE_LABELS = {
     "constant": "best constant",
@@ -403,7 +404,8 @@ def finding_rows(results: GuidanceResults) -> list[list[str]]:
 def format_metric(key: str, values: Sequence[float]) -> str:
     """Mean and interval of a metric in the unit of `METRIC_LABELS`."""
     scale = _SCALE.get(key, 1.0)
-    return mean_interval([scale * value for value in values]).format(_DIGITS.get(key, 3))
+    interval = mean_interval([scale * value for value in values])
+    return (interval.within(0.0, scale) if key in _SHARES else interval).format(_DIGITS.get(key, 3))
 
 
 def _told_table(results: GuidanceResults) -> list[str]:
