@@ -194,7 +194,7 @@ def _run(words: list[str]) -> int:
     path, rest, debug = _chosen(words)
     # one thread per process, also in the libraries below torch: fastest for small networks, and reproducible
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    started = datetime.now(UTC).replace(microsecond=0)
+    started = datetime.now(UTC)
     call = Call(lambda: 0)
     try:
         with some_home():

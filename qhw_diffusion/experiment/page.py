@@ -214,7 +214,7 @@ def versions_text(manifest: Mapping[str, Any]) -> str:
     """When and with what versions a run was started."""
     packages = ", ".join(f"{name} {version}" for name, version in manifest["packages"].items())
     return (
-        f"Started {manifest['created']} with qhw-diffusion {manifest['qhw_diffusion']} (commit "
+        f"Started {manifest['created'][:19]} UTC with qhw-diffusion {manifest['qhw_diffusion']} (commit "
         f"{manifest['commit'] or 'unknown'}), Python {manifest['python']}, {packages}; {manifest['platform']}, "
         f"{manifest['cpu_count']} CPUs."
     )

@@ -56,5 +56,5 @@ def add_reproduction(section: Section, folder: RunFolder, ledger: str, command: 
     packages = ", ".join(f"{name} {number}" for name, number in folder.manifest["packages"].items())
     section.text(
         f"The same command with `--resume` takes every result from the ledger in `{ledger or 'runs/ledger'}` and sends "
-        f"nothing twice. Started {folder.manifest['created']}; {packages}."
+        f"nothing twice. Started {folder.manifest['created'][:19]} UTC; {packages}."
     )

@@ -28,7 +28,7 @@ def build_manifest(kind: str, command: str | None) -> dict[str, Any]:
     return {
         "format_version": FORMAT_VERSION,
         "kind": kind,
-        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds"),
         "command": None if command is None else without_tokens(command),
         "qhw_diffusion": qhw_diffusion.__version__,
         "commit": _commit(),
