@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -34,8 +35,13 @@ CONFIG = DEMO_QUICK.replace(
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> Results[GuidanceStudyConfig]:
-    return run_study(STUDY, open_study(STUDY, tmp_path_factory.mktemp("study") / "run", CONFIG))
+def results(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Results[GuidanceStudyConfig]]:
+    """With 200 real images of the prompts in place of 1,200."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("qhw_diffusion.diffusion.text_to_image.images._AT_LEAST", 200)
+        experiment.models_of.cache_clear()
+        yield run_study(STUDY, open_study(STUDY, tmp_path_factory.mktemp("study") / "run", CONFIG))
+    experiment.models_of.cache_clear()
 
 
 @pytest.mark.slow
