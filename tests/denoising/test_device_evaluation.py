@@ -13,11 +13,10 @@ from typing import Any
 
 import pytest
 import torch
+from denoisers import folder_of
 
 from qhw_diffusion import cli
-from qhw_diffusion.denoising import AmplitudeQDM, LatentQDM, ReverseConfig, save_pretrained, shots_needed
-from qhw_diffusion.denoising.command import KIND as DENOISER
-from qhw_diffusion.denoising.command import DenoiserTraining
+from qhw_diffusion.denoising import AmplitudeQDM, ReverseConfig, shots_needed
 from qhw_diffusion.denoising.deferred import deferred_inputs, deferred_weights, denoised, plain_shots
 from qhw_diffusion.denoising.on_device.evaluation import (
     EvaluationConfig,
@@ -41,7 +40,6 @@ from qhw_diffusion.hardware.runner import Runner, open_runner
 from qhw_diffusion.hardware.standin import StandIn
 from qhw_diffusion.on_device.access import AccessConfig, open_access
 from qhw_diffusion.on_device.receipt import Receipt
-from qhw_diffusion.runs import RunFolder
 
 IMAGES = 5
 
@@ -49,18 +47,7 @@ IMAGES = 5
 @pytest.fixture(autouse=True)
 def nobody(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("QHW_LEDGER", raising=False)
-    monkeypatch.setenv("USAGE_DATA_OPT_OUT", "True")
     monkeypatch.chdir(tmp_path)
-
-
-def folder_of(path: Path, **changes: Any) -> Path:
-    """An untrained denoiser of two qubits for digits, as a run folder: four qubits as one circuit."""
-    settings = {"n_qubits": 2, "n_steps": 2, "depth": 1, "conditioning": "angles", "n_labels": 10, "init_scale": 0.6}
-    model = LatentQDM(ReverseConfig(**{**settings, **changes}))
-    training = DenoiserTraining(model=model.kind, reverse=model.reverse.config)
-    with RunFolder.create(path, kind=DENOISER, config=training.to_dict()) as made:
-        save_pretrained(model, made.path / "model")
-    return path
 
 
 @pytest.fixture(scope="module")

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import denoisers
 import pytest
 import torch
 from torch import Tensor
 
 from qhw_diffusion import cli
-from qhw_diffusion.denoising import AmplitudeQDM, LatentQDM, ReverseConfig, from_pretrained, save_pretrained
-from qhw_diffusion.denoising.command import KIND as DENOISER
-from qhw_diffusion.denoising.command import TRAIN, DenoiserTraining
+from qhw_diffusion.denoising import AmplitudeQDM, LatentQDM, ReverseConfig, from_pretrained
+from qhw_diffusion.denoising.command import TRAIN
 from qhw_diffusion.denoising.on_device.evaluation import EvaluationConfig, compiled_for, prepare
 from qhw_diffusion.denoising.on_device.fine_tune import (
     DeviceTask,
@@ -49,19 +50,11 @@ TINY = TRAIN.replace(batch_size=IMAGES, targets=3, iterations=1)
 @pytest.fixture(autouse=True)
 def nobody(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("QHW_LEDGER", raising=False)
-    monkeypatch.setenv("USAGE_DATA_OPT_OUT", "True")
     monkeypatch.chdir(tmp_path)
 
 
-def folder_of(path: Path, train: TrainConfig = TINY, **changes: Any) -> Path:
-    """An untrained denoiser of two qubits for digits, as a run folder: three qubits as one circuit."""
-    settings = {"n_qubits": 2, "n_steps": 1, "depth": 1, "conditioning": "angles", "n_labels": LABELS,
-                "init_scale": 0.6}  # fmt: skip
-    model = LatentQDM(ReverseConfig(**{**settings, **changes}))
-    training = DenoiserTraining(model=model.kind, reverse=model.reverse.config, train=train)
-    with RunFolder.create(path, kind=DENOISER, config=training.to_dict()) as made:
-        save_pretrained(model, made.path / "model")
-    return path
+# three qubits as one circuit
+folder_of = partial(denoisers.folder_of, train=TINY, n_steps=1)
 
 
 @pytest.fixture(scope="module")

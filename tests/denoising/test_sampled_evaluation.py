@@ -9,14 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from denoisers import folder_of
 from qiskit import QuantumCircuit
 from qiskit.circuit import ClassicalRegister, Parameter
 from scipy import stats
 
 from qhw_diffusion import cli
-from qhw_diffusion.denoising import AmplitudeQDM, LatentQDM, ReverseConfig, save_pretrained
-from qhw_diffusion.denoising.command import KIND as DENOISER
-from qhw_diffusion.denoising.command import DenoiserTraining
+from qhw_diffusion.denoising import AmplitudeQDM, ReverseConfig
 from qhw_diffusion.denoising.on_device.evaluation import (
     EvaluationConfig,
     check_images,
@@ -33,7 +32,6 @@ from qhw_diffusion.hardware.runner import Runner
 from qhw_diffusion.hardware.sampling import sample_counts
 from qhw_diffusion.hardware.standin import StandIn
 from qhw_diffusion.on_device.receipt import Receipt
-from qhw_diffusion.runs import RunFolder
 
 IMAGES = 4
 FED: dict[str, Any] = {"kind": "measured", "feed_forward": True}
@@ -42,18 +40,7 @@ FED: dict[str, Any] = {"kind": "measured", "feed_forward": True}
 @pytest.fixture(autouse=True)
 def nobody(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("QHW_LEDGER", raising=False)
-    monkeypatch.setenv("USAGE_DATA_OPT_OUT", "True")
     monkeypatch.chdir(tmp_path)
-
-
-def folder_of(path: Path, **changes: Any) -> Path:
-    """An untrained denoiser of two qubits and two steps for digits, as a run folder."""
-    settings = {"n_qubits": 2, "n_steps": 2, "depth": 1, "conditioning": "angles", "n_labels": 10, "init_scale": 0.6}
-    model = LatentQDM(ReverseConfig(**{**settings, **changes}))
-    training = DenoiserTraining(model=model.kind, reverse=model.reverse.config)
-    with RunFolder.create(path, kind=DENOISER, config=training.to_dict()) as made:
-        save_pretrained(model, made.path / "model")
-    return path
 
 
 def command(run: Path, here: Path, *more: str, device: str, shots: int = 500) -> list[str]:
