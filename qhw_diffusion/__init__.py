@@ -6,9 +6,16 @@ Everything public is loaded when first used, so that `import qhw_diffusion` stay
 from __future__ import annotations
 
 import importlib
+import sys
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+if sys.platform == "win32":
+    raise ImportError(
+        "qhw-diffusion runs on Linux and macOS: the ledger that keeps paid results locks files as Windows cannot. On "
+        "Windows use it within WSL 2 (https://learn.microsoft.com/windows/wsl)"
+    )
 
 # name -> (module, attribute); attribute None means the module itself
 _PUBLIC: dict[str, tuple[str, str | None]] = {

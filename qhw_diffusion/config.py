@@ -24,7 +24,7 @@ import types
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Self, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Self, Union, get_args, get_origin, get_type_hints
 
 from qhw_diffusion.errors import InvalidInputError, QhwError, UnknownNameError
 
@@ -60,12 +60,20 @@ class Config:
             if nested is not None and isinstance(value, Mapping):
                 value = nested.from_dict(value)
             given[name] = _tuples(value)
+        trouble: Exception | None = None
         try:
-            return cls(**given)
+            made = cls(**given)
         except QhwError:
             raise
-        except (TypeError, ValueError) as error:
-            raise InvalidInputError(f"{cls.__name__} does not take these values: {error}") from error
+        # the third: a whole number that no float can be; the last: a value of another kind, which is looked for below
+        except (TypeError, ValueError, OverflowError, AttributeError) as error:
+            trouble = error
+        for name, value in given.items():
+            if wanted := _unlike(value, hints[name]):
+                raise InvalidInputError(f"{cls.__name__}.{name} is {_short(value)}; wanted: {wanted}") from trouble
+        if trouble is not None:
+            raise InvalidInputError(f"{cls.__name__} does not take these values: {trouble}") from trouble
+        return made
 
     def replace(self, **changes: Any) -> Self:
         """A copy with some fields changed, checked again."""
@@ -152,6 +160,30 @@ def _nested(hint: Any) -> type[Config] | None:
     """The configuration class a field holds, also where the field may be None."""
     options = get_args(hint) if get_origin(hint) in (types.UnionType, Union) else (hint,)
     return next((o for o in options if isinstance(o, type) and hasattr(o, "from_dict")), None)
+
+
+def _unlike(value: Any, hint: Any) -> str:
+    """What a field of texts or of a configuration wants, where the value is of another kind; empty where it fits.
+
+    Numbers are left to the checks of the configurations themselves, which know their ranges.
+    """
+    options = get_args(hint) if get_origin(hint) in (types.UnionType, Union) else (hint,)
+    words = [get_origin(o) is Literal and all(isinstance(one, str) for one in get_args(o)) for o in options]
+    kinds = [str if word else get_origin(o) or o for o, word in zip(options, words, strict=True)]
+    named = [kind for kind in kinds if kind is str or (isinstance(kind, type) and hasattr(kind, "from_dict"))]
+    if len(named) + (types.NoneType in kinds) < len(kinds) or (value is None and types.NoneType in kinds):
+        return ""
+    if isinstance(value, tuple(named)):
+        return ""
+    return " or ".join("a text" if kind is str else f"settings of {kind.__name__}" for kind in named)
+
+
+def _short(value: Any) -> str:
+    """The value as it is written in Python, cut where it is long."""
+    if isinstance(value, int) and abs(value) >= 10**20:
+        return "a whole number of more than 20 digits"  # Python itself writes no more than some thousand digits
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _plain(value: Any) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import importlib.machinery
 import importlib.util
 import os
 import sys
@@ -82,6 +83,14 @@ def _from_name(name: str) -> ModuleType:
     return importlib.import_module(name)
 
 
+class _FromSource(importlib.machinery.SourceFileLoader):
+    """Compiles a file as it stands; kept bytecode would also stand for an edit of its size in the same second."""
+
+    def path_stats(self, path: str | bytes) -> Any:  # type: ignore[override]
+        """None are told: without them nothing kept is read, and nothing is kept."""
+        raise OSError("bytecode of a user's own file is not kept")
+
+
 def _from_file(path: Path) -> ModuleType:
     resolved = path.resolve()
     if not resolved.is_file():
@@ -91,7 +100,8 @@ def _from_file(path: Path) -> ModuleType:
         return main  # the script that is running: loaded again, its classes would be others
     name = f"qhw_extension_{resolved.stem}_{hashlib.sha256(str(resolved).encode()).hexdigest()[:8]}"
     if name not in sys.modules:
-        specification = importlib.util.spec_from_file_location(name, resolved)
+        loader = _FromSource(name, str(resolved))
+        specification = importlib.util.spec_from_file_location(name, resolved, loader=loader)
         assert specification is not None
         assert specification.loader is not None
         module = importlib.util.module_from_spec(specification)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Iterator
@@ -14,12 +15,55 @@ matplotlib.use("Agg")
 # Without it the runtime client looks through the whole call stack at every request, .1 s and more under pytest
 os.environ.setdefault("USAGE_DATA_OPT_OUT", "True")
 torch.set_num_threads(1)
+gc.disable()  # until everything is imported: there is nothing to be found before
+
+
+def pytest_collection_finish() -> None:
+    """What is imported stays: it is not looked through again at every collection of garbage, seconds each."""
+    import hypothesis  # noqa: F401 - looks, when it is loaded, for referrers of what other libraries register
+
+    gc.freeze()
+    gc.enable()
+
+
+# Ten seconds and more each. They come first: with a process per core, none is then begun last and runs alone.
+LONGEST = (
+    "test_notebook", "test_device_rollout", "test_circuits_tool", "test_cli_hardware", "test_guidance_study",
+    "test_guidance_study_pipeline", "test_device_evaluation", "test_masking", "test_qdm_training", "test_tuning_study",
+    "test_denoising_study", "test_shots_study", "test_answers", "test_coloured_digits",
+    "test_pipelines", "test_working", "test_faults", "test_study", "test_model", "test_reproductions", "test_training",
+    "test_mitigation_study", "test_fine_tune", "test_against_stable_baselines3", "test_cli", "test_kill",
+)  # fmt: skip
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with slow tests first: with a process per core, none of them is then begun last and runs alone."""
+    """The longest files first, then those with slow tests."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: item.path not in slow)  # stable: the order within a file stays
+    place = {name: index for index, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: (place.get(item.path.stem, len(place)), item.path not in slow))  # stable within a file
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Compile the numerical loops once, while the workers collect; in a fresh clone each would do so for itself."""
+    if not hasattr(session.config, "workerinput") and session.config.getoption("numprocesses", None):
+        compile_loops()
+
+
+def compile_loops() -> None:
+    """Run a small circuit through every loop, in both precisions; what was compiled is kept on disk."""
+    import qhw_diffusion as qhw
+
+    policy = qhw.circuits.policy_circuit(n_qubits=2, depth=1, n_features=2)
+    compiled = qhw.compile_circuit(
+        policy.circuit,
+        qhw.Device.load("fake_manila"),
+        inputs=policy.inputs,
+        weights=policy.weights,
+        observables=policy.observables,
+    )
+    for dtype in (torch.float64, torch.float32):
+        for engine in ("ideal", "noisy", "trajectories:4"):
+            qhw.QuantumLayer(compiled, engine=engine, dtype=dtype, seed=0)(torch.zeros(3, 2)).sum().backward()
 
 
 @pytest.fixture(autouse=True)

@@ -2,17 +2,14 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
 import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pytest
+from forked import Command
 from tyro.conf import Positional
 
 from qhw_diffusion.cli import COMMANDS, main
@@ -388,6 +385,7 @@ def test_train_resume_evaluate_overwrite(tmp_path: Path, capsys: pytest.CaptureF
     assert main(["evaluate", "guidance", str(out), "--seeds", "0"]) == 2
 
 
+@pytest.mark.slow
 def test_pathwise_training_has_settings_of_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "run"
     train = ["train", "guidance", "--out", str(out), "--g0", "1.2", "--policy", "matched", "--method", "pathwise"]
@@ -409,23 +407,17 @@ def test_pathwise_training_has_settings_of_its_own(tmp_path: Path, capsys: pytes
 @pytest.mark.slow
 def test_ctrl_c_saves_and_resume_ends_where_an_uninterrupted_run_does(tmp_path: Path) -> None:
     settings = [*SMALL, "--num-iterations", "12"]
-    command = [sys.executable, "-m", "qhw_diffusion.cli", "train", "guidance"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     out = tmp_path / "stopped"
-    child = subprocess.Popen(
-        [*command, "--out", str(out), *settings], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
+    child = Command(["train", "guidance", "--out", str(out), *settings], stderr=tmp_path / "stderr")
     log = out / "metrics.jsonl"
-    deadline = time.monotonic() + 120
-    while not (log.exists() and log.read_text().count("\n") >= 2):
-        assert child.poll() is None, child.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    child.send_signal(signal.SIGINT)
-    _, err = child.communicate(timeout=120)
-    assert child.returncode == 130, err
-    assert b"--resume" in err
-    assert b"Traceback" not in err
+    try:
+        child.wait_until(lambda: log.exists() and log.read_text().count("\n") >= 2)
+    finally:
+        code = child.end(signal.SIGINT)
+    err = (tmp_path / "stderr").read_text()
+    assert code == 130, err
+    assert "--resume" in err
+    assert "Traceback" not in err
     done = log.read_text().count("\n")
     assert 2 <= done < 12
     assert main(["train", "guidance", "--out", str(out), "--resume"]) == 0

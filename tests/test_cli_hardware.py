@@ -170,6 +170,7 @@ def test_repetition_delay_and_mitigation(capsys: pytest.CaptureFixture[str], run
     assert json.loads(told(capsys, *arguments, "--mitigation", "readout:measured"))["circuits"] == 12
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("arguments", "words", "code"), [
     (["nowhere"], "does not exist", 2),
     (["."], "not a run folder", 2),
@@ -198,6 +199,7 @@ def test_mistakes_are_told_in_one_line(
     assert error.count("\n") == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mitigation", [
     "readout:measured+zne:linear:1,3", "readout:correlated+twirling:2", "readout", "mitiq-cdr:6",
     "zne:linear:1,3,5+readout",
@@ -318,6 +320,7 @@ def standin(monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIn]:
         yield served
 
 
+@pytest.mark.slow
 def test_live_devices_with_queue_errors_and_predictions(standin: StandIn, capsys: pytest.CaptureFixture[str]) -> None:
     device = Device.load("fake_manila")
     (shown,) = json.loads(told(capsys, "devices", "--json"))
@@ -450,6 +453,7 @@ ROLLOUT = [
 DEVICE = [["evaluate", "guidance"], ["distill"], ["fine-tune"]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("command", "flags", "words"), [
     *((command, *each) for command in DEVICE for each in [*CAPS, *WORK]),
     *((DEVICE[0], *each) for each in ROLLOUT),
@@ -466,6 +470,7 @@ def test_nothing_is_made_before_the_settings_are_checked(
     assert _everything(tmp_path) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("flags", "words"), [
     *WORK,
     (["--images", BIG], "--images must be at most 1,000,000"),
@@ -504,6 +509,7 @@ def test_a_file_in_place_of_a_folder_of_the_ledger(
     assert f"{name} is a file, and should be a folder of the ledger" in error
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", DEVICE)
 def test_a_loop_of_links_is_told(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, run: Path, command: list[str]

@@ -83,6 +83,7 @@ def last_measured(circuit: QuantumCircuit, target: Target, outcome: int) -> floa
     return end
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("device", ["fake_marrakesh", "fake_manila"])
 def test_an_image_takes_what_its_gates_take_one_after_the_other(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, device: str
@@ -124,6 +125,7 @@ def test_of_the_branches_the_longest_counts_and_waits_for_the_outcome() -> None:
     assert flat.estimate_duration(device.target, unit="s") == pytest.approx(both)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("forward", "settings", "qubits"), [
     ("depolarizing", {}, 6),
     ("scrambling", {}, 4),
@@ -170,6 +172,7 @@ def test_mitigation_is_counted_where_expectation_values_are_read(
         assert json.loads(told(capsys, *flags, strategies))["all_circuits"] == circuits
 
 
+@pytest.mark.slow
 def test_preparing_x_t_and_every_step_take_time(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     """Two steps more are two circuits longer; an image of 64 pixels has 2^6 amplitudes to prepare."""
     shown = {}

@@ -415,6 +415,7 @@ def told(capsys: pytest.CaptureFixture[str], words: list[str]) -> str:
     return captured.err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("command", "mistake", "words"),
     [pytest.param(*case, id=f"{number}-{'-'.join([*case[0][:2], *case[1]])[:70]}".replace("\0", "NUL"))
@@ -447,6 +448,7 @@ FULL = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", FULL, ids=lambda command: "-".join(command[:2] + command[-1:]))
 def test_a_full_disk_is_a_sentence(
     world: Path,

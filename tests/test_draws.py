@@ -28,6 +28,7 @@ def _three(draws: Draws, queue: multiprocessing.Queue) -> None:  # type: ignore[
     queue.put(draws.generator.integers(2**32, size=3).tolist())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_every_process_draws_its_own_numbers(method: str) -> None:
     context = multiprocessing.get_context(method)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -34,6 +36,18 @@ def test_an_object_of_an_installed_module_or_of_a_file(tmp_path: Path, monkeypat
     (tmp_path / "beside_here.py").write_text("value = 4\n")
     monkeypatch.chdir(tmp_path)
     assert load_extension("beside_here:value", what="number") == 4
+
+
+def test_an_edit_of_the_same_size_in_the_same_second_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    file = tmp_path / "edited.py"
+    for value in (1, 2):
+        file.write_text(f"value = {value}\n")
+        os.utime(file, (1_000_000_000, 1_000_000_000))
+        for name in [name for name in sys.modules if name.startswith("qhw_extension_edited")]:
+            del sys.modules[name]
+        assert load_extension(f"{file}:value", what="number") == value
+    assert [path.name for path in tmp_path.iterdir()] == ["edited.py"]
 
 
 @pytest.mark.parametrize(

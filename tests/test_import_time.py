@@ -30,6 +30,7 @@ def test_help_answers_within_a_second(arguments: list[str]) -> None:
     assert seconds < 1.0
 
 
+@pytest.mark.slow
 def test_help_of_no_command_loads_what_only_work_needs() -> None:
     """Importing these takes seconds each."""
     code = (
@@ -70,3 +71,11 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
 
     with pytest.raises(AttributeError, match="Devise"):
         _ = qhw_diffusion.Devise  # type: ignore[attr-defined]
+
+
+def test_on_windows_importing_says_at_once_what_to_do() -> None:
+    code = "import sys; sys.platform = 'win32'; import qhw_diffusion"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "ImportError: qhw-diffusion runs on Linux and macOS" in done.stderr
+    assert "WSL 2" in done.stderr

@@ -159,15 +159,18 @@ def circles(graph: Graph) -> list[list[str]]:
     return sorted(found)
 
 
+@pytest.mark.slow
 def test_packages_import_lower_layers_only() -> None:
     assert breaches(PACKAGE) == []
 
 
+@pytest.mark.slow
 def test_no_modules_import_one_another_in_a_circle() -> None:
     found = circles(graph_of(modules_of(PACKAGE)))
     assert found == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("package", ["hardware", "devices", "circuits", "runs"])
 def test_importing_it_loads_no_torch(package: str) -> None:
     forbidden = FORBIDDEN[package]

@@ -148,6 +148,7 @@ def test_the_commands_without_their_mistake_are_not_refused(here: Path) -> None:
     assert (here / "runs" / "x" / "model").is_dir()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("command", "mistake", "message"),
     [pytest.param(*case, id=f"{'-'.join(case[0][:2])}{'-'.join(case[1])}") for case in REFUSED],
@@ -172,6 +173,7 @@ PLACES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", list(PLACES))
 @pytest.mark.parametrize(
     "command",

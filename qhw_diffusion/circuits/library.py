@@ -18,13 +18,15 @@ import warnings
 from pathlib import Path
 
 from qiskit import qasm3, qpy
-from qiskit.circuit import QuantumCircuit
+from qiskit.circuit import ControlFlowOp, Measure, QuantumCircuit, Reset
 
 from qhw_diffusion.errors import DamagedFileError, InvalidInputError, MissingDataError
 from qhw_diffusion.terminal import naming
 
 MIN_QPY_VERSION = 13
 WRITTEN_QPY_VERSION = 13
+# What stands for the instructions of some devices for mid-circuit where these are not known
+_USUAL = {"measure_2": Measure, "reset_2": Reset}
 _SEAL = b"\nsha256 "
 _SEAL_LENGTH = len(_SEAL) + 64
 _MAX_BYTES = 64 * 2**20
@@ -36,7 +38,7 @@ def save_circuit(circuit: QuantumCircuit, folder: str | Path, name: str = "circu
 
     Args:
         circuit: logical or ISA circuit; a transpiled one keeps its layout in the QPY file and names physical qubits
-            (``$12``) in the OpenQASM file.
+            (``$12``) in the OpenQASM file, which has `measure` and `reset` where QPY has `measure_2` and `reset_2`.
         folder: created if missing.
         name: file name without ending.
 
@@ -60,7 +62,7 @@ def save_circuit(circuit: QuantumCircuit, folder: str | Path, name: str = "circu
     buffer = io.BytesIO()
     try:
         qpy.dump(circuit, buffer, version=WRITTEN_QPY_VERSION)
-        text = qasm3.dumps(circuit)
+        text = qasm3.dumps(with_usual_instructions(circuit))
     except Exception as error:  # whatever a circuit's parts raise that Qiskit asks to write themselves
         raise InvalidInputError(
             f"the circuit cannot be written as QPY version {WRITTEN_QPY_VERSION} and OpenQASM 3: {error}"
@@ -71,6 +73,27 @@ def save_circuit(circuit: QuantumCircuit, folder: str | Path, name: str = "circu
     _write(paths[0], buffer.getvalue() + _seal(buffer.getvalue()))
     _write(paths[1], text.encode())
     return paths
+
+
+def with_usual_instructions(circuit: QuantumCircuit) -> QuantumCircuit:
+    """The circuit with `measure` and `reset` in place of `measure_2` and `reset_2`, which only some devices know.
+
+    Neither simulators nor OpenQASM 3 have them. Itself where there are none.
+    """
+    made, changed = circuit.copy_empty_like(), False
+    for one in circuit.data:
+        operation = one.operation
+        if isinstance(operation, ControlFlowOp):
+            blocks = [with_usual_instructions(block) for block in operation.blocks]
+            if any(new is not old for new, old in zip(blocks, operation.blocks, strict=True)):
+                operation, changed = operation.replace_blocks(blocks), True
+        elif operation.name in _USUAL:
+            operation, changed = _USUAL[operation.name](), True
+        made.append(operation, one.qubits, one.clbits)
+    if not changed:
+        return circuit
+    made._layout = circuit.layout  # OpenQASM names physical qubits by it
+    return made
 
 
 def load_circuit(path: str | Path) -> QuantumCircuit:

@@ -70,7 +70,8 @@ def policy_circuit(
 ) -> PolicyCircuit:
     """The circuit of the guidance policy (arXiv 2509.14163, with all features encoded).
 
-    Encoding: RY(x_q) on qubit q for the first `n_qubits` features, then RZ(x_{n+q}) on qubit q for those beyond. Then
+    Encoding: RY(x_q) on qubit q for the first `n_qubits` features, then RZ(x_{n+q}) on qubit q for those beyond; of two
+    qubits, which would take no more than four features so, RY and RZ once more for the fifth to the eighth. Then
     `depth` layers of RX, RZ, RY on every qubit followed by CNOTs: q → q+1 (``"chain"``), closed by n−1 → 0 (``"ring"``;
     on two qubits a ring is the chain, since a second CNOT would only undo part of the first), or no CNOT
     (``"none"``). With `reuploading` the encoding comes before every layer.
@@ -82,7 +83,7 @@ def policy_circuit(
     Args:
         n_qubits: 2 to 8.
         depth: number of layers, ≥ 1.
-        n_features: 1 to 2·n_qubits.
+        n_features: 1 to 2·n_qubits, to 8 of two qubits.
         entanglement: ``"ring"``, ``"chain"`` or ``"none"``.
         reuploading: repeat the encoding before every layer.
 
@@ -95,7 +96,10 @@ def policy_circuit(
     """
     check_integer("n_qubits", n_qubits, MIN_QUBITS, MAX_QUBITS)
     check_integer("depth", depth, 1, None)
-    check_integer("n_features", n_features, 1, 2 * n_qubits, because=f" for {n_qubits} qubits (two angles each)")
+    angles = 4 if n_qubits == 2 else 2
+    check_integer(
+        "n_features", n_features, 1, angles * n_qubits, because=f" for {n_qubits} qubits ({angles} angles each)"
+    )
     if entanglement not in ENTANGLEMENTS:
         raise UnknownNameError.of("entanglement", str(entanglement), ENTANGLEMENTS)
     if not isinstance(reuploading, bool):
@@ -278,10 +282,8 @@ POLICY_ANSATZES: dict[str, Callable[..., PolicyCircuit]] = {PAPER_ANSATZ: policy
 
 def _encode(circuit: QuantumCircuit, inputs: tuple[Parameter, ...]) -> None:
     for index, parameter in enumerate(inputs):
-        if index < circuit.num_qubits:
-            circuit.ry(parameter, index)
-        else:
-            circuit.rz(parameter, index - circuit.num_qubits)
+        turn, qubit = divmod(index, circuit.num_qubits)
+        (circuit.rz if turn % 2 else circuit.ry)(parameter, qubit)
 
 
 def _pairs(n_qubits: int, entanglement: str) -> list[tuple[int, int]]:

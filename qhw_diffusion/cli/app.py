@@ -311,7 +311,7 @@ def _how_to_go_on(place: Place | None, started: datetime) -> str:
         return ""
     try:
         made = datetime.fromisoformat(json.loads((place.out / "manifest.json").read_text(encoding="utf-8"))["created"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return ""
     if not place.resume and made < started:
         return ""

@@ -13,6 +13,7 @@ from qiskit.quantum_info import SparsePauliOp
 
 from qhw_diffusion.circuits import load_circuit
 from qhw_diffusion.devices import Device
+from qhw_diffusion.devices.instructions import MEASUREMENTS
 from qhw_diffusion.errors import InvalidInputError, MissingDataError, RunFolderError
 from qhw_diffusion.execution import CompiledCircuit, compile_circuit, engine_of
 from qhw_diffusion.execution.cost import qpu_cost
@@ -30,7 +31,7 @@ MOST_ROWS = 1_000_000
 # Kinds of run folders (`RunFolder`) of policies and of denoisers
 POLICY, DENOISER = "guidance", "denoiser"
 # What a device has to do for them, and an Estimator does not
-_DYNAMIC = frozenset({"measure", "if_else", "for_loop", "while_loop", "switch_case", "break_loop", "continue_loop"})
+_DYNAMIC = frozenset({*MEASUREMENTS, "if_else", "for_loop", "while_loop", "switch_case", "break_loop", "continue_loop"})
 _COSTED = (
     "`qhw cost` takes run folders of quantum policies (`qhw train guidance`, `qhw fine-tune`) and of denoisers "
     "(`qhw train denoising`), and circuit files (.qpy) without measurements in mid-circuit"

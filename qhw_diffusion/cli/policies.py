@@ -66,7 +66,7 @@ def evaluate_guidance(
     Args:
         run: run folder of `qhw train guidance`.
         device: device to run the policy on; without it the one it was trained for.
-        engine: simulated engine: ideal, noisy or shots[:N][:seed=S][:ideal] (ideal: shots without noise), mitigated:
+        engine: simulated engine: ideal, noisy or `shots[:N][:seed=S][:ideal]` (ideal: shots without noise), mitigated:
             shots:4096+readout+zne:linear:1,3; without it the one the policy was trained on.
         evaluation_classifier: folder of the evaluation classifier; without it the one shipped for the data set.
         data_root: folder of the data set; without it that of the run.

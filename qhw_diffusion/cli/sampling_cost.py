@@ -17,6 +17,7 @@ from qhw_diffusion.denoising import QDM, from_pretrained
 from qhw_diffusion.denoising.command import KIND
 from qhw_diffusion.denoising.on_device.sampler import DenoiserSampler
 from qhw_diffusion.devices import Device
+from qhw_diffusion.devices.instructions import MID_CIRCUIT
 from qhw_diffusion.errors import InvalidInputError
 from qhw_diffusion.execution import SamplerEngine
 from qhw_diffusion.hardware.cost import Cost, DoneJob
@@ -73,10 +74,10 @@ class Sampling:
 
     def text(self, shots: int) -> str:
         """The circuit, and how many shots pass."""
-        counts = self.circuit.count_ops()
+        counts = self._counts
         lines = [
             f"circuit         by a Sampler, {self.sampler.way}: two-qubit gates {self.circuit.num_nonlocal_gates():,}, "
-            f"resets {counts.get('reset', 0)}, measurements before the last {counts.get('measure', 0)}; the "
+            f"resets {counts['reset']}, measurements before the last {counts['measure']}; the "
             "preparation of x_T is in it"
         ]
         if self.success is not None:
@@ -88,21 +89,27 @@ class Sampling:
 
     def to_dict(self) -> dict[str, Any]:
         """The same numbers as JSON types."""
-        counts = self.circuit.count_ops()
+        counts = self._counts
         return {
             "primitive": "sampler",
             "way": self.sampler.way,
             "images": self.images,
             "two_qubit_gates": self.circuit.num_nonlocal_gates(),
-            "inner_measurements": counts.get("measure", 0),
-            "resets": counts.get("reset", 0),
+            "inner_measurements": counts["measure"],
+            "resets": counts["reset"],
             "success_probability": None if self.success is None else self.success[0],
             "success_evaluation": None if self.success is None else self.success[1],
         }
 
     @property
     def _inner(self) -> bool:
-        return bool({"measure", "reset"} & set(self.circuit.count_ops()))
+        return any(self._counts.values())
+
+    @property
+    def _counts(self) -> dict[str, int]:
+        """{"measure", "reset": how many there are, those by instructions for mid-circuit among them}."""
+        found = self.circuit.count_ops()
+        return {usual: found.get(usual, 0) + found.get(special, 0) for usual, special in MID_CIRCUIT.items()}
 
 
 def sampling_of(folder: Path, device: Device | None, images: int) -> Sampling:

@@ -213,7 +213,9 @@ class AmplitudeQDM(QDM):
     Noise is complex Gaussian, so x_T is a Haar-random state; states stay coherent between steps.
 
     Args:
-        reverse, forward, device: as for `QDM`.
+        reverse: as for `QDM`.
+        forward: as for `QDM`.
+        device: as for `QDM`.
         image_shape: (C, H, W), also colour and not square; its C·H·W pixels must fit the 2^n amplitudes.
 
     Raises:
@@ -329,7 +331,9 @@ class LatentQDM(AmplitudeQDM):
     The encoder's latents are magnitudes, and the decoder sees magnitudes only: what a device can measure.
 
     Args:
-        reverse, forward, device: as for `QDM`; `reverse.n_qubits` must be the autoencoder's latent qubits.
+        reverse: as for `QDM`; its `n_qubits` must be the autoencoder's latent qubits.
+        forward: as for `QDM`.
+        device: as for `QDM`.
         autoencoder: a trained one (frozen here), or None for an untrained one of the default shape.
 
     Raises:

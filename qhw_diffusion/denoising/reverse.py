@@ -104,6 +104,7 @@ class ReverseProcess(nn.Module):
         self.compiled = compiled
         measured = () if config.kind == "reset" else self.circuit.measured
         self.evolution = Evolution(compiled, data=self.circuit.data, measured=measured, engine=config.engine)
+        self._within = self.evolution  # of the steps before the last one, see `on`
         generator = torch.Generator().manual_seed(config.seed)
         steps = config.n_steps if config.weight_sharing == "per_step" else 1
         labels = config.n_labels if config.conditioning == "weights" else 1
@@ -132,12 +133,16 @@ class ReverseProcess(nn.Module):
         """Trainable angles of the circuits' gates, without tables of conditioning angles and hypernetwork."""
         return self.weight.numel()
 
-    def on(self, *, device: str | Device | None = None, engine: str | Engine | None = None) -> ReverseProcess:
+    def on(
+        self, *, device: str | Device | None = None, engine: str | Engine | None = None, mid_circuit: bool = False
+    ) -> ReverseProcess:
         """A copy with the same weights on another device or engine.
 
         Args:
             device: name, path of a snapshot, or Device, for which the circuit is compiled anew; None: as it is.
             engine: one that simulates states; None: as it is.
+            mid_circuit: whether ancillas are read, before the last step, by the device's own measurement for
+                mid-circuit where it has one, as in a dynamic circuit; else all as at the end of a circuit.
 
         Raises:
             UnknownNameError, InvalidInputError: a device or engine that does not exist or does not fit.
@@ -148,6 +153,11 @@ class ReverseProcess(nn.Module):
         text = self.config.engine if engine is None else spec_of(state_engine_of(engine))
         config = self.config.replace(device=compiled.device.name, engine=text)
         copy = ReverseProcess(config, compiled=compiled)
+        if mid_circuit:
+            evolution = copy.evolution
+            copy._within = Evolution(
+                compiled, data=evolution.data, measured=evolution.measured, engine=text, mid_circuit=True
+            )
         put_state(copy, {name: value.clone() for name, value in self.state_dict().items()}, frozen_parameters(self))
         return copy
 
@@ -253,7 +263,8 @@ class ReverseProcess(nn.Module):
         Raises:
             InvalidInputError: a step, labels or outcomes out of range.
         """
-        evolve = self.evolution.paths if paths else self.evolution
+        evolution = self.evolution if t == 1 else self._within
+        evolve = evolution.paths if paths else evolution
         labels = check_labels(labels, len(states), self.config.n_labels)
         before = (
             torch.zeros_like(labels) if before is None else check_outcomes(before, len(states), self.config.n_outcomes)

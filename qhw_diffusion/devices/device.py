@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import math
@@ -18,6 +19,7 @@ from qiskit.quantum_info import SuperOp
 from qiskit.transpiler import Target
 
 from qhw_diffusion.devices import noise
+from qhw_diffusion.devices.instructions import MEASUREMENTS
 from qhw_diffusion.devices.noise import GivenNoise
 from qhw_diffusion.devices.own import (
     FREE_ANGLES,
@@ -45,6 +47,30 @@ from qhw_diffusion.errors import InvalidInputError, MissingDataError, QhwError, 
 from qhw_diffusion.extensions import is_extension
 
 _IDEAL = Snapshot("ideal", "null", "null", {"source": "ideal: no target, no noise"})
+
+
+@functools.lru_cache(maxsize=8)  # models bring their device with them, often one that has been loaded already
+def _decoded(configuration_text: str, properties_text: str, bounded: bool) -> Target:
+    """The target of a snapshot's two documents; `bounded`: RZZ has a range of angles."""
+    from qiskit_ibm_runtime.models import BackendConfiguration
+    from qiskit_ibm_runtime.utils.backend_converter import convert_to_target
+    from qiskit_ibm_runtime.utils.backend_decoder import decode_backend_configuration, properties_from_server_data
+
+    # The decoders turn dates and complex numbers into objects in place: give them copies of their own.
+    configuration = json.loads(configuration_text)
+    decode_backend_configuration(configuration)
+    properties = json.loads(properties_text)
+    # With a date in place of its text the decoder leaves all others alone: no target has any, and they take most
+    # of its time
+    properties["last_update_date"] = datetime.fromisoformat(NO_DATE)
+    for qubit in faulty(properties)[0]:  # the converter looks for it even where nothing works
+        properties["qubits"][qubit].append({"name": "readout_error", "value": 1.0, "unit": "", "date": NO_DATE})
+    target = convert_to_target(
+        configuration=BackendConfiguration.from_dict(configuration),
+        properties=properties_from_server_data(properties),
+        filter_faulty=False,  # it stumbles over gates that the configuration gives no qubits
+    )
+    return calibrated_part(target, json.loads(properties_text), bounded=bounded)
 
 
 @dataclass(frozen=True)
@@ -283,29 +309,11 @@ class Device:
         """The qiskit target (basis gates, coupling, durations, errors); None for the ideal device.
 
         Qubits and gates that are faulty (``operational: 0``) or without calibration are left out. Gates of error 1 are
-        in it as published: see `target_in_use`.
+        in it as published: see `target_in_use`. Devices of equal content share one, which is not to be changed.
         """
         if self._configuration is None:
             return None
-        from qiskit_ibm_runtime.models import BackendConfiguration
-        from qiskit_ibm_runtime.utils.backend_converter import convert_to_target
-        from qiskit_ibm_runtime.utils.backend_decoder import decode_backend_configuration, properties_from_server_data
-
-        # The decoders turn dates and complex numbers into objects in place: give them copies of their own.
-        configuration = json.loads(self.snapshot.configuration)
-        decode_backend_configuration(configuration)
-        properties = json.loads(self.snapshot.properties)
-        # With a date in place of its text the decoder leaves all others alone: no target has any, and they take most
-        # of its time
-        properties["last_update_date"] = datetime.fromisoformat(NO_DATE)
-        for qubit in faulty(properties)[0]:  # the converter looks for it even where nothing works
-            properties["qubits"][qubit].append({"name": "readout_error", "value": 1.0, "unit": "", "date": NO_DATE})
-        target = convert_to_target(
-            configuration=BackendConfiguration.from_dict(configuration),
-            properties=properties_from_server_data(properties),
-            filter_faulty=False,  # it stumbles over gates that the configuration gives no qubits
-        )
-        return calibrated_part(target, json.loads(self.snapshot.properties), bounded=not self._any_angle)
+        return _decoded(self.snapshot.configuration, self.snapshot.properties, not self._any_angle)
 
     @property
     def _any_angle(self) -> bool:
@@ -410,22 +418,41 @@ class Device:
             raise InvalidInputError(f"idle time must be finite and ≥ 0 seconds, not {seconds!r}")
         return noise.relaxation_superop(*self.relaxation_times(qubit), seconds)
 
-    def readout_error(self, qubit: int) -> tuple[float, float]:
+    def readout_error(self, qubit: int, instruction: str = "measure") -> tuple[float, float]:
         """``(p10, p01)``: p10 = P(read 1 | prepared 0) and p01 = P(read 0 | prepared 1) of a physical qubit.
 
+        Args:
+            qubit: physical qubit.
+            instruction: that reads it: ``"measure"``, or ``"measure_2"`` where the device has it. Of the latter
+                providers state one error, which counts for both outcomes.
+
         Raises:
-            InvalidInputError: the device has no such qubit, or it is faulty and has no calibration.
+            InvalidInputError: the device has no such qubit, or it is faulty and has no calibration; another
+                instruction, or one that the device does not have there.
         """
+        if instruction not in MEASUREMENTS:
+            raise InvalidInputError(f"{instruction!r} is no measurement; allowed: {', '.join(MEASUREMENTS)}")
         if self.n_qubits is None:
             return 0.0, 0.0
         self._check_qubits([qubit])
+        if instruction != "measure":
+            entries = self.target[instruction] if instruction in self.target.operation_names else {}  # type: ignore[union-attr, index]
+            if (qubit,) not in entries:
+                raise InvalidInputError(f"{self.name} has no {instruction!r} on qubit {qubit}: read it by 'measure'")
+            error = float(entries[qubit,].error)  # `calibrated_part` has left out what has none
+            return error, error
         probabilities = noise.readout_probabilities(self._qubit_records[qubit])
         if probabilities is None:
             raise InvalidInputError(f"qubit {qubit} of {self.name} is faulty: it has no readout error")
         return probabilities
 
-    def noise_model(self, qubits: Sequence[int]) -> Any:
+    def noise_model(self, qubits: Sequence[int], *, reads: Sequence[tuple[int, str]] | None = None) -> Any:
         """Aer `NoiseModel` of the physical `qubits` relabelled ``0..k-1``: gate errors and asymmetric readout.
+
+        Args:
+            qubits: physical qubits.
+            reads: (physical qubit, measurement) that gives the readout error of each label 0, 1, …, of more labels than
+                there are qubits if need be; None: ``"measure"`` of every qubit.
 
         Raises:
             InvalidInputError: a qubit that the device does not have, or that is named twice, faulty, or without
@@ -441,7 +468,7 @@ class Device:
             raise InvalidInputError(
                 f"qubits {unusable} of {self.name} cannot be used: faulty, or gates without calibration"
             )
-        readout = [self.readout_error(qubit) for qubit in qubits]
+        readout = [self.readout_error(*read) for read in reads or [(qubit, "measure") for qubit in qubits]]
         if self.own_noise is not None:
             return noise.relabelled_noise_model(target, list(qubits), readout, self.own_noise)
         return noise.aer_noise_model(target, list(qubits), readout)

@@ -29,12 +29,13 @@ from qiskit.circuit.library import get_standard_gate_name_mapping
 from qiskit.quantum_info import SuperOp, average_gate_fidelity
 from qiskit.transpiler import Target
 
+from qhw_diffusion.devices.instructions import MEASUREMENTS
 from qhw_diffusion.errors import InvalidInputError
 
 # One qubit's entry of the backend properties: a list of {"name", "value", "unit", "date"}.
 QubitRecords = list[dict[str, Any]]
 # Where an error is not what follows an instruction
-_NO_QUANTUM_ERROR = ("measure", "delay")
+_NO_QUANTUM_ERROR = (*MEASUREMENTS, "delay")
 # Channels that were made, by all that decides them
 _CHANNELS: dict[tuple[Any, ...], SuperOp | None] = {}
 
@@ -72,6 +73,8 @@ def device_gate_errors(target: Target) -> list[tuple[str, tuple[int, ...], Any]]
 
 def gate_superop(target: Target, name: str, qubits: tuple[int, ...]) -> SuperOp | None:
     """Error channel of one instruction on physical `qubits` (in the gate's order), None if it has no error."""
+    if name in MEASUREMENTS:
+        return None
     place = tuple(range(len(qubits)))
     small = reduced_target(target, qubits, [name])
     entry = small[name].get(place) if name in small.operation_names else None
@@ -115,12 +118,17 @@ def readout_probabilities(records: QubitRecords) -> tuple[float, float] | None:
 
 
 def aer_noise_model(target: Target, qubits: Sequence[int], readout: Sequence[tuple[float, float]]) -> Any:
-    """Aer noise model of the physical `qubits`, relabelled ``0..k-1``; `readout` holds (p10, p01) of each."""
+    """Aer noise model of the physical `qubits`, relabelled ``0..k-1``; `readout` holds (p10, p01) of each.
+
+    `readout` may go on with further labels, which have no other errors.
+    """
     from qiskit_aer.noise import NoiseModel
 
     names = list(target.operation_names)
     model = NoiseModel(basis_gates=names)
-    for name, place, error in device_gate_errors(reduced_target(target, qubits, names)):
+    # Aer would let a qubit relax during measure_2, which it does not know for a measurement, and not during measure
+    noisy = [name for name in names if name not in MEASUREMENTS]
+    for name, place, error in device_gate_errors(reduced_target(target, qubits, noisy)):
         model.add_quantum_error(error, name, place)
     return with_readout(model, readout)
 

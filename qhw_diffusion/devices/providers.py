@@ -7,11 +7,12 @@ read through the user's account; nothing is submitted.
 
 from __future__ import annotations
 
+import functools
 import inspect
 import json
 import re
+from dataclasses import replace
 from datetime import date, datetime
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from qhw_diffusion.errors import MissingDataError, UnknownNameError
 from qhw_diffusion.masking import without_own_tokens
 
 
-@cache
+@functools.cache
 def _classes() -> dict[str, Any]:
     from qiskit_ibm_runtime.fake_provider import backends
     from qiskit_ibm_runtime.fake_provider.fake_backend import FakeBackendV2
@@ -59,6 +60,13 @@ def fake_snapshot(name: str) -> Snapshot:
     if cls is None:
         unknown = UnknownNameError.of("device", canonical_name(name), ["ideal", *classes])
         raise UnknownNameError(f"{unknown}; or module:name or file.py:name for a device of your own")
+    snapshot = _read(cls)
+    return replace(snapshot, provenance=dict(snapshot.provenance))
+
+
+@functools.lru_cache(maxsize=8)
+def _read(cls: Any) -> Snapshot:
+    """The snapshot of a fake backend's files, which do not change."""
     folder = Path(cls.dirname)
     configuration = json.loads((folder / cls.conf_filename).read_text(encoding="utf-8"))
     # The file carries the real device's name; the fake provider renames it, and so do we.

@@ -218,5 +218,5 @@ def _read_document(path: Path) -> Any:
         if len(data) > _MAX_BYTES:
             raise DamagedFileError(f"{path} is too large for a device snapshot (over {_MAX_BYTES >> 20} MiB)")
         return json.loads(data)
-    except (OSError, EOFError, zlib.error, ValueError) as error:
+    except (OSError, EOFError, zlib.error, ValueError, RecursionError) as error:
         raise DamagedFileError(f"{path} is not a readable device snapshot: {error}") from error

@@ -15,12 +15,13 @@ from qiskit import QuantumCircuit
 from qiskit.circuit import Gate
 from qiskit.transpiler import InstructionProperties, Target, TranspilerError
 
+from qhw_diffusion.devices.instructions import MEASUREMENTS, MID_CIRCUIT
 from qhw_diffusion.errors import InvalidInputError, QhwError
 
 # A gate's error from which on nothing of it is left
 OUT_OF_USE = 1.0
-# One-qubit gates that a qubit can do without
-_DISPENSABLE = ("id", "rx")
+# Instructions on one qubit that it can do without
+_DISPENSABLE = ("id", "rx", *MID_CIRCUIT.values())
 # The angles that IBM calibrates rzz for
 RZZ_RANGE = (0.0, math.pi / 2)
 
@@ -41,14 +42,18 @@ def _operational(records: list[dict[str, Any]]) -> bool:
 
 
 def calibrated_part(target: Target, properties: Mapping[str, Any], *, bounded: bool = True) -> Target:
-    """`target` without what is faulty or has no calibration; and without bounds on angles unless `bounded`."""
+    """`target` without what is faulty or has no calibration; and without bounds on angles unless `bounded`.
+
+    Of measurements in mid-circuit too: a qubit without their error is read by `measure`.
+    """
     qubits, gates = faulty(properties)
 
     def refused(name: str, place: Place, entry: InstructionProperties | None) -> bool:
         if qubits & set(place) or (name, place) in gates:
             return True
         unknown = entry is None or entry.error is None or math.isnan(entry.error)
-        return unknown and isinstance(target.operation_from_name(name), Gate)
+        needed = isinstance(target.operation_from_name(name), Gate) or name in MEASUREMENTS[1:]
+        return unknown and needed
 
     return without(target, refused, bounded=bounded)
 

@@ -16,6 +16,7 @@ from qhw_diffusion.diffusion.datasets import (
 )
 from qhw_diffusion.diffusion.metrics import (
     METRICS,
+    Inception,
     Lpips,
     class_energy_distance,
     diversity,
@@ -37,6 +38,7 @@ from qhw_diffusion.diffusion.pipeline import (
     load_pipeline,
     read_prompts,
 )
+from qhw_diffusion.diffusion.pooled import pooled_width
 from qhw_diffusion.diffusion.sampler import (
     OWN_SPACING,
     SPACINGS,
@@ -65,6 +67,7 @@ __all__ = [
     "Denoiser",
     "GuidedDDIM",
     "ImageDataset",
+    "Inception",
     "LatentDenoiser",
     "Lpips",
     "PipelineDenoiser",
@@ -95,6 +98,7 @@ __all__ = [
     "paired_floor",
     "paired_similarity",
     "polynomial_kernel",
+    "pooled_width",
     "precision_recall",
     "psnr",
     "read_prompts",

@@ -29,6 +29,7 @@ from qhw_diffusion.diffusion.datasets import (
     n_classes_of,
 )
 from qhw_diffusion.diffusion.loop import Training
+from qhw_diffusion.diffusion.pooled import middle_channels, watching_middle
 from qhw_diffusion.diffusion.weights import PRECISIONS, SHIPPED, half_arithmetic, load_model, model_folder, save_model
 from qhw_diffusion.errors import DamagedFileError, InvalidInputError, QhwError, UnknownNameError
 from qhw_diffusion.extensions import load_extension
@@ -384,6 +385,17 @@ class Backbone(nn.Module):
         if self.config.prediction_type == "v_prediction":
             output = (output * self._sqrt_alpha[t]).add_(both, alpha=self._sqrt_noise[t])
         return output[:batch], output[batch:]
+
+    @property
+    def n_pooled(self) -> int:
+        """Number F of pooled features; raises InvalidInputError for a network without a middle block."""
+        return middle_channels(self.unet)
+
+    def predict_pooled(self, x_t: Tensor, t: int, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """As `predict`, and the pooled features of the prediction with the labels, [B, F] (`diffusion.pooled`)."""
+        with watching_middle(self.unet) as seen:
+            cond, null = self.predict(x_t, t, labels)
+        return cond, null, seen[0][: len(x_t)]
 
     def _check(self, x_t: Tensor, t: int, labels: Tensor) -> None:
         check_pixels(x_t, self.latent_shape, self.alphas_cumprod.dtype, "x_t")

@@ -1,8 +1,8 @@
 """Metrics of generated images: distances between sets in a classifier's features, and similarities of pairs.
 
-None of the distances is the published FID: that one needs Inception weights. A number from here is always "Fréchet
-distance in the features of this evaluation classifier", comparable only with numbers from the same classifier at the
-same N.
+None of the distances is the published FID: that one needs Inception's features (`Inception`, where its weights are
+given). Without them a number from here is always "Fréchet distance in the features of this evaluation classifier",
+comparable only with numbers from the same classifier at the same N.
 
 PSNR, SSIM and LPIPS compare *pairs*, so they mean something only where a pairing does: the same starting noise and
 label sampled twice, under two policies or two engines (ideal against noisy), or with few steps against many. A
@@ -12,6 +12,8 @@ agree pixel by pixel, and the number is that of `paired_floor`, whatever the gen
 
 from __future__ import annotations
 
+import hashlib
+import tempfile
 import warnings
 from pathlib import Path
 from typing import Any
@@ -32,6 +34,7 @@ _BATCH = 512
 _MAX_PAIRWISE = 2000  # kd, precision and recall build N×M matrices
 _SUBSET_SEED = 0
 _SSIM_WINDOW = 7
+_INCEPTION, _INCEPTION_BATCH = "6726825d", 50
 _LPIPS_SIDE = 64  # LPIPS-squeeze fails below 28 pixels
 
 # -- all metrics at once ---------------------------------------------------------------------------------------------
@@ -90,7 +93,13 @@ def evaluate_samples(
 
 
 def real_floor(
-    evaluation_classifier: Classifier, train: ImageDataset, heldout: ImageDataset, n: int, *, seed: int = 0
+    evaluation_classifier: Classifier,
+    train: ImageDataset,
+    heldout: ImageDataset,
+    n: int,
+    *,
+    seed: int = 0,
+    heldout_features: Tensor | None = None,
 ) -> dict[str, float]:
     """The metrics of `n` real training images (without replacement) against the held-out split: the floor at that N.
 
@@ -103,12 +112,14 @@ def real_floor(
         heldout: the held-out split.
         n: number of images, the N of the generated set it is compared with; at most the size of `train`.
         seed: of the choice of training images.
+        heldout_features: `image_features(evaluation_classifier, heldout.images)`, when it was computed before.
     """
     check_fit(evaluation_classifier=evaluation_classifier, training_images=train, heldout_images=heldout)
     if not 4 <= n <= len(train):
         raise InvalidInputError(f"n is {n}, must be in 4 … {len(train)}, the size of the training split")
     chosen = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))[:n]
-    return evaluate_samples(train.images[chosen], train.labels[chosen], evaluation_classifier, heldout)
+    images, labels = train.images[chosen], train.labels[chosen]
+    return evaluate_samples(images, labels, evaluation_classifier, heldout, real_features=heldout_features)
 
 
 @torch.no_grad()
@@ -402,6 +413,55 @@ class Lpips:
             pair.append(images.expand(-1, 3, -1, -1))
         distances: Tensor = self._net(*pair)
         return distances.flatten()
+
+
+class Inception:
+    """The network behind the published FID and KID (arXiv 1706.08500, 1801.01401); needs its real weights.
+
+    These are those of the Inception network of 2015, not torchvision's: pt_inception-2015-12-05-6726825d.pth of
+    github.com/mseitzer/pytorch-fid, the same that github.com/toshas/torch-fidelity fetches. With other weights the
+    number is no FID, so a file is taken only if its SHA-256 begins as its name says.
+    """
+
+    def __init__(self, weights: str | Path) -> None:
+        """Load the weights.
+
+        Args:
+            weights: the file.
+
+        Raises:
+            MissingDataError: there is no such file.
+            InvalidInputError: another file.
+            MissingDependencyError: the package torch-fidelity is not installed.
+        """
+        path = Path(weights)
+        if not path.is_file():
+            raise MissingDataError(f"no Inception weights at {path}: give pt_inception-2015-12-05-{_INCEPTION}.pth")
+        with path.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        if not found.startswith(_INCEPTION):
+            raise InvalidInputError(
+                f"{path} is not the network of the published FID: its SHA-256 begins with {found[:8]}, wanted is "
+                f"{_INCEPTION} (pt_inception-2015-12-05-{_INCEPTION}.pth of github.com/mseitzer/pytorch-fid)"
+            )
+        try:
+            from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+        except ImportError as error:
+            raise MissingDependencyError(
+                "Inception FID needs the package torch-fidelity: pip install torch-fidelity"
+            ) from error
+        # torch-fidelity unpickles what it is given, so it is given a file of nothing but tensors
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        with tempfile.TemporaryDirectory() as folder:
+            torch.save(state, Path(folder) / "tensors.pth")
+            self._net: Any = FeatureExtractorInceptionV3("inception", ["2048"], str(Path(folder) / "tensors.pth"))
+        self._net.eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def features(self, images: Tensor) -> Tensor:
+        """Activations [N, 2048] of images [N, 1 or 3, H, W] in [−1, 1], rounded to 8 bits as published images are."""
+        pixels = ((images + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).expand(-1, 3, -1, -1)
+        return torch.cat([self._net(batch)[0] for batch in pixels.split(_INCEPTION_BATCH)])
 
 
 def _lpips_names(state: dict[str, Tensor], expected: list[str]) -> dict[str, Tensor]:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from qhw_diffusion.diffusion.checks import check_labels
+from qhw_diffusion.diffusion.pooled import middle_channels, watching_middle
 from qhw_diffusion.diffusion.scheduler_sampler import check_scheduler
 from qhw_diffusion.diffusion.weights import SHIPPED
 from qhw_diffusion.errors import DamagedFileError, InvalidInputError, MissingDataError, MissingDependencyError
@@ -85,7 +86,7 @@ def load_pipeline(name_or_path: str | Path, *, device: str | torch.device | None
     folder = pipeline_folder(name_or_path)
     try:
         kind = json.loads((folder / INDEX).read_text(encoding="utf-8"))["_class_name"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise DamagedFileError(f"{folder / INDEX} does not describe a pipeline ({error!r})") from error
     if kind != "StableDiffusionPipeline":
         raise InvalidInputError(f"the pipeline in {folder} is a {kind}; {SUPPORTED}")
@@ -314,6 +315,17 @@ class PipelineDenoiser:
         else:
             null, cond = (torch.cat([part[side] for part in parts]) for side in (0, 1))
         return cond, null
+
+    @property
+    def n_pooled(self) -> int:
+        """Number F of pooled features; raises InvalidInputError for a U-Net without a middle block."""
+        return middle_channels(self.pipeline.unet)
+
+    def predict_pooled(self, x_t: Tensor, t: Any, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """As `predict`, and the pooled features of the prediction with the prompts, [B, F] (`diffusion.pooled`)."""
+        with watching_middle(self.pipeline.unet) as seen:
+            cond, null = self.predict(x_t, t, labels)
+        return cond, null, torch.cat([rows.chunk(2)[1] for rows in seen])  # each call: without the prompts, with
 
     def raw_decode(self, x: Tensor) -> Tensor:
         """What the VAE makes of latents [B, C, h, w]: images [B, 3, H, W] whose pixels may lie beyond ±1."""

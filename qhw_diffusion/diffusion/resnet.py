@@ -13,7 +13,8 @@ from qhw_diffusion.errors import DamagedFileError
 
 # mean and standard deviation of the channels, of pixels in 0 … 1, that the published networks were trained with
 _MEAN, _SPREAD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-_ENDINGS = (".th", ".pt", ".pth")
+ENDINGS = (".th", ".pt", ".pth")
+"""Endings of files of published weights."""
 
 
 class ResNetBody(nn.Module):
@@ -72,7 +73,7 @@ class _Block(nn.Module):
 
 def is_published(path: str | Path) -> bool:
     """Whether `path` is a file of weights, by its ending (.th, .pt, .pth)."""
-    return Path(path).suffix in _ENDINGS and Path(path).is_file()
+    return Path(path).suffix in ENDINGS and Path(path).is_file()
 
 
 def read_published(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor], float | None]:

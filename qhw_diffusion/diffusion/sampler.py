@@ -77,7 +77,9 @@ class LatentDenoiser(Denoiser, Protocol):
 
     A text-to-image model is one over a table of prompts: label i asks for prompts[i], and `n_classes` is their number.
     A method ``preview(x)``, [B, *latent_shape] → images, may be there too: a cheap stand-in for `decode` for the
-    estimates in mid-course, which only scorers look at.
+    estimates in mid-course, which only scorers look at. So may ``predict_pooled(x_t, t, labels)``, which gives
+    `predict`'s pair and, third, features [B, n_pooled] of the prediction with the labels that a policy may look at
+    (`diffusion.pooled`).
     """
 
     @property
@@ -179,7 +181,8 @@ class Sampler:
 
     Attributes: `denoiser`, `n_steps` (predictions of one image; a diffusers scheduler may make one more than it was
     asked for), `spacing`, `timesteps` (list of numbers, one per prediction, descending), `init_noise_sigma` (factor of
-    the standard normal noise that sampling starts from).
+    the standard normal noise that sampling starts from), `pools` (whether pooled features are read off, see
+    `diffusion.pooled`) and `pooled` (those of the last prediction, [B, F]).
     """
 
     denoiser: Denoiser
@@ -187,6 +190,8 @@ class Sampler:
     spacing: str
     timesteps: list[Any]
     init_noise_sigma: Any = 1.0
+    pools: bool = False
+    pooled: Tensor | None = None
 
     def begin(self, noise: Tensor) -> Tensor:
         """Start anew: x_T of standard normal noise [B, *latent_shape]."""
@@ -254,6 +259,19 @@ class Sampler:
                 if not bool(torch.isfinite(one).all()):
                     raise InvalidInputError(f"{who} predicts NaN or infinity at timestep {self.timesteps[i]}")
         return pair[0], pair[1]
+
+    def _ask(self, x_t: Tensor, t: Any, labels: Tensor) -> Any:
+        """What the denoiser predicts; its pooled features, where they are wanted, go into `pooled`."""
+        if not self.pools:
+            return self.denoiser.predict(x_t, t, labels)
+        cond, null, pooled = self.denoiser.predict_pooled(x_t, t, labels)  # type: ignore[attr-defined]
+        wanted = [len(x_t), self.denoiser.n_pooled]  # type: ignore[attr-defined]
+        if list(pooled.shape) != wanted:
+            raise InvalidInputError(
+                f"denoiser {type(self.denoiser).__name__} gives pooled features {list(pooled.shape)}, need {wanted}"
+            )
+        self.pooled = pooled
+        return cond, null
 
     @torch.no_grad()
     def sample(self, labels: Tensor, g: Guidance, noise: Tensor) -> Tensor:
@@ -378,7 +396,7 @@ class GuidedDDIM(Sampler):
 
     def output(self, x_t: Tensor, i: int, labels: Tensor) -> Any:
         """The denoiser's (ε_c, ε_∅) at step `i`."""
-        return self.denoiser.predict(x_t, self.timesteps[i], labels)
+        return self._ask(x_t, self.timesteps[i], labels)
 
     def noise(self, x_t: Tensor, i: int, output: Tensor) -> Tensor:
         """The output itself."""

@@ -160,7 +160,7 @@ class SchedulerSampler(Sampler):
         """The denoiser's outputs with the labels and without at step `i`."""
         self._in_order(i)
         t = self._places[i]
-        return self.denoiser.predict(self.scheduler.scale_model_input(x_t, t), t, labels)
+        return self._ask(self.scheduler.scale_model_input(x_t, t), t, labels)
 
     def guided(self, output_cond: Tensor, output_null: Tensor, g: float | Tensor) -> Tensor:
         """The guided output of the two, by the operations of diffusers' pipelines; `g`: a number or [B]."""

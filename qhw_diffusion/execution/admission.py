@@ -21,6 +21,7 @@ from qiskit.circuit import (
 from qiskit.circuit.library import get_standard_gate_name_mapping
 from qiskit.quantum_info import SparsePauliOp
 
+from qhw_diffusion.devices.instructions import MEASUREMENTS, MID_CIRCUIT
 from qhw_diffusion.errors import InvalidInputError, UnsupportedCircuitError
 from qhw_diffusion.execution.conditions import FLOW, choice_of
 
@@ -105,6 +106,8 @@ def _check_operation(operation: Any, where: str) -> None:
             f"{where} has the name of a standard operation but is another one, and the transpiler goes by names: give "
             "it a name of its own"
         )
+    if name in MID_CIRCUIT.values() and (operation.num_qubits, operation.num_clbits) == (1, int(name in MEASUREMENTS)):
+        return
     if name == "delay" and not isinstance(operation.params[0], (int, float)):
         raise UnsupportedCircuitError(f"{where} has the length {operation.params[0]}; give a number")
     if standard is not None or not isinstance(operation, Instruction):
@@ -166,7 +169,7 @@ def final_measurements(circuit: QuantumCircuit, postselect: Mapping[int, int]) -
     for name, qubits, clbits in reversed(flat(circuit)):
         if name in ("if_else", "switch_case"):
             read.update(clbits)
-        elif name == "measure" and clbits[0] not in postselect and clbits[0] not in read:
+        elif name in MEASUREMENTS and clbits[0] not in postselect and clbits[0] not in read:
             found += [] if qubits[0] in acted else [(qubits[0], clbits[0])]
         elif name != "barrier":
             acted.update(qubits)

@@ -14,6 +14,7 @@ from qiskit.quantum_info import SparsePauliOp
 
 from qhw_diffusion.circuits.observables import ADAPTIVE, MAX_LOCALITY, AdaptiveObservables
 from qhw_diffusion.devices import Device
+from qhw_diffusion.devices.instructions import MEASUREMENTS
 from qhw_diffusion.errors import InvalidInputError
 from qhw_diffusion.execution.admission import (
     check_feed_forward,
@@ -319,7 +320,7 @@ def _check(
 def _check_postselect(circuit: QuantumCircuit, postselect: Mapping[int, int]) -> tuple[tuple[int, int], ...]:
     if not isinstance(postselect, Mapping):
         raise InvalidInputError(f"postselect is {postselect!r}; give {{classical bit: 0 or 1}}")
-    measured = [clbits[0] for name, _, clbits in flat(circuit) if name == "measure"]
+    measured = [clbits[0] for name, _, clbits in flat(circuit) if name in MEASUREMENTS]
     for clbit, outcome in postselect.items():
         if measured.count(clbit) != 1 or outcome not in (0, 1):
             raise InvalidInputError(

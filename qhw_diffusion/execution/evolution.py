@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from qhw_diffusion.devices.instructions import measurement_at
 from qhw_diffusion.errors import InvalidInputError
 from qhw_diffusion.execution.admission import final_measurements
 from qhw_diffusion.execution.compile import CompiledCircuit
@@ -106,6 +107,8 @@ class Evolution:
         compiled: from `compile_circuit`, without measurements of its own on the data qubits.
         data: logical qubits the state is on; the first is the least significant bit of the amplitudes' index.
         measured: logical qubits read at the end, in the computational basis.
+        mid_circuit: whether the device reads them as in the middle of a longer circuit, with the error of `measure_2`
+            where it has that.
         engine: ``"ideal"``, ``"noisy"``, ``"trajectories:N"`` or such an `Engine`. With N trajectories every state
             goes N times through the twirled noise, and the branches are averages: density matrices, of which
             probabilities, and states times probabilities, have no bias. `paths` gives the trajectories themselves.
@@ -123,6 +126,7 @@ class Evolution:
         data: Sequence[int],
         measured: Sequence[int] = (),
         engine: str | Engine = "ideal",
+        mid_circuit: bool = False,
     ) -> None:
         self.compiled, self.data, self.measured = compiled, tuple(data), tuple(measured)
         given, width = [*self.data, *self.measured], compiled.logical.num_qubits
@@ -159,6 +163,12 @@ class Evolution:
         self._start = [position[start[q]] for q in self.data]
         self._end = [position[end[q]] for q in self.data]
         self._read = [position[end[q]] for q in self.measured]
+        target = compiled.device.target if mid_circuit else None
+        places = [compiled.physical_qubits[q] for q in self._read]
+        self._read_errors = [
+            compiled.device.readout_error(place, "measure" if target is None else measurement_at(target, place))
+            for place in places
+        ]
         self._traced = [q for q in range(program.n_qubits) if q not in {*self._end, *self._read}]
         self._sequences: dict[tuple[Basis, torch.dtype], GateSequence | BranchedSequence] = {}
 
@@ -243,8 +253,7 @@ class Evolution:
             out = torch.from_numpy(_combine([(2, q) for q in [*ends, *traced]]))
             parts = torch.complex(rows[out], rows[out + 2**n])
             parts = parts.reshape(2 ** len(traced), self.n_outcomes, self.dim, -1).permute(1, 0, 3, 2)
-            readout = [self.compiled.program.readout[q] for q in self._read]
-            true, scale = misread(readout, len(states), engine.draws.generator)
+            true, scale = misread(self._read_errors, len(states), engine.draws.generator)
             parts = parts.movedim(1, 0)[:, torch.from_numpy(true), torch.arange(len(states))].movedim(0, 1)
             return parts, torch.from_numpy(scale).to(rows)[:, None]
 
@@ -252,15 +261,8 @@ class Evolution:
         """[B, d] of true outcomes of the data qubits → of outcomes read (readout errors, if the engine has them)."""
         if not self.noisy:
             return probabilities
-        matrix = self._readout_matrix(self._end).to(probabilities.device)
+        matrix = _readout_matrix([self.compiled.program.readout[q] for q in self._end]).to(probabilities.device)
         return (probabilities.double() @ matrix.T).to(probabilities.dtype)
-
-    def _readout_matrix(self, qubits: Sequence[int]) -> Tensor:
-        """[2^k, 2^k] float64: P(outcomes read | true outcomes) of these qubits, the first least significant."""
-        matrix = np.ones((1, 1))
-        for q in qubits:
-            matrix = np.kron(readout_matrix(*self.compiled.program.readout[q]), matrix)
-        return torch.from_numpy(matrix)
 
     def kraus(self, weights: Tensor, inputs: Tensor | None = None) -> Tensor:
         """[K, d, d]: the operator of each outcome (Σ K†K = 1) for one row of inputs [1, I], where states stay pure.
@@ -309,7 +311,7 @@ class Evolution:
         for offset in traced:
             parts = parts + rows[read[:, None] + kept[None, :] + offset]
         if self.noisy and self._read:
-            parts = torch.einsum("kj,jdb->kdb", self._readout_matrix(self._read).to(parts), parts)
+            parts = torch.einsum("kj,jdb->kdb", _readout_matrix(self._read_errors).to(parts), parts)
         matrices = torch.stack([density_matrices(part) for part in parts])
         probabilities = torch.diagonal(matrices, dim1=-2, dim2=-1).real.sum(-1)
         return Branches(matrices / probabilities.clamp_min(TINY)[..., None, None], probabilities)
@@ -405,6 +407,14 @@ class _Evolve(torch.autograd.Function):
             total = shared[:, 0].astype(np.float64) + per_column.sum(1, dtype=np.float64)
             by_weights = torch.from_numpy((total @ program.weight_coefficients).astype(sequence.dtype))
         return torch.from_numpy(by_rows) if ctx.needs_input_grad[0] else None, by_inputs, by_weights, None, None
+
+
+def _readout_matrix(errors: Sequence[tuple[float, float]]) -> Tensor:
+    """[2^k, 2^k] float64: P(read | true outcomes) of qubits with these (p10, p01), the first least significant."""
+    matrix = np.ones((1, 1))
+    for p10, p01 in errors:
+        matrix = np.kron(readout_matrix(p10, p01), matrix)
+    return torch.from_numpy(matrix)
 
 
 def _combine(places: Sequence[tuple[int, ...]]) -> np.ndarray:

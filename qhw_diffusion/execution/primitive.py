@@ -20,6 +20,7 @@ from qiskit.quantum_info import SparsePauliOp
 from torch import Tensor
 
 from qhw_diffusion.devices.account import remember_account
+from qhw_diffusion.devices.instructions import MEASUREMENTS
 from qhw_diffusion.errors import EngineError, InvalidInputError, UnsupportedCircuitError
 from qhw_diffusion.execution.compile import CompiledCircuit
 from qhw_diffusion.execution.conditions import refuse_conditions
@@ -47,7 +48,7 @@ if TYPE_CHECKING:
 def check_no_measurements(compiled: CompiledCircuit) -> None:
     """Raise UnsupportedCircuitError for a circuit that measures in mid-circuit: devices' estimators take none."""
     refuse_conditions(compiled.isa, "a device's Estimator primitive")
-    if any(instruction.operation.name == "measure" for instruction in compiled.isa.data):
+    if any(instruction.operation.name in MEASUREMENTS for instruction in compiled.isa.data):
         raise UnsupportedCircuitError(
             "devices' Estimator primitives do not take circuits that measure in mid-circuit: use engine 'ideal' or "
             "'noisy'"

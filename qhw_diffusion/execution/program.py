@@ -14,6 +14,7 @@ from qiskit.quantum_info import SparsePauliOp
 from qiskit.utils import apply_prefix
 
 from qhw_diffusion.devices import Device
+from qhw_diffusion.devices.instructions import MEASUREMENTS, RESETS
 from qhw_diffusion.errors import InvalidInputError, UnsupportedCircuitError
 from qhw_diffusion.execution.conditions import FLOW, choice_of
 
@@ -41,6 +42,7 @@ FIXED_GATES = frozenset([
 ])
 # fmt: on
 _IGNORED = frozenset({"barrier"})
+_INCOHERENT = frozenset({*MEASUREMENTS, *RESETS, "delay"})
 # Gates whose matrix is taken as it is where they have no parameter
 _FIXED = frozenset(get_standard_gate_name_mapping())
 # What rounding leaves of imaginary parts that cancel
@@ -97,7 +99,7 @@ class Measurement(FixedMap):
 
     Attributes:
         clbit: index of the classical bit.
-        readout: (p10, p01) of the qubit.
+        readout: (p10, p01) of the qubit, by the instruction that measures it.
         keep: the outcome post-selected on; None: forgotten, unless a condition reads it later.
     """
 
@@ -322,7 +324,7 @@ def lower(
                 continue
             _check_supported(circuit, instruction, places)
             qubits = tuple(position[q] for q in physical)
-            if gate.name in ("measure", "reset", "delay"):
+            if gate.name in _INCOHERENT:
                 clbit = clbits[instruction.clbits[0]] if instruction.clbits else None
                 operations.append(_incoherent(gate, clbit, device, qubits, physical[0], postselect or {}))
                 continue
@@ -389,7 +391,7 @@ def check_supported(isa: QuantumCircuit, places: Sequence[int] | None = None) ->
 
 def _check_supported(circuit: QuantumCircuit, instruction: CircuitInstruction, places: Sequence[int]) -> None:
     gate = instruction.operation
-    if gate.name in _IGNORED or gate.name in ("measure", "reset", "delay"):
+    if gate.name in _IGNORED or gate.name in _INCOHERENT:
         return
     qubits = [places[circuit.find_bit(q).index] for q in instruction.qubits]
     if any(isinstance(p, ParameterExpression) and p.parameters for p in gate.params):
@@ -420,13 +422,13 @@ def _incoherent(
     if operation.name == "delay":
         error = device.relaxation(physical, delay_seconds(operation, device)) if device.target is not None else None
         return FixedMap(qubits, np.eye(2), None if error is None else np.asarray(error.data))
-    if operation.name == "reset":
+    if operation.name in RESETS:
         to_zero = np.array([[0, 1], [0, 0]])
         pure = np.kron(_P0, _P0) + np.kron(to_zero, to_zero)
-        error = device.gate_error("reset", (physical,))
+        error = device.gate_error(operation.name, (physical,))
         return FixedMap(qubits, None, None if error is None else np.asarray(error.data) @ pure, pure)
     assert clbit is not None
-    readout, keep = device.readout_error(physical), postselect.get(clbit)
+    readout, keep = device.readout_error(physical, operation.name), postselect.get(clbit)
     populations = np.kron(_P0, _P0), np.kron(_P1, _P1)
     if keep is None:
         return Measurement(qubits, None, None, populations[0] + populations[1], clbit, readout)

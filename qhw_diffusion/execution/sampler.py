@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from qiskit.circuit import Parameter
 from qiskit.primitives import BaseSamplerV2, BitArray
 from torch import Tensor
 
+from qhw_diffusion.circuits.library import with_usual_instructions
 from qhw_diffusion.devices import Device
 from qhw_diffusion.errors import EngineError, InvalidInputError, QhwError, UnsupportedCircuitError
 from qhw_diffusion.execution.transpile import transpiled
@@ -153,6 +154,9 @@ class Samples:
 class SamplerEngine:
     """Samples circuits by a Sampler primitive of this process, or on a device by way of a `Runner`.
 
+    Samplers of this process, the runtime client's on a live device excepted, are sent `measure` and `reset` in place of
+    `measure_2` and `reset_2`, which simulators do not know: they have the noise of the former, if any.
+
     By a runner, jobs go through the ledger and its caps as an Estimator's do (docs/hardware.md): what is there already
     is not run again, and a large call is split below the service's limits.
 
@@ -287,6 +291,8 @@ class SamplerEngine:
         sampler = self.source
         assert isinstance(sampler, BaseSamplerV2)
         who = f"{type(sampler).__module__.split('.')[0]}'s {type(sampler).__name__}"
+        if not _is_live(sampler):
+            pubs = [replace(pub, circuit=with_usual_instructions(pub.circuit)) for pub in pubs]
         for pub in pubs:
             check_conditions(pub.circuit, None, who)
         try:
@@ -312,10 +318,22 @@ class SamplerEngine:
         return found
 
 
+def _is_live(sampler: BaseSamplerV2) -> bool:
+    """Whether it is the runtime client's on a live device. No other one knows `measure_2` and `reset_2`."""
+    if not type(sampler).__module__.startswith("qiskit_ibm_runtime"):
+        return False
+    from qiskit_ibm_runtime import IBMBackend
+
+    return isinstance(sampler.backend(), IBMBackend)  # type: ignore[attr-defined]
+
+
 def compile_sampled(
     circuit: QuantumCircuit, device: Device, *, optimization_level: int = 3, seed: int = 0
 ) -> QuantumCircuit:
     """A circuit with its measurements compiled for a device, for `SamplerEngine`.
+
+    Measurements and resets in mid-circuit are by the device's own instructions for these (`measure_2`, `reset_2`) on
+    the qubits that have them.
 
     Args:
         circuit: static or dynamic, parameters unbound.
@@ -343,7 +361,9 @@ def compile_sampled(
                 f"circuit {circuit.name!r} needs reset, which {device.name} does not have: choose another device, or "
                 "fresh qubits in place of those that are reset"
             )
-    return transpiled(circuit, device, optimization_level=optimization_level, seed=seed, scheduled=False)
+    return transpiled(
+        circuit, device, optimization_level=optimization_level, seed=seed, scheduled=False, mid_circuit=True
+    )
 
 
 def _as_array(values: np.ndarray | Tensor) -> np.ndarray:

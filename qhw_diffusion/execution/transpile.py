@@ -10,11 +10,14 @@ from qiskit.circuit import CircuitInstruction, ControlFlowOp, ParameterExpressio
 from qiskit.converters import circuit_to_dag, dag_to_circuit
 from qiskit.dagcircuit import DAGCircuit
 from qiskit.transpiler import PassManager, StagedPassManager, Target, TransformationPass, generate_preset_pass_manager
+from qiskit.transpiler.passes.utils.remove_final_measurements import calc_final_ops
 
 from qhw_diffusion.devices import Device
+from qhw_diffusion.devices.instructions import MID_CIRCUIT
 from qhw_diffusion.devices.working import trivial_layout
-from qhw_diffusion.errors import UnsupportedCircuitError
+from qhw_diffusion.errors import InvalidInputError, UnsupportedCircuitError
 from qhw_diffusion.execution.admission import place
+from qhw_diffusion.execution.conditions import instructions
 from qhw_diffusion.execution.program import FIXED_GATES, ROTATIONS, affine_coefficients
 
 # What an ideal device is taken to run: the fixed gates that `program.lower` knows, and its rotations, but one kind of
@@ -24,18 +27,33 @@ IDEAL_BASIS = [*sorted(ROTATIONS.keys() - {"rxx", "ryy", "rzx"}), *sorted(FIXED_
 
 
 def transpiled(
-    circuit: QuantumCircuit, device: Device, *, optimization_level: int, seed: int, scheduled: bool
+    circuit: QuantumCircuit,
+    device: Device,
+    *,
+    optimization_level: int,
+    seed: int,
+    scheduled: bool,
+    mid_circuit: bool = False,
 ) -> QuantumCircuit:
     """The ISA circuit; its parameters are those that its gates still have.
 
     A global phase with parameters is left out: expectation values do not see it, and the runtime client's estimator
-    fails on it.
+    fails on it. With `mid_circuit`, measurements and resets in mid-circuit are by the device's own instructions for
+    these, where it has them (`ToMidCircuit`).
 
     Raises:
-        InvalidInputError: the circuit cannot do without gates that are out of use.
+        InvalidInputError: the circuit cannot do without gates that are out of use, or has instructions for mid-circuit
+            that the device lacks.
         UnsupportedCircuitError: the transpiler fails on the circuit; the message names the operation where one alone
             makes it fail.
     """
+    has = () if device.target is None else device.target.operation_names
+    for name in sorted({each.operation.name for each in instructions(circuit)} & {*MID_CIRCUIT.values()} - {*has}):
+        (usual,) = (each for each, special in MID_CIRCUIT.items() if special == name)
+        raise InvalidInputError(
+            f"circuit {circuit.name!r} has {name!r}, which {device.name} does not have: write {usual!r}, which is sent "
+            f"as {name!r} to devices that have it"
+        )
 
     def for_target(target: Target) -> QuantumCircuit:
         manager = generate_preset_pass_manager(
@@ -45,6 +63,8 @@ def transpiled(
             seed_transpiler=seed,
             scheduling_method="alap" if scheduled else None,
         )
+        if mid_circuit:
+            manager.post_optimization = PassManager([ToMidCircuit(target)])
         return _run(circuit, device, manager)
 
     if device.target is None:
@@ -57,6 +77,32 @@ def transpiled(
     if isinstance(isa.global_phase, ParameterExpression) and isa.global_phase.parameters:
         isa.global_phase = 0
     return isa
+
+
+class ToMidCircuit(TransformationPass):
+    """`measure` and `reset` in mid-circuit become `measure_2` and `reset_2` on the qubits that have these.
+
+    In mid-circuit is what something follows on the same qubit, as in the runtime client's own pass
+    (`ConvertToMidCircuitResetAndMeasure`), and also a measurement whose bit a condition asks for. What is in branches
+    stays as it is, as it does there.
+    """
+
+    def __init__(self, target: Target) -> None:
+        super().__init__()
+        self.target = target
+
+    def run(self, dag: DAGCircuit) -> DAGCircuit:
+        """Replace them, in place."""
+        for usual, special in MID_CIRCUIT.items():
+            if special not in self.target.operation_names:
+                continue
+            last = set(calc_final_ops(dag, {usual, "barrier"}))
+            for node in dag.named_nodes(usual):
+                asked = any(isinstance(getattr(after, "op", None), ControlFlowOp) for after in dag.successors(node))
+                qubits = [dag.find_bit(qubit).index for qubit in node.qargs]
+                if (asked or node not in last) and self.target.instruction_supported(special, qubits):
+                    dag.substitute_node(node, self.target.operation_from_name(special), inplace=True)
+        return dag
 
 
 def _run(circuit: QuantumCircuit, device: Device, manager: StagedPassManager) -> QuantumCircuit:

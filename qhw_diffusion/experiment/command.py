@@ -6,7 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from qhw_diffusion.config import Config
-from qhw_diffusion.experiment.study import Study, load_results, open_study, reopen_study, run_study, write_page
+from qhw_diffusion.experiment.study import (
+    Study,
+    load_results,
+    open_study,
+    reopen_study,
+    run_study,
+    write_page,
+    write_table,
+)
 from qhw_diffusion.runs import check_writable
 
 
@@ -37,7 +45,7 @@ def study_command(
         workers: processes side by side.
         backend: see `qhw_diffusion.experiment.workers`.
         dry_run: only tell the cells and about how long they take.
-        report_only: only write the page of a finished study again.
+        report_only: only write table and page again, of a finished study; with `Study.partial` of a part of one too.
         markdown: file for the page as Markdown too.
         figures: with `markdown`, folder for its figures.
     """
@@ -48,6 +56,7 @@ def study_command(
             check_writable(place)  # before hours of work
     if report_only:
         results = load_results(study, reopen_study(study, out))
+        write_table(results)
     else:
         run = open_study(study, out, config, command=command, resume=resume, overwrite=overwrite)
         results = run_study(study, run, workers=workers, backend=backend)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -312,6 +313,37 @@ def against(
             axis.get_legend().remove()
         handles, labels = axes[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=8)
+    return figure
+
+
+def cost_scatter(panels: Mapping[str, Mapping[str, tuple[float, Sequence[float]]]], *, ylabel: str) -> Figure:
+    """Panels side by side, {cost: {name: (cost, values per seed)}}: mean and 95 % interval against cost.
+
+    A line joins the points that no other beats in both; names in one legend below.
+    """
+    figure = Figure(figsize=(5.2 * len(panels), 4.2), layout="constrained")
+    names = list(dict.fromkeys(name for points in panels.values() for name in points))
+    handles: dict[str, Any] = {}
+    for axis, (xlabel, points) in zip(np.atleast_1d(figure.subplots(1, len(panels))), panels.items(), strict=True):
+        means: dict[float, float] = {}
+        for name, (cost, seeds) in points.items():
+            interval, index = mean_interval(seeds), names.index(name)
+            style = {"color": colour(index), "marker": "osD^v"[index // len(COLOURS) % 5]}
+            if interval.n > 1:
+                axis.plot([cost, cost], [interval.low, interval.high], color=colour(index), lw=1.2, alpha=0.6)
+            handles[name] = axis.plot([cost], [interval.mean], ls="", ms=6, **style)[0]
+            means[cost] = min(interval.mean, means.get(cost, math.inf))
+        front: list[tuple[float, float]] = []
+        for cost in sorted(means):
+            if not front or means[cost] < front[-1][1]:
+                front.append((cost, means[cost]))
+        axis.plot(*zip(*front, strict=True), color=INK, lw=1.0, ls=":", zorder=1)
+        if min(means) > 0 and max(means) > 20 * min(means):
+            axis.set_xscale("log")
+        _finish(axis, xlabel, ylabel)
+    figure.legend(
+        list(handles.values()), list(handles), loc="outside lower center", ncols=3, frameon=False, fontsize=7.5
+    )
     return figure
 
 

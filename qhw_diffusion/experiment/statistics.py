@@ -13,7 +13,6 @@ from typing import TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
 
 from qhw_diffusion.errors import InvalidInputError
 
@@ -75,6 +74,8 @@ class PairedTest:
 
 def mean_interval(values: ArrayLike, level: float = 0.95) -> Interval:
     """Mean and Student-t interval x̄ ± t_{n−1} s/√n of values [n], n ≥ 1."""
+    from scipy import stats
+
     data = _finite(values, "values")
     if not 0 < level < 1:
         raise InvalidInputError(f"level must lie between 0 and 1, not {level}")
@@ -90,6 +91,8 @@ def paired_test(a: ArrayLike, b: ArrayLike, *, seed: int = 0) -> PairedTest:
 
     Raises InvalidInputError for other shapes or values that are not finite.
     """
+    from scipy import stats
+
     left, right = _finite(a, "a"), _finite(b, "b")
     if left.shape != right.shape or left.size < 2:
         raise InvalidInputError(
@@ -128,6 +131,8 @@ def difference_cells(test: PairedTest | None, digits: int = 2) -> tuple[str, str
 
 def wilcoxon_p(difference: ArrayLike) -> float:
     """Two-sided p of Wilcoxon's signed-rank test of differences [n]; 1 when all are zero."""
+    from scipy import stats
+
     data = _finite(difference, "difference")
     data = data[data != 0]
     if data.size == 0:
@@ -141,6 +146,8 @@ def sign_flip_p(difference: ArrayLike, *, resamples: int = 20_000, seed: int = 0
 
     Exact (all 2ⁿ patterns) for n ≤ 16; above, `resamples` random patterns and (count + 1)/(resamples + 1).
     """
+    from scipy import stats
+
     data = _finite(difference, "difference")
     exact = data.size <= EXACT_UP_TO
     found = stats.permutation_test(

@@ -95,6 +95,8 @@ class Study(Generic[C]):
         share_done: (configuration, cell, folder) → share of a running cell that is done, 0 to 1, for the time left.
         no_flags: settings without a flag on the command line, as dotted names: those the study decides itself.
         flag_prefixes: nested configuration, as a dotted name → prefix of its flags.
+        partial: whether the page can be made of a study that is not finished, and says what is missing: then
+            `--report-only` takes one.
     """
 
     name: str
@@ -112,6 +114,7 @@ class Study(Generic[C]):
     share_done: Callable[[C, Cell, Path], float] | None = None
     no_flags: tuple[str, ...] = ()
     flag_prefixes: Mapping[str, str] = field(default_factory=dict)
+    partial: bool = False
     source: str = field(default="", compare=False)
     """Where it was loaded from (``module:name`` or ``file.py:name``), so that other processes find it too."""
 
@@ -250,8 +253,13 @@ def run_study(study: Study[C], run: RunFolder, *, workers: int = 1, backend: str
             run_works(works)
             order.done(*(cell.name for cell in level))
     results = load_results(study, run)
-    atomic_write_text(run.path / TABLE, results.table.to_csv(index=False))
+    write_table(results)
     return results
+
+
+def write_table(results: Results[Any]) -> Path:
+    """The tidy table of all that was measured, as CSV in the study's folder; returns the file."""
+    return atomic_write_text(results.folder / TABLE, results.table.to_csv(index=False))
 
 
 def cell_file(folder: Path, name: str) -> Path:
@@ -348,14 +356,17 @@ class Results(Generic[C]):
 
 
 def load_results(study: Study[C], run: RunFolder) -> Results[C]:
-    """Results of a finished study.
+    """Results of a finished study; of one with `Study.partial` those that are there.
 
     Raises:
-        RunFolderError: a cell has no result yet: start the study again to go on.
+        RunFolderError: a cell that is needed has no result yet: start the study again to go on.
     """
     config = study.config.from_dict(run.config)
+    names: Sequence[str] = list(study.cells_of(config))
+    if study.partial:
+        names = [name for name in names if cell_file(run.path, name).exists()]
     try:
-        found = {name: read_json(cell_file(run.path, name)) for name in study.cells_of(config)}
+        found = {name: read_json(cell_file(run.path, name)) for name in names}
     except FileNotFoundError as error:
         raise RunFolderError(f"{error.filename} is missing: start the study again to go on") from error
     return Results(study, run.path, config, run.manifest, found)

@@ -84,15 +84,17 @@ def open_workers(workers: int, backend: str, *, folder: Path, title: str) -> Ite
     if workers < 1:
         raise InvalidInputError(f"workers must be at least 1, got {workers}")
     if workers == 1 and backend == "loky":
-        yield lambda works: _run_here(works, title)
+        yield lambda works: _run_here(works, folder, title)
         return
     with _joblib_backend(backend, workers):
         yield lambda works: _run_side_by_side(works, backend, folder, title)
 
 
-def _run_here(works: Sequence[Work], title: str) -> None:
-    with _bar(works, title) as bar:
+def _run_here(works: Sequence[Work], folder: Path, title: str) -> None:
+    with _stopping(folder) as stop, stop_file(stop), _bar(works, title) as bar:
         for work in works:
+            if stop.exists():
+                raise KeyboardInterrupt
             started = time.perf_counter()
             work.function(*work.arguments)
             bar.update(round(work.seconds))
@@ -129,13 +131,15 @@ def _guarded(
     name: str, function: Callable[..., Any], arguments: tuple[Any, ...], stop: str
 ) -> tuple[str, Exception | None]:
     """In a worker: how a piece of work ended ("done", "stopped", "failed"), and its error."""
-    import torch
     from joblib.externals.loky import process_executor
 
     # loky ends a worker that grew by 300 MB since its first cell, with a warning; here that is models and compiled
     # kernels, kept for the next cells, which would have to load them again
     process_executor._MAX_MEMORY_LEAK_SIZE = _KEPT_BY_A_WORKER
-    torch.set_num_threads(1)
+    # one thread each; read when torch starts, which takes seconds and is not done here for pieces that need none
+    os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = "1"
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
     os.environ["QHW_PROGRESS"] = "0"
     # the terminal's Ctrl-C reaches workers of this machine too: it means the same as the file
     with interruptible(quiet=True) as interrupt, stop_file(Path(stop)):

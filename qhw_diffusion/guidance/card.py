@@ -45,7 +45,7 @@ def model_card(
     """
     from huggingface_hub import ModelCardData
 
-    quantum = isinstance(policy, QuantumPolicy)
+    quantum, embedded = isinstance(policy, QuantumPolicy), policy.embedding is not None
     record: Mapping[str, Any] = settings.get("record", {})
     data = ModelCardData(
         license=license, library_name="qhw-diffusion", tags=[*TAGS, *(["quantum", "qiskit"] if quantum else [])]
@@ -56,7 +56,7 @@ def model_card(
         "The policy sets the guidance scale g of classifier-free guidance at every sampling step of a diffusion model, "
         "for each image, from what the sampler shows: ε̂ = ε_∅ + g (ε_c − ε_∅). Made with "
         "qhw-diffusion (after arXiv 2509.14163).",
-        _guider_use(name) if guider else _use(name),
+        _guider_use(name) if guider else _embedded_use(name) if embedded else _use(name),
         "## Policy\n\n" + _table(_policy_rows(policy)),
         "## Guidance\n\n" + _table(_guidance_rows(settings["guidance"])),
         "## Training\n\n" + _table(_training_rows(settings, record)),
@@ -84,6 +84,14 @@ def _use(name: str) -> str:
     )
 
 
+def _embedded_use(name: str) -> str:
+    return (
+        "## Use\n\n```python\n"
+        "from qhw_diffusion.guidance import sample\n\n"
+        f'samples = sample(pipeline, "{name}", prompts, seed=0)  # a StableDiffusionPipeline\n```'
+    )
+
+
 def _guider_use(name: str) -> str:
     return (
         "## Use\n\n```python\n"
@@ -97,6 +105,11 @@ def _policy_rows(policy: Policy) -> Iterable[tuple[str, Any]]:
     counts = policy.parameter_counts()
     yield "kind", policy.kind
     yield "trainable parameters", ", ".join(f"{name} {count:,}" for name, count in counts.items())
+    if policy.embedding is not None:
+        yield (
+            "embedding",
+            f"{policy.embedding.size} entries of {policy.embedding.n_pooled} pooled features of the U-Net",
+        )
     if not isinstance(policy, QuantumPolicy):
         return
     layer, circuit = policy.layer, policy.circuit

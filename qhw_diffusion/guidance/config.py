@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 from qhw_diffusion.circuits.observables import check_observables_text
 from qhw_diffusion.circuits.policy import PAPER_ANSATZ, check_policy_ansatz
 from qhw_diffusion.config import Config, check_finite, check_whole, require
+from qhw_diffusion.diffusion.resnet import ENDINGS, is_published
 from qhw_diffusion.diffusion.sampler import OWN_SPACING, SPACINGS
 from qhw_diffusion.errors import UnknownNameError
 from qhw_diffusion.execution import check_engine_text
@@ -22,8 +23,8 @@ if TYPE_CHECKING:
 STEPWISE_KINDS = ("confidence", "ssim", "lpips")
 KERNELS = ("distance", "polynomial")
 FEATURES = ("classifier", "layers", "pixels")
-POLICY_KINDS = ("quantum", "frozen", "unentangled", "matched", "mlp", "annealing")
-QUANTUM_KINDS = ("quantum", "frozen", "unentangled")
+POLICY_KINDS = ("quantum", "frozen", "frozen_head", "unentangled", "matched", "mlp", "annealing")
+QUANTUM_KINDS = ("quantum", "frozen", "frozen_head", "unentangled")
 METHODS = ("ppo", "pathwise")
 """How a policy is trained: by proximal policy optimisation, or by the exact gradient through the sampler."""
 BUILT_IN_SCORER = "classifier"
@@ -97,6 +98,10 @@ class GuidanceConfig(_Renamed):
     confidence_entry: bool = True
     """The scorer's confidence as sixth state entry. Without it the entry is held at its centre, and the policy needs no
     scorer where it is used: for prompts that no scorer knows."""
+    pooled_features: bool = False
+    """Behind the entries the pooled features of the U-Net: the output of its middle block with the prompt or label,
+    averaged over positions, as many numbers as the block has channels. The policy takes them in by its embedding, which
+    sets this."""
     confidence_temperature: float = 4.0
     """Temperature of the confidence in the sixth state entry (logits are divided by it); at 1 it sits at its upper
     bound in most states of a well-trained backbone. Rewards always use temperature 1."""
@@ -128,18 +133,31 @@ class GuidanceConfig(_Renamed):
         require(self.action_limit > 0, f"action_limit must be positive, got {self.action_limit}")
         require(self.confidence_temperature > 0, f"confidence_temperature must be > 0: {self.confidence_temperature}")
         for name in ("state_centre", "state_width"):
-            values = getattr(self, name)
-            require(
-                len(values) in (0, self.n_state),
-                f"{name} needs {self.n_state} entries (or none, to be measured), got {len(values)}",
-            )
+            given, entries = len(getattr(self, name)), self.n_entries
+            fits = given == 0 or (given > entries if self.pooled_features else given == entries)
+            wanted = f"{entries} entries{' and one for each pooled feature' if self.pooled_features else ''}"
+            require(fits, f"{name} needs {wanted} (or none, to be measured), got {given}")
         require(bool(self.state_centre) == bool(self.state_width), "give state_centre and state_width together")
+        require(
+            len(self.state_centre) == len(self.state_width),
+            f"state_centre has {len(self.state_centre)} numbers and state_width {len(self.state_width)}",
+        )
         require(all(w > 0 for w in self.state_width), f"state_width must be positive, got {self.state_width}")
 
     @property
-    def n_state(self) -> int:
+    def n_entries(self) -> int:
         """Number of state entries: 6, or 7 with `extra_state`."""
         return 7 if self.extra_state else 6
+
+    @property
+    def n_pooled(self) -> int:
+        """Number F of pooled features behind the entries; 0 without them, and as long as they are not calibrated."""
+        return len(self.state_centre) - self.n_entries if self.pooled_features and self.calibrated else 0
+
+    @property
+    def n_state(self) -> int:
+        """Length of the state: its entries and the pooled features."""
+        return self.n_entries + self.n_pooled
 
     def scale(self, action: Tensor) -> Tensor:
         """Guidance scale g = clip(g0 + clip(a, ± limit), g_min, g_max) of actions a (ΔCFG) of any shape."""
@@ -191,9 +209,9 @@ class RewardConfig(Config):
     """Kernel of the witness: "distance" (energy distance on standardised features) or "polynomial" (KID's)."""
     distribution_features: str = "classifier"
     """What the distribution term compares images in: "classifier" (the scorer's features), "layers" (several layers of
-    the scorer), "pixels", the folder of another reward classifier, or own features as module:name or file.py:name;
-    several joined by +: "classifier+pixels", or an ensemble of networks. What is gained in some features is not always
-    gained in others."""
+    the scorer), "pixels", the folder of another reward classifier, a file of published weights (as an evaluation
+    classifier's, and never the same one), or own features as module:name or file.py:name; several joined by +:
+    "classifier+pixels", or an ensemble of networks. What is gained in some features is not always gained in others."""
     distribution_offset: float | None = None
     """MMD² of the images of the base scale; without it measured before training."""
     distribution_scale: float | None = None
@@ -257,16 +275,38 @@ def check_features_text(text: str) -> None:
     """Refuse a text that names no features of the distribution term (`RewardConfig.distribution_features`).
 
     Raises:
-        UnknownNameError: a part that is neither built in, a folder, nor ``module:name``.
+        UnknownNameError: a part that is neither built in, a folder, a file of weights, nor ``module:name``.
     """
     for part in text.split("+"):
-        if part not in FEATURES and not is_extension(part) and not (part and Path(part).is_dir()):
+        # a file of weights is looked for when it is loaded: a study's record is read where there is none
+        there = bool(part) and (Path(part).is_dir() or Path(part).suffix in ENDINGS)
+        if part not in FEATURES and not is_extension(part) and not there:
             raise UnknownNameError(
                 f"unknown features {part!r} in {text!r}; allowed: {', '.join(FEATURES)}, the folder of a reward "
-                "classifier, own features as module:name or file.py:name, and several of them joined by +"
+                "classifier or a file of published weights, own features as module:name or file.py:name, and several "
+                "of them joined by +"
             )
     parts = text.split("+")
     require(len(set(parts)) == len(parts), f"features named twice: {text}")
+
+
+def check_apart(models: ModelConfig, reward: RewardConfig) -> None:
+    """Refuse an evaluation classifier that the reward looks through.
+
+    A folder keeps its role, and is refused by it; a file of published weights has none.
+
+    Raises:
+        InvalidInputError: it is the reward classifier's file, or one of the distribution term's features.
+    """
+    if models.evaluation_classifier is None or not is_published(models.evaluation_classifier):
+        return
+    judge = Path(models.evaluation_classifier).resolve()
+    for name in (models.reward_classifier or "", *reward.distribution_features.split("+")):
+        require(
+            not is_published(name) or Path(name).resolve() != judge,
+            f"{name} is given for the evaluation classifier and for the reward: what evaluates must stay unseen; name "
+            "another network for one of them",
+        )
 
 
 def check_scorer_text(text: str) -> None:
@@ -457,13 +497,13 @@ class PolicyConfig(Config):
     """Which policy, and for a quantum one the circuit, the device it is compiled for and the engine."""
 
     kind: str = "quantum"
-    """Kind of the policy: "quantum", "frozen" (the quantum part stays random, the head is trained), "unentangled" (no
-    CNOTs), "matched" (MLP with as many parameters as the quantum policy), "mlp" (9,282 parameters) or "annealing"
-    (arXiv 2506.24108)."""
+    """Kind of the policy: "quantum", "frozen" (the quantum part stays random, the head is trained), "frozen_head" (the
+    head stays random, the quantum part is trained), "unentangled" (no CNOTs), "matched" (MLP with as many parameters as
+    the quantum policy), "mlp" (9,282 parameters) or "annealing" (arXiv 2506.24108)."""
     device: str = "fake_marrakesh"
     """Device the circuit is compiled for: a name, a snapshot file, or your own as module:name or file.py:name."""
     engine: str = "noisy"
-    """Engine the circuit is trained on: "ideal", "noisy" or "shots[:N][:seed=S][:ideal]" (sampled values, exact
+    """Engine the circuit is trained on: "ideal", "noisy" or `shots[:N][:seed=S][:ideal]` (sampled values, exact
     gradients; ideal: without noise), mitigated: "noisy+readout+zne:linear:1,3"."""
     ansatz: str = PAPER_ANSATZ
     """Ansatz of the policy circuit: "paper" (arXiv 2509.14163), or an own function as module:name or file.py:name."""
@@ -480,6 +520,13 @@ class PolicyConfig(Config):
     "adaptive:K" (trained Hermitian ones on K neighbouring qubits of a ring; "adaptive:K:chain": of a chain)."""
     output_scaling: bool = False
     """Trainable factor for each expectation value."""
+    linear_head: bool = False
+    """Head of a quantum policy that is one linear layer, in place of an MLP with 64 and 32 hidden units. Of the kind
+    "mlp": a linear policy."""
+    embedding: int = 0
+    """Learned entries of the state, besides its six or seven: a linear layer with tanh makes so many of the U-Net's
+    pooled features (pooled_features), and is trained with the head. A circuit of n qubits takes 2n entries in all, of
+    two qubits eight."""
     discrete_actions: tuple[float, ...] = ()
     """Discrete actions: ΔCFG values that the policy chooses among, such as -1,-0.5,0,0.5,1 (categorical; trained by
     PPO); without them its action is a Gaussian ΔCFG."""
@@ -505,9 +552,18 @@ class PolicyConfig(Config):
         if self.observables != FIXED:
             check_observables_text(self.observables)
         require(self.n_qubits >= 1 and self.depth >= 1, f"n_qubits and depth ≥ 1: {self.n_qubits}, {self.depth}")
+        check_whole(self, "embedding", least=0)
+        require(
+            self.kind != "annealing" or self.embedding == 0,
+            f"the annealing policy sees two state entries and no others; leave out embedding, got {self.embedding}",
+        )
         require(
             len(self.discrete_actions) != 1 and len(set(self.discrete_actions)) == len(self.discrete_actions),
             f"discrete_actions are two or more different values, or none, got {self.discrete_actions}",
+        )
+        require(
+            not (self.linear_head and self.kind == "annealing"),
+            "the annealing policy is an MLP of two entries and has no linear_head; allowed: the other kinds",
         )
         require(self.initial_std > 0 and self.gain > 0, f"initial_std and gain > 0: {self.initial_std}, {self.gain}")
 
@@ -583,8 +639,11 @@ class GuidanceTraining(Config):
 
     def __post_init__(self) -> None:
         extra = self.policy.kind == "annealing" or self.guidance.extra_state
-        guidance = self.guidance.replace(dataset=self.models.pipeline or self.models.data, extra_state=extra)
+        pooled = self.policy.embedding > 0 or self.guidance.pooled_features
+        dataset = self.models.pipeline or self.models.data
+        guidance = self.guidance.replace(dataset=dataset, extra_state=extra, pooled_features=pooled)
         object.__setattr__(self, "guidance", guidance)
+        check_apart(self.models, self.reward)
         require(self.sweep_images >= 0, f"sweep_images must not be negative, got {self.sweep_images}")
         if self.method not in METHODS:
             raise UnknownNameError.of("method", self.method, METHODS)

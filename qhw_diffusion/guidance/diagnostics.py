@@ -170,7 +170,8 @@ def _saturation_in_log(history: Sequence[Mapping[str, float]]) -> list[Finding]:
 
 
 def _saturation(states: torch.Tensor) -> list[Finding]:
-    names = STATE_NAMES[: states.shape[1]]
+    # with pooled features behind the entries it is not told whether the seventh column is one of them
+    names = STATE_NAMES[: states.shape[1] if states.shape[1] <= len(STATE_NAMES) else 6]
     share = {n: float((states[:, j].abs() > SATURATION).float().mean()) for j, n in enumerate(names)}
     return _state_finding(share, {n: float(states[:, j].std(correction=0)) for j, n in enumerate(names)})
 

@@ -19,7 +19,7 @@ from qhw_diffusion.execution import CompiledCircuit
 from qhw_diffusion.execution.gradients import unrolled
 from qhw_diffusion.guidance.config import GuidanceConfig
 from qhw_diffusion.guidance.episode import draw_episode
-from qhw_diffusion.guidance.policies import MLPPolicy, Policy, QuantumPolicy, policy_head
+from qhw_diffusion.guidance.policies import MLPPolicy, Policy, QuantumPolicy, embedding_of, policy_head
 from qhw_diffusion.guidance.rollout import rollout
 
 if TYPE_CHECKING:
@@ -55,6 +55,8 @@ class LookupPolicy(Policy):
         initial_std: float = 0.5,
         gain: float = 0.1,
         seed: int = 0,
+        n_pooled: int = 0,
+        embedding: int = 0,
     ) -> None:
         """Make an empty table (of zeros); see `tabulate`.
 
@@ -67,6 +69,8 @@ class LookupPolicy(Policy):
             initial_std: standard deviation of the actions of a fresh head.
             gain: size of the last layer of a fresh head.
             seed: seed of a fresh head.
+            n_pooled: pooled features at the end of the state.
+            embedding: learned entries made of them, the table's last inputs.
 
         Raises:
             InvalidInputError: a table of no or too many rows, or without outputs.
@@ -76,17 +80,19 @@ class LookupPolicy(Policy):
         if n_outputs < 1:
             raise InvalidInputError(f"n_outputs is {n_outputs}; a table holds at least one expectation value")
         self.degrees, self.n_outputs, self.hidden = tuple(int(k) for k in degrees), n_outputs, tuple(hidden)
-        self.n_features, self.action_dim, self.choices = len(self.degrees), action_dim, tuple(choices)
+        self.n_features, self.action_dim = len(self.degrees) - embedding + n_pooled, action_dim
+        self.choices = tuple(choices)
         self.initial_std, self.gain, self.seed = initial_std, gain, seed
         self.register_buffer("table", torch.zeros(rows, n_outputs))
-        self.register_buffer("input_scale", torch.ones(self.n_features))
+        self.register_buffer("input_scale", torch.ones(len(self.degrees)))
         generator = torch.Generator().manual_seed(seed)
         sizes = [n_outputs, *self.hidden]
         self.head = policy_head(sizes, action_dim, self.choices, generator, initial_std=initial_std, gain=gain)
+        self.embedding = embedding_of(n_pooled, embedding, generator)
 
     def expectations(self, obs: Tensor) -> Tensor:
         """Interpolated ⟨Z⟩ (times the output scale of the policy tabulated), [B, n_features] → [B, n_outputs]."""
-        angles = obs.to(self.table.dtype) * self.input_scale
+        angles = self.embedded(obs.to(self.table.dtype)) * self.input_scale
         values = self.table.reshape(*(2 * k + 1 for k in self.degrees), self.n_outputs)
         # one input after the other: [B, rest of the grid] shrinks by 2K + 1 each time
         kept = torch.einsum("bi,i...->b...", _weights(angles[:, 0], self.degrees[0]), values)
@@ -110,6 +116,7 @@ class LookupPolicy(Policy):
             "initial_std": self.initial_std,
             "gain": self.gain,
             "seed": self.seed,
+            **self._embedding_settings(),
         }
 
 
@@ -179,12 +186,15 @@ def tabulate(policy: QuantumPolicy) -> LookupPolicy:
         initial_std=policy.initial_std,
         gain=policy.gain,
         seed=policy.seed,
+        **policy._embedding_settings(),
     )
     lookup.to(values.dtype)
     assert values.shape[0] == rows
     lookup.table.copy_(values)
     lookup.input_scale.copy_(policy.input_scale)
     lookup.head.load_state_dict(policy.head.state_dict())
+    if lookup.embedding is not None and policy.embedding is not None:
+        lookup.embedding.load_state_dict(policy.embedding.state_dict())
     for parameter in lookup.parameters():
         parameter.requires_grad_(False)
     return lookup.eval()

@@ -135,7 +135,7 @@ class GuidanceEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
 
     def rollout_metrics(self, states: Tensor) -> dict[str, float]:
         """For the training log: spread and saturation of each entry of states [T, B, n_state]."""
-        return state_metrics(states)
+        return state_metrics(states, self.config.n_entries)
 
     # -- gymnasium -------------------------------------------------------------------------------------------------
 

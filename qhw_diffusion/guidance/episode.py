@@ -15,6 +15,9 @@ The policy sees six or seven entries of the sampler at each step (arXiv 2509.141
 | 5 | confidence p(y | x̂₀) of the last step by the scorer, softened | (0, 1) |
 | 6 | ‖ε_c − ε_∅‖/√d at x_t (optional) | ≥ 0 |
 
+With `pooled_features` the state carries, behind these entries, the pooled features of the U-Net at x_t
+(`diffusion.pooled`), which a policy takes in by its learned embedding.
+
 Before the first step the prediction at the base scale stands in for "the last step"; it costs no further evaluation.
 Of a model that works on latents, x_t, ε̂ and x̂₀ are latents, and the scorer sees the decoded images. With a diffusers
 scheduler x_t is what the network sees (√ᾱ x₀ + √(1−ᾱ) ε) and ε̂ is derived from the network's output by the scheduler's
@@ -31,7 +34,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from qhw_diffusion.diffusion import check_labels, decoded, latent_shape_of, sampler_of
+from qhw_diffusion.diffusion import check_labels, decoded, latent_shape_of, pooled_width, sampler_of
 from qhw_diffusion.diffusion.sampler import dtype_of, scale_dtype
 from qhw_diffusion.errors import InvalidInputError
 from qhw_diffusion.guidance.config import GuidanceConfig
@@ -59,6 +62,7 @@ def raw_state(
     action_last: Tensor,
     confidence: Tensor,
     eps_difference: Tensor | None = None,
+    pooled: Tensor | None = None,
 ) -> Tensor:
     """The state entries before normalisation.
 
@@ -69,9 +73,10 @@ def raw_state(
         action_last: last action in units of the action limit, [B].
         confidence: softened probability of the label, [B].
         eps_difference: ε_c − ε_∅ at x, [B, …]; adds the seventh entry.
+        pooled: pooled features at x, [B, F]; they go behind the entries.
 
     Returns:
-        [B, 6] or [B, 7].
+        [B, 6] or [B, 7], + F with pooled features.
     """
     if x.shape != eps_last.shape:
         raise InvalidInputError(f"x has shape {tuple(x.shape)} and the last prediction {tuple(eps_last.shape)}")
@@ -86,11 +91,16 @@ def raw_state(
     ]
     if eps_difference is not None:
         entries.append(rms(eps_difference))
-    return torch.stack(entries, dim=1)
+    state = torch.stack(entries, dim=1)
+    return state if pooled is None else torch.cat([state, pooled], dim=1)
 
 
-def measured_normalisation(raw: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def measured_normalisation(raw: Tensor, n_entries: int | None = None) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Centre (mean) and width (two standard deviations) of each entry of raw states [N, n_state].
+
+    Args:
+        raw: the states.
+        n_entries: how many of the columns are entries, the others pooled features; None: all.
 
     Raises:
         InvalidInputError: an entry is constant: a policy cannot learn from it, and scaling would only blow up rounding
@@ -98,22 +108,34 @@ def measured_normalisation(raw: Tensor) -> tuple[tuple[float, ...], tuple[float,
     """
     values = raw.detach().to(torch.float64).reshape(-1, raw.shape[-1])
     centre, deviation = values.mean(0), values.std(0)
-    for name, spread in zip(STATE_NAMES, deviation.tolist(), strict=False):
+    for name, spread in zip(STATE_NAMES[:n_entries], deviation.tolist(), strict=False):
         if not spread > 1e-6:
             raise InvalidInputError(
                 f"state entry {name!r} is constant (standard deviation {spread:.1e}) over the calibration rollouts; "
                 f"use more steps or environments, or a wider guidance range"
             )
-    return tuple(centre.tolist()), tuple((2.0 * deviation).tolist())
+    width = 2.0 * deviation
+    if n_entries is not None:  # a channel of the network may be dead: its feature stays at 0
+        width[n_entries:] = torch.where(width[n_entries:] > 2e-6, width[n_entries:], 1.0)
+    return tuple(centre.tolist()), tuple(width.tolist())
 
 
-def state_metrics(states: Tensor) -> dict[str, float]:
-    """Spread and saturation of each entry of normalised states [..., n_state], for the log and the diagnostics."""
+def state_metrics(states: Tensor, n_entries: int) -> dict[str, float]:
+    """Spread and saturation of normalised states [..., n_state], for the log and the diagnostics.
+
+    Args:
+        states: the states.
+        n_entries: how many of their columns are entries, told one by one; the pooled features behind are told together.
+    """
     flat = states.reshape(-1, states.shape[-1])
     out: dict[str, float] = {}
-    for j in range(flat.shape[1]):
+    for j in range(n_entries):
         out[f"state/{STATE_NAMES[j]}_std"] = float(flat[:, j].std(correction=0))
         out[f"state/{STATE_NAMES[j]}_saturated"] = float((flat[:, j].abs() > SATURATION).float().mean())
+    if flat.shape[1] > n_entries:
+        pooled = flat[:, n_entries:]
+        out["state/pooled_std"] = float(pooled.std(0, correction=0).mean())
+        out["state/pooled_saturated"] = float((pooled.abs() > SATURATION).float().mean())
     return out
 
 
@@ -129,6 +151,7 @@ class GuidedEpisode:
         labels: int64 [B].
         n_steps: steps of the episode, each with a prediction.
         step_index: steps taken.
+        pooled: pooled features of the last prediction, [B, F]; None where the state does without.
     """
 
     def __init__(self, backbone: Denoiser, config: GuidanceConfig, scorer: Scorer | None) -> None:
@@ -141,13 +164,22 @@ class GuidedEpisode:
                 its evaluations, and decoding.
 
         Raises:
-            InvalidInputError: a scorer of other images or classes than the backbone, or steps that do not start in
-                noise.
+            InvalidInputError: a scorer of other images or classes than the backbone, steps that do not start in
+                noise, or pooled features that the backbone does not give or gives in another number.
         """
         if scorer is not None:
             check_scorer_fit(backbone=backbone, reward_classifier=scorer)
         self.backbone, self.config, self.scorer = backbone, config, scorer
         self.sampler = sampler_of(backbone, config.n_steps, spacing=config.spacing)
+        if config.pooled_features:
+            width = pooled_width(backbone)
+            if config.calibrated and width != config.n_pooled:
+                raise InvalidInputError(
+                    f"the state was calibrated with {config.n_pooled} pooled features, and the middle block of this "
+                    f"U-Net has {width} channels: it is another model than the policy's"
+                )
+            self.sampler.pools = True
+        self.pooled: Tensor | None = None
         self.n_steps = self.sampler.n_steps
         self.step_index = 0
         self._images: Tensor | None = None
@@ -205,11 +237,13 @@ class GuidedEpisode:
 
     def _predict(self) -> None:
         self.cond, self.null = self.sampler.predict(self.x, self.step_index, self.labels)
+        self.pooled = self.sampler.pooled
 
     def raw_state(self) -> Tensor:
         """State entries before normalisation, [B, n_state]. Needs a scorer, except without the confidence entry.
 
-        After the last step there is no further prediction; the seventh entry is then that of the last one made.
+        After the last step there is no further prediction; the seventh entry, as the pooled features, is then that of
+        the last one made.
         """
         return raw_state(
             remaining=(self.n_steps - self.step_index) / self.n_steps,
@@ -218,6 +252,7 @@ class GuidedEpisode:
             action_last=self.action_last / self.config.action_limit,
             confidence=self._confidence(),
             eps_difference=self._eps_difference() if self.config.extra_state else None,
+            pooled=self.pooled,
         )
 
     def _confidence(self) -> Tensor:
@@ -251,7 +286,7 @@ class GuidedEpisode:
         return self.config.applied(action), self.config.scale(action)
 
     # the two predictions stand in files under the names that they had when all outputs were ε
-    _STATE = ("x", "eps_cond", "eps_null", "eps_last", "action_last", "x0", "labels")
+    _STATE = ("x", "eps_cond", "eps_null", "eps_last", "action_last", "x0", "labels", "pooled")
     _ATTRIBUTES = {"eps_cond": "cond", "eps_null": "null"}  # noqa: RUF012 (never changed)
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -349,5 +384,5 @@ def calibrate_state(
         draw = (2.0 * torch.rand(batch, generator=generator) - 1.0).to(device) * config.action_limit
         action, g = episode.guidance(draw)
         episode.advance(g, action)
-    centre, width = measured_normalisation(torch.cat(states))
+    centre, width = measured_normalisation(torch.cat(states), config.n_entries)
     return config.replace(state_centre=centre, state_width=width)

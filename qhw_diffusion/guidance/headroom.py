@@ -49,6 +49,8 @@ def train_oracle(
     guidance: GuidanceConfig,
     reward: Reward,
     config: PathwiseConfig,
+    *,
+    embedding: int = 0,
 ) -> FreeSchedule | MLPPolicy:
     """The oracle's free schedule ("schedule") or its policy ("feedback": an MLP that sees the state), trained pathwise.
 
@@ -58,12 +60,14 @@ def train_oracle(
         guidance: calibrated configuration.
         reward: from `oracle_reward`.
         config: the training.
+        embedding: learned entries of the policy, where the state carries pooled features.
     """
     policy: FreeSchedule | MLPPolicy
     if what == "schedule":
         policy = FreeSchedule(guidance.n_steps, guidance.g0)
     else:
-        policy = MLPPolicy(n_features=guidance.n_state, gain=1.0, seed=config.seed)
+        n_state, n_pooled = guidance.n_state, guidance.n_pooled
+        policy = MLPPolicy(n_features=n_state, n_pooled=n_pooled, embedding=embedding, gain=1.0, seed=config.seed)
     train_pathwise(denoiser, reward, guidance, policy, config)
     return policy.requires_grad_(False)
 

@@ -118,6 +118,13 @@ class Recomputing:
         found: tuple[Tensor, Tensor] = checkpoint(self._denoiser.predict, x, t, labels, use_reentrant=False)
         return found
 
+    def predict_pooled(self, x: Tensor, t: Any, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """As the denoiser's."""
+        found: tuple[Tensor, Tensor, Tensor] = checkpoint(
+            self._denoiser.predict_pooled, x, t, labels, use_reentrant=False
+        )
+        return found
+
 
 @dataclass(frozen=True)
 class Played:
@@ -362,7 +369,7 @@ def train_pathwise(
                 **{f"reward/{name}": float(share.detach().mean()) for name, share in played.terms.items()},
             }
             if played.states is not None:
-                metrics |= state_metrics(played.states)
+                metrics |= state_metrics(played.states, guidance.n_entries)
             history.append(metrics)
             bar.update(1)
             bar.set_postfix(

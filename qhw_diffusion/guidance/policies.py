@@ -37,6 +37,41 @@ def mlp_parameters(sizes: Sequence[int]) -> int:
     return sum((a + 1) * b for a, b in pairwise(sizes))
 
 
+class Embedding(nn.Module):
+    """A few learned entries behind those of the state: tanh of a linear layer on its pooled features."""
+
+    def __init__(self, n_pooled: int, size: int, generator: torch.Generator) -> None:
+        super().__init__()
+        self.n_pooled, self.size = n_pooled, size
+        self.linear = nn.Linear(n_pooled, size)
+        nn.init.orthogonal_(self.linear.weight, 1.0, generator=generator)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, obs: Tensor) -> Tensor:
+        """[B, entries + n_pooled] → [B, entries + size]."""
+        entries, pooled = obs[:, : -self.n_pooled], obs[:, -self.n_pooled :]
+        return torch.cat([entries, self.linear(pooled).tanh()], dim=1)
+
+
+def embedding_of(n_pooled: int, size: int, generator: torch.Generator) -> Embedding | None:
+    """The embedding of a policy; None of one that sees no pooled features.
+
+    Args:
+        n_pooled: pooled features in its state.
+        size: entries made of them.
+        generator: draws the initial weights.
+
+    Raises:
+        InvalidInputError: one without the other.
+    """
+    if (n_pooled > 0) != (size > 0) or min(n_pooled, size) < 0:
+        raise InvalidInputError(
+            f"an embedding of {size} entries and {n_pooled} pooled features: a policy has both, or neither; set "
+            "embedding in PolicyConfig and pooled_features in GuidanceConfig"
+        )
+    return Embedding(n_pooled, size, generator) if size else None
+
+
 class Policy(nn.Module):
     """A stochastic policy. Subclasses give `_outputs`, [B, n_features] → what their head gives.
 
@@ -51,6 +86,16 @@ class Policy(nn.Module):
     n_features: int
     action_dim: int
     choices: tuple[float, ...] = ()
+    embedding: Embedding | None
+
+    def embedded(self, obs: Tensor) -> Tensor:
+        """What circuit or head see, [B, entries]: the state, with learned entries in the place of pooled features."""
+        return obs if self.embedding is None else self.embedding(obs)  # type: ignore[no-any-return]
+
+    def _embedding_settings(self) -> dict[str, int]:
+        """For `config`; nothing without an embedding, so that such a policy's file is as it was."""
+        found = self.embedding
+        return {} if found is None else {"n_pooled": found.n_pooled, "embedding": found.size}
 
     def _outputs(self, obs: Tensor) -> Tensor:
         raise TypeError(f"{type(self).__name__} does not say how it acts: define _outputs")
@@ -203,15 +248,23 @@ def policy_head(
 
 
 class MLPPolicy(Policy):
-    """The classical policy. The default, 6→128→64→2, is the published one: 9,282 parameters (arXiv 2509.14163)."""
+    """The classical policy. The default, 6→128→64→2, is the published one: 9,282 parameters (arXiv 2509.14163).
+
+    n_features is the length of the state; its last n_pooled numbers are pooled features, of which the embedding makes
+    that many learned entries.
+    """
 
     kind = "mlp"
+    HIDDEN = (128, 64)
+    """Hidden widths unless others are given."""
 
     def __init__(
         self,
-        hidden: Sequence[int] = (128, 64),
+        hidden: Sequence[int] = HIDDEN,
         *,
         n_features: int = 6,
+        n_pooled: int = 0,
+        embedding: int = 0,
         action_dim: int = 1,
         choices: Sequence[float] = (),
         initial_std: float = 0.5,
@@ -223,11 +276,12 @@ class MLPPolicy(Policy):
         self.choices = tuple(choices)
         self.initial_std, self.gain, self.seed = initial_std, gain, seed
         generator = torch.Generator().manual_seed(seed)
-        sizes = [n_features, *self.hidden]
+        sizes = [n_features - n_pooled + embedding, *self.hidden]
         self.head = policy_head(sizes, action_dim, self.choices, generator, initial_std=initial_std, gain=gain)
+        self.embedding = embedding_of(n_pooled, embedding, generator)
 
     def _outputs(self, obs: Tensor) -> Tensor:
-        out: Tensor = self.head(obs)
+        out: Tensor = self.head(self.embedded(obs))
         return out
 
     def config(self) -> dict[str, Any]:
@@ -236,6 +290,7 @@ class MLPPolicy(Policy):
             "kind": self.kind,
             "hidden": list(self.hidden),
             "n_features": self.n_features,
+            **self._embedding_settings(),
             "action_dim": self.action_dim,
             "choices": list(self.choices),
             "initial_std": self.initial_std,
@@ -264,11 +319,17 @@ def matched_hidden(n_parameters: int, *, n_features: int = 6, n_outputs: int = 2
     return best[2]
 
 
-def matched_mlp(n_parameters: int, *, n_features: int = 6, **settings: Any) -> MLPPolicy:
-    """The MLP policy with as nearly as possible `n_parameters` trainable parameters (`parameter_counts` tells)."""
+def matched_mlp(
+    n_parameters: int, *, n_features: int = 6, n_pooled: int = 0, embedding: int = 0, **settings: Any
+) -> MLPPolicy:
+    """The MLP policy with as nearly as possible `n_parameters` trainable parameters (`parameter_counts` tells).
+
+    They count an embedding, which is the same as that of the policy matched.
+    """
     n_outputs = len(settings.get("choices", ())) or 2 * settings.get("action_dim", 1)
-    hidden = matched_hidden(n_parameters, n_features=n_features, n_outputs=n_outputs)
-    return MLPPolicy(hidden, n_features=n_features, **settings)
+    inputs, embeds = n_features - n_pooled + embedding, mlp_parameters([n_pooled, embedding])
+    hidden = matched_hidden(n_parameters - embeds, n_features=inputs, n_outputs=n_outputs)
+    return MLPPolicy(hidden, n_features=n_features, n_pooled=n_pooled, embedding=embedding, **settings)
 
 
 class AnnealingPolicy(Policy):
@@ -298,7 +359,7 @@ class AnnealingPolicy(Policy):
                 "the annealing policy needs the seventh state entry: GuidanceConfig(extra_state=True)"
             )
         self.n_features, self.action_dim, self.hidden = n_features, action_dim, tuple(hidden)
-        self.choices = tuple(choices)
+        self.choices, self.embedding = tuple(choices), None
         self.initial_std, self.gain, self.seed = initial_std, gain, seed
         generator = torch.Generator().manual_seed(seed)
         sizes = [len(self.ENTRIES), *self.hidden]
@@ -334,7 +395,8 @@ class QuantumPolicy(Policy):
     ± two standard deviations covers ± π/2, and four standard deviations stay within the circle. The gradient runs
     through the circuit to its weights and to the input scales; nothing is detached. `freeze_circuit=True` leaves the
     whole quantum part (weights and scales) at its random values: the control that tells whether training the circuit
-    mattered.
+    mattered. `freeze_head=True` leaves the head at its random values instead: what the circuit learns alone. With an
+    embedding the circuit's last inputs are its entries; it is trained with the head.
     """
 
     kind = "quantum"
@@ -352,28 +414,34 @@ class QuantumPolicy(Policy):
         choices: Sequence[float] = (),
         output_scaling: bool = False,
         freeze_circuit: bool = False,
+        freeze_head: bool = False,
         initial_std: float = 0.5,
         gain: float = 0.1,
         seed: int = 0,
         initial_scale: float = math.pi / 2,
+        n_pooled: int = 0,
+        embedding: int = 0,
     ) -> None:
         """Put the head on a compiled circuit.
 
         Args:
             layer: the compiled `circuit` on some engine.
             circuit: the policy circuit.
-            hidden: hidden widths of the head.
+            hidden: hidden widths of the head; none: a linear layer.
             action_dim: A.
             choices: values of ΔCFG that the policy chooses among; none: a Gaussian.
             output_scaling: train one factor per expectation value.
             freeze_circuit: leave weights and scales as they are.
+            freeze_head: leave the head as it is.
             initial_std: standard deviation of the actions before training.
             gain: size of the head's last layer before training.
             seed: seed of the head (the layer has its own).
             initial_scale: encoding angle per unit of a state entry, radians.
+            n_pooled: pooled features at the end of the state.
+            embedding: learned entries made of them.
 
         Raises:
-            InvalidInputError: a layer of another circuit.
+            InvalidInputError: a layer of another circuit, or an embedding that does not fit.
         """
         super().__init__()
         compiled = layer.compiled
@@ -385,19 +453,23 @@ class QuantumPolicy(Policy):
                 f"compile this circuit: compile_policy(circuit, device)"
             )
         self.layer, self.circuit = layer, circuit
-        self.n_features, self.action_dim = len(circuit.inputs), action_dim
+        self.n_features, self.action_dim = len(circuit.inputs) - embedding + n_pooled, action_dim
         self.choices = tuple(choices)
-        self.hidden, self.output_scaling, self.freeze_circuit = tuple(hidden), output_scaling, freeze_circuit
+        self.hidden, self.output_scaling = tuple(hidden), output_scaling
+        self.freeze_circuit, self.freeze_head = freeze_circuit, freeze_head
         self.initial_std, self.gain, self.seed = initial_std, gain, seed
-        self.input_scale = nn.Parameter(torch.full((self.n_features,), initial_scale))
+        self.input_scale = nn.Parameter(torch.full((len(circuit.inputs),), initial_scale))
         n_out = len(circuit.observables)
         self.output_scale = nn.Parameter(torch.ones(n_out)) if output_scaling else None
         generator = torch.Generator().manual_seed(seed)
         sizes = [n_out, *self.hidden]
         self.head = policy_head(sizes, action_dim, self.choices, generator, initial_std=initial_std, gain=gain)
-        if freeze_circuit:
-            for parameter in self._quantum():
-                parameter.requires_grad_(False)
+        self.embedding = embedding_of(n_pooled, embedding, generator)
+        for parameter in (
+            *(self._quantum() if freeze_circuit else ()),
+            *(self.head.parameters() if freeze_head else ()),
+        ):
+            parameter.requires_grad_(False)
 
     def _quantum(self) -> list[nn.Parameter]:
         own = [self.layer.weight, self.input_scale]
@@ -406,8 +478,8 @@ class QuantumPolicy(Policy):
         return own if self.output_scale is None else [*own, self.output_scale]
 
     def angles(self, obs: Tensor) -> Tensor:
-        """Encoding angles [B, n_features] in radians."""
-        return obs * self.input_scale
+        """Encoding angles [B, inputs of the circuit] in radians, of states [B, n_features]."""
+        return self.embedded(obs) * self.input_scale
 
     def expectations(self, obs: Tensor) -> Tensor:
         """The circuit's observables, ⟨Z⟩ of each qubit (times the output scale, if trained), [B, n_qubits]."""
@@ -419,9 +491,11 @@ class QuantumPolicy(Policy):
         return out
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        """Trainable parameters by learning rate: "circuit" (weights, scales, observables) and "head"."""
+        """Trainable parameters by learning rate: "circuit" (weights, scales, observables), "head" (with embedding)."""
         circuit = [p for p in self._quantum() if p.requires_grad]
-        return {"circuit": circuit, "head": list(self.head.parameters())}
+        embedding = [] if self.embedding is None else list(self.embedding.parameters())
+        head = [p for p in self.head.parameters() if p.requires_grad]
+        return {"circuit": circuit, "head": [*head, *embedding]}
 
     @property
     def circuits_per_state(self) -> int:
@@ -444,9 +518,11 @@ class QuantumPolicy(Policy):
             "choices": list(self.choices),
             "output_scaling": self.output_scaling,
             "freeze_circuit": self.freeze_circuit,
+            "freeze_head": self.freeze_head,
             "initial_std": self.initial_std,
             "gain": self.gain,
             "seed": self.seed,
+            **self._embedding_settings(),
         }
 
     def config(self) -> dict[str, Any]:

@@ -87,6 +87,33 @@ SCHEDULES: dict[str, Callable[..., Tensor]] = {
 }
 
 
+def resampled(g: Tensor, n_steps: int) -> Tensor:
+    """A schedule's scales at another number of steps: linear in t/T, the share of the steps still to do.
+
+    t/T runs from 1 at the first step to 1/T at the last one; a smaller share than the schedule knows has the scale of
+    its last step. With trailing timesteps t/T is the diffusion's own time.
+
+    Args:
+        g: scales, [T] or [T, B], noisiest step first.
+        n_steps: the other number of steps, T'.
+
+    Returns:
+        Scales [T'] or [T', B].
+
+    Raises:
+        InvalidInputError: no steps.
+    """
+    if n_steps < 1 or len(g) < 1:
+        raise InvalidInputError(f"a schedule needs one step or more, got {len(g)}, asked for at {n_steps}")
+    own = len(g)
+    # where step i of the new ones, t/T = 1 − i/T', lies among the own ones
+    place = (torch.arange(n_steps, dtype=torch.float64) * own / n_steps).clamp(max=own - 1)
+    before = place.floor().long()
+    after = (before + 1).clamp(max=own - 1)
+    share = (place - before).to(g.dtype).reshape(-1, *[1] * (g.ndim - 1))
+    return g[before] * (1 - share) + g[after] * share
+
+
 def schedule(name: str, mean: float, n_steps: int, **shape: float) -> Tensor:
     """A schedule by name at a mean guidance scale.
 

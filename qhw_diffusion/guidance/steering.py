@@ -188,6 +188,12 @@ class Steering:
                 "the policy's states and actions refer to settings that are not given: pass the TrainedPolicy "
                 "(load_policy(run), TrainedPolicy.from_pretrained(folder)), or guidance=, calibrated, with the policy"
             )
+        if guidance.pooled_features:
+            raise InvalidInputError(
+                "the policy sees pooled features of the U-Net's middle block (an embedding), which a guider or a "
+                "callback does not see: use guidance.sample (qhw sample), which drives the network itself, or a policy "
+                "without embedding"
+            )
         if self.policy.n_features != guidance.n_state:
             raise InvalidInputError(
                 f"the policy sees {self.policy.n_features} state entries, the settings make {guidance.n_state}"

@@ -12,7 +12,7 @@ import torch
 
 from qhw_diffusion.circuits import AdaptiveObservables, PolicyCircuit, policy_ansatz, save_circuit
 from qhw_diffusion.devices import Device
-from qhw_diffusion.diffusion import Backbone, Denoiser, ImageDataset, load_dataset
+from qhw_diffusion.diffusion import Backbone, Denoiser, ImageDataset, load_dataset, pooled_width
 from qhw_diffusion.errors import DamagedFileError, InvalidInputError
 from qhw_diffusion.execution import Engine, QuantumLayer
 from qhw_diffusion.extensions import extension_text
@@ -177,7 +177,7 @@ def policy_circuit_of(config: PolicyConfig, n_features: int, ansatz: Callable[..
 
     Args:
         config: ansatz, qubits, layers, entanglement, re-uploading.
-        n_features: entries of the state.
+        n_features: its inputs: entries of the state, and those of an embedding.
         ansatz: a function that takes the place of the one `config.ansatz` names.
 
     Raises:
@@ -202,19 +202,28 @@ def policy_circuit_of(config: PolicyConfig, n_features: int, ansatz: Callable[..
 
 
 def quantum_parameters(config: PolicyConfig, n_features: int, ansatz: Callable[..., Any] | None = None) -> int:
-    """Trainable parameters of the quantum policy these settings describe, read off its circuit."""
+    """Trainable parameters of circuit and head of the quantum policy these settings describe, read off its circuit.
+
+    n_features: inputs of the circuit. An embedding is not counted.
+    """
     circuit = policy_circuit_of(config, n_features, ansatz)
     outputs = len(circuit.observables)
     quantum = len(circuit.weights) + len(circuit.inputs) + (outputs if config.output_scaling else 0)
     if isinstance(circuit.observables, AdaptiveObservables):
         quantum += circuit.observables.n_coefficients
-    return quantum + mlp_parameters([outputs, *QuantumPolicy.HIDDEN, len(config.discrete_actions) or 2])
+    return quantum + mlp_parameters([outputs, *_hidden(config), len(config.discrete_actions) or 2])
+
+
+def _hidden(config: PolicyConfig) -> tuple[int, ...]:
+    """Hidden widths of a quantum policy's head."""
+    return () if config.linear_head else QuantumPolicy.HIDDEN
 
 
 def build_policy(
     config: PolicyConfig,
     *,
     n_features: int = 6,
+    n_pooled: int = 0,
     seed: int = 0,
     device: Device | None = None,
     ansatz: Callable[..., Any] | None = None,
@@ -223,7 +232,9 @@ def build_policy(
 
     Args:
         config: which policy, and for a quantum one circuit, device and engine.
-        n_features: entries of the state.
+        n_features: length of the state (`GuidanceConfig.n_state`).
+        n_pooled: how many numbers at its end are pooled features (`GuidanceConfig.n_pooled`), which the embedding of
+            `config` takes in.
         seed: seed of every initial weight.
         device: device in place of `config.device`, when already loaded.
         ansatz: a function that takes the place of the one `config.ansatz` names.
@@ -231,13 +242,17 @@ def build_policy(
     common: dict[str, Any] = {"initial_std": config.initial_std, "gain": config.gain, "seed": seed}
     if config.discrete_actions:
         common["choices"] = config.discrete_actions
+    inputs = n_features - n_pooled + config.embedding
+    if config.embedding or n_pooled:
+        common |= {"n_pooled": n_pooled, "embedding": config.embedding}
     if config.kind == "mlp":
-        return MLPPolicy(n_features=n_features, **common)
+        return MLPPolicy(() if config.linear_head else MLPPolicy.HIDDEN, n_features=n_features, **common)
     if config.kind == "annealing":
         return AnnealingPolicy(n_features=n_features, **common)
     if config.kind == "matched":
-        return matched_mlp(quantum_parameters(config, n_features, ansatz), n_features=n_features, **common)
-    circuit = policy_circuit_of(config, n_features, ansatz)
+        matched = quantum_parameters(config, inputs, ansatz) + mlp_parameters([n_pooled, config.embedding])
+        return matched_mlp(matched, n_features=n_features, **common)
+    circuit = policy_circuit_of(config, inputs, ansatz)
     compiled = compile_policy(
         circuit,
         device if device is not None else Device.load(config.device),
@@ -248,10 +263,18 @@ def build_policy(
     return QuantumPolicy(
         QuantumLayer(compiled, config.engine, seed=seed),
         circuit,
+        hidden=_hidden(config),
         output_scaling=config.output_scaling,
         freeze_circuit=config.kind == "frozen",
+        freeze_head=config.kind == "frozen_head",
         **common,
     )
+
+
+def _untrained(policy: PolicyConfig, guidance: GuidanceConfig, backbone: Denoiser, **how: Any) -> Policy:
+    """`build_policy` for the states of a configuration, which need not be calibrated yet."""
+    n_pooled = pooled_width(backbone) if guidance.pooled_features else 0
+    return build_policy(policy, n_features=guidance.n_entries + n_pooled, n_pooled=n_pooled, **how)
 
 
 def calibrate(
@@ -321,12 +344,12 @@ def check_training(
     guidance, scorer = _scorer(guidance, scorer, backbone)
     own, reward = _with_objects(reward, terms)
     _check_parts(guidance, method, policy, backbone, scorer, real)
-    model = build_policy(policy, n_features=guidance.n_state, seed=method.seed, device=device, ansatz=ansatz)
+    model = _untrained(policy, guidance, backbone, seed=method.seed, device=device, ansatz=ansatz)
     reward_function = _checked_reward(reward, backbone, scorer, real, own, distance)
     _check_method(method, reward_function, guidance, backbone, model)
     if isinstance(method, PathwiseConfig):
         return
-    n = guidance.n_state
+    n = model.n_features
     bare = guidance.replace(noise_pool=0, state_centre=(0.0,) * n, state_width=(1.0,) * n)  # nothing to be sampled
     GuidanceEnv(backbone, reward_function, bare, num_envs=method.num_envs)
 
@@ -388,6 +411,12 @@ def _check_parts(
 ) -> None:
     if policy.kind == "annealing" and not guidance.extra_state:
         raise InvalidInputError("the annealing policy needs the seventh state entry: GuidanceConfig(extra_state=True)")
+    if bool(policy.embedding) != guidance.pooled_features:
+        raise InvalidInputError(
+            f"the policy's embedding is {policy.embedding} and pooled_features is {guidance.pooled_features}: the one "
+            "takes in the other, so give both or neither: PolicyConfig(embedding=2) and "
+            "GuidanceConfig(pooled_features=True)"
+        )
     far = [value for value in policy.discrete_actions if abs(value) > guidance.action_limit]
     if far:
         raise InvalidInputError(
@@ -474,7 +503,7 @@ def train_guidance(
     _check_parts(guidance, method, policy, backbone, scorer, real)
     if resume and path is None:
         raise InvalidInputError("resuming needs the path of the run folder")
-    model = build_policy(policy, n_features=guidance.n_state, seed=method.seed, device=device, ansatz=ansatz)
+    model = _untrained(policy, guidance, backbone, seed=method.seed, device=device, ansatz=ansatz)
     checked = _checked_reward(reward, backbone, scorer, real, own, distance)
     _check_method(method, checked, guidance, backbone, model)
     guidance, reward = calibrate(guidance, reward, backbone, scorer, real)

@@ -9,6 +9,7 @@ from qiskit.circuit import CircuitInstruction, ClassicalRegister, Clbit, Control
 from qiskit.circuit.classical.expr import Expr
 
 from qhw_diffusion.devices import Device
+from qhw_diffusion.devices.instructions import MEASUREMENTS
 from qhw_diffusion.errors import UnsupportedCircuitError
 
 
@@ -21,7 +22,7 @@ def duration_of(circuit: QuantumCircuit, device: Device) -> float:
     if not device.has_durations:  # a device of the user's own, simulated here
         return 0.0
     bound = circuit.assign_parameters(dict.fromkeys(circuit.parameters, 0.0))
-    if {"measure", "if_else"} & set(bound.count_ops()):
+    if {*MEASUREMENTS, "if_else"} & set(bound.count_ops()):
         bound = longest_way(bound, device).remove_final_measurements(inplace=False)
     return float(bound.estimate_duration(device.target, unit="s"))
 
@@ -44,7 +45,7 @@ def longest_way(circuit: QuantumCircuit, device: Device) -> QuantumCircuit:
     measured: dict[Clbit, Qubit] = {}
     for number, instruction in enumerate(circuit.data):
         operation = instruction.operation
-        if operation.name == "measure":
+        if operation.name in MEASUREMENTS:
             measured[instruction.clbits[0]] = instruction.qubits[0]
         if not isinstance(operation, ControlFlowOp):
             flat.append(instruction)
@@ -67,7 +68,7 @@ def _slowest_values(circuit: QuantumCircuit, device: Device) -> dict[int, int]:
     asking: dict[tuple[Any, ...], list[int]] = {}
     for number, instruction in enumerate(circuit.data):
         operation = instruction.operation
-        if operation.name == "measure":
+        if operation.name in MEASUREMENTS:
             since[instruction.clbits[0]] = number
         if not isinstance(operation, ControlFlowOp):
             continue

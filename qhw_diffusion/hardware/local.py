@@ -10,6 +10,7 @@ import hashlib
 import json
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -19,7 +20,9 @@ from qiskit.circuit import ControlFlowOp, QuantumRegister
 from qiskit.primitives import BackendEstimatorV2, BaseEstimatorV2, BaseSamplerV2, BitArray
 from qiskit.quantum_info import PauliList, SparsePauliOp
 
+from qhw_diffusion.circuits.library import with_usual_instructions
 from qhw_diffusion.devices import Device
+from qhw_diffusion.devices.instructions import MEASUREMENTS, MID_CIRCUIT, RESETS
 from qhw_diffusion.devices.snapshot import FRACTIONAL_GATES
 from qhw_diffusion.draws import Draws
 from qhw_diffusion.errors import DamagedFileError, InvalidInputError, JobError, UnsupportedCircuitError
@@ -121,7 +124,7 @@ class LocalService:
             InvalidInputError: another option; a circuit that is wider than the device or has instructions it lacks;
                 more shots than it takes.
             UnsupportedCircuitError: resets or measurements in mid-circuit, which your own estimator
-                does not average over.
+                does not average over, or, for an estimator, instructions that it does not know.
         """
         if set(options) - {"resilience_level"} or options.get("resilience_level", 0) != 0:
             raise InvalidInputError(
@@ -138,6 +141,8 @@ class LocalService:
             if isinstance(pub, SamplerPub):
                 check_most_shots(self._most_shots, pub.shots, self.device)
                 check_conditions(pub.circuit, self._device.target, self.device)
+            else:
+                check_known(pub.circuit)
             own = self._sampler if isinstance(pub, SamplerPub) else self._estimator
             if own is None:
                 self._device_for(pub.circuit)
@@ -185,7 +190,8 @@ class LocalService:
         if self._sampler is None:
             device = self._device_for(pub.circuit)
             return sample_bits(pub, device, np.random.default_rng(seed))
-        data = self._sampler.run([pub.as_tuple()]).result()[0].data
+        known = replace(pub, circuit=with_usual_instructions(pub.circuit))
+        data = self._sampler.run([known.as_tuple()]).result()[0].data
         return {name: flat_bits(data[name]) for name, _ in pub.registers}
 
     def _measure(self, pub: Pub, seed: int) -> Measured:
@@ -397,6 +403,15 @@ class AerEstimator(BackendEstimatorV2):
 # -- circuits with resets or measurements in mid-circuit ---------------------------------------------------------------
 
 
+def check_known(circuit: QuantumCircuit) -> None:
+    """Raise UnsupportedCircuitError for instructions of devices that estimators of this process do not know."""
+    if found := sorted({name for name, _ in operations_of(circuit)} & {*MID_CIRCUIT.values()}):
+        raise UnsupportedCircuitError(
+            f"the circuit has {' and '.join(found)}, which estimators of this process do not know: compile it with "
+            f"{' and '.join(MID_CIRCUIT)}, or use engine 'ideal' or 'noisy'"
+        )
+
+
 def check_runs(estimator: Any, circuit: QuantumCircuit) -> None:
     """Raise UnsupportedCircuitError for a circuit with resets or measurements that the estimator does not average over.
 
@@ -405,12 +420,14 @@ def check_runs(estimator: Any, circuit: QuantumCircuit) -> None:
     matrices. Estimators that run every shot from the start take both; the runtime client's take resets. Others are not
     known to, and are refused.
     """
-    found = sorted({"measure", "reset", "if_else", "switch_case"} & set(circuit.count_ops()))
+    found = sorted({*MEASUREMENTS, *RESETS, "if_else", "switch_case"} & set(circuit.count_ops()))
     module = type(estimator).__module__
     by_shots = isinstance(estimator, BackendEstimatorV2)
     mixed = not {"if_else", "switch_case"} & set(found) and module.startswith("qiskit_aer")
     mixed = mixed and estimator._backend.options.get("method") == "density_matrix"
-    client = module.startswith("qiskit_ibm_runtime") and found == ["reset"]
+    client = module.startswith("qiskit_ibm_runtime") and set(found) <= set(RESETS)
+    if not client:
+        check_known(circuit)
     if found and not (by_shots or mixed or client):
         raise UnsupportedCircuitError(
             f"{module.split('.')[0]}'s {type(estimator).__name__} gives no right value for a circuit with "

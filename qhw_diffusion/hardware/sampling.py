@@ -26,10 +26,12 @@ from qiskit.circuit import (
     QuantumRegister,
 )
 from qiskit.circuit.classical.expr import Expr
+from qiskit.circuit.library import CXGate, UnitaryGate
 from qiskit.primitives import BitArray
 from qiskit.transpiler import Target
 
 from qhw_diffusion.devices import Device
+from qhw_diffusion.devices.instructions import MEASUREMENTS, MID_CIRCUIT, RESETS
 from qhw_diffusion.errors import InvalidInputError, UnsupportedCircuitError
 from qhw_diffusion.hardware.service import Sampled, SamplerPub
 
@@ -205,7 +207,7 @@ def _is_dynamic(instructions: Sequence[CircuitInstruction]) -> bool:
             return True
         if name not in _WITHOUT_EFFECT and read & {*instruction.qubits, *instruction.clbits}:
             return True
-        if name == "measure":
+        if name in MEASUREMENTS:
             read |= {*instruction.qubits, *instruction.clbits}
     return False
 
@@ -262,9 +264,9 @@ def _sample_group(
     generator: np.random.Generator,
 ) -> np.ndarray:
     """Outcomes, bool [rows, shots, classical bits], from Aer, which chooses density matrices or trajectories."""
-    reduced = on_group(circuit, group)
-    simulator = aer_simulator(device, group.qubits, scheduled="delay" in reduced.count_ops())
-    if group.dynamic and len(group.qubits) <= _DENSE:  # every shot from its start: noise that is not drawn is faster
+    reduced, reads = for_aer(on_group(circuit, group), device, group.qubits)
+    simulator = aer_simulator(device, group.qubits, scheduled="delay" in reduced.count_ops(), reads=reads)
+    if group.dynamic and reduced.num_qubits <= _DENSE:  # every shot from its start: noise that is not drawn is faster
         simulator.set_options(method="density_matrix")
     order = {parameter: index for index, parameter in enumerate(circuit.parameters)}
     columns = {parameter: order[parameter] for parameter in reduced.parameters}
@@ -301,6 +303,66 @@ def on_group(circuit: QuantumCircuit, group: Group) -> QuantumCircuit:
     return reduced
 
 
+def for_aer(
+    circuit: QuantumCircuit, device: Device, qubits: Sequence[int]
+) -> tuple[QuantumCircuit, list[tuple[int, str]]]:
+    """The circuit in instructions that Aer knows, each with the errors of the one it stands for.
+
+    Aer knows one measurement, with one readout error a qubit. On a qubit that is read by `measure_2` it is that one's;
+    where the same qubit is read by `measure` as well, with other errors, that outcome is copied by a perfect CNOT to a
+    further qubit, which is read, and reset, in its place. The state after it, and what is read, are the same.
+
+    Args:
+        circuit: on `qubits`, labelled 0…k−1.
+        device: whose errors apply.
+        qubits: physical qubits.
+
+    Returns:
+        The circuit, with further qubits behind the others where needed, and for every qubit of it the (physical qubit,
+        measurement) that decides how it is read (`aer_simulator`).
+    """
+    names: dict[int, set[str]] = {label: set() for label in range(len(qubits))}
+    for name, labels in operations_of(circuit):
+        for label in labels:
+            names[label].add(name)
+    _, special = MEASUREMENTS
+    reads = [(qubit, special if special in names[label] else "measure") for label, qubit in enumerate(qubits)]
+    if not any(found & {*MID_CIRCUIT.values()} for found in names.values()):
+        return circuit, reads
+    copies = {
+        label: QuantumRegister(1, f"read_{label}")
+        for label, (qubit, by) in enumerate(reads)
+        if by == special
+        and "measure" in names[label]
+        and device.readout_error(qubit) != device.readout_error(*reads[label])
+    }
+    further = [register[0] for register in copies.values()]
+
+    def known(part: QuantumCircuit, places: Sequence[int]) -> QuantumCircuit:
+        made = QuantumCircuit([*part.qubits, *further], part.clbits, *part.cregs, global_phase=part.global_phase)
+        for one in part.data:
+            operation, mine = one.operation, list(one.qubits)
+            labels = [places[part.find_bit(qubit).index] for qubit in mine]
+            if isinstance(operation, ControlFlowOp):
+                blocks = [known(block, labels) for block in operation.blocks]
+                made.append(operation.replace_blocks(blocks), [*mine, *further], one.clbits)
+            elif operation.name == "measure" and labels[0] in copies:
+                (copy,) = copies[labels[0]]
+                made.append(UnitaryGate(CXGate()), [mine[0], copy])
+                made.measure(copy, one.clbits[0])
+                made.reset(copy)
+            elif operation.name in MEASUREMENTS:
+                made.measure(mine[0], one.clbits[0])
+            elif operation.name == RESETS[1]:
+                made.reset(mine[0])  # both relax meanwhile and have no other error, which leaves |0⟩ as it is
+            else:
+                made.append(operation, mine, one.clbits)
+        return made
+
+    found = known(circuit, range(circuit.num_qubits))
+    return found, [*reads, *((qubits[label], "measure") for label in copies)]
+
+
 def _bits(memory: Sequence[str], width: int) -> np.ndarray:
     """Aer's outcomes, hexadecimal numbers, as bool [shots, width], the lowest bit first."""
     size = -(-width // 8)
@@ -309,7 +371,9 @@ def _bits(memory: Sequence[str], width: int) -> np.ndarray:
     return np.unpackbits(whole, axis=1, count=width, bitorder="little").astype(bool)
 
 
-def aer_simulator(device: Device, qubits: Sequence[int], *, scheduled: bool) -> AerSimulator:
+def aer_simulator(
+    device: Device, qubits: Sequence[int], *, scheduled: bool, reads: Sequence[tuple[int, str]] | None = None
+) -> AerSimulator:
     """Aer with the device's noise and asymmetric readout on `qubits`, for circuits from `on_qubits`.
 
     With the noise model of the whole device Aer would spend seconds a call.
@@ -318,11 +382,12 @@ def aer_simulator(device: Device, qubits: Sequence[int], *, scheduled: bool) -> 
         device: whose calibration counts; the ideal device has no noise.
         qubits: physical qubits, in the order of their labels.
         scheduled: let waiting qubits relax (a circuit with delays).
+        reads: how each qubit of the circuit is read, from `for_aer`; None: by `measure`.
     """
     from qiskit_aer import AerSimulator
     from qiskit_aer.noise import RelaxationNoisePass
 
-    model = device.noise_model(qubits)
+    model = device.noise_model(qubits, reads=reads)
     if device.target is not None and scheduled:
         times = [device.relaxation_times(qubit) for qubit in qubits]
         t1s = [math.inf if t1 is None else t1 for t1, _ in times]
@@ -337,25 +402,27 @@ def _probabilities_of_one(circuit: QuantumCircuit, qubit: int, values: np.ndarra
     order = {parameter: index for index, parameter in enumerate(circuit.parameters)}
     states = np.zeros((len(values), 4), dtype=complex)  # vec(ρ), column by column, as SuperOp has it
     states[:, 0] = 1
-    scheduled = "delay" in circuit.count_ops()
+    scheduled, measurement = "delay" in circuit.count_ops(), "measure"
     for instruction in circuit.data:
         if [circuit.find_bit(q).index for q in instruction.qubits] != [qubit]:
             continue
         name = instruction.operation.name
-        if name in ("barrier", "measure"):
+        if name in MEASUREMENTS:
+            measurement = name
+        if name in ("barrier", *MEASUREMENTS):
             continue
         if name == "delay":
             error = device.relaxation(qubit, _seconds(instruction, device)) if scheduled else None
-        elif name == "reset":
+        elif name in RESETS:
             states[:] = np.array([1, 0, 0, 0]) * (states[:, :1] + states[:, 3:])
-            error = device.gate_error("reset", [qubit])
+            error = device.gate_error(name, [qubit])
         else:
             gates = _unitaries(instruction, order, values)
             states = _apply(gates, states)
             error = None if name == "rz" else device.gate_error(name, [qubit])
         if error is not None:
             states = states @ np.asarray(error.data).T
-    p10, p01 = device.readout_error(qubit)
+    p10, p01 = device.readout_error(qubit, measurement)
     one = states[:, 3].real.clip(0, 1)
     return one * (1 - p01) + (1 - one) * p10
 

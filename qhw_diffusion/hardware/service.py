@@ -16,6 +16,7 @@ from qiskit.primitives import BitArray
 from qiskit.quantum_info import SparsePauliOp
 
 from qhw_diffusion.devices import Device
+from qhw_diffusion.devices.instructions import MEASUREMENTS
 from qhw_diffusion.errors import InvalidInputError, JobError, ServiceError
 
 # An Estimator's answer to one PUB: values [M, B], standard errors [M, B], shots of each circuit
@@ -88,7 +89,8 @@ class SamplerPub:
         parameters: the circuit's parameters, in the order of the columns of `values`.
         values: [B, P] radians; [1, 0] for a circuit without parameters.
         shots: of each row.
-        label, layout: as for `Pub`.
+        label: as for `Pub`.
+        layout: as for `Pub`.
 
     Raises:
         InvalidInputError: another shape, NaN or infinity, parameters without a column, shots out of range, nothing
@@ -151,7 +153,7 @@ def primitive_of(pubs: Sequence[AnyPub]) -> str:
 def measures(circuit: QuantumCircuit) -> bool:
     """Whether a circuit measures anything, be it in a branch."""
     return any(
-        instruction.operation.name == "measure"
+        instruction.operation.name in MEASUREMENTS
         or (isinstance(instruction.operation, ControlFlowOp) and any(map(measures, instruction.operation.blocks)))
         for instruction in circuit.data
     )

@@ -13,11 +13,14 @@ from qiskit.circuit import ControlFlowOp
 from qiskit.primitives import BitArray
 from qiskit.quantum_info import PauliList, SparsePauliOp
 
+from qhw_diffusion.devices.instructions import MID_CIRCUIT
 from qhw_diffusion.errors import InvalidInputError
 from qhw_diffusion.hardware.service import AnyPub, Measured, Pub, Sampled
 
 # What the service counts for one instruction on a qubit, and for preparing and measuring it (IBM's guide "Job limits")
 _INSTRUCTIONS = {"rz": 1, "delay": 1, "sx": 2, "x": 2, "cx": 5, "cz": 5, "ecr": 5, "measure": 10, "reset": 17}
+# Of instructions for mid-circuit the guide says nothing: they count as the usual ones
+_INSTRUCTIONS |= {special: _INSTRUCTIONS[usual] for usual, special in MID_CIRCUIT.items()}
 _PREPARE_AND_MEASURE = 60
 
 T = TypeVar("T")

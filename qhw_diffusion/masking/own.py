@@ -45,7 +45,7 @@ def saved_accounts() -> Any:
         return {}
     try:
         accounts = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text
     return accounts if isinstance(accounts, dict) else text
 

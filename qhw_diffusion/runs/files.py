@@ -107,7 +107,7 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
     file = Path(path)
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # bytes that are no text, no JSON, numbers or nesting without end
         raise DamagedFileError(f"{file} is not readable JSON ({error}); restore it or start a new run") from error
     if not isinstance(value, dict):
         raise DamagedFileError(f"{file} holds {type(value).__name__}, not a JSON object; restore it or start a new run")

@@ -205,7 +205,7 @@ class RunFolder:
             try:
                 row = json.loads(line)
                 row["step"] = int(row["step"])
-            except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+            except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
                 raise DamagedFileError(f"{file}, line {number} is not a metrics record ({error})") from error
             rows.append(row)
         return rows

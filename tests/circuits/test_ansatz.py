@@ -236,6 +236,7 @@ class Layers:
         return chain_layer(n_qubits, layer)
 
 
+@pytest.mark.slow
 def test_a_function_of_the_running_script_is_named_by_its_file(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(
         FILE + "\nfrom qhw_diffusion.circuits.ansatz import ansatz_text\nprint(ansatz_text(ring))\n"

@@ -111,6 +111,7 @@ def test_a_ring_of_two_is_one_cnot_not_two() -> None:
     assert controls == [(0, 1), (0, 1)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("n", "features", "entanglement", "reuploading"),
     [
@@ -158,7 +159,8 @@ def test_two_builds_are_the_same_circuit() -> None:
         ({"depth": True}, "1 or more"),
         ({"n_features": 0}, "1 to 8"),
         ({"n_features": 9}, "1 to 8 for 4 qubits"),
-        ({"n_qubits": 2, "n_features": 5}, "1 to 4"),
+        ({"n_qubits": 2, "n_features": 9}, "1 to 8 for 2 qubits"),
+        ({"n_qubits": 3, "n_features": 7}, "1 to 6"),
         ({"reuploading": 1}, "reuploading"),
     ],
 )

@@ -57,6 +57,7 @@ def test_the_reconstruction_has_1110_circuit_parameters() -> None:
     assert ReverseProcess(RECONSTRUCTION).n_circuit_parameters == 1110
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", [ReverseConfig(n_qubits=2, depth=4), RECONSTRUCTION])
 def test_zero_weights_are_the_identity_and_labels_read_zero(config: ReverseConfig) -> None:
     """The CNOT chains of an even number of layers cancel, and label qubits that were left alone cost nothing."""
@@ -166,6 +167,7 @@ def counted(circuit: QuantumCircuit, shots: int, n_steps: int) -> dict[tuple[int
     return table
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "config",
     [

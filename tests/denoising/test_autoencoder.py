@@ -35,6 +35,7 @@ def trained() -> LatentAutoencoder:
     return train_autoencoder(AutoencoderConfig(steps=500), load_dataset("digits"), load_dataset("digits", "heldout"))
 
 
+@pytest.mark.slow
 def test_reconstruction_beats_the_mean_image_and_a_linear_code_of_as_many_numbers(trained: LatentAutoencoder) -> None:
     train, heldout = load_dataset("digits"), load_dataset("digits", "heldout")
     report = trained.report
@@ -82,6 +83,7 @@ def test_decoder_takes_counts(trained: LatentAutoencoder) -> None:
     assert few > 1.5 * error  # shot noise is really there
 
 
+@pytest.mark.slow
 def test_training_on_counts_helps_with_counts() -> None:
     train, heldout = load_dataset("digits"), load_dataset("digits", "heldout")
     errors = {}

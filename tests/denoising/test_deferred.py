@@ -74,6 +74,7 @@ def test_the_preparation_makes_any_state(k: int) -> None:
         assert abs(np.vdot(prepared, state)) == pytest.approx(1, abs=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sharing", ["per_step", "time_embedding", "hypernetwork"])
 @pytest.mark.parametrize("conditioning", ["none", "qubits", "angles", "weights"])
 @pytest.mark.parametrize("kind", ["postselected", "reset"])
@@ -275,6 +276,7 @@ def test_kept_outcomes_are_refused(feed_forward: bool) -> None:
         amplitude(kind="measured", feed_forward=feed_forward).as_layer()
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_told() -> None:
     with pytest.raises(InvalidInputError, match=r"has 6 qubits: 2 of the data, 1 fresh ones in each of 4 steps"):
         amplitude(n_steps=4).as_layer("fake_manila")

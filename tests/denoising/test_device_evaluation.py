@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from denoisers import folder_of
+from forked import Command
 
 from qhw_diffusion import cli
 from qhw_diffusion.denoising import AmplitudeQDM, ReverseConfig, shots_needed
@@ -65,6 +62,7 @@ def rows_of(here: Path) -> list[Any]:
         return list(ledger.rows())
 
 
+@pytest.mark.slow
 def test_measured_success_probabilities_scatter_about_the_predicted_ones(run: Path, tmp_path: Path) -> None:
     """Aer's shots against the noisy engine: z of 20 images, 6 times each, with the standard errors as stated."""
     model = load_denoiser(run)
@@ -109,6 +107,7 @@ def prepared(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Prepared:
 # -- what comes out ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_exact_values_are_the_prediction(prepared: Prepared) -> None:
     """The whole circuit under noise first, then the model step by step without."""
     names = [each.name for each in prepared.predictions]
@@ -155,6 +154,7 @@ def test_images_without_a_success_that_is_told_from_zero_are_left_out(prepared: 
         figure.canvas.draw()  # type: ignore[attr-defined]
 
 
+@pytest.mark.slow
 def test_one_command_from_the_run_folder_to_the_report(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -209,6 +209,7 @@ def test_strategies_are_applied_to_both_numbers_of_the_quotient(
 # -- paid once ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_left_between_the_job_and_the_report_it_goes_on_without_another_job(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -247,18 +248,12 @@ def test_killed_in_the_queue_it_goes_on_and_the_charge_is_the_predicted_one(
                 "--primitive", primitive]  # fmt: skip
         assert cli.main(cost) == 0
         shown = json.loads(capsys.readouterr().out)
-        process = subprocess.Popen(
-            [sys.executable, "-m", "qhw_diffusion.cli", *words], env={**os.environ, "OMP_NUM_THREADS": "1"}
-        )
+        process = Command(words)
         try:
-            deadline = time.monotonic() + 600
-            while not standin.jobs:
-                assert process.poll() is None, "it ended before it could be killed"
-                assert time.monotonic() < deadline, "it never got to its job"
-                time.sleep(0.02)
+            process.wait_until(lambda: standin.jobs)
         finally:
-            process.send_signal(signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL
+            code = process.end()
+        assert code == -signal.SIGKILL
         assert cli.main([*words, "--resume"]) == 0
         (job,) = standin.jobs
         (row,) = rows_of(tmp_path)
@@ -338,6 +333,7 @@ def test_flags_that_do_not_go_together(
     assert words in refused(capsys, given, tmp_path)
 
 
+@pytest.mark.slow
 def test_with_an_engine_or_without_a_device_it_is_simulated(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     base = ["evaluate", "denoising", str(run), "--images", "20", "--shots", "4000"]
     for more in ([], ["--device", "fake_manila", "--engine", "noisy"], ["--device", "ideal"]):

@@ -229,6 +229,7 @@ def test_cut_within_an_update_it_ends_with_the_same_weights(run: Path, tmp_path:
 # -- the command: paid once, within the cap ----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_on_the_stand_in_it_is_charged_once(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -268,6 +269,7 @@ def test_killed_and_resumed_on_the_stand_in_it_is_charged_once(
     assert rows[0].estimate_seconds == pytest.approx(shown["seconds"])
 
 
+@pytest.mark.slow
 def test_the_result_is_a_run_folder_that_an_evaluation_reads(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -14,6 +14,7 @@ from qhw_diffusion.denoising.reverse import ReverseProcess
 from qhw_diffusion.devices import Device
 
 
+@pytest.mark.slow
 def test_a_process_as_one_dynamic_circuit_is_accepted_by_a_heron_target_and_gives_its_distribution() -> None:
     """All outcomes enumerated in the package against the same circuit on Aer; total variation at 20,000 shots."""
     process = ReverseProcess(

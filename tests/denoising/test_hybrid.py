@@ -150,6 +150,7 @@ def test_the_classical_control_has_as_many_parameters() -> None:
 # -- as a backbone -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_training_under_noise_saving_and_devices(tmp_path: Path) -> None:
     """Trained with a fake device's noise; loaded as a backbone; sampled, all classes; on other engines and devices."""
     data = load_dataset("digits", "train")

@@ -97,6 +97,7 @@ def test_fuchs_van_de_graaf() -> None:
     assert bool((distance <= (1 - f).sqrt() + 1e-12).all())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("dim", [2, 4])
 @pytest.mark.parametrize("ranks", [(1, 1), (1, 4), (4, 1), (2, 2), (4, 4)])

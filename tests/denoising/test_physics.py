@@ -191,6 +191,7 @@ def test_a_postselected_chain_is_one_linear_map_and_probabilities_multiply(setti
         torch.testing.assert_close(printed_by_it.probability, success / largest**2, rtol=1e-7, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_measured_outcomes_fed_forward_print_what_no_linear_map_can() -> None:
     """Two codewords at random: one step draws a bit and forgets the input, the next prints |0⟩ or |+⟩ by it.
 

@@ -55,6 +55,7 @@ def falls(values: list[float]) -> bool:
 # --- it learns ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("loss", "mode", "kind"),
     [
@@ -78,6 +79,7 @@ def test_pairwise_losses_fall(loss: str, mode: str, kind: str) -> None:
         assert falls(values)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["greedy", "joint"])
 @pytest.mark.parametrize(
     "settings",
@@ -112,6 +114,7 @@ def test_a_pool_of_entering_samples_trains_as_well() -> None:
     assert float(mean_fidelity(made, torch.full((1, 2), 2**-0.5, dtype=torch.complex64))) > 0.85
 
 
+@pytest.mark.slow
 def test_images_by_label_and_a_success_that_stays_affordable() -> None:
     """Two images, one a label: the right one comes out; a probability weight raises the success."""
     images = torch.tensor([[1.0, -1, -1, -1], [-1, -1, 1, 1]]).reshape(2, 1, 2, 2)
@@ -180,6 +183,7 @@ def test_joint_training_moves_every_step_and_outcome() -> None:
     assert float(moved[1, 1]) == 0, "nothing comes before t = T"
 
 
+@pytest.mark.slow
 def test_the_score_function_gradient_of_joint_training_is_that_of_the_expected_distance(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -250,6 +254,7 @@ class Crash(Exception):
     pass
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [

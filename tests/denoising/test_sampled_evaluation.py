@@ -127,6 +127,7 @@ def test_a_perfect_prediction_is_missed_by_the_error_bars_alone(tmp_path: Path, 
         assert exact[b].reshape(4, 4)[:, record] == pytest.approx(wanted, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_left_after_the_job_it_goes_on_and_the_ledger_confirms_the_cost(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -28,6 +28,7 @@ def standin(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[StandIn
         yield served
 
 
+@pytest.mark.slow
 def test_a_live_device_is_the_one_that_is_served(standin: StandIn, tmp_path: Path) -> None:
     live, served = Device.load("ibm_standin"), Device.load("fake_manila")
     assert live.name == "ibm_standin"

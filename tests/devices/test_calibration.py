@@ -122,6 +122,7 @@ def test_bad_qubit_lists(text: str) -> None:
         parse_qubits(text, Device.load("fake_manila"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "ending"),
     [("fake_manila", "svg"), ("fake_armonk", "png"), ("fake_yorktown", "png"), ("fake_kingston", "png")],
@@ -134,6 +135,7 @@ def test_pictures_are_drawn(tmp_path: Path, name: str, ending: str) -> None:
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
 
 
+@pytest.mark.slow
 def test_every_qubit_has_its_place() -> None:
     """Where the provider gives none, connected qubits are drawn next to each other and none on top of another."""
     for name in ("fake_melbourne", "fake_yorktown", "fake_marrakesh"):

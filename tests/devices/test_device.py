@@ -35,6 +35,7 @@ def aers_device_model(name: str) -> NoiseModel:
         return NoiseModel.from_backend(backend)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BACKENDS)
 def test_gate_errors_are_those_of_aers_device_model(name: str) -> None:
     qubits = BACKENDS[name][1]
@@ -80,6 +81,7 @@ def test_gate_error_is_in_the_gates_qubit_order() -> None:
     np.testing.assert_allclose(swapped.data, second.data, atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "gate", "place"),
     [("fake_brisbane", "ecr", (3, 2)), ("fake_marrakesh", "cz", (0, 1)), ("fake_torino", "x", (0,))],
@@ -136,6 +138,7 @@ def test_spellings(given: str) -> None:
     assert Device.load(given) == Device.load("fake_marrakesh")
 
 
+@pytest.mark.slow
 def test_every_fake_backend_loads() -> None:
     names = fake_backend_names()
     assert len(names) > 50
@@ -151,6 +154,7 @@ def test_every_fake_backend_loads() -> None:
         assert Device.load(class_name).name == name
 
 
+@pytest.mark.slow
 def test_target_is_the_providers() -> None:
     backend = FakeMarrakesh()
     target = Device.load("fake_marrakesh").target

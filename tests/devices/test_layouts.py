@@ -58,6 +58,7 @@ def test_every_placement_and_its_score_by_brute_force() -> None:
     assert {layout.n_two_qubit for layout in ranked.layouts} == {4}
 
 
+@pytest.mark.slow
 def test_predicted_order_is_that_of_the_simulated_error() -> None:
     """A circuit and its inverse: without noise all qubits read 0. Aer's density matrix under the device's noise, with
     the readout errors, gives the probability that one does not.

@@ -44,6 +44,7 @@ def account(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFa
     monkeypatch.setenv("QISKIT_IBM_TOKEN", "abc123-of-mine")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("backend", "name"), [(FakeMarrakesh, "fake_marrakesh"), (FakeManilaV2, "fake_manila")])
 def test_a_backends_documents_give_the_same_device(tmp_path: Path, backend: Any, name: str) -> None:
     """The client turns dates, complex numbers and dt into objects; the snapshot has to undo that."""
@@ -62,6 +63,7 @@ def test_a_backends_documents_give_the_same_device(tmp_path: Path, backend: Any,
     assert again.noise_model([0, 1]) == known.noise_model([0, 1])
 
 
+@pytest.mark.slow
 def test_a_live_snapshot_lands_in_a_dated_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(qiskit_ibm_runtime, "QiskitRuntimeService", Service)
     monkeypatch.chdir(tmp_path)

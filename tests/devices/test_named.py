@@ -227,6 +227,7 @@ def test_without_gate_durations_it_runs_and_its_cost_says_so(file: Path, tmp_pat
     )
 
 
+@pytest.mark.slow
 def test_on_the_command_line(file: Path) -> None:
     code = "import sys; from qhw_diffusion.cli import main; sys.exit(main(sys.argv[1:]))"
     for words in (

@@ -21,6 +21,7 @@ def read_one(circuit: QuantumCircuit, backend: object, **options: object) -> flo
     return counts.get("1", 0) / SHOTS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prepared", [0, 1])
 def test_readout_is_what_the_fake_backend_samples_not_what_from_backend_says(prepared: int) -> None:
     """fake_manila, qubit 2. Sampled by `FakeManilaV2().run`; false alarm of 5 standard errors: 6e-7. The symmetrised

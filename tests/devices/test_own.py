@@ -125,6 +125,7 @@ def noise_cases() -> dict[str, Callable[[], tuple[Device, NoiseModel]]]:
     }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", noise_cases())
 def test_the_noisy_engine_is_aer_with_the_given_noise(case: str) -> None:
     device, model = noise_cases()[case]()

@@ -22,6 +22,7 @@ def waited(angle: float, qubit: int, nanoseconds: int, n_qubits: int) -> Quantum
     return circuit
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("nanoseconds", [35, 4_000, 900_000])
 def test_a_delay_relaxes_as_in_aer(nanoseconds: int) -> None:
     """Aer's model of the whole backend, its pass for delays included, on a density matrix."""

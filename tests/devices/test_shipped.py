@@ -19,6 +19,7 @@ FOLDER = Path(__file__).parents[2] / "calibration"
 BACKENDS = {"fake_marrakesh": FakeMarrakesh, "fake_torino": FakeTorino, "fake_brisbane": FakeBrisbane}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", shipped_files(FOLDER), ids=lambda path: path.name)
 def test_files_hold_the_providers_calibration_under_its_date(path: Path) -> None:
     device = Device.load(path)
@@ -42,6 +43,7 @@ def test_the_table_is_that_of_the_files() -> None:
     assert readme.count("| `fake_") == len(SHIPPED)
 
 
+@pytest.mark.slow
 def test_only_the_folder_of_the_calibrations_is_written_to(tmp_path: Path) -> None:
     """`--help` is no folder, and what is not the folder of the calibrations stays as it is."""
     command = [sys.executable, "-m", "qhw_diffusion.devices.shipped"]
@@ -53,6 +55,7 @@ def test_only_the_folder_of_the_calibrations_is_written_to(tmp_path: Path) -> No
     assert [path.name for path in tmp_path.iterdir()] == ["README.md"]
 
 
+@pytest.mark.slow
 def test_the_folder_can_be_written_anew(tmp_path: Path) -> None:
     shutil.copy(FOLDER / "README.md", tmp_path)
     written = write_shipped(tmp_path)
@@ -62,6 +65,7 @@ def test_the_folder_can_be_written_anew(tmp_path: Path) -> None:
     assert (tmp_path / "README.md").read_text() == (FOLDER / "README.md").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", shipped_files(FOLDER), ids=lambda path: path.name)
 def test_noise_from_a_file_is_that_of_the_backend(path: Path) -> None:
     """Every gate error on every 24th qubit and coupling against Aer's model of the backend's own target; every readout

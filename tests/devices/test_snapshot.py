@@ -13,6 +13,7 @@ from qhw_diffusion.devices import Device, Snapshot
 from qhw_diffusion.errors import DamagedFileError, InvalidInputError, MissingDataError
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", ["device.json.gz", "deeper/device.json"])
 @pytest.mark.parametrize("name", ["fake_manila", "fake_brisbane"])
 def test_round_trip_gives_an_equal_device_with_equal_noise(tmp_path: Path, name: str, file: str) -> None:

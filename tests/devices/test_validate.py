@@ -158,6 +158,7 @@ def test_an_excuse_covers_its_own_value_only(tmp_path: Path) -> None:
         Device.load(worse)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(metadata.version("qiskit-ibm-runtime") != "0.51.0", reason="the page counts in version 0.51.0")
 def test_how_often_the_fake_provider_publishes_t2_above_2t1() -> None:
     """The figures of docs/calibration.md."""

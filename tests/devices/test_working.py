@@ -120,6 +120,7 @@ OUT_OF_USE: dict[str, tuple[Change, set[int], set[tuple[int, int]]]] = {
 ALL = {**BROKEN, **OUT_OF_USE}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ALL)
 @pytest.mark.parametrize("n_qubits", [1, 2, 4])
 def test_no_circuit_is_placed_on_what_is_broken(name: str, n_qubits: int) -> None:
@@ -134,6 +135,7 @@ def test_no_circuit_is_placed_on_what_is_broken(name: str, n_qubits: int) -> Non
                 assert device.gate_error(gate, place) is not None or gate == "rz"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ALL)
 def test_layouts_calibrations_and_pictures_know_it(name: str, tmp_path: Path) -> None:
     change, qubits, pairs = ALL[name]
@@ -178,6 +180,7 @@ def test_gates_of_error_1_are_refused_where_a_process_asks_for_them() -> None:
         DeviceNoise(device, [0, 1], 3, pairs=1, gate="cx")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ALL)
 def test_every_engine_runs_beside_it_and_agrees(name: str) -> None:
     made = compiled(taken(ALL[name][0]), 3, scheduled=name.startswith(("qubit", "sx")))

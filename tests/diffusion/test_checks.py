@@ -89,6 +89,7 @@ TAKES_LABELS: dict[str, Callable[[Any, Backbone, Classifier, ImageDataset], Any]
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", TAKES_LABELS)
 @pytest.mark.parametrize("wrong", WRONG_LABELS)
 def test_labels(backbone: Backbone, evaluator: Classifier, heldout: ImageDataset, where: str, wrong: str) -> None:

@@ -83,6 +83,7 @@ def test_damaged_and_missing(tmp_path: Path, pair: tuple[Classifier, Classifier]
         Classifier.load(tmp_path, role="evaluation")
 
 
+@pytest.mark.slow
 def test_recipe_learns_reproducibly_and_saves(tmp_path: Path) -> None:
     config = ClassifierConfig.for_dataset("digits", "evaluation", steps=60, width=8)
     with RunFolder.create(tmp_path / "run", kind="classifier", config=config.to_dict()) as run:

@@ -80,6 +80,7 @@ def same_weights(one: torch.nn.Module, other: torch.nn.Module) -> bool:
     return all(torch.equal(value, others[key]) for key, value in one.state_dict().items())
 
 
+@pytest.mark.slow
 def test_training_learns_to_reconstruct(data: ImageDataset, classifier: Classifier) -> None:
     config = autoencoder_config(data, steps=40, batch_size=16, learning_rate=1e-2, precision="float32", ema_decay=0.9)
     trained = diffusion.train_autoencoder(config, dataset=data, classifier=classifier)

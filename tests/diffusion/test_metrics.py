@@ -1,5 +1,10 @@
 from __future__ import annotations
 
+import hashlib
+import sys
+import types
+from pathlib import Path
+
 import numpy as np
 import pytest
 import scipy.linalg
@@ -12,7 +17,7 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
 
 from qhw_diffusion import diffusion
-from qhw_diffusion.errors import InvalidInputError
+from qhw_diffusion.errors import InvalidInputError, MissingDataError, MissingDependencyError
 
 
 def two_sets(n: int = 300, m: int = 200, width: int = 6, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -210,3 +215,39 @@ def test_bad_features(function: object) -> None:
             function(*pair)
     with pytest.raises(InvalidInputError, match="k = 3"):
         diffusion.precision_recall(a[:3], b)
+
+
+def test_inception_takes_its_published_weights_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = tmp_path / "weights.pth"
+    with pytest.raises(MissingDataError, match="pt_inception-2015-12-05-6726825d"):
+        diffusion.Inception(weights)
+    torch.save({"scale": torch.tensor([1.0, 10.0, 100.0])}, weights)
+    digest = hashlib.sha256(weights.read_bytes()).hexdigest()
+    with pytest.raises(InvalidInputError, match=f"begins with {digest[:8]}, wanted is 6726825d"):
+        diffusion.Inception(weights)
+    monkeypatch.setattr(diffusion.metrics, "_INCEPTION", digest[:8])
+    monkeypatch.setitem(sys.modules, "torch_fidelity.feature_extractor_inceptionv3", None)
+    with pytest.raises(MissingDependencyError, match="pip install torch-fidelity"):
+        diffusion.Inception(weights)
+
+    class Network(torch.nn.Module):
+        """Takes what torch-fidelity's network takes: 8-bit colour images."""
+
+        def __init__(self, name: str, features: list[str], path: str) -> None:
+            super().__init__()
+            assert features == ["2048"]
+            self.scale = torch.load(path, weights_only=True)["scale"]
+
+        def forward(self, x: Tensor) -> tuple[Tensor]:
+            assert x.dtype == torch.uint8
+            assert x.shape[1] == 3
+            assert len(x) <= 50
+            return (x.float().mean((2, 3)) * self.scale,)
+
+    module = types.ModuleType("torch_fidelity.feature_extractor_inceptionv3")
+    module.FeatureExtractorInceptionV3 = Network  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    levels = torch.tensor([-1.0, 0.0, 1.0]).repeat(40)
+    found = diffusion.Inception(weights).features(levels[:, None, None, None].expand(-1, 1, 2, 2))
+    wanted = torch.tensor([0.0, 128.0, 255.0]).repeat(40)[:, None] * torch.tensor([1.0, 10.0, 100.0])
+    torch.testing.assert_close(found, wanted)

@@ -223,6 +223,7 @@ def test_nothing_is_shipped_for_it(bands: str) -> None:
         Backbone.load("mnist16")
 
 
+@pytest.mark.slow
 def test_a_colour_data_set_from_its_file_to_a_policy(bands: str, tmp_path: Path) -> None:
     """Backbone, both classifiers, sampling, evaluation and an update of a guidance policy, all from the data's name."""
     config = BackboneConfig.for_dataset(bands, channels=(16,), steps=80, batch_size=32, learning_rate=4e-3)

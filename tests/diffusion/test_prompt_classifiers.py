@@ -51,6 +51,7 @@ def test_a_table_of_ones_own_changes_the_labels_and_nothing_else() -> None:
         whole.for_prompts(["a cat"])
 
 
+@pytest.mark.slow
 def test_training_is_repeatable_and_the_roles_see_different_digits(tmp_path: Path) -> None:
     first, second = (t2i.train_prompt_classifier(brief()) for _ in range(2))
     for name, value in first.state_dict().items():
@@ -77,6 +78,7 @@ def test_gradients_reach_the_images() -> None:
     assert float(images.grad.abs().sum()) > 0
 
 
+@pytest.mark.slow
 def test_the_command_trains_a_classifier(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--role", "evaluation", "--steps", "1", "--batch-size", "2", "--out", str(tmp_path / "run")]
     assert main(["train", "prompt-classifier", *arguments]) == 0

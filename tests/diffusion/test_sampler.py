@@ -53,6 +53,7 @@ def test_every_step_agrees_with_diffusers(backbone: Backbone, spacing: str, n_st
         torch.testing.assert_close(x0_hat, wanted.pred_original_sample, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("spacing", "n_steps"), [("leading", 7), ("leading", 10), ("trailing", 4), ("trailing", 10)])
 def test_a_whole_trajectory_agrees_with_diffusers(backbone: Backbone, spacing: str, n_steps: int) -> None:
     noise, labels = noise_and_labels(20)
@@ -62,6 +63,7 @@ def test_a_whole_trajectory_agrees_with_diffusers(backbone: Backbone, spacing: s
     torch.testing.assert_close(ours, x, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("spacing", "n_steps"), [("linspace", 2), ("linspace", 10), ("trailing", 7)])
 def test_a_trajectory_goes_from_timestep_to_timestep(backbone: Backbone, spacing: str, n_steps: int) -> None:
     """Where 1000 // n_steps is not the distance to the next timestep, diffusers' step leaves x at a noise level other

@@ -101,6 +101,7 @@ def test_writers_are_disjoint_and_known() -> None:
         t2i.writers("test")
 
 
+@pytest.mark.slow
 def test_the_data_set_is_deterministic_and_loads_by_name() -> None:
     train, again = t2i.coloured_digits("train"), t2i.coloured_digits("train")
     heldout = load_dataset("qhw_diffusion.diffusion.text_to_image:coloured_digits", "heldout")
@@ -177,6 +178,7 @@ def test_a_tokenizer_without_a_list_of_words_tells_its_unknown_token() -> None:
 # -- training and the folder -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_training_is_repeatable_and_its_folder_is_a_stable_diffusion_pipeline(trained: tuple[RunFolder, Any]) -> None:
     from diffusers import StableDiffusionPipeline
 
@@ -212,6 +214,7 @@ def test_training_is_repeatable_and_its_folder_is_a_stable_diffusion_pipeline(tr
     assert [len(recipe["history"][name]) for name in ("autoencoder", "unet")] == [2, 2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("after", [1, 2, 3])
 def test_interrupted_training_resumes_bit_for_bit(
     trained: tuple[RunFolder, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int

@@ -248,6 +248,7 @@ def test_engines_with_standard_errors(which: str, tmp_path: Path) -> None:
         assert engine.runner.ledger.rows()[1:] == []  # type: ignore[attr-defined]
 
 
+@pytest.mark.slow
 def test_standard_errors_of_shots_are_the_spread() -> None:
     """Covariances included: the stated error is the standard deviation over 400 repetitions, not the bound."""
     made = layer(f"shots:{200}:seed=1")

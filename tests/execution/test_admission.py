@@ -132,6 +132,7 @@ CANCELLING: dict[str, Callable[[], QuantumCircuit]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("level", [0, 3])
 @pytest.mark.parametrize("name", DEVICES)
 @pytest.mark.parametrize("circuit", CANCELLING.values(), ids=CANCELLING.keys())
@@ -163,6 +164,7 @@ def test_parameters_that_cancel_are_legal(circuit: Callable[[], QuantumCircuit],
 ROWS = torch.tensor([[0.4, -1.1], [1.9, 0.3], [-2.0, 2.5]], dtype=torch.float64)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("circuit", ["x - x", "y + 0 x", "in the global phase", "u whose translation cancels"])
 def test_primitives_and_devices_take_rows_with_parameters_no_gate_has(circuit: str, ledger: Ledger) -> None:
     """6 standard errors for each value: false alarms below 1e-7. The client's estimator has symmetric readout errors:
@@ -317,6 +319,7 @@ def test_estimators_that_follow_one_state_are_refused_resets(kind: str) -> None:
         Primitive(estimator).check(compiled(ended("")))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["reset", "measure"])
 def test_estimators_that_run_every_shot_take_resets(kind: str) -> None:
     """Against the exact engines: 5 standard errors for each of 4 values, false alarms below 1e-5."""
@@ -485,6 +488,7 @@ def barriers() -> QuantumCircuit:
     return circuit
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "scheduled"), [("ideal", False), ("fake_manila", False), ("fake_manila", True)])
 @pytest.mark.parametrize("circuit", TAKEN.values(), ids=TAKEN.keys())
 def test_what_is_taken_has_the_values_of_the_circuit_as_written(
@@ -596,6 +600,7 @@ def _fixed_block(circuit: QuantumCircuit) -> None:
         circuit.cx(*pair)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "build",
     [

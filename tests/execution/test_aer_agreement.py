@@ -186,6 +186,7 @@ def finite_differences(p: RandomProblem, evaluate: Evaluate, cotangent: np.ndarr
     return np.concatenate([slopes[:, :n_inputs].ravel(), slopes[:, n_inputs:].sum(0)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [2, 3, 4, 5])
 @pytest.mark.parametrize("name", DEVICES)
 def test_noisy_engine_agrees_with_aer(name: str, n: int) -> None:
@@ -210,6 +211,7 @@ def test_ideal_engine_agrees_with_the_state_vector(name: str, n: int) -> None:
     np.testing.assert_allclose(single, reference, rtol=0, atol=BOUND_32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "n"), [*zip(DEVICES, (2, 3, 4, 5), strict=True), ("fake_marrakesh", 3)])
 def test_noisy_gradients_agree_with_finite_differences_of_aer(name: str, n: int) -> None:
     p, c = problem(n), compiled(name, n)
@@ -230,6 +232,7 @@ def test_ideal_gradients_agree_with_finite_differences_of_the_state_vector(name:
     np.testing.assert_allclose(gradient, reference, rtol=0, atol=GRADIENT_BOUND)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DEVICES)
 def test_the_bound_can_tell_readout_and_gate_noise_from_none(name: str) -> None:
     """The references differ from one another by far more than the bound: agreement is not for want of noise."""
@@ -241,6 +244,7 @@ def test_the_bound_can_tell_readout_and_gate_noise_from_none(name: str) -> None:
     assert np.abs(without_readout - ideal).max() > 1000 * BOUND
 
 
+@pytest.mark.slow
 def test_more_random_circuits_on_one_device() -> None:
     """Six further circuits on the ECR device, whose two-qubit gate is neither symmetric nor diagonal."""
     for seed in range(1, 7):

@@ -261,6 +261,7 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         layer().as_neural_network()
 
 
+@pytest.mark.slow
 def test_importing_the_package_does_not_import_the_library() -> None:
     code = "import sys, qhw_diffusion.execution; print('qiskit_machine_learning' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

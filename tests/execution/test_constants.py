@@ -128,6 +128,7 @@ def test_constants_among_others_leave_the_others_as_they_are(engine: str) -> Non
         assert chosen.estimator.sent == [2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CONSTANTS)
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("method", ["own", *METHODS])
@@ -192,6 +193,7 @@ def strategy_engine(base: str, strategies: str) -> Any:
     return engine_of(f"{base}+{strategies}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategies", STRATEGIES)
 @pytest.mark.parametrize("base", ["noisy", "shots:50"])
 def test_constants_under_every_strategy(base: str, strategies: str) -> None:

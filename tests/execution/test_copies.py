@@ -137,6 +137,7 @@ class Evaluated(Dataset[Tensor]):
         return values
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["shots", "mitigated", "aer"])
 def test_workers_of_a_data_loader_draw_different_noise(engine: str, tmp_path: Path) -> None:
     data = Evaluated(layer(engine, tmp_path))

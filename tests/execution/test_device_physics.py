@@ -113,6 +113,7 @@ def waiting_circuit() -> QuantumCircuit:
     return circuit
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["fake_manila", "fake_brisbane", "fake_marrakesh"])
 def test_waiting_qubits_relax_as_in_aer(name: str) -> None:
     made = compiled(waiting_circuit(), device(name), scheduled=True)
@@ -180,6 +181,7 @@ def test_fractional_gates_agree_with_aer(monkeypatch: pytest.MonkeyPatch) -> Non
     np.testing.assert_allclose(values(made, "noisy"), read_out(aer_density(made), made), rtol=0, atol=BOUND)
 
 
+@pytest.mark.slow
 def test_an_angle_outside_the_devices_range_is_refused_by_name() -> None:
     made = compiled(fractional_circuit(), device().with_fractional_gates())
     with pytest.raises(InvalidInputError, match=r"rzz number .* angles from -1\.1000 .* takes 0\.0000 to 1\.5708"):

@@ -248,6 +248,7 @@ def test_every_door_takes_the_whole_grammar(compiled: CompiledCircuit, text: str
     assert Mitigated(text, [PauliTwirling(2)]).spec == f"{expected.spec}+twirling:2"
 
 
+@pytest.mark.slow
 def test_mitigation_is_loaded_when_a_text_asks_for_it() -> None:
     code = (
         "import sys; from qhw_diffusion.execution import engine_of; engine_of('shots:4'); "

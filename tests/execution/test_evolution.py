@@ -143,6 +143,7 @@ def unnormalised(branches: evolution.Branches) -> np.ndarray:
     return (states * branches.probabilities[..., None, None]).numpy()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("device", "n", "data", "measured"), [*(("ideal", *split) for split in SPLITS), *ON_DEVICES])
 def test_ideal_branches_agree_with_qiskit_on_the_circuit_as_written(
     device: str, n: int, data: tuple[int, ...], measured: tuple[int, ...]
@@ -176,6 +177,7 @@ def test_the_devices_do_route() -> None:
     assert any(layout.initial_index_layout(True) != sorted(layout.initial_index_layout(True)) for layout in layouts)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("device", "n", "data", "measured"), ON_DEVICES)
 def test_noisy_branches_agree_with_aer(device: str, n: int, data: tuple[int, ...], measured: tuple[int, ...]) -> None:
     c = compiled(n, device)
@@ -201,6 +203,7 @@ def test_data_are_read_with_the_devices_readout_errors() -> None:
     assert torch.equal(Evolution(c, data=(2, 0), measured=(1,)).read_data(true), true)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("device", "engine", "kind"),
     [("ideal", "ideal", "pure"), ("ideal", "ideal", "density"), ("fake_manila", "noisy", "density")],

@@ -291,6 +291,7 @@ def test_sampled_outcomes_average_to_the_exact_value() -> None:
     assert bool(((drawn.mean(0) - layer(x[:1])[0]).abs() < 4 * error + 1e-9).all())
 
 
+@pytest.mark.slow
 def test_agrees_with_aer() -> None:
     """Shots of Aer, which runs the branches itself, with the device's noise model."""
     compiled = compiled_of(on_a_register(), "fake_manila", paulis("ZII", "IIZ"))

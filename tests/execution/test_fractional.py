@@ -72,6 +72,7 @@ AT_THE_ENDS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("angle", "value"), AT_THE_ENDS)
 @pytest.mark.parametrize("nudge", [-1, 0, 1])
 def test_rounding_at_the_ends_of_the_range_is_no_reason_to_refuse(
@@ -162,6 +163,7 @@ AFFINE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", AFFINE)
 def test_a_fresh_layer_starts_in_range(name: str) -> None:
     angles = AFFINE[name]()
@@ -179,6 +181,7 @@ def test_a_fresh_layer_starts_in_range(name: str) -> None:
     assert len(fresh) == 40
 
 
+@pytest.mark.slow
 def test_fresh_weights_are_uniform_in_the_range_and_others_are_as_ever() -> None:
     """False alarm of the Kolmogorov-Smirnov test: 1e-4."""
     circuit = QuantumCircuit(2)

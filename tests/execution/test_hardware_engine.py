@@ -91,6 +91,7 @@ def test_the_ledger_answers_the_second_time(compiled: qhw.CompiledCircuit, ledge
     assert len(ledger.rows()) == 2
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_has_the_outcomes_it_would_have_had(compiled: qhw.CompiledCircuit, tmp_path: Path) -> None:
     steps = [ROWS[:2], ROWS[2:4], ROWS[4:]]
     with Ledger.open(tmp_path / "a") as ledger:

@@ -51,6 +51,7 @@ def test_it_is_compiled_once_and_then_loaded(folder: Path) -> None:
     assert loaded(works(compiled()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ending", [".nbi", ".nbc"])
 @pytest.mark.parametrize("damage", ["empty", "cut", "zeros", "text", "folder"])
 def test_damaged_files_are_made_again(folder: Path, ending: str, damage: str) -> None:

@@ -184,6 +184,7 @@ def test_bad_inputs(inputs: object, message: str) -> None:
         qhw.QuantumLayer(compiled())(inputs)
 
 
+@pytest.mark.slow
 def test_bad_engines_and_dtypes() -> None:
     with pytest.raises(UnknownNameError, match="did you mean noisy"):
         qhw.QuantumLayer(compiled(), "nosy")

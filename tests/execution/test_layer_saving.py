@@ -102,6 +102,7 @@ CIRCUITS: dict[str, Callable[[], CompiledCircuit]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CIRCUITS)
 def test_every_circuit_comes_back_bit_for_bit(tmp_path: Path, name: str) -> None:
     layer = QuantumLayer(CIRCUITS[name](), "ideal", seed=7)

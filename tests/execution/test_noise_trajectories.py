@@ -98,6 +98,7 @@ def test_a_pauli_channel_keeps_its_probabilities() -> None:
 # -- values and derivatives --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_converges_to_the_exact_twirled_noise(manila: CompiledCircuit) -> None:
     layer = layer_of(manila, "trajectories:20000:seed=1")
     inputs = ROWS.clone().requires_grad_()
@@ -114,6 +115,7 @@ def test_converges_to_the_exact_twirled_noise(manila: CompiledCircuit) -> None:
         torch.testing.assert_close(one, other, atol=0.04, rtol=0)  # some 5 standard errors
 
 
+@pytest.mark.slow
 def test_fractional_gates() -> None:
     """Among them one with a constant angle, which is no Clifford gate."""
     device = qhw.Device.load("fake_marrakesh").with_fractional_gates()
@@ -227,6 +229,7 @@ def test_refused(manila: CompiledCircuit) -> None:
         slope.sum().backward()
 
 
+@pytest.mark.slow
 def test_sixteen_qubits() -> None:
     """A density matrix of these would take 16 GiB."""
     n = 16

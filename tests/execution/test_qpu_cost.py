@@ -50,6 +50,7 @@ def rows() -> torch.Tensor:
     return torch.stack([torch.linspace(-1, 1, ROWS), torch.full((ROWS,), 0.3)], dim=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("mitigation", "level", "most", "jobs"),
     [

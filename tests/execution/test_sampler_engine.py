@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 from qiskit import QuantumCircuit
-from qiskit.circuit import ClassicalRegister, Parameter, QuantumRegister
+from qiskit.circuit import ClassicalRegister, QuantumRegister
 from qiskit.circuit.classical import expr
 from qiskit.primitives import BackendSamplerV2, BaseSamplerV2, BitArray, StatevectorSampler
 from qiskit.quantum_info import Statevector
 from qiskit_aer import AerSimulator
 from qiskit_aer.primitives import SamplerV2
-from scipy import stats
+from records_by_hand import A, B, assert_drawn_from, dynamic, noisy_by_hand
 
 from qhw_diffusion.devices import Device
 from qhw_diffusion.errors import EngineError, InvalidInputError, UnsupportedCircuitError
@@ -25,10 +25,8 @@ from qhw_diffusion.hardware import Ledger, LocalService, SamplerPub, open_runner
 from qhw_diffusion.hardware.durations import duration_of, longest_way
 from qhw_diffusion.hardware.split import JobLimits, row_cost
 
-A, B = Parameter("a"), Parameter("b")
 VALUES = np.array([[0.7, 1.1], [2.0, 0.3], [1.5, 2.5]])  # columns: b, a
 SHOTS = 2500
-ALARM = 1e-5
 
 
 def static() -> QuantumCircuit:
@@ -38,23 +36,6 @@ def static() -> QuantumCircuit:
     circuit.rx(B, 2)
     circuit.cx(1, 2)
     circuit.measure([0, 1, 2], [0, 1, 2])
-    return circuit
-
-
-def dynamic() -> QuantumCircuit:
-    """A qubit is measured into ``m`` and reset; what it read chooses the angle of another one, and a CNOT."""
-    m, x = ClassicalRegister(1, "m"), ClassicalRegister(2, "x")
-    circuit = QuantumCircuit(QuantumRegister(3), m, x)
-    circuit.ry(A, 0)
-    circuit.measure(0, m[0])
-    circuit.reset(0)
-    with circuit.if_test((m, 1)) as otherwise:
-        circuit.ry(B, 2)
-        circuit.cx(2, 1)
-    with otherwise:
-        circuit.ry(B / 2, 2)
-    circuit.cx(0, 1)
-    circuit.measure([1, 2], x)
     return circuit
 
 
@@ -72,14 +53,6 @@ def by_hand(row: np.ndarray) -> np.ndarray:
 def of_static(row: np.ndarray) -> np.ndarray:
     bare = static().remove_final_measurements(inplace=False)
     return np.asarray(Statevector(bare.assign_parameters({B: row[0], A: row[1]})).probabilities())
-
-
-def assert_drawn_from(counts: np.ndarray, wanted: np.ndarray) -> None:
-    """χ² of counts [B, R] against probabilities [B, R]; records of probability 0 do not occur."""
-    assert not counts[wanted < 1e-12].any()
-    for row, p in zip(counts, wanted, strict=True):
-        seen = p > 1e-12
-        assert stats.chisquare(row[seen], row.sum() * p[seen] / p[seen].sum()).pvalue > ALARM
 
 
 SAMPLERS: dict[str, Any] = {
@@ -158,76 +131,6 @@ def flipped_by_readout(p: np.ndarray, errors: list[tuple[float, float]]) -> np.n
         assignment = np.array([[1 - p10, p01], [p10, 1 - p01]])
         tensor = np.moveaxis(np.tensordot(assignment, tensor, axes=(1, n - 1 - bit)), 0, n - 1 - bit)
     return tensor.reshape(-1)
-
-
-def noisy_by_hand(isa: QuantumCircuit, device: Device, row: np.ndarray) -> np.ndarray:
-    """[2ᶜ] probabilities of all classical bits: a density matrix for every record, gate by gate with the device's maps.
-
-    A measurement is Aer's: the qubit collapses to what it was, and the bit that is read, and asked for by conditions,
-    is wrong with the asymmetric readout error.
-    """
-    from qiskit.quantum_info import DensityMatrix, Operator
-
-    qubits = sorted({isa.find_bit(q).index for one in isa.data if one.operation.name not in ("barrier", "delay")
-                     for q in one.qubits})  # fmt: skip
-    bound = isa.assign_parameters({p: {A: row[1], B: row[0]}[p] for p in isa.parameters})
-    states = {0: DensityMatrix.from_int(0, 2 ** len(qubits)).data}
-
-    def evolved(rho: np.ndarray, channel: Any, places: list[int]) -> np.ndarray:
-        return np.asarray(DensityMatrix(rho).evolve(channel, places).data)
-
-    def walk(part: QuantumCircuit, q_of: list[int], c_of: list[int], only: Any, states: dict[int, np.ndarray]) -> Any:
-        for one in part.data:
-            physical = [q_of[part.find_bit(q).index] for q in one.qubits]
-            places = [qubits.index(q) for q in physical if q in qubits]
-            clbits = [c_of[part.find_bit(c).index] for c in one.clbits]
-            operation = one.operation
-            after: dict[int, np.ndarray] = {}
-            if operation.name == "if_else":
-                register, value = operation.condition
-                bits = [bound.find_bit(bit).index for bit in register]
-                for record, rho in states.items():
-                    held = sum((record >> bit & 1) << k for k, bit in enumerate(bits)) == value
-                    block = operation.blocks[0 if held else 1] if held or len(operation.blocks) > 1 else None
-                    inner = {record: rho}
-                    after |= inner if block is None else walk(block, physical, clbits, None, inner)
-                states = after
-                continue
-            if operation.name in ("barrier", "delay"):
-                continue
-            if operation.name == "measure":
-                p10, p01 = device.readout_error(physical[0])
-                wrong = (p10, p01)
-                for record, rho in states.items():
-                    for true in (0, 1):
-                        kept = np.diag([1.0 - true, float(true)])
-                        part_rho = _projected(rho, kept, places[0], len(qubits))
-                        for read in (0, 1):
-                            p = wrong[true] if read != true else 1 - wrong[true]
-                            key = record & ~(1 << clbits[0]) | read << clbits[0]
-                            after[key] = after.get(key, 0) + p * part_rho
-                states = after
-                continue
-            error = None if operation.name == "rz" else device.gate_error(operation.name, physical)
-            for record, rho in states.items():
-                if operation.name == "reset":
-                    rho = evolved(rho, operation, places)
-                else:
-                    rho = evolved(rho, Operator(operation), places)
-                after[record] = rho if error is None else evolved(rho, error, places)
-            states = after
-        return states
-
-    final = walk(bound, list(range(bound.num_qubits)), list(range(bound.num_clbits)), None, states)
-    p = np.zeros(2**bound.num_clbits)
-    for record, rho in final.items():
-        p[record] = np.trace(rho).real
-    return p
-
-
-def _projected(rho: np.ndarray, projector: np.ndarray, place: int, n: int) -> np.ndarray:
-    whole = np.kron(np.kron(np.eye(2 ** (n - 1 - place)), projector), np.eye(2**place))
-    return np.asarray(whole @ rho @ whole)
 
 
 @pytest.mark.parametrize("kind", ["static", "dynamic"])

@@ -83,6 +83,7 @@ def layer_of(case: str) -> qhw.QuantumLayer:
     return qhw.QuantumLayer(compiled("fake_manila", reuploading, measured), engine, dtype=torch.float64)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("batch", [1, 5])
 def test_second_derivatives_are_finite_differences_of_the_first(case: str, batch: int) -> None:
@@ -152,6 +153,7 @@ HESSIANS: dict[str, Callable[[Callable[..., Tensor], Tensor, Tensor], Tensor]] =
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("transform", TRANSFORMS)
 def test_transforms_of_torch_func_give_the_gradient(case: str, transform: str) -> None:
@@ -216,6 +218,7 @@ def test_shots_have_the_exact_second_derivative() -> None:
     torch.testing.assert_close(*hessians)
 
 
+@pytest.mark.slow
 def test_mitigated_values_have_second_derivatives() -> None:
     x, w = point(2)
     layer = qhw.QuantumLayer(compiled(), Mitigated("noisy", [Readout(), ZNE()]), dtype=torch.float64)
@@ -291,6 +294,7 @@ def test_sampling_inside_torch_func_is_refused(
         use(layer(), point(2)[0].float())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["ideal", "noisy"])
 @pytest.mark.parametrize("pure", [True, False])
 def test_evolution_has_second_derivatives(engine: str, pure: bool) -> None:

@@ -102,6 +102,7 @@ def test_single_precision_is_single_precision() -> None:
     assert (single(x).double() - double(x.double())).abs().max() < 5e-6
 
 
+@pytest.mark.slow
 def test_deep_blocks_take_little_memory() -> None:
     """8 qubits, about 1,000 weights, batch 32, under noise: planned below 8 GiB, 200 weights below 4 GiB."""
     for depth, limit in ((8, 4), (42, 8)):

@@ -88,6 +88,7 @@ def same(there: Tensor | None, here: Tensor | None) -> None:
     torch.testing.assert_close(there.detach().cpu(), here)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moved", [False, True], ids=["layer on the CPU", "layer moved"])
 @pytest.mark.parametrize("engine", ENGINES)
 def test_values_on_another_device(engine: str, moved: bool, device: torch.device) -> None:
@@ -103,6 +104,7 @@ def test_values_on_another_device(engine: str, moved: bool, device: torch.device
     assert estimate.values.device.type == estimate.std_errors.device.type == device.type
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_every_mitigation_strategy_takes_tensors_of_another_device(strategy: str, device: torch.device) -> None:
     circuit = compiled(scheduled=strategy == "decoupling")
@@ -111,6 +113,7 @@ def test_every_mitigation_strategy_takes_tensors_of_another_device(strategy: str
     same(there.estimate(circuit, rows.to(device)).values, here.estimate(circuit, rows).values)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moved", [False, True], ids=["layer on the CPU", "layer moved"])
 @pytest.mark.parametrize(
     ("engine", "gradient"),
@@ -186,6 +189,7 @@ KINDS: dict[str, Callable[[], Tensor]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Sparse CSR:UserWarning")
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("engine", ENGINES)

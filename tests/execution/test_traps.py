@@ -124,6 +124,7 @@ def test_compiling_is_reproducible_and_lays_the_observables_out(name: str) -> No
         assert laid_out == logical.apply_layout(first.isa.layout)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["fake_manila", "fake_torino"])
 def test_logical_qubits_are_found_again_where_the_layout_permutes_them(name: str) -> None:
     """Four qubits in a ring with a chord: routing on a line moves them. Reference: the state vector as written."""
@@ -155,6 +156,7 @@ def test_logical_qubits_are_found_again_where_the_layout_permutes_them(name: str
     np.testing.assert_allclose(sent.estimate(made, rows).values.numpy(), wanted, rtol=0, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_every_transpilation_in_the_package_is_seeded() -> None:
     calls = [
         node
@@ -336,6 +338,7 @@ def options(level: int, seed: int = 5) -> dict[str, Any]:
     return {"resilience_level": level, "simulator": {"seed_simulator": seed}}
 
 
+@pytest.mark.slow
 def test_the_new_estimator_applies_resilience_options() -> None:
     """fake_manila, rms error of 24 values: about .10 without, .02 with readout mitigation.
 
@@ -349,6 +352,7 @@ def test_the_new_estimator_applies_resilience_options() -> None:
     assert mitigated < 0.5 * plain
 
 
+@pytest.mark.slow
 def test_the_deprecated_estimator_works_but_ignores_them() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # it says so

@@ -78,6 +78,7 @@ def test_every_gate_stays_in_place_and_the_original_is_untouched() -> None:
     assert made.isa.num_parameters == 5
 
 
+@pytest.mark.slow
 def test_it_is_made_once_and_forgotten_with_the_circuit() -> None:
     assert unrolled(compiled()) is unrolled(compiled())
     passing = dataclasses.replace(compiled())

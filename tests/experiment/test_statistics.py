@@ -33,6 +33,7 @@ def test_interval_agrees_with_scipy(pairs: tuple[np.ndarray, np.ndarray]) -> Non
     assert got.half_width == pytest.approx((expected[1] - expected[0]) / 2)
 
 
+@pytest.mark.slow
 def test_interval_covers_the_truth_as_often_as_it_says() -> None:
     rng = np.random.default_rng(0)
     hits = sum(i.low <= 0 <= i.high for i in (mean_interval(rng.normal(size=5)) for _ in range(2000)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 
 from qhw_diffusion.errors import InvalidInputError, RunFolderError, UnknownNameError, WorkerError
 from qhw_diffusion.experiment import Cell, Results, Study, load_results, load_study, open_study, run_study, write_page
@@ -65,6 +67,23 @@ def test_a_worker_that_keeps_what_it_loaded_is_not_taken_for_leaking() -> None:
         assert before < 1e9 < process_executor._MAX_MEMORY_LEAK_SIZE
     finally:
         process_executor._MAX_MEMORY_LEAK_SIZE = before
+
+
+def test_a_worker_computes_with_one_thread_whenever_torch_is_loaded() -> None:
+    """And loads no torch where the work needs none."""
+    torch.set_num_threads(2)
+    assert _guarded("", int, (), "no such file") == ("done", None)
+    assert torch.get_num_threads() == 1
+    code = (
+        "import sys; from qhw_diffusion.experiment.workers import _guarded\n"
+        "def work():\n"
+        "    assert 'torch' not in sys.modules\n"
+        "    import torch\n"
+        "    assert torch.get_num_threads() == 1, torch.get_num_threads()\n"
+        "assert _guarded('', work, (), 'no such file') == ('done', None)\n"
+    )
+    environment = {name: value for name, value in os.environ.items() if not name.endswith("_NUM_THREADS")}
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment)
 
 
 def test_a_stopped_study_does_only_what_is_left(tmp_path: Path, results: Results) -> None:
@@ -129,8 +148,8 @@ def test_a_killed_dask_worker_is_replaced_and_its_cell_run_again(tmp_path: Path,
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("how", ["signal", "file"])
-def test_an_interrupt_lets_running_cells_save_and_starts_no_more(tmp_path: Path, how: str) -> None:
+@pytest.mark.parametrize(("how", "workers"), [("signal", 2), ("file", 2), ("file", 1)])
+def test_an_interrupt_lets_running_cells_save_and_starts_no_more(tmp_path: Path, how: str, workers: int) -> None:
     folder = tmp_path / "run"
 
     def interrupt() -> None:
@@ -144,10 +163,10 @@ def test_an_interrupt_lets_running_cells_save_and_starts_no_more(tmp_path: Path,
     thread = threading.Thread(target=interrupt)
     thread.start()
     with pytest.raises(KeyboardInterrupt):
-        run(folder, workers=2, accident="wait", seeds=2)
+        run(folder, workers=workers, accident="wait", seeds=2)
     thread.join()
     assert (folder / "saved").exists()
-    found = run(folder, workers=2, resume=True, accident="wait", seeds=2)
+    found = run(folder, workers=workers, resume=True, accident="wait", seeds=2)
     assert len(found.values("share", throws=100)) == 4
 
 
@@ -218,9 +237,8 @@ def test_a_folder_of_the_version_before_is_refused_by_name(tmp_path: Path) -> No
         run(tmp_path / "old", resume=True)
 
 
+@pytest.mark.slow
 def test_studies_of_the_package_are_found_without_importing_them() -> None:
-    import subprocess
-
     code = (
         "import sys; from qhw_diffusion.experiment import studies; names = list(studies());"
         "assert 'shots' in names; assert not any(m.startswith('qhw_diffusion.studies.shots') for m in sys.modules)"

@@ -119,6 +119,7 @@ def by_hand(
 # -- the guider -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("g", [7.5, 1.0, 0.5, 0.0])
 @pytest.mark.parametrize("kind", ["ddim", "euler"])
 def test_a_constant_is_diffusers_own_guidance_bit_for_bit(xl: Any, kind: str, g: float) -> None:
@@ -318,6 +319,7 @@ def test_a_confidence_is_never_left_out_silently(xl: Any) -> None:
     assert torch.equal(sample(xl, held), sample(xl, without))
 
 
+@pytest.mark.slow
 def test_guiders_come_back_from_their_folder(xl: Any, tmp_path: Path) -> None:
     held = PolicyGuidance(lively(), xl.scheduler, SEEN, confidence="centre")
     for name, guider in {
@@ -436,6 +438,7 @@ def own_loop(pipeline: Any, policy: Any, config: GuidanceConfig, noise: Tensor) 
     return x, torch.cat(g)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["ddim", "euler", "dpm", "pndm"])
 def test_the_callback_is_our_loop_from_the_second_step_on(place: Path, noise: Tensor, kind: str) -> None:
     sd = pipelines.stable_diffusion(place, kind)
@@ -452,6 +455,7 @@ def test_the_callback_is_our_loop_from_the_second_step_on(place: Path, noise: Te
     assert not sd.unet._forward_hooks
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["xl, ddim", "xl, euler", "sd3"])
 def test_the_callback_steers_stable_diffusion_xl_and_3(place: Path, noise: Tensor, kind: str) -> None:
     """Against the definition of the state on the network's recorded calls, and the steps taken again by hand."""

@@ -114,6 +114,7 @@ class Nearest(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         return self.obs, reward, over, ~over, {"final_obs": final, "_final_obs": over}
 
 
+@pytest.mark.slow
 def test_ppo_learns_to_choose() -> None:
     policy = MLPPolicy((32, 32), n_features=1, choices=CHOICES, gain=0.1, initial_std=2.0)
     settings = PPOConfig.short(num_iterations=40, num_envs=128, num_minibatches=4, learning_rate_head=1e-2)

@@ -102,6 +102,7 @@ def test_states_to_fit_on(visited: tuple[guidance.QuantumPolicy, torch.Tensor, t
     assert 0.23 < float((fit[half:] - fit[:half]).std()) < 0.27
 
 
+@pytest.mark.slow
 def test_the_network_learns_the_policy(
     visited: tuple[guidance.QuantumPolicy, torch.Tensor, torch.Tensor], config: guidance.GuidanceConfig
 ) -> None:

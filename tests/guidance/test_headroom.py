@@ -18,6 +18,7 @@ def heldout() -> ImageDataset:
     return load_dataset("digits", "heldout")
 
 
+@pytest.mark.slow
 def test_the_oracle_lowers_what_the_evaluation_measures(
     backbone: Backbone,
     config: GuidanceConfig,

@@ -98,6 +98,7 @@ def test_even_minibatches_are_the_ones_of_old() -> None:
         assert all(torch.equal(a, b) for a, b in zip(old, new, strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_steps", [1, 3, 4, 6, 8])
 def test_reward_shares_are_per_episode_however_long_a_rollout_is(num_steps: int) -> None:
     """The same 24 steps, six episodes of four, cut into rollouts of any length."""

@@ -96,6 +96,7 @@ def test_a_run_with_an_own_ansatz_is_loaded_without_its_file(tmp_path: Path) -> 
     assert not torch.equal(ideal(states)[0], trained.policy(states)[0])
 
 
+@pytest.mark.slow
 def test_an_object_must_be_given_again(tmp_path: Path) -> None:
     settings: tuple[Any, ...] = (GUIDANCE, PPO, RewardConfig(), PolicyConfig(device="fake_manila"))
 

@@ -210,6 +210,7 @@ class Halves:
         return 0.5 + 0.5 * images.flatten(1).mean(1).tanh()
 
 
+@pytest.mark.slow
 def test_an_own_scorer_is_what_state_and_reward_look_through(
     own: Path, backbone: Backbone, real: ImageDataset, tmp_path: Path
 ) -> None:

@@ -83,6 +83,7 @@ def finite_difference(value: Callable[[], float], parameters: list[Tensor], alon
     return (values[0] - values[1]) / (2 * h)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("group", ["circuit", "head"])
 def test_the_gradient_is_that_of_finite_differences_with_device_noise(
     double: tuple[Backbone, Reward, GuidanceConfig], noisy: Policy, group: str
@@ -177,6 +178,7 @@ def test_a_clipped_action_keeps_the_gradient_that_leads_back() -> None:
     assert gradient.tolist() == [-1.0, 0.0, 3.0, 1.0, 0.0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("classes", [None, 10])
 def test_a_free_schedule_plays_and_learns(
     backbone: Backbone, reward_classifier: Classifier, real: ImageDataset, classes: int | None
@@ -200,6 +202,7 @@ def test_a_free_schedule_plays_and_learns(
     assert bool(different) == (classes is not None)
 
 
+@pytest.mark.slow
 def test_a_run_says_what_was_run_resumes_bit_for_bit_and_loads(
     tmp_path: Path, manila: Device, backbone: Backbone, reward_classifier: Classifier
 ) -> None:

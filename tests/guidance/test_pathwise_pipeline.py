@@ -66,6 +66,7 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> tuple[PipelineDenoiser, R
 
 
 # DPM-Solver++ computes its steps in single precision, whatever it is given: wider differences, a wider tolerance
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "steering", "h", "tolerance"),
     [("ddim", "circuit", 1e-5, 1e-5), ("ddim", "schedule", 1e-5, 1e-5), ("dpm", "schedule", 0.02, 2e-2)],

@@ -70,6 +70,7 @@ def ours(pipeline: Any, g: Any, prompts: list[str], seed: int = 3, **settings: A
 # -- the pipeline's own images ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("g", [1.5, 7.5])
 @pytest.mark.parametrize(
     ("kind", "settings"),
@@ -112,6 +113,7 @@ def test_the_pipelines_scheduler_stays_as_it_is(pipeline: Any) -> None:
 # -- what goes beyond ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_each_image_has_a_scale_of_its_own(pipeline: Any, kind: str) -> None:
     driven = with_scheduler(pipeline, kind)
@@ -206,6 +208,7 @@ def test_a_pixel_model_is_sampled_like_our_ddim() -> None:
         sampler_of(backbone, 10, spacing="scheduler")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_episode_goes_on_in_mid_course(pipeline: Any, kind: str) -> None:
     denoiser = PipelineDenoiser(with_scheduler(pipeline, kind, prediction_type="v_prediction"), PROMPTS)
@@ -294,6 +297,7 @@ def training(folder: Path) -> guidance.GuidanceConfig:
     )  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["dpm", "pndm"])
 def test_a_policy_is_trained_on_it_and_goes_on_bit_for_bit(pipeline: Any, tmp_path: Path, kind: str) -> None:
     denoiser = PipelineDenoiser(with_scheduler(pipeline, kind), PROMPTS)
@@ -427,6 +431,7 @@ def test_the_command_gives_the_pipelines_own_pictures(
     assert "pictures is no empty folder" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_policy_is_trained_sampled_and_evaluated_by_commands(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -223,6 +223,7 @@ def test_a_layer_of_another_circuit_is_refused(quantum: QuantumPolicy, manila: D
         QuantumPolicy(QuantumLayer(other.layer.compiled, "ideal"), quantum.circuit)
 
 
+@pytest.mark.slow
 def test_the_same_policy_with_shots_and_on_a_fake_backends_primitive(quantum: QuantumPolicy, tmp_path: Path) -> None:
     """One argument moves a trained policy from the exact simulation to finite shots and to an Estimator primitive.
 

@@ -101,6 +101,7 @@ def assert_same(again: Policy, policy: Policy, obs: Tensor) -> None:
         assert torch.equal(one, other)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CIRCUITS)
 def test_policies_built_by_hand_come_back(tmp_path: Path, manila: Device, name: str) -> None:
     policy = policy_of(CIRCUITS[name](), manila)
@@ -129,6 +130,7 @@ def test_the_layers_circuit_is_what_counts(tmp_path: Path, manila: Device) -> No
         assert_same(moved, policy.on(device, "ideal"), states())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DEVICES)
 def test_every_kind_of_device_comes_back(tmp_path: Path, name: str) -> None:
     device = DEVICES[name](tmp_path)
@@ -150,6 +152,7 @@ def test_how_it_was_compiled_comes_back(tmp_path: Path, manila: Device) -> None:
         assert_same(again, policy, states())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("engine", "method"),
     [
@@ -186,6 +189,7 @@ def _frozen_first_weights(policy: Policy) -> None:
     next(policy.get_submodule("head").parameters()).requires_grad_(False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("freeze", [lambda policy: None, nn.Module.requires_grad_, _frozen_head, _frozen_first_weights])
 @pytest.mark.parametrize("kind", ["quantum", "mlp", "annealing", "lookup"])
@@ -304,6 +308,7 @@ def first_format(policy: QuantumPolicy, folder: Path, **changes: Any) -> Path:
     return save_module(folder, policy, {**config, **changes})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["ideal", "noisy", "shots:64", "noisy+readout"])
 def test_a_policy_of_format_1_still_loads(tmp_path: Path, manila: Device, engine: str) -> None:
     policy = policy_of(policy_circuit(**SETTINGS), manila, engine)

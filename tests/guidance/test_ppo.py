@@ -87,6 +87,7 @@ def quick(**changes: Any) -> PPOConfig:
     return PPOConfig(**{**settings, **changes})
 
 
+@pytest.mark.slow
 def test_it_finds_a_known_optimum() -> None:
     policy, critic = MLPPolicy((32, 32), n_features=1), Critic(1)
     history = train_ppo(Target(), policy, critic, quick(num_iterations=30, num_minibatches=2, learning_rate_head=2e-2))
@@ -181,6 +182,7 @@ PPO = PPOConfig(
 )
 
 
+@pytest.mark.slow
 def test_resumed_training_is_the_same_bit_for_bit(
     backbone: Backbone, reward: Reward, config: GuidanceConfig, quantum: QuantumPolicy, tmp_path: Path
 ) -> None:

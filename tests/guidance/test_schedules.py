@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -34,6 +35,19 @@ def test_zero_slope_is_the_constant() -> None:
     for name in ("linear_up", "linear_down", "cosine_up"):
         assert torch.equal(schedule(name, 1.3, 6, slope=0.0), schedules.constant(1.3, 6))
     torch.testing.assert_close(schedule("exponential", 1.3, 6, rate=0.0), schedules.constant(1.3, 6))
+
+
+def test_scales_at_another_number_of_steps_are_linear_in_the_share_to_do() -> None:
+    g = torch.tensor([5.0, 2.0, 3.0, 1.0])
+    assert torch.equal(schedules.resampled(g, 4), g)
+    for steps in (1, 2, 7, 8, 50):
+        to_do = [(steps - i) / steps for i in range(steps)]
+        wanted = np.interp(to_do, [0.25, 0.5, 0.75, 1.0], g.flip(0).tolist())  # below 1/4: the last scale
+        torch.testing.assert_close(schedules.resampled(g, steps), torch.tensor(wanted, dtype=torch.float32))
+    of_images = torch.stack([g, -g], 1)
+    torch.testing.assert_close(schedules.resampled(of_images, 7)[:, 1], -schedules.resampled(g, 7))
+    with pytest.raises(InvalidInputError, match="one step or more"):
+        schedules.resampled(g, 0)
 
 
 def test_bad_input() -> None:

@@ -12,6 +12,7 @@ import torch
 CALL: dict[str, Any] = {"prompt": ["a red seven", "b"], "num_inference_steps": 3, "output_type": "pt"}
 
 
+@pytest.mark.slow
 def test_classic(tmp_path: Path) -> None:
     images = [
         pipelines.stable_diffusion(tmp_path)(**CALL, generator=torch.Generator().manual_seed(0)).images

@@ -38,6 +38,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, TrainedPoli
     return path, train_guidance(GUIDANCE, PPO, RewardConfig(), POLICY, path=path, command="test")
 
 
+@pytest.mark.slow
 def test_the_run_folder_says_what_was_run(trained: tuple[Path, TrainedPolicy]) -> None:
     path, policy = trained
     names = {p.name for p in path.iterdir()}
@@ -83,6 +84,7 @@ def test_the_trained_policy_loads_unchanged_and_moves(
     assert load_policy(path, device="fake_quito").policy.layer.compiled.device.name == "fake_quito"  # type: ignore[attr-defined]
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_policy_and_resume_goes_on(
     trained: tuple[Path, TrainedPolicy], tmp_path: Path, manila: Device
 ) -> None:
@@ -105,6 +107,7 @@ def test_the_same_seed_gives_the_same_policy_and_resume_goes_on(
     assert len(resumed.history) == 3
 
 
+@pytest.mark.slow
 def test_an_older_run_without_spacing_goes_on(tmp_path: Path) -> None:
     guidance, ppo, policy = (
         GUIDANCE.replace(n_steps=4, spacing="leading"),
@@ -141,6 +144,7 @@ def test_a_sampler_that_cannot_be_is_refused_before_the_folder_is_made(tmp_path:
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_run_of_an_earlier_version_is_read_and_resumed(
     trained: tuple[Path, TrainedPolicy], tmp_path: Path, manila: Device
 ) -> None:
@@ -175,6 +179,7 @@ def test_a_run_of_an_earlier_version_is_read_and_resumed(
     assert load_policy(older).ppo == PPO
 
 
+@pytest.mark.slow
 def test_bad_input(tmp_path: Path, evaluation_classifier: Classifier, trained: tuple[Path, TrainedPolicy]) -> None:
     calls: list[tuple[type[Exception], str | None, dict[str, Any]]] = [
         (InvalidInputError, "reward classifier", {"scorer": evaluation_classifier}),
@@ -201,6 +206,7 @@ def test_a_damaged_model_is_said_to_be_damaged(tmp_path: Path) -> None:
         load_policy(path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["circuit.qpy", "isa.qpy", "model.safetensors", "device.snapshot.json.gz"])
 def test_a_damaged_file_of_the_policy_makes_it_a_damaged_run(tmp_path: Path, name: str) -> None:
     path = tmp_path / "run"

@@ -42,6 +42,7 @@ class Red:
         return images[:, 0].mean((1, 2)).sigmoid()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "prediction_type"),
     [("ddim", "epsilon"), ("euler", "epsilon"), ("dpm", "v_prediction"), ("pndm", "v_prediction"), ("ddim", "sample")],

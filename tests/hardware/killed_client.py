@@ -72,16 +72,25 @@ def _posts_a_job(request: Any) -> bool:
 
 
 def work(
-    ledger: str, jobs: int = 1, run: str = "killed", program: str = "executor", sampler: bool = False, **settings: Any
+    ledger: str,
+    jobs: int = 1,
+    run: str = "killed",
+    program: str = "executor",
+    sampler: bool = False,
+    by: str = "measure",
+    **settings: Any,
 ) -> dict[str, Any]:
-    """One call of a runner: `jobs` jobs of one row each, of an Estimator or of a Sampler with a dynamic circuit."""
+    """One call of a runner: `jobs` jobs of one row each, of an Estimator or of a Sampler with a dynamic circuit.
+
+    `by`: the dynamic circuit's measurement in mid-circuit.
+    """
     rows = np.linspace(0.1, 1.5, jobs)
     executions = SHOTS if sampler else 2 * SHOTS
     with Ledger.open(ledger) as opened:
         runner = open_runner("ibm_standin", ledger=opened, run=run, program=program, max_qpu_seconds=100.0,
                              times=TIMES, limits=JobLimits(executions=executions), **settings)  # fmt: skip
         with runner:
-            answer = runner.run([sampler_pub(rows, SHOTS, dynamic=True) if sampler else pub(rows, SHOTS)])
+            answer = runner.run([sampler_pub(rows, SHOTS, dynamic=True, by=by) if sampler else pub(rows, SHOTS)])
         values = [array.tolist() for array in ([expectations(answer)] if sampler else answer.values)]
         return {"values": values, "jobs": answer.job_ids, "reused": answer.reused, "seconds": answer.qpu_seconds}
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from qiskit import QuantumCircuit
-from qiskit.circuit import ClassicalRegister, Parameter
+from qiskit.circuit import ClassicalRegister, Instruction, Measure, Parameter
 from qiskit.primitives import BitArray
 from qiskit.quantum_info import SparsePauliOp, Statevector
 
@@ -56,16 +56,18 @@ def pub(rows: Sequence[float] = (0.1, 0.9), shots: int = 100) -> Pub:
     return Pub(circuit, observables, (THETA,), np.array(rows)[:, None], precision_of(shots))
 
 
-def sampler_pub(rows: Sequence[float] = (0.1, 0.9), shots: int = 100, *, dynamic: bool = False) -> SamplerPub:
+def sampler_pub(
+    rows: Sequence[float] = (0.1, 0.9), shots: int = 100, *, dynamic: bool = False, by: str = "measure"
+) -> SamplerPub:
     """The circuit of `pub`, its qubit measured into the register ``c``.
 
-    dynamic: measured before, into ``m``, and turned back to where it was if it read 1 and was reset.
+    dynamic: measured before, into ``m``, and turned back to where it was if it read 1 and was reset. `by`: measured so.
     """
     part = pub().circuit
     circuit = QuantumCircuit(*part.qregs, ClassicalRegister(1, "m"), ClassicalRegister(1, "c"))
     circuit.compose(part, inplace=True)
     if dynamic:
-        circuit.measure(0, 0)
+        circuit.append(Measure() if by == "measure" else Instruction(by, 1, 1, []), [0], [0])
         circuit.reset(0)
         with circuit.if_test((circuit.cregs[0], 1)):
             circuit.x(0)

@@ -67,6 +67,7 @@ OTHER = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("program", PROGRAMS)
 @pytest.mark.parametrize("kind", [*NO_RESULT, *OTHER])
 def test_what_is_no_answer_is_asked_for_again(standin: StandIn, ledger: Ledger, program: str, kind: str) -> None:
@@ -112,6 +113,7 @@ REASONS = ["lost contact with the control system", "cancelled readout of qubit 3
            "refused by the controller", "lost: x", "cancelled: x", "not sent: x", "refused: x", ""]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reason", REASONS)
 def test_a_job_that_failed_is_not_sent_again_whatever_the_service_says(
     standin: StandIn, ledger: Ledger, reason: str
@@ -163,6 +165,7 @@ def test_rows_of_ledgers_without_the_flag(ledger: Ledger, job_id: str | None, jo
     assert len(service.jobs) == jobs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shots", [50, 1000, 4096])
 @pytest.mark.parametrize("level", [None, 0, 1, 2])
 def test_the_ledger_says_what_the_service_executed(
@@ -192,6 +195,7 @@ def compiled_for(standin: StandIn) -> CompiledCircuit:
     return compile_circuit(circuit, Device.load(standin.name), inputs=[angle], weights=[], observables=zs)
 
 
+@pytest.mark.slow
 def test_infinite_standard_errors_of_the_client_are_kept(
     standin: StandIn, ledger: Ledger, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -223,6 +223,7 @@ def test_charges_survive_a_recovery_and_a_lost_result(tmp_path: Path) -> None:
 BOTH = ("qpu_charge_time_seconds", "quantum_seconds")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), "n/a", -3, None, True, [], 10**400])
 def test_a_charge_that_is_no_number_is_not_known(standin: StandIn, ledger: Ledger, usage: Usage, value: object) -> None:
     usage.say = lambda job, told: {**told, **dict.fromkeys(BOTH, value)}
@@ -350,6 +351,7 @@ def test_a_session_that_cannot_be_closed_counts_with_its_maximum(standin: StandI
 # -- the invariant -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(25))
 def test_whatever_is_said_and_when_the_cap_holds_and_nothing_is_lost(tmp_path: Path, seed: int) -> None:
     """Jobs cost anything up to their limits; the service states it at once or later; processes come and go."""

@@ -224,6 +224,7 @@ def test_what_is_expected_is_what_the_runner_plans(tmp_path: Path, most: int, le
     assert (cost.unlike is None) == (len({row.circuits for row in rows}) == 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("most", [10_000_000, 300])
 def test_the_least_cap_is_enough_and_one_second_less_is_not(tmp_path: Path, most: int) -> None:
     """Three calls whose jobs are charged what is estimated."""

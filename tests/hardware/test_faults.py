@@ -148,6 +148,7 @@ SURVIVED: dict[str, tuple[str, Fault, int, int]] = {
 BOTH = ("the job answered 500 once", "the job accepted, the reply lost", "results cut off")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "program"), [*((name, "executor") for name in SURVIVED), *((name, "own") for name in BOTH)]
 )
@@ -161,6 +162,7 @@ def test_survived(standin: StandIn, tmp_path: Path, name: str, program: str, pri
     assert standin.requests[endpoint] > after, "the fault has happened"
 
 
+@pytest.mark.slow
 def test_a_job_answered_503_for_longer_than_we_try_is_not_lost(standin: StandIn, tmp_path: Path) -> None:
     standin.inject("jobs_post", Status(503), times=7)
     with pytest.raises(ServiceError, match=r"took no job in 4 attempts.*Nothing was charged"):

@@ -106,6 +106,7 @@ def test_every_moment_has_an_expectation() -> None:
     assert set(STATES) == set(MOMENTS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", [False, True], ids=["estimator", "sampler"])
 @pytest.mark.parametrize("moment", list(STATES))
 def test_killed_and_started_again(standin: StandIn, client: Client, tmp_path: Path, moment: str, sampler: bool) -> None:
@@ -123,6 +124,25 @@ def test_killed_and_started_again(standin: StandIn, client: Client, tmp_path: Pa
     np.testing.assert_allclose(answer["values"][0], wanted, atol=0.6)
     again = client(ledger, sampler=sampler)
     assert (again["values"], again["reused"], len(standin.jobs)) == (answer["values"], 1, 1)
+
+
+def test_killed_with_a_measurement_for_mid_circuit(standin: StandIn, client: Client, tmp_path: Path) -> None:
+    """Found again by the same key; a device without the instruction is sent nothing."""
+    ledger = tmp_path / "ledger"
+    (told,) = client.all(ledger, sampler=True, by="measure_2")
+    assert "measure_2" in told["error"]
+    assert "does not fit ibm_standin" in told["error"]
+    before = standin.device
+    standin.recalibrate("fake_kingston")
+    try:
+        client(ledger, "accepted, id not noted", sampler=True, by="measure_2")
+        assert (state_of(ledger), len(standin.jobs)) == ("planned", 1)
+        answer = client(ledger, sampler=True, by="measure_2")
+    finally:
+        standin.recalibrate(before)
+    assert answer["jobs"] == [standin.jobs[0].id]
+    assert (len(standin.jobs), standin.charged_seconds) == (1, CHARGE)
+    np.testing.assert_allclose(answer["values"][0], exact(pub((0.1,), SHOTS))[:1], atol=0.6)
 
 
 def test_killed_while_it_looks_for_a_job_whose_reply_was_lost(standin: StandIn, client: Client, tmp_path: Path) -> None:
@@ -183,6 +203,7 @@ def test_ctrl_c_asks_for_cancellation_and_the_next_call_pays_once(
     assert ([job.seconds for job in standin.jobs], standin.charged_seconds) == ([0.0, CHARGE], CHARGE)
 
 
+@pytest.mark.slow
 def test_ctrl_c_too_late_keeps_the_answer(standin: StandIn, client: Client, tmp_path: Path) -> None:
     ledger = tmp_path / "ledger"
     (told,) = client.all(ledger, stop="answer fetched", signal=int(signal.SIGINT))

@@ -69,6 +69,7 @@ class Counted(RandomFaults):
         return fault
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(60 + 10 * JOBS)
 def test_many_jobs_under_random_faults(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

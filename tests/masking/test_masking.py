@@ -182,6 +182,7 @@ def spellings(token: str) -> set[str]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [*BARE, *QUOTED])
 def test_a_stranger_s_token_is_masked_in_every_shape(shape: str) -> None:
     generator = random.Random(shape)
@@ -196,6 +197,7 @@ def test_a_stranger_s_token_is_masked_in_every_shape(shape: str) -> None:
             assert without_tokens(masked) == masked
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", NEAR)
 def test_what_can_only_be_a_credential_is_masked_next_to_its_name(shape: str) -> None:
     generator = random.Random(shape)
@@ -221,6 +223,7 @@ def test_what_stands_around_a_masked_value_stays(shape: str) -> None:
     assert "Account" not in kept or rest in masked
 
 
+@pytest.mark.slow
 def test_pictures_and_other_data_in_base64_stay() -> None:
     data = random.Random(1).randbytes(400_000)
     for text in (base64.b64encode(data).decode(), base64.encodebytes(data).decode(), data.hex()):
@@ -297,6 +300,7 @@ OWN: dict[str, Callable[[str], str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", OWN)
 @pytest.mark.parametrize("source", ["environment", "file", "damaged file", "remembered", "another variable"])
 def test_the_user_s_own_token_is_masked_wherever_it_stands(
@@ -360,6 +364,7 @@ def test_an_empty_or_absent_token_masks_nothing(monkeypatch: pytest.MonkeyPatch)
 # -- time --------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "piece",
     [

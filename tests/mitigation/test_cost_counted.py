@@ -62,6 +62,7 @@ def test_every_strategy_is_tried() -> None:
     assert {text.split(":")[0] for text in TEXTS} == set(STRATEGIES)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "texts", [*((text,) for text in TEXTS), *itertools.product(TEXTS, TEXTS)], ids=lambda texts: "+".join(texts)
 )

@@ -16,6 +16,7 @@ from qhw_diffusion.mitigation import folded
 NATIVE = {"fake_manila": "cx", "fake_brisbane": "ecr", "fake_marrakesh": "cz"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("folding", ["local", "global"])
 @pytest.mark.parametrize("name", NATIVE)
 def test_a_folded_circuit_is_the_same_unitary_with_more_gates(name, folding, policy, rows, unitary):

@@ -82,6 +82,7 @@ def test_the_labels_are_those_of_the_circuits(compiled: CompiledCircuit) -> None
             assert label.endswith(f"folded, scale {scale:g}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("mitigation", "labels"),
     [

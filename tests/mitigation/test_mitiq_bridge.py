@@ -30,6 +30,7 @@ def gates(compiled):
     return {name: counts[name] for name in PULSES if name in counts}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DEVICES)
 def test_folds_three_times_every_gate_and_keeps_unitary_qubits_and_parameters(name, policy, rows, unitary):
     compiled = policy(name)

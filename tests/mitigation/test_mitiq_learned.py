@@ -117,6 +117,7 @@ def test_pec_draws_what_mitiqs_own_sampling_draws(pair):
     assert abs(np.mean(signs) - (2 * exact - 1)) < 0.15
 
 
+@pytest.mark.slow
 def test_pec_says_what_the_drawing_leaves_uncertain(pair):
     values = torch.stack([Mitigated("noisy", [MitiqPEC(20, seed)]).estimate(pair, ROWS).values for seed in range(5)])
     said = Mitigated("noisy", [MitiqPEC(20, 9)]).estimate(pair, ROWS).std_errors

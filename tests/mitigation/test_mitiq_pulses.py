@@ -26,6 +26,7 @@ def pair() -> CompiledCircuit:
     return pair_on("fake_marrakesh")
 
 
+@pytest.mark.slow
 def test_ddd_refocuses_what_waiting_qubits_collect(unitary):
     """Every delay is given a rotation by hand; the sequence undoes most of it."""
     circuit = QuantumCircuit(3)

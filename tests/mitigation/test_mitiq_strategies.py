@@ -49,6 +49,7 @@ def test_all_circuits_and_rows_go_out_in_one_call(strategy, experiments, rows, p
     assert all(circuit.physical_qubits == pair.physical_qubits for circuit, _ in sent)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["fake_manila", "fake_brisbane", "fake_marrakesh"])
 def test_zne_is_native_zne_where_they_fold_alike(name):
     compiled = pair_on(name)

@@ -177,6 +177,7 @@ def test_a_layer_with_it_is_saved_and_loaded(file, policy, tmp_path):
     assert load_layer(tmp_path / "layer", engine="noisy").engine.spec == "noisy"
 
 
+@pytest.mark.slow
 def test_a_script_that_runs_is_the_file_of_that_name(file):
     """What a script defines is saved by the script's path, and is the same class when it is named within the script."""
     with open(file, "a") as script:

@@ -126,6 +126,7 @@ def test_calibration_circuits_run_once_for_each_set_of_qubits(products, policy, 
     assert Mitigated(base, [Readout("measured")]).estimate(compiled, values).usage.circuits == 5, "a new one calibrates"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", ["snapshot", "measured", "correlated"])
 def test_error_bars_cover(source, policy, rows):
     """Also those of the calibration: it is drawn anew each time, with as few shots as the rest."""

@@ -46,6 +46,7 @@ def test_paulis_between_rotations_cost_no_pulse(name, policy, rows):
     assert np.mean(added) < compiled.two_qubit_gates  # written out, it would be 2 for each two-qubit gate
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gate", ["cx", "cz", "ecr"])
 def test_a_coherent_error_becomes_a_pauli_error(gate):
     """The mean over randomisations of a gate with an over-rotation has a diagonal Pauli transfer matrix."""

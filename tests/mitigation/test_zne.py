@@ -23,6 +23,7 @@ FIT = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["fake_manila", "fake_brisbane", "fake_marrakesh", "fake_nighthawk"])
 def test_on_the_noisy_engine_it_is_numpys_fit_of_aers_density_matrices(name, policy, rows, aer):
     compiled, factors = policy(name), (1, 1.8, 3, 5)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,13 @@ from scipy import stats
 from qhw_diffusion.denoising import AmplitudeQDM, AutoencoderConfig, ReverseConfig, ReverseProcess, from_pretrained
 from qhw_diffusion.denoising.command import REVERSE, TRAIN
 from qhw_diffusion.errors import QhwError, RunFolderError
-from qhw_diffusion.experiment import Results, load_study, open_study, reopen_study, run_study
+from qhw_diffusion.experiment import Results, load_study, open_study, reopen_study, run_study, write_page
 from qhw_diffusion.experiment.study import cell_file, load_results
 from qhw_diffusion.runs import RunFolder
 from qhw_diffusion.studies.denoising import experiment
 from qhw_diffusion.studies.denoising.experiment import Context, DenoisingConfig
 from qhw_diffusion.studies.denoising.measures import measured_on_device, visible_infidelity
-from qhw_diffusion.studies.denoising.page import CONTROLS, PRIMITIVES, read_samples, sample_file
+from qhw_diffusion.studies.denoising.page import CONTROLS, PRIMITIVES, read_samples, row_label, sample_file
 
 STUDY = load_study("denoising")
 
@@ -58,6 +59,33 @@ def test_every_row_has_every_seed(results: Results[DenoisingConfig]) -> None:
     for kind in ("real", "encoded"):
         assert len(results.values("fd", kind=kind)) == 2
     assert results.table.query("metric == 'fd'").value.notna().all()
+
+
+@pytest.mark.slow
+def test_the_page_of_a_study_has_every_row_figure_and_section(
+    results: Results[DenoisingConfig], tmp_path: Path
+) -> None:
+    page, file = write_page(results)
+    html = file.read_text().replace("&#39;", "'")
+    for heading in ("What came out", "What was trained", "Samples", "Paired tests", "The reverse process, step by step",
+                    "Success probability and shots", "Training", "The circuit on the device",
+                    "What a device can give", "How to reproduce"):  # fmt: skip
+        assert f">{heading}</h2>" in html
+    images = re.findall(r"<img [^>]*>", html)
+    assert len(images) == 7
+    assert all(re.search(r'alt="[^"]{30,}"', image) for image in images)
+    text = page.save_markdown(tmp_path / "page.md", figures=tmp_path / "figures").read_text()
+    for row in results.config.rows():
+        assert row_label(row) in html
+        assert f"| {row_label(row)} | {results.mean('energy', row=row):.3f}" in text
+    assert re.sub(r"\*\*", "", page.findings[0])[:60] in re.sub(r"</?strong>", "", html)
+    assert "not</strong> Inception FID" in html
+    assert "qhw study denoising --seeds 2" in html
+    assert "fake_manila" in html
+    assert "24 weights a step" in text
+    assert "| train.iterations | 5 |" in text
+    assert text.count("| --- |") >= 7
+    assert len(list((tmp_path / "figures").glob("*.png"))) == 7
 
 
 @pytest.mark.slow
@@ -284,6 +312,7 @@ def test_cells_need_what_they_start_from() -> None:
     assert STUDY.cells_of(config.replace(model="amplitude", variants=("postselected",)))["real"].needs == ()
 
 
+@pytest.mark.slow
 def test_the_reconstruction_has_the_published_number_of_circuit_parameters() -> None:
     config = DenoisingConfig(variants=("postselected", "reconstruction"))
     process = ReverseProcess(config.reverse_of("reconstruction", 3))

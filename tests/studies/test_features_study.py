@@ -35,6 +35,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Results[FeaturesStudyCo
     return load_results(STUDY, run)
 
 
+@pytest.mark.slow
 def test_the_lowest_validation_distance_is_chosen_and_told(results: Results[FeaturesStudyConfig]) -> None:
     means = {text: np.mean(values(results, text, "validation")) for text in CONFIG.candidates}
     assert chosen(results) == min(means, key=means.__getitem__)

@@ -83,6 +83,7 @@ def _second(engine: Shots, compiled: Any, first: torch.Tensor, second: torch.Ten
     return engine.estimate(compiled, second).values
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["none", "readout", READOUT_ZNE])
 def test_a_bootstrap_over_the_shots_of_one_run_gives_the_stated_errors(
     circuits: Circuits, name: str, monkeypatch: pytest.MonkeyPatch

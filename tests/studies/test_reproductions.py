@@ -116,6 +116,7 @@ def test_metrics_are_those_of_the_definitions() -> None:
     )
 
 
+@pytest.mark.slow
 def test_training_beats_the_untrained_and_the_bypassed_circuit(tmp_path: Path) -> None:
     experiment = EXPERIMENTS["quddpm-1"]
     short = replace(
@@ -187,6 +188,7 @@ def test_every_experiment_runs_and_gives_the_numbers_of_the_version_before(tmp_p
             assert results.values("fidelity", experiment=name, states="bypassed") == pytest.approx([0.5, 0.5])
 
 
+@pytest.mark.slow
 def test_what_is_done_is_not_done_again(tmp_path: Path) -> None:
     out = tmp_path / "run"
     told = study_command(STUDY, TINY, out, command="qhw study reproductions", markdown=tmp_path / "page.md")

@@ -128,6 +128,7 @@ def test_slopes() -> None:
     assert closed_slope([9, 10, 11], "overlap") == pytest.approx(-2, abs=0.01)
 
 
+@pytest.mark.slow
 def test_the_whole_study(tmp_path: Path) -> None:
     study = load_study("trainability")
     run = open_study(study, tmp_path / "run", TINY)

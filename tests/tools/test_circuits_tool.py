@@ -50,6 +50,7 @@ def bound(circuit: QuantumCircuit) -> QuantumCircuit:
     return circuit.assign_parameters({p: angles[p.name] for p in circuit.parameters})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_a_published_file_is_the_identical_unitary(name: str) -> None:
     ours = published_circuit(name).circuit
@@ -76,6 +77,7 @@ def test_the_runtime_client_takes_the_published_version() -> None:
     assert SERVICE_MAX_SUPPORTED_QPY_VERSION >= 13
 
 
+@pytest.mark.slow
 def test_the_folder_holds_what_the_list_says_and_the_readme_is_the_tables() -> None:
     files = {f"{name}.{ending}" for name in NAMES for ending in ("qasm", "qpy", "svg")}
     assert {path.name for path in FOLDER.iterdir()} == files | {"README.md", "table.json"}
@@ -88,6 +90,7 @@ def test_the_folder_holds_what_the_list_says_and_the_readme_is_the_tables() -> N
         assert set(published.circuit.parameters) == {*published.inputs, *published.weights}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "gates"),
     # measured apart from this package too: the ring needs a cycle, which heavy-hex has of twelve qubits only
@@ -166,6 +169,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.mark.slow
 def test_an_export_is_the_published_one(exported: Path) -> None:
     """The same code and versions give the same files, byte for byte (QPY names the Qiskit version, hence `if`)."""
     if TABLE["made_with"] != versions():
@@ -186,6 +190,7 @@ def copy(exported: Path, folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_every_damage_is_found(exported: Path, tmp_path: Path, small: list[str]) -> None:
     out = copy(exported, tmp_path)
     assert check_circuits(out) == []
@@ -265,6 +270,7 @@ def test_where_nothing_can_be_written_nothing_is_computed(tmp_path: Path, monkey
         export_circuits(tmp_path / "file" / "below")
 
 
+@pytest.mark.slow
 def test_export_then_check_then_damage(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

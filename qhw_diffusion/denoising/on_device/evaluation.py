@@ -298,7 +298,7 @@ def _made_sampled(
     compiled = shown_circuit(sampler, labels)
     rows = torch.from_numpy(sampler.values(starts, labels))
     if model.reverse.config.kind == "measured":
-        check_histories(model, compiled, starts, labels, asked.shots, asked.seed)
+        check_histories(sampler, starts, labels, asked.shots, asked.seed)
         return _Made(model, compiled, starts, labels, rows, (), sampler)
     predictions = record_predictions_of(sampler, compiled, starts, labels, rows)
     check_resolvable(predictions[0].success.clamp(max=1), asked.shots, model.dim)

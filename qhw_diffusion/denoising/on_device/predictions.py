@@ -15,7 +15,7 @@ from torch import Tensor
 from qhw_diffusion.denoising.models import AmplitudeQDM
 from qhw_diffusion.denoising.on_device.sampler import DenoiserSampler
 from qhw_diffusion.denoising.quotient import quotient_of
-from qhw_diffusion.denoising.reverse import check_labels
+from qhw_diffusion.denoising.reverse import ReverseProcess, check_labels
 from qhw_diffusion.errors import InvalidInputError, MemoryBudgetError
 from qhw_diffusion.execution import CompiledCircuit, Noisy, record_probabilities
 
@@ -91,7 +91,8 @@ def record_predictions_of(
         success = shares.sum(1)
         p = shares / success[:, None].clamp_min(1e-300)
         found.append(Predicted(f"simulated, noise of {device.name}", p, success, model.decode(p.sqrt().float())))
-    return found + _stepwise_both(model, compiled, starts, labels, outcomes, noisy=not found)
+    mid_circuit = sampler.mid_circuit
+    return found + _stepwise_both(model, compiled, starts, labels, outcomes, noisy=not found, mid_circuit=mid_circuit)
 
 
 def _joint(
@@ -123,17 +124,23 @@ def _stepwise_both(
     outcomes: Tensor | None,
     *,
     noisy: bool,
+    mid_circuit: bool = False,
 ) -> list[Predicted]:
-    """Step by step under noise (if asked, and there is any), and without."""
+    """Step by step under noise (if asked, and there is any), and without. `mid_circuit`: see `ReverseProcess.on`."""
     device, found = compiled.device, []
     if noisy and device.has_noise:
         try:
-            under = model.on(device=device, engine="noisy")
+            under = model.with_reverse(_reverse_of(model).on(device=device, engine="noisy", mid_circuit=mid_circuit))
             name = f"simulated step by step, noise of {device.name}"
             found.append(_stepwise(under, starts, labels, outcomes, name))
         except MemoryBudgetError:
             pass
     return [*found, _stepwise(model.on(engine="ideal"), starts, labels, outcomes, "simulated, no noise")]
+
+
+def _reverse_of(model: AmplitudeQDM) -> ReverseProcess:
+    assert isinstance(model.reverse, ReverseProcess)  # `DenoiserSampler` and `compile_deferred` take no other
+    return model.reverse
 
 
 def _stepwise(
@@ -156,14 +163,11 @@ def _stepwise(
 
 
 @torch.no_grad()
-def check_histories(
-    model: AmplitudeQDM, compiled: CompiledCircuit, starts: Tensor, labels: Tensor | None, shots: int, seed: int
-) -> None:
+def check_histories(sampler: DenoiserSampler, starts: Tensor, labels: Tensor | None, shots: int, seed: int) -> None:
     """Stop where the shots leave the image of a usual history fewer than one for each outcome of the data.
 
     Args:
-        model: that keeps its outcomes.
-        compiled: its circuit on the device, under whose noise histories are drawn.
+        sampler: of a model that keeps its outcomes, and on its device, under whose noise histories are drawn.
         starts: x_T.
         labels: int64 [B], or None.
         shots: of each image.
@@ -172,11 +176,15 @@ def check_histories(
     Raises:
         InvalidInputError: with the number of shots it takes.
     """
+    model, device = sampler.model, sampler.device
+    assert isinstance(model.reverse, ReverseProcess)
+    reverse, drawn_by = model.reverse, model.reverse
     try:
-        drawn_by = model.on(device=compiled.device, engine="noisy") if compiled.device.has_noise else model
+        if device.has_noise:
+            drawn_by = reverse.on(device=device, engine="noisy", mid_circuit=sampler.mid_circuit)
     except MemoryBudgetError:
-        drawn_by = model.on(engine="ideal")
-    chain = drawn_by.reverse.run(starts, labels, torch.Generator().manual_seed(seed))
+        drawn_by = reverse.on(engine="ideal")
+    chain = drawn_by.run(starts, labels, torch.Generator().manual_seed(seed))
     share = float(chain.probability.median())
     if shots * share < model.dim:
         raise InvalidInputError(

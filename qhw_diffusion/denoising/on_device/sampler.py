@@ -29,8 +29,10 @@ from qhw_diffusion.denoising.models import QDM, AmplitudeQDM
 from qhw_diffusion.denoising.readout import ImageEstimate, check_resolvable, images_from_counts
 from qhw_diffusion.denoising.reverse import ReverseProcess, check_labels
 from qhw_diffusion.devices import Device
+from qhw_diffusion.devices.instructions import MID_CIRCUIT
 from qhw_diffusion.errors import InvalidInputError
 from qhw_diffusion.execution import SamplerEngine, Samples, compile_sampled
+from qhw_diffusion.hardware.sampling import operations_of
 from qhw_diffusion.hardware.service import SamplerPub
 
 Way = Literal["deferred", "dynamic"]
@@ -121,6 +123,12 @@ class DenoiserSampler:
         """
         wanted = [0] if self.way == "deferred" or labels is None else [int(y) for y in torch.unique(labels)]
         return {label: self._circuit(label) for label in wanted}
+
+    @property
+    def mid_circuit(self) -> bool:
+        """Whether its circuits read ancillas by the device's own measurement for mid-circuit (`measure_2`)."""
+        circuits = [circuit for circuit, _ in self._compiled.values()] or [self.circuit()]
+        return any(name == MID_CIRCUIT["measure"] for circuit in circuits for name, _ in operations_of(circuit))
 
     def values(self, states: Tensor, labels: Tensor | None = None) -> np.ndarray:
         """[B, P] angles of starts x_T: of their preparation, and where it is deferred of labels and weights too.

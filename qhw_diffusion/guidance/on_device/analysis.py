@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from scipy.stats import chi2
 from torch import Tensor
 
 from qhw_diffusion.diffusion import accuracy, evaluate_samples
@@ -53,6 +52,8 @@ class StepCheck:
 
 def check_steps(played: Played, shots: int) -> list[StepCheck]:
     """One check per step. A standard error below 1/shots (all shots alike) counts as 1/shots."""
+    from scipy.stats import chi2
+
     checks = []
     for index in range(len(played.measured)):
         gap = (played.measured[index] - played.predicted[index]).double()

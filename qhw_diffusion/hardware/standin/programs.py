@@ -11,16 +11,33 @@ import math
 from typing import Any
 
 import numpy as np
+from qiskit import QuantumCircuit
 
 from qhw_diffusion.devices import Device
+from qhw_diffusion.devices.instructions import MID_CIRCUIT
 from qhw_diffusion.errors import InvalidInputError
 from qhw_diffusion.hardware.local import AerEstimator, on_qubits, qubits_in_use
-from qhw_diffusion.hardware.sampling import aer_simulator, sample_bits, sample_counts
+from qhw_diffusion.hardware.sampling import aer_simulator, operations_of, sample_bits, sample_counts
 from qhw_diffusion.hardware.service import SamplerPub
 from qhw_diffusion.hardware.split import bases_of
 
 PROGRAMS = ("estimator", "sampler", "executor")
 SCHEMA = "v2.0"
+
+
+class NotOfThisTargetError(InvalidInputError):
+    """A circuit with instructions that the device does not have: the service's error 1517."""
+
+
+def check_instructions(circuit: QuantumCircuit, device: Device) -> None:
+    """Refuse measurements and resets in mid-circuit by instructions that the device lacks, as the service does."""
+    assert device.target is not None
+    for name, place in operations_of(circuit):
+        if name in MID_CIRCUIT.values() and not device.target.instruction_supported(name, place):
+            raise NotOfThisTargetError(
+                f"Circuits do not match the target definition: the instruction {name} on qubits {place} is not "
+                "supported by the target"
+            )
 
 
 def run_program(program: str, params: str, device: Device, generator: np.random.Generator) -> tuple[str, int]:
@@ -105,6 +122,7 @@ def _sampler(params: str, device: Device, generator: np.random.Generator) -> tup
         array = np.asarray(values, dtype=float) if parameters else np.zeros((1, 0))
         shape = array.shape[:-1] if parameters else ()
         shots = int((rest[0] if rest else None) or default)
+        check_instructions(circuit, device)
         pub = SamplerPub(circuit, parameters, array.reshape(int(np.prod(shape)), len(parameters)), shots)
         bits = {name: one.reshape(shape) for name, one in sample_bits(pub, device, generator).items()}
         executions += shots * pub.rows
@@ -133,6 +151,7 @@ def _executor(params: str, device: Device, generator: np.random.Generator) -> tu
             sampled = {}
             values = np.broadcast_to(item.circuit_arguments, (*item.shape, item.circuit_arguments.shape[-1]))
         values = np.asarray(values, dtype=float)
+        check_instructions(item.circuit, device)
         counts = sample_counts(item.circuit, values, program.shots, device, generator)
         executions += program.shots * max(1, int(np.prod(values.shape[:-1])))
         items.append(

@@ -17,7 +17,7 @@ from qhw_diffusion.devices import Device
 from qhw_diffusion.errors import InvalidInputError
 from qhw_diffusion.hardware.cost import JOB_OVERHEAD, RULE_PER_EXECUTION
 from qhw_diffusion.hardware.standin.faults import Fault, Planned, RandomFaults, check_endpoint
-from qhw_diffusion.hardware.standin.programs import run_program
+from qhw_diffusion.hardware.standin.programs import NotOfThisTargetError, run_program
 from qhw_diffusion.hardware.standin.records import JobRecord, Records, moment
 from qhw_diffusion.hardware.standin.server import make_server
 
@@ -243,6 +243,9 @@ class StandIn:
                 continue
             try:
                 result, executions = run_program(job.program, job.params, self.device, self._generator)
+            except NotOfThisTargetError as error:
+                self._end(job, "Failed", str(error), 1517, 0.0)
+                continue
             except Exception as error:  # the service says what it thinks of the job, whatever it was
                 self._end(job, "Failed", f"{type(error).__name__}: {error}", 1500, 0.0)
                 continue

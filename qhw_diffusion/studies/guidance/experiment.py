@@ -61,7 +61,7 @@ from qhw_diffusion.guidance import (
     train_guidance,
     train_pathwise,
 )
-from qhw_diffusion.guidance.config import BUILT_IN_SCORER, ModelConfig, check_scorer_text
+from qhw_diffusion.guidance.config import BUILT_IN_SCORER, ModelConfig, check_apart, check_scorer_text
 from qhw_diffusion.guidance.evaluation import (
     EVALUATION_SEED,
     Models,
@@ -184,6 +184,7 @@ class GuidanceStudyConfig(Config):
                 raise UnknownNameError.of("schedule", name, COMPETITORS)
         require(len(set(self.schedules)) == len(self.schedules), f"schedules named twice: {', '.join(self.schedules)}")
         check_scorer_text(self.scorer)
+        check_apart(self.models, self.reward)
         require(self.seeds >= 1, f"seeds must be at least 1, got {self.seeds}")
         GuidanceConfig(n_steps=self.n_steps, spacing=self.spacing)  # refuses what no sampler takes
         self.ppo.check_minibatches(self.ppo.num_steps or self.n_steps)
@@ -282,30 +283,51 @@ def can_be_made(schedule: Schedule, n_steps: int) -> bool:
     return True
 
 
-def cells(config: GuidanceStudyConfig) -> list[Cell]:
-    """All cells; two U-Net evaluations an image and step: with the label and without."""
+def seconds_of(config: GuidanceStudyConfig, images: int) -> float:
+    """About how long so many images take: two network evaluations an image and step, with the label and without."""
     rate = EVALUATIONS_A_SECOND if config.models.pipeline is None else OF_A_PIPELINE
+    return images * 2 * config.n_steps / rate
 
-    def seconds(images: int) -> float:
-        return images * 2 * config.n_steps / rate
 
-    found = [Cell("floor", {"part": "floor"}, seconds=2, label="real training images")]
-    sweep = tuple(f"constant-{g:g}" for g in config.constants)
-    for name, g in zip(sweep, config.constants, strict=True):
-        parameters = {"part": "sweep", "schedule": "constant", "g": g}
-        found.append(Cell(name, parameters, (), seconds(config.sweep_images), f"constant g = {g:g}"))
-    found.append(Cell("calibration", {"part": "calibration"}, sweep, seconds(config.tune_images)))
-    tuned = []
+def sweep_cells(config: GuidanceStudyConfig, ending: str = "") -> list[Cell]:
+    """One cell a constant; `ending` of their names, as in all that reads them."""
+    seconds = seconds_of(config, config.sweep_images)
+    return [
+        Cell(
+            f"constant-{g:g}{ending}",
+            {"part": "sweep", "schedule": "constant", "g": g},
+            (),
+            seconds,
+            f"constant g = {g:g}",
+        )
+        for g in config.constants
+    ]
+
+
+def tuning_cells(config: GuidanceStudyConfig, ending: str = "") -> list[Cell]:
+    """One cell a candidate of a schedule."""
+    sweep, seconds = tuple(cell.name for cell in sweep_cells(config, ending)), seconds_of(config, config.tune_images)
+    found = []
     for name, shapes in config.shapes.items():
         for factor in config.tune_means:
             for index, shape in enumerate(shapes):
-                tuned.append(f"{name}-{factor:g}-{index}")
                 parameters = {"part": "tuning", "schedule": name, "mean_factor": factor, "shape": index}
                 told = ", ".join(f"{key} {value:g}" for key, value in shape.items())
                 label = f"{SCHEDULE_LABELS[name]}, mean × {factor:g}, {told}"
-                found.append(Cell(tuned[-1], parameters, sweep, seconds(config.tune_images), label))
+                found.append(Cell(f"{name}-{factor:g}-{index}{ending}", parameters, sweep, seconds, label))
+    return found
+
+
+def cells(config: GuidanceStudyConfig) -> list[Cell]:
+    """All cells."""
+    found = [Cell("floor", {"part": "floor"}, seconds=2, label="real training images"), *sweep_cells(config)]
+    sweep = tuple(cell.name for cell in sweep_cells(config))
+    found.append(Cell("calibration", {"part": "calibration"}, sweep, seconds_of(config, config.tune_images)))
+    found += tuning_cells(config)
+    tuned = [cell.name for cell in tuning_cells(config)]
     found.append(Cell("choice", {"part": "choice"}, (*sweep, *tuned), 0.1))
-    pathwise = BACKWARD * seconds(config.pathwise.num_iterations * config.pathwise.num_images)
+    pathwise = BACKWARD * seconds_of(config, config.pathwise.num_iterations * config.pathwise.num_images)
+    parameters: dict[str, Any]
     for name in (name for name in FREE_SCHEDULES if name in config.schedules):
         parameters = {"part": "free", "schedule": name}
         found.append(Cell(name, parameters, ("calibration",), pathwise, f"training {label_of(name)}"))
@@ -316,7 +338,7 @@ def cells(config: GuidanceStudyConfig) -> list[Cell]:
     for seed in range(config.seeds):
         for policy in config.policies:
             parameters = {"part": "training", "policy": policy, "seed": seed}
-            cost = seconds(config.ppo.num_iterations * config.ppo.num_envs)
+            cost = seconds_of(config, config.ppo.num_iterations * config.ppo.num_envs)
             cost = pathwise if policy.endswith(PATHWISE) else cost
             label = f"training {label_of(policy)}, seed {seed}"
             found.append(Cell(f"training-{policy}-seed{seed}", parameters, ("calibration",), cost, label))
@@ -328,12 +350,16 @@ def cells(config: GuidanceStudyConfig) -> list[Cell]:
             parameters = {"part": "evaluation", "policy": name, "seed": seed}
             label = f"evaluation {label_of(name)}, seed {seed}"
             needs = ("choice", "calibration", *needs)
-            found.append(Cell(f"evaluation-{name}-seed{seed}", parameters, needs, seconds(config.eval_images), label))
+            found.append(
+                Cell(f"evaluation-{name}-seed{seed}", parameters, needs, seconds_of(config, config.eval_images), label)
+            )
         for what in ("constant", *ORACLES):
             before = ("choice", "calibration", *([f"oracle-{what}"] if what in ORACLES else []))
             parameters = {"part": "headroom", "oracle": what, "seed": seed}
             label = f"evaluation {label_of(f'oracle_{what}')}, seed {seed}"
-            found.append(Cell(f"headroom-{what}-seed{seed}", parameters, before, seconds(config.eval_images), label))
+            found.append(
+                Cell(f"headroom-{what}-seed{seed}", parameters, before, seconds_of(config, config.eval_images), label)
+            )
     return found
 
 
@@ -343,11 +369,7 @@ def run_cell(config: GuidanceStudyConfig, cell: Cell, folder: Path) -> Mapping[s
     if part == "sweep":
         return measure_schedule(config, Schedule("constant", cell["g"]), config.sweep_images, judged=True)
     if part == "tuning":
-        shape = SHAPES[cell["schedule"]][cell["shape"]]
-        tried = candidate(cell["schedule"], best_constant(config, folder), cell["mean_factor"], shape)
-        if not can_be_made(tried, config.n_steps):
-            return {"tried": None}
-        return measure_schedule(config, tried, config.tune_images, judged=False)
+        return try_candidate(config, cell, best_constant(config, folder))
     if part == "calibration":
         return calibrate_study(config, base_scale(config, folder))
     if part == "choice":
@@ -462,9 +484,17 @@ def measure_schedule(config: GuidanceStudyConfig, tried: Schedule, n_images: int
     return {"tried": tried.to_dict(), **found, **(sampled.judged or {})}
 
 
-def best_constant(config: GuidanceStudyConfig, folder: Path) -> float:
+def try_candidate(config: GuidanceStudyConfig, cell: Cell, best: float) -> dict[str, Any]:
+    """Reward-side numbers of a tuning cell's schedule, where one can be made around the best constant."""
+    tried = candidate(cell["schedule"], best, cell["mean_factor"], SHAPES[cell["schedule"]][cell["shape"]])
+    if not can_be_made(tried, config.n_steps):
+        return {"tried": None}
+    return measure_schedule(config, tried, config.tune_images, judged=False)
+
+
+def best_constant(config: GuidanceStudyConfig, folder: Path, ending: str = "") -> float:
     """The swept constant with the lowest distance on the reward side (the one the policies' reward lowers)."""
-    return min(config.constants, key=lambda g: float(cell_result(folder, f"constant-{g:g}")["reward_distance"]))
+    return min(config.constants, key=lambda g: float(cell_result(folder, f"constant-{g:g}{ending}")["reward_distance"]))
 
 
 def base_scale(config: GuidanceStudyConfig, folder: Path) -> float:
@@ -478,16 +508,16 @@ def base_scale(config: GuidanceStudyConfig, folder: Path) -> float:
     return round((low + high) / 2, 3)
 
 
-def choose_schedules(config: GuidanceStudyConfig, folder: Path) -> dict[str, Schedule]:
+def choose_schedules(config: GuidanceStudyConfig, folder: Path, ending: str = "") -> dict[str, Schedule]:
     """Per schedule the candidate with the lowest distance on the reward side.
 
     Raises:
         InvalidInputError: a schedule none of whose candidates can be made.
     """
-    best = best_constant(config, folder)
+    best = best_constant(config, folder, ending)
     chosen = {"constant": Schedule("constant", best)}
     for name, shapes in config.shapes.items():
-        names = [f"{name}-{factor:g}-{index}" for factor in config.tune_means for index in range(len(shapes))]
+        names = [f"{name}-{factor:g}-{i}{ending}" for factor in config.tune_means for i in range(len(shapes))]
         tried = [result for key in names if (result := cell_result(folder, key))["tried"] is not None]
         require(
             bool(tried),
@@ -516,9 +546,10 @@ def measure_floor(config: GuidanceStudyConfig) -> dict[str, Any]:
     """Every judged metric for real training images instead of generated ones, one choice of images per seed."""
     models = models_of(config.models)
     n = min(config.eval_images, len(models.train))
-    seeds = range(config.seeds)
+    sides = models.evaluation_classifier, models.train, models.heldout
     rows = [
-        {"seed": k, **real_floor(models.evaluation_classifier, models.train, models.heldout, n, seed=k)} for k in seeds
+        {"seed": k, **real_floor(*sides, n, seed=k, heldout_features=models.heldout_features)}
+        for k in range(config.seeds)
     ]
     return {"images": n, "rows": rows}
 
@@ -568,9 +599,9 @@ def train_an_oracle(config: GuidanceStudyConfig, folder: Path, what: str) -> dic
     return {"g0": start.g0}
 
 
-def oracle_constant(config: GuidanceStudyConfig, folder: Path) -> float:
+def oracle_constant(config: GuidanceStudyConfig, folder: Path, ending: str = "") -> float:
     """The swept constant that the evaluation classifier finds nearest; no policy or schedule ever starts there."""
-    return min(config.constants, key=lambda g: float(cell_result(folder, f"constant-{g:g}")[PRIMARY]))
+    return min(config.constants, key=lambda g: float(cell_result(folder, f"constant-{g:g}{ending}")[PRIMARY]))
 
 
 def evaluate_oracle(config: GuidanceStudyConfig, folder: Path, what: str, seed: int) -> dict[str, Any]:

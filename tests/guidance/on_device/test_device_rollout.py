@@ -7,15 +7,13 @@ import json
 import math
 import os
 import signal
-import subprocess
-import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from forked import Command
 
 from qhw_diffusion import cli, guidance
 from qhw_diffusion.checkpoints import load_checkpoint, save_checkpoint
@@ -81,6 +79,7 @@ def access_config(tmp_path: Path) -> AccessConfig:
 # -- without a device --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_with_exact_values_it_is_the_simulated_rollout(prepared: Prepared) -> None:
     """The step-by-step loop is the project's own `rollout`, bit for bit, when the values are the same."""
     access = Exact()
@@ -253,6 +252,7 @@ def test_where_settings_are_wrong_no_resume_is_advised(
     assert "--resume" not in text
 
 
+@pytest.mark.slow
 def test_interrupted_after_a_job_was_sent_the_folder_stays(
     small_policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -367,18 +367,12 @@ def test_a_killed_rollout_goes_on_without_a_second_charge(small_policy: Path, tm
 
 
 def _kill_in_second_step(words: list[str], standin: StandIn) -> None:
-    process = subprocess.Popen(
-        [sys.executable, "-m", "qhw_diffusion.cli", *words], env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
+    process = Command(words)
     try:
-        deadline = time.monotonic() + 600
-        while len(standin.jobs) < 2:
-            assert process.poll() is None, "it ended before it could be killed"
-            assert time.monotonic() < deadline, "it never got to its second job"
-            time.sleep(0.02)
+        process.wait_until(lambda: len(standin.jobs) >= 2)
     finally:
-        process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+        code = process.end()
+    assert code == -signal.SIGKILL
 
 
 @pytest.mark.slow
@@ -618,6 +612,7 @@ def test_the_command_writes_a_report(small_policy: Path, tmp_path: Path, capsys:
     assert "--seeds is for the simulated evaluation" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_without_shots_the_simulated_evaluation_is_as_it_was(
     small_policy: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

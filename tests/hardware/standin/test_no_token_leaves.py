@@ -105,6 +105,7 @@ BASIC = base64.b64encode(b"apikey:" + CANARY.encode()).decode()
 ECHO = f"the key {CANARY} of {BASIC} {urllib.parse.quote(CANARY, safe='')}"
 
 
+@pytest.mark.slow
 def test_a_session_with_faults_leaves_no_trace_of_the_key(
     standin: StandIn,
     everything_logged: pytest.LogCaptureFixture,

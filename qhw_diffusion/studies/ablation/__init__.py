@@ -1,0 +1,1 @@
+"""What the parts of the quantum policy contribute: `qhw study ablation`."""
