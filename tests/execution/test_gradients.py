@@ -82,7 +82,6 @@ def layer(engine: Engine | str, gradient: GradientMethod | None = None, name: st
     return qhw.QuantumLayer(compiled(name), engine, gradient=gradient, dtype=torch.float64, seed=1)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("exact", [Ideal(), Noisy()], ids=["ideal", "noisy"])
 @pytest.mark.parametrize("name", ["fake_manila", "fake_marrakesh"])
 def test_parameter_shift_is_exact(exact: Engine, name: str) -> None:
@@ -132,12 +131,11 @@ def test_nothing_is_evaluated_for_gradients_nobody_wants() -> None:
     assert made.usage.circuits == 6
 
 
-@pytest.mark.slow
 def test_parameter_shift_under_shots_is_unbiased_with_the_bounded_variance() -> None:
-    """1,000 repetitions at N = 50 shots of one derivative of one Pauli observable, each rotation in one parameter.
+    """2,000 repetitions at N = 50 shots of one derivative of one Pauli observable, each rotation in one parameter.
 
     Mean within 4.5 standard errors of the exact derivative for every weight (false alarms 12·7e-6); variance at most
-    1/(2N) (plus 4.5 standard errors of a variance, relative √(2/1000)).
+    1/(2N) (plus 4.5 standard errors of a variance, relative √(2/2000)).
     """
     policy = policy_circuit(2, 2, 2)
     made = qhw.compile_circuit(
@@ -152,19 +150,18 @@ def test_parameter_shift_under_shots_is_unbiased_with_the_bounded_variance() -> 
     exact = qhw.QuantumLayer(made, "noisy", dtype=torch.float64)
     x = torch.tensor([[0.4, -0.9]], dtype=torch.float64)
     (wanted,) = torch.autograd.grad(exact(x).sum(), exact.weight)
-    draws = torch.stack([torch.autograd.grad(sampled(x).sum(), sampled.weight)[0] for _ in range(1000)])
+    draws = torch.stack([torch.autograd.grad(sampled(x).sum(), sampled.weight)[0] for _ in range(2000)])
     assert ((draws.mean(0) - wanted).abs() < 4.5 * draws.std(0) / math.sqrt(len(draws)) + 1e-12).all()
     bound = 1 / (2 * shots)
     assert (draws.var(0) < bound * (1 + 4.5 * math.sqrt(2 / len(draws)))).all()
     assert draws.var(0).max() > 0.5 * bound, "shot noise reaches the training"
 
 
-@pytest.mark.slow
 def test_spsa_is_unbiased_to_second_order_and_repeats_with_its_seed() -> None:
-    """1,500 directions at a small step: every component within 4.5 standard errors (false alarms 11·7e-6)."""
+    """4,000 directions at a small step: every component within 4.5 standard errors (false alarms 11·7e-6)."""
     wanted = gradients(layer("ideal"))
     method = layer(ValuesOnly(Ideal()), SPSA(seed=2, size=1e-3))
-    draws = [gradients(method) for _ in range(1500)]
+    draws = [gradients(method) for _ in range(4000)]
     for index, reference in enumerate(wanted):
         values = torch.stack([draw[index] for draw in draws])
         assert ((values.mean(0) - reference).abs() < 4.5 * values.std(0) / math.sqrt(len(values)) + 1e-5).all()
@@ -173,7 +170,6 @@ def test_spsa_is_unbiased_to_second_order_and_repeats_with_its_seed() -> None:
     assert not torch.equal(first[1], gradients(layer(ValuesOnly(Ideal()), SPSA(seed=8)))[1])
 
 
-@pytest.mark.slow
 def test_more_repetitions_of_spsa_scatter_less() -> None:
     spread = []
     for repetitions in (1, 16):

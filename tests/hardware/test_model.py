@@ -447,7 +447,7 @@ class Accidents(RuleBasedStateMachine):
 
 
 Accidents.TestCase.settings = hypothesis.settings(
-    max_examples=EXAMPLES or 25,
+    max_examples=EXAMPLES or 40,
     stateful_step_count=40 if EXAMPLES else 15,
     derandomize=not EXAMPLES,
     deadline=None,
@@ -456,7 +456,7 @@ Accidents.TestCase.settings = hypothesis.settings(
     print_blob=False,
     phases=PHASES,
 )
-TestAccidents = pytest.mark.slow(pytest.mark.timeout(300 + 10 * EXAMPLES)(Accidents.TestCase))
+TestAccidents = pytest.mark.timeout(300 + 10 * EXAMPLES)(Accidents.TestCase)
 
 
 # Sequences that random steps come to rarely
