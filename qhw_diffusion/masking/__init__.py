@@ -7,7 +7,9 @@ are (raw answers, whole files) through `without_own_tokens`.
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import sys
 import traceback
 from collections.abc import Callable
 from typing import Any
@@ -64,11 +66,16 @@ def shown_cause(error: Exception) -> Exception:
 def mask_logs() -> None:
     """From now on, records of these loggers are made masked, whenever the logger itself is made.
 
+    So is what logging prints where a handler fails (a closed stream, a full disk): the handler's error with the
+    exception that was being logged as its context. Handlers with a way of their own to tell a failure keep it.
+
     A second call does nothing, unless somebody has replaced the way records are made.
     """
     before = logging.getLogRecordFactory()
     if not isinstance(before, _Masking):
         logging.setLogRecordFactory(_Masking(before))
+    if logging.Handler.handleError is not _tell_failure:
+        logging.Handler.handleError = _tell_failure  # type: ignore[method-assign]
 
 
 class _Masking:
@@ -79,10 +86,14 @@ class _Masking:
 
     def __call__(self, *arguments: Any, **named: Any) -> logging.LogRecord:
         record = self.before(*arguments, **named)
-        name = str(record.name)
-        if name in _ROOTS or name.split(".")[0] in _ROOTS:
+        if _is_of_client(record):
             _mask(record)
         return record
+
+
+def _is_of_client(record: logging.LogRecord) -> bool:
+    name = str(record.name)
+    return name in _ROOTS or name.split(".")[0] in _ROOTS
 
 
 def _mask(record: logging.LogRecord) -> None:
@@ -98,3 +109,18 @@ def _mask(record: logging.LogRecord) -> None:
         record.exc_info = None
     if record.stack_info:
         record.stack_info = without_tokens(record.stack_info)
+
+
+_tell_failure_as_it_is = logging.Handler.handleError
+
+
+def _tell_failure(self: logging.Handler, record: logging.LogRecord) -> None:
+    """What `logging.Handler.handleError` prints, masked where the record is the client's."""
+    if not _is_of_client(record):
+        return _tell_failure_as_it_is(self, record)
+    if not logging.raiseExceptions or sys.stderr is None:
+        return
+    error = sys.exc_info()[1]
+    told = "" if error is None else traceback_of(error)
+    with contextlib.suppress(OSError, ValueError):  # standard error is gone or closed: nobody is left to be told
+        sys.stderr.write(f"--- Logging error ---\n{told}Message: {without_tokens(str(record.msg))!r}\n")

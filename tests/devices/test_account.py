@@ -5,6 +5,7 @@ The real client against the stand-in service: tests/devices/test_account_live.py
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import subprocess
@@ -157,10 +158,15 @@ def test_neither_log_nor_message_nor_traceback_shows_the_key(
 
     monkeypatch.setenv("QISKIT_IBM_TOKEN", KEY)
     monkeypatch.setattr(qiskit_ibm_runtime, "QiskitRuntimeService", Broken)
+    closed = logging.StreamHandler(io.StringIO())  # the client has one of its own; what fails there is told, masked
+    closed.stream.close()
+    client = logging.getLogger("qiskit_ibm_runtime")
+    monkeypatch.setattr(client, "handlers", [*client.handlers, closed])
     with caplog.at_level(logging.DEBUG), pytest.raises(AccountError, match="credentials are refused") as caught:
         connect()
     shown = "".join(traceback.format_exception(caught.value)) + caplog.text + "".join(capsys.readouterr())
     assert KEY not in shown
+    assert shown.count("--- Logging error ---") >= 2
     assert "went wrong with (token hidden)" in caplog.text
     assert "inner (token hidden)" in caplog.text
 

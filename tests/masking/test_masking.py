@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import html
+import io
 import json
 import logging
 import pickle
 import random
 import string
+import sys
 import time
 import traceback
 import urllib.parse
@@ -475,4 +478,57 @@ def test_log_records_are_masked_whenever_the_logger_is_made(caplog: pytest.LogCa
         assert shown.count("inner (token hidden)") >= 4
         assert caplog.records[-1].getMessage() == "hers stays token=abcDEF123456"
     finally:
+        logging.setLogRecordFactory(before)
+
+
+class _FailsToFormat(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        raise KeyError(f"no field token=abcDEF123456 in {record.getMessage()}")
+
+
+def _failing(kind: str) -> logging.StreamHandler:
+    """A handler that fails as it writes."""
+    stream = io.StringIO()
+    handler = logging.StreamHandler(stream)
+    if kind == "closed":
+        stream.close()
+    elif kind == "encoding":
+        handler = logging.StreamHandler(io.TextIOWrapper(io.BytesIO(), encoding="ascii"))
+    elif kind == "full":
+        handler = logging.StreamHandler(Path("/dev/full").open("w", buffering=1))  # noqa: SIM115 - fails as it is closed
+    else:
+        handler.setFormatter(_FailsToFormat())
+    return handler
+
+
+@pytest.mark.parametrize("kind", ["closed", "encoding", "full", "format"])
+@pytest.mark.parametrize("name", ["qiskit_ibm_runtime.made_later", "somebody.else"])
+def test_what_logging_tells_of_a_handler_that_fails_is_masked(
+    kind: str, name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = logging.getLogRecordFactory()
+    monkeypatch.setattr(logging.Handler, "handleError", logging.Handler.handleError)
+    logger, handler = logging.getLogger(name), _failing(kind)
+    logger.addHandler(handler)
+    try:
+        mask_logs()
+        remember("Own-Token-0123456789")
+        try:
+            raise ValueError("inner Own-Token-0123456789")
+        except ValueError:
+            logger.exception("… went wrong with %s", "Own-Token-0123456789")
+        told = capsys.readouterr().err
+        assert "--- Logging error ---" in told
+        assert ("Own-Token-0123456789" in told) == (name == "somebody.else")
+        assert ("inner (token hidden)" in told) == (name != "somebody.else")
+        monkeypatch.setattr(logging, "raiseExceptions", False)
+        logger.error("went wrong")
+        monkeypatch.setattr(logging, "raiseExceptions", True)
+        monkeypatch.setattr(sys, "stderr", None)
+        logger.error("went wrong")
+        assert capsys.readouterr().err == ""
+    finally:
+        logger.removeHandler(handler)
+        with contextlib.suppress(OSError, ValueError):
+            handler.stream.close()
         logging.setLogRecordFactory(before)
