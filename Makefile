@@ -7,7 +7,7 @@ export OMP_NUM_THREADS ?= 1
 # Tests start many processes; each would compile the package's and the tests' sources anew
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-fast lint bench circuits docs clean
+.PHONY: demo test test-fast test-lowest coverage lint bench circuits docs dist clean
 
 # An interrupted demo goes on where it was; a finished one only renders its report again (make clean starts anew).
 demo: $(VENV)/.installed
@@ -26,6 +26,16 @@ FAST    = checkpoints circuits denoising devices execution experiment hardware m
 test-fast: $(VENV)/.installed-dev
 	$(PYTEST) -n $$($(BIN)/python -c '$(call CORES,0)') -m "not slow" $(addprefix tests/,$(FAST))
 
+# The same with every dependency at the lowest version that pyproject.toml takes
+LOWEST  = .venv-lowest
+test-lowest: $(LOWEST)/.installed
+	$(LOWEST)/bin/python -m pytest --dist loadfile -n $$($(LOWEST)/bin/python -c '$(call CORES,0)') -m "not slow" $(addprefix tests/,$(FAST))
+
+# What test-fast reaches of the package, by lines and branches
+coverage: $(VENV)/.installed-dev
+	$(PYTEST) -n $$($(BIN)/python -c '$(call CORES,0)') -m "not slow" --cov --cov-branch --cov-report= $(addprefix tests/,$(FAST))
+	$(BIN)/python -m coverage report
+
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -42,8 +52,12 @@ circuits: $(VENV)/.installed-dev
 docs: $(VENV)/.installed-docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
+# Wheel and sdist in dist/, and the wheel tried in an empty environment
+dist: $(VENV)/.installed-dev
+	tools/dist.sh
+
 $(VENV)/bin/python:
-	$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info[:2] < (3, 13) else "qhw-diffusion needs Python 3.11 or 3.12, not %d.%d: make PYTHON=/path/to/python3.11" % sys.version_info[:2])'
+	$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info[:2] < (3, 14) else "qhw-diffusion needs Python 3.11, 3.12 or 3.13, not %d.%d: make PYTHON=/path/to/python3.11" % sys.version_info[:2])'
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.installed: pyproject.toml Makefile | $(VENV)/bin/python
@@ -62,5 +76,11 @@ $(VENV)/.installed-docs: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --editable '.[docs]'
 	touch $@
 
+$(LOWEST)/.installed: pyproject.toml
+	python3.11 -m venv $(LOWEST)
+	$(LOWEST)/bin/python -m pip install --quiet uv
+	$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python --resolution lowest-direct --editable '.[dev]'
+	touch $@
+
 clean:
-	rm -rf $(VENV) runs site .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(LOWEST) dist runs site .pytest_cache .mypy_cache .ruff_cache

@@ -12,8 +12,20 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-CONTENDERS = ("ours", "pennylane", "tensorcircuit")
-PARTS = ("policy", "re-uploading", "denoiser", "first", "wide", "trajectories", "others", "scaling", "pipelines")
+CONTENDERS = ("ours", "pennylane", "tensorcircuit", "flagquantum", "deepquantum")
+PARTS = (
+    "policy",
+    "re-uploading",
+    "small",
+    "denoiser",
+    "first",
+    "cores",
+    "wide",
+    "trajectories",
+    "others",
+    "scaling",
+    "pipelines",
+)
 
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -98,6 +110,14 @@ def problems(options: argparse.Namespace) -> Iterator[tuple[str, str, str, Any, 
         from benchmarks import pennylane_peer
 
         peers["pennylane"] = pennylane_peer.contenders()
+    if "flagquantum" in options.only:
+        from benchmarks import flagquantum_peer
+
+        peers["flagquantum"] = flagquantum_peer.contenders()
+    if "deepquantum" in options.only:
+        from benchmarks import deepquantum_peer
+
+        peers["deepquantum"] = deepquantum_peer.contenders()
     if "tensorcircuit" in options.only:
         from benchmarks import tensorcircuit_merged, tensorcircuit_peer
 
@@ -118,8 +138,11 @@ def problems(options: argparse.Namespace) -> Iterator[tuple[str, str, str, Any, 
             for name, theirs in peers.items():  # PennyLane's circuit is written out without re-uploading
                 contenders += [] if reuploading and name == "pennylane" else theirs
             yield part, "Policy circuit" + " with data re-uploading" * reuploading, text, problem, contenders
-    for n, depth in denoiser.SIZES if "denoiser" in options.parts else ():
-        block = denoiser.make_block(n, depth)
+    sizes = [("small", *size) for size in denoiser.SMALL] + [("denoiser", *s, denoiser.BATCH) for s in denoiser.SIZES]
+    for part, n, depth, batch in sizes:
+        if part not in options.parts:
+            continue
+        block = denoiser.make_block(n, depth, batch)
         contenders = [
             Contender("qhw_diffusion", "ideal", lambda p: ours.step_of(p.compiled, "ideal", p), note="torch, float32")
         ]
@@ -129,19 +152,22 @@ def problems(options: argparse.Namespace) -> Iterator[tuple[str, str, str, Any, 
             note = "denoiser blocks: Circuit.any on the rotations of each half, chain as a permutation, lax.scan"
             name = tensorcircuit_merged.NAME
             contenders.append(Contender(name, "ideal", tensorcircuit_merged.denoiser, note=note))
-        text = f"Angle encoding and {depth} layers of RX, RZ, RY and a CNOT chain; batch {denoiser.BATCH}, no noise."
-        yield "denoiser", f"Denoiser block, {n} qubits, {3 * n * depth:,} weights", text, block, contenders
+        text = f"Angle encoding and {depth} layers of RX, RZ, RY and a CNOT chain; batch {batch}, no noise."
+        title = f"Denoiser block, {n} qubits, {3 * n * depth:,} weights" + f", batch {batch}" * (part == "small")
+        yield part, title, text, block, contenders
 
 
 def extras(
     options: argparse.Namespace, posed: list[Any], sections: list[Any], say: Callable[[str], None]
 ) -> dict[str, Any]:
     """What is not timed side by side in rounds."""
-    from benchmarks import first_gradient, noise_trajectories, other_peers, pipelines, scaling, wide_noise
+    from benchmarks import cores, first_gradient, noise_trajectories, other_peers, pipelines, scaling, wide_noise
 
     found: dict[str, Any] = {}
     if "first" in options.parts:
         found["first_gradient"] = first_gradient.run()
+    if "cores" in options.parts:
+        found["cores"] = cores.run(say)
     if "wide" in options.parts:
         found["wide_noise"] = wide_noise.run(say)
     if "trajectories" in options.parts:

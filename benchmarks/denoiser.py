@@ -14,6 +14,8 @@ from qhw_diffusion.execution import CompiledCircuit, QuantumLayer, compile_circu
 # (qubits, layers): about 200 and about 1,000 weights
 SIZES = ((6, 11), (6, 56), (8, 8), (8, 42), (10, 7), (10, 33))
 BATCH = 32
+# (qubits, layers, batch): the smallest, where what a step costs in Python counts
+SMALL = ((2, 2, 1), (4, 2, 1), (2, 2, 32))
 
 
 @dataclass(frozen=True)

@@ -1,42 +1,97 @@
 """Peers that are far from ours: one or two steps each, on as many samples as a few seconds allow, extrapolated to 256.
 
-A step is as everywhere: values of the four observables and their gradients by all inputs and weights.
+A step is as everywhere: values of the four observables and their gradients by all inputs and weights. A step that
+returns them is compared with ours before it is timed.
 """
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 import torch
 
+from benchmarks.ours import step_of
 from benchmarks.problem import Problem
+
+Make = Callable[[Problem, int], Callable[[], object]]
+# Too large, and for Linux alone: not among the peers that `.[bench]` installs
+INSTALL_CUDAQ = "pip install 'cudaq>=0.16,<0.17' (Linux, 0.9 GB), in the same environment"
 
 
 @dataclass(frozen=True)
 class Row:
-    """One peer: milliseconds for `batch` samples, extrapolated from `samples`."""
+    """One peer: milliseconds for `batch` samples, extrapolated from `samples`; deviation of its numbers from ours."""
 
     name: str
     kind: str
     ms: float
     samples: int
     note: str
+    deviation: float | None
 
 
 def run(problem: Problem, batch: int, say: Callable[[str], None]) -> list[Row]:
     rows = []
     for name, kind, samples, make, note in PEERS:
-        step = make(problem, samples)
-        step()  # compile, warm up
-        start = time.process_time()
-        step()
-        seconds = time.process_time() - start
-        rows.append(Row(name, kind, 1e3 * seconds * batch / samples, samples, note))
+        if make is None and find_spec("cudaq") is None:
+            say(f"{kind:5s} {name}: skipped, not installed: {INSTALL_CUDAQ}")
+            continue
+        seconds, deviation = timed(problem, kind, samples, make) if make else _by_itself(problem, kind, samples)
+        rows.append(Row(name, kind, 1e3 * seconds * batch / samples, samples, note, deviation))
         say(f"{kind:5s} {name}: {rows[-1].ms:,.0f} ms, from {samples} samples")
     return rows
+
+
+def timed(problem: Problem, kind: str, samples: int, make: Make) -> tuple[float, float | None]:
+    """Processor seconds of a step, and what it deviates from ours, which is looked at first."""
+    step = make(problem, samples)
+    deviation = _deviation(problem, kind, samples, step())  # compiles and warms up, too
+    start = time.process_time()
+    step()
+    return time.process_time() - start, deviation
+
+
+def _by_itself(problem: Problem, kind: str, samples: int) -> tuple[float, float]:
+    """`timed` of CUDA-Q in a process of its own, started by its file: it looks at the frames of all callers in every
+    evaluation, and takes 30 to 70 times as long below `python -m`.
+    """
+    root = Path(__file__).parents[1]
+    command = [sys.executable, "-W", "ignore", str(root / "benchmarks/cudaq_peer.py"), kind, str(samples)]
+    command += [problem.noisy.device.name]
+    environment = {**os.environ, "PYTHONPATH": str(root)}
+    done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=root, env=environment)
+    seconds, deviation = json.loads(done.stdout.splitlines()[-1])
+    return seconds, deviation
+
+
+def _deviation(problem: Problem, kind: str, samples: int, found: object) -> float | None:
+    """Largest deviation from ours; of the weights' gradients relative to the largest. None if nothing was returned.
+
+    Raises:
+        ValueError: it is more than rounding.
+    """
+    if not (isinstance(found, tuple) and len(found) == 3):
+        return None
+    values, by_inputs, by_weights = found
+    first = replace(problem, inputs=problem.inputs[:samples])
+    _, our_inputs, our_weights = step_of(problem.ideal if kind == "ideal" else problem.noisy, kind, first)()
+    gradients = max(
+        float(np.abs(by_inputs - our_inputs).max()),
+        float(np.abs(by_weights - our_weights).max() / np.abs(our_weights).max()),
+    )
+    deviation = float(np.abs(values - problem.expected[kind][:samples]).max())
+    if deviation > 1e-4 or gradients > 1e-3:
+        raise ValueError(f"the peer computes something else: values by {deviation:.1e}, gradients by {gradients:.1e}")
+    return max(deviation, gradients)
 
 
 def _tensorcircuit_torch(problem: Problem, samples: int) -> Callable[[], object]:
@@ -155,11 +210,39 @@ def _estimator_qnn(problem: Problem, samples: int) -> Callable[[], object]:
     return step
 
 
-PEERS: tuple[tuple[str, str, int, Callable[[Problem, int], Callable[[], object]], str], ...] = (
+def _flagquantum(problem: Problem, samples: int) -> Callable[[], object]:
+    from benchmarks import flagquantum_peer
+
+    return flagquantum_peer.noisy(problem, samples)
+
+
+def _deepquantum(problem: Problem, samples: int) -> Callable[[], object]:
+    from benchmarks import deepquantum_peer
+
+    return deepquantum_peer.noisy(problem, samples)
+
+
+PEERS: tuple[tuple[str, str, int, Make | None, str], ...] = (
     ("TensorCircuit-NG, torch", "ideal", 256, _tensorcircuit_torch, "Circuit, vmap"),
     ("PennyLane lightning.qubit", "ideal", 8, _lightning, "adjoint, full Jacobian, a loop over samples"),
     ("Qulacs", "ideal", 256, _qulacs, "backprop of the sum of the observables, a loop over samples"),
     ("EstimatorQNN", "ideal", 1, _estimator_qnn, "ParamShift, StatevectorEstimator"),
+    (
+        "CUDA-Q",
+        "ideal",
+        8,
+        None,
+        "qpp-cpu, ParameterShift of the sum of the observables, a loop over samples",
+    ),
+    ("DeepQuantum", "noisy", 64, _deepquantum, "density matrix, vmap, ISA circuit, device noise, backprop"),
+    (
+        "FlagQuantum",
+        "noisy",
+        16,
+        _flagquantum,
+        "density matrix, a batch of angles, ISA circuit, device noise, backprop",
+    ),
+    ("CUDA-Q", "noisy", 1, None, "density-matrix-cpu, ISA circuit, device noise, otherwise as above"),
     (
         "Aer, one broadcast PUB",
         "noisy",

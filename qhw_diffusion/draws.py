@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -23,6 +26,7 @@ class Draws:
 
     def __init__(self, seed: int | None) -> None:
         self._generator = np.random.default_rng(seed)
+        self._lock = threading.Lock()
         self._owner = os.getpid()
         self._read_by: int | None = None  # the process that made this object from a pickle
 
@@ -34,11 +38,22 @@ class Draws:
             if self._read_by != here or multiprocessing.parent_process() is not None:
                 inherited = [int(number) for number in self._generator.integers(2**32, size=4)]
                 self._generator = np.random.default_rng([*inherited, *_name_of_process()])
-            self._owner = here
+            self._owner, self._lock = here, threading.Lock()  # a thread that has not come along may hold the other one
         return self._generator
+
+    @contextmanager
+    def alone(self) -> Iterator[np.random.Generator]:
+        """This process's generator, from which no other thread draws within the block (if it asks here too)."""
+        generator = self.generator
+        with self._lock:
+            yield generator
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_lock"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
+        self._lock = threading.Lock()
         self._read_by = os.getpid()
 
 

@@ -31,11 +31,14 @@ class UnknownNameError(QhwError, ValueError):
     """A name (device, engine, data set, schedule…) that does not exist."""
 
     @classmethod
-    def of(cls, kind: str, given: str, allowed: Iterable[str]) -> UnknownNameError:
-        """Message listing near matches first, or all names if none is near."""
+    def of(cls, kind: str, given: str, allowed: Iterable[str], *, own: bool = False) -> UnknownNameError:
+        """Message listing near matches first, or all names if none is near; `own`: a user's own is taken as well."""
         names = sorted(allowed)
         near = difflib.get_close_matches(given, names, n=5, cutoff=0.5)
-        hint = f"did you mean {', '.join(near)}?" if near else f"allowed: {', '.join(names)}"
+        if near:
+            hint = f"did you mean {', '.join(near)}?" + " One of your own is module:name or file.py:name" * own
+        else:
+            hint = f"allowed: {', '.join(names)}" + ", or one of your own as module:name or file.py:name" * own
         return cls(f"unknown {kind} {given!r}; {hint}")
 
 

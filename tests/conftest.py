@@ -6,10 +6,13 @@ import gc
 import os
 import sys
 from collections.abc import Iterator
+from importlib.util import find_spec
 
 import matplotlib
 import pytest
 import torch
+
+from qhw_diffusion.errors import MissingDependencyError
 
 matplotlib.use("Agg")
 # Without it the runtime client looks through the whole call stack at every request, .1 s and more under pytest
@@ -32,7 +35,7 @@ LONGEST = (
     "test_guidance_study_pipeline", "test_device_evaluation", "test_masking", "test_qdm_training", "test_tuning_study",
     "test_denoising_study", "test_shots_study", "test_answers", "test_coloured_digits",
     "test_pipelines", "test_working", "test_faults", "test_study", "test_model", "test_reproductions", "test_training",
-    "test_mitigation_study", "test_fine_tune", "test_against_stable_baselines3", "test_cli", "test_kill",
+    "test_mitigation_study", "test_fine_tune", "test_against_stable_baselines3", "test_cli", "test_docs", "test_kill",
 )  # fmt: skip
 
 
@@ -43,27 +46,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: (place.get(item.path.stem, len(place)), item.path not in slow))  # stable within a file
 
 
-def pytest_sessionstart(session: pytest.Session) -> None:
-    """Compile the numerical loops once, while the workers collect; in a fresh clone each would do so for itself."""
-    if not hasattr(session.config, "workerinput") and session.config.getoption("numprocesses", None):
-        compile_loops()
-
-
-def compile_loops() -> None:
-    """Run a small circuit through every loop, in both precisions; what was compiled is kept on disk."""
-    import qhw_diffusion as qhw
-
-    policy = qhw.circuits.policy_circuit(n_qubits=2, depth=1, n_features=2)
-    compiled = qhw.compile_circuit(
-        policy.circuit,
-        qhw.Device.load("fake_manila"),
-        inputs=policy.inputs,
-        weights=policy.weights,
-        observables=policy.observables,
-    )
-    for dtype in (torch.float64, torch.float32):
-        for engine in ("ideal", "noisy", "trajectories:4"):
-            qhw.QuantumLayer(compiled, engine=engine, dtype=dtype, seed=0)(torch.zeros(3, 2)).sum().backward()
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    """What needs Mitiq is left out where there is none for this Python; elsewhere it is installed."""
+    try:
+        return (yield)
+    except MissingDependencyError as error:
+        if sys.version_info < (3, 13) or find_spec("mitiq") is not None or "needs Mitiq" not in str(error):
+            raise
+        pytest.skip("no Mitiq for this Python")
 
 
 @pytest.fixture(autouse=True)

@@ -64,6 +64,7 @@ WRONG: list[tuple[list[str], list[str], str]] = [
     (["--verbose"], ["devices"], "--verbose"),
     (["devices"], ["--jsn"], "did you mean --json"),
     (["version"], ["now"], "now"),
+    (["doctor"], ["--onlin"], "did you mean --online"),
     (["cost"], [], "TARGET"),
     (COST, ["--shots"], "--shots"),
     (COST, ["{world}/denoiser"], "denoiser"),

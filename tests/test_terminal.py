@@ -93,7 +93,7 @@ def test_a_command_goes_on_when_nobody_reads_any_more(monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&- <&-"])
 def test_closed_streams(closed: str) -> None:
-    done = run("devices", "--fake", shell=f"{closed}")
+    done = run("version", shell=f"{closed}")
     assert done.returncode == 0
     assert "Traceback" not in done.stderr + done.stdout
 

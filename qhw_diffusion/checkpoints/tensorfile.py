@@ -16,6 +16,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
+from torch.nn.utils.prune import is_pruned
 
 from qhw_diffusion.errors import DamagedFileError, InvalidInputError
 from qhw_diffusion.runs.files import atomic_write_bytes, atomic_write_json
@@ -106,8 +108,16 @@ def save_module(folder: str | os.PathLike[str], module: nn.Module, config: dict[
 
     Returns:
         The folder.
+
+    Raises:
+        InvalidInputError: a module with parametrizations or pruning of torch, whose state is not that of its class.
     """
     path = Path(folder)
+    if any(is_parametrized(part) for part in module.modules()) or is_pruned(module):
+        raise InvalidInputError(
+            f"this {type(module).__name__} has parametrizations or pruning of torch, which is not saved; make them "
+            "permanent first: torch.nn.utils.parametrize.remove_parametrizations, torch.nn.utils.prune.remove"
+        )
     write_tensors(path / WEIGHTS, dict(module.state_dict()), config, kind="model")
     atomic_write_json(path / CONFIG, config)
     return path

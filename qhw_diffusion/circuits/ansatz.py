@@ -89,10 +89,7 @@ def check_ansatz(ansatz: AnsatzLike) -> None:
         UnknownNameError: it is not.
     """
     if not (callable(ansatz) or ansatz in ANSATZES or is_extension(ansatz)):
-        raise UnknownNameError(
-            f"unknown ansatz {ansatz!r}; allowed: {', '.join(ANSATZES)}, or a function of your own as module:name or "
-            "file.py:name"
-        )
+        raise UnknownNameError.of("ansatz", str(ansatz), ANSATZES, own=True)
 
 
 def is_own_ansatz(ansatz: AnsatzLike) -> bool:

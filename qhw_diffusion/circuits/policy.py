@@ -127,10 +127,7 @@ def check_policy_ansatz(text: str) -> None:
         UnknownNameError: neither a built-in ansatz nor ``module:name`` or ``file.py:name``.
     """
     if text not in POLICY_ANSATZES and not is_extension(text):
-        raise UnknownNameError(
-            f"unknown ansatz {text!r}; allowed: {', '.join(map(repr, POLICY_ANSATZES))}, or an own one as module:name "
-            "or file.py:name"
-        )
+        raise UnknownNameError.of("ansatz", text, POLICY_ANSATZES, own=True)
 
 
 def policy_ansatz(

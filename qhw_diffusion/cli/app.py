@@ -135,6 +135,10 @@ COMMANDS: dict[tuple[str, ...], tuple[str, str | Callable[..., int]]] = {
         "serve a fake device the way IBM's service would, on this machine",
         "qhw_diffusion.cli.devices:standin",
     ),
+    ("doctor",): (
+        "check what this machine has and lacks, and say what to do about it",
+        "qhw_diffusion.cli.doctor:doctor",
+    ),
     ("version",): (
         "print the versions of the package and of what results depend on",
         "qhw_diffusion.cli.devices:version",

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional
 
-from qhw_diffusion.cli.flags import FromFlags, changed
+from qhw_diffusion.cli.flags import FromFlags, Repeated, changed
 from qhw_diffusion.cli.options import required_access
 from qhw_diffusion.denoising.command import DenoiserTraining
 from qhw_diffusion.errors import InvalidInputError
@@ -38,6 +38,7 @@ def _training(given: Mapping[str, Any], place: Place) -> DenoiserTraining:
 
 def train_denoising(
     *,
+    logger: Annotated[tuple[str, ...], Repeated] = ("tensorboard",),
     place: Annotated[Place, FromFlags(skip=("command",))] = Place(Path("runs/denoising")),  # noqa: B008
     training: Annotated[
         DenoiserTraining,
@@ -51,12 +52,16 @@ def train_denoising(
     """Train a quantum denoiser.
 
     Args:
+        logger: where the numbers go besides the folder: tensorboard, wandb, mlflow, none, or a class of your own,
+            module:name or file.py:name; given several times, to each.
         place: run folder to write.
         training: settings of the training; with --resume those of the folder.
     """
     from qhw_diffusion.denoising.command import train_denoiser
+    from qhw_diffusion.runs import logging_to
 
-    print(train_denoiser(training, place))
+    with logging_to(logger):
+        print(train_denoiser(training, place))
     return 0
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-from qhw_diffusion.cli.flags import FromFlags, changed
+from qhw_diffusion.cli.flags import FromFlags, Repeated, changed
 from qhw_diffusion.errors import InvalidInputError
 from qhw_diffusion.guidance.config import GuidanceConfig, GuidanceTraining
 from qhw_diffusion.runs.place import Place
@@ -46,6 +46,7 @@ def _on_pipeline(given: Mapping[str, Any], pipeline: str) -> GuidanceTraining:
 
 def train_guidance(
     *,
+    logger: Annotated[tuple[str, ...], Repeated] = ("tensorboard",),
     place: Annotated[Place, FromFlags(skip=("command",))] = Place(Path("runs/guidance")),  # noqa: B008
     training: Annotated[
         GuidanceTraining,
@@ -63,10 +64,14 @@ def train_guidance(
     real images (--reward-distribution 0 --reward-confidence 1).
 
     Args:
+        logger: where the numbers go besides the folder: tensorboard, wandb, mlflow, none, or a class of your own,
+            module:name or file.py:name; given several times, to each.
         place: run folder to write.
         training: settings of the training; with --resume those of the folder.
     """
     from qhw_diffusion.guidance.command import train_policy
+    from qhw_diffusion.runs import logging_to
 
-    train_policy(training, place)
+    with logging_to(logger):
+        train_policy(training, place)
     return 0

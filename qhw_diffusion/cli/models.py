@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 from tyro.conf import Positional
 
-from qhw_diffusion.cli.flags import FromFlags, changed
+from qhw_diffusion.cli.flags import FromFlags, Repeated, changed
 from qhw_diffusion.denoising.hybrid import HybridConfig
 from qhw_diffusion.diffusion import AutoencoderConfig, BackboneConfig, ClassifierConfig
 from qhw_diffusion.diffusion.text_to_image import PromptClassifierConfig, TextToImageConfig
@@ -47,6 +47,7 @@ def _prompt_classifier(given: Mapping[str, Any]) -> PromptClassifierConfig:
 
 def train_backbone(
     *,
+    logger: Annotated[tuple[str, ...], Repeated] = ("tensorboard",),
     data_root: Path | None = None,
     config: Annotated[HybridConfig, FromFlags(_backbone, rename={"dataset": "data"})] = HybridConfig(),  # noqa: B008
     place: Annotated[Place, FromFlags(skip=("command",))] = Place(Path("runs/backbone")),  # noqa: B008
@@ -54,6 +55,8 @@ def train_backbone(
     """Train a diffusion backbone.
 
     Args:
+        logger: where the numbers go besides the folder: tensorboard, wandb, mlflow, none, or a class of your own,
+            module:name or file.py:name; given several times, to each.
         data_root: folder of the data set as torchvision lays it out (MNIST/, FashionMNIST/, cifar-10-batches-py/, …);
             for "imagefolder" a folder or tar archive of train/CLASS/ and test/CLASS/.
         config: architecture and recipe; the defaults shown are those for digits.
@@ -63,10 +66,11 @@ def train_backbone(
     from qhw_diffusion.denoising.hybrid import HybridBackbone
     from qhw_diffusion.diffusion import Backbone, load_dataset
     from qhw_diffusion.diffusion import train_backbone as train
+    from qhw_diffusion.runs import logging_to
 
     one_thread()
     data = load_dataset(config.dataset, "train", data_root)  # before the folder: without data, no run
-    with place.open("backbone", config.to_dict()) as run:
+    with logging_to(logger), place.open("backbone", config.to_dict()) as run:
         make = HybridBackbone if isinstance(config, HybridConfig) else Backbone
         backbone = train(config, run, dataset=data, make=make, resume=place.goes_on(run))
     loss = backbone.history[-1]["loss"]
@@ -81,6 +85,7 @@ def _autoencoder(given: Mapping[str, Any], data_root: Path | None) -> Autoencode
 
 def train_autoencoder(
     *,
+    logger: Annotated[tuple[str, ...], Repeated] = ("tensorboard",),
     data_root: Path | None = None,
     config: Annotated[AutoencoderConfig, FromFlags(_autoencoder, rename={"dataset": "data"})] = AutoencoderConfig(),  # noqa: B008
     place: Annotated[Place, FromFlags(skip=("command",))] = Place(Path("runs/autoencoder")),  # noqa: B008
@@ -88,6 +93,8 @@ def train_autoencoder(
     """Train the autoencoder of a latent diffusion model.
 
     Args:
+        logger: where the numbers go besides the folder: tensorboard, wandb, mlflow, none, or a class of your own,
+            module:name or file.py:name; given several times, to each.
         data_root: folder of the data set as torchvision lays it out (cifar-10-batches-py/, …); for "imagefolder" a
             folder or tar archive of train/CLASS/ and test/CLASS/.
         config: architecture and recipe; the defaults shown are those for CIFAR-10.
@@ -96,12 +103,13 @@ def train_autoencoder(
     from qhw_diffusion.checkpoints import one_thread
     from qhw_diffusion.diffusion import Classifier, load_dataset, psnr
     from qhw_diffusion.diffusion import train_autoencoder as train
+    from qhw_diffusion.runs import logging_to
 
     one_thread()
     asked = config.classifier and config.feature_weight
     classifier = Classifier.load(config.classifier, "reward") if asked else None  # before the folder, as the data
     data, heldout = (load_dataset(config.dataset, split, data_root) for split in ("train", "heldout"))
-    with place.open("autoencoder", config.to_dict()) as run:
+    with logging_to(logger), place.open("autoencoder", config.to_dict()) as run:
         autoencoder = train(config, run, dataset=data, classifier=classifier, resume=place.goes_on(run))
     some = heldout.images[:: max(1, len(heldout) // 1000)]
     error = psnr(autoencoder.reconstruct(some), some)
@@ -111,6 +119,7 @@ def train_autoencoder(
 
 def train_classifier(
     *,
+    logger: Annotated[tuple[str, ...], Repeated] = ("tensorboard",),
     data_root: Path | None = None,
     config: Annotated[ClassifierConfig, FromFlags(_classifier, rename={"dataset": "data"})] = ClassifierConfig(),  # noqa: B008
     place: Annotated[Place, FromFlags(skip=("command", "resume"))] = Place(Path("runs/classifier")),  # noqa: B008
@@ -118,6 +127,8 @@ def train_classifier(
     """Train a reward classifier or an evaluation classifier.
 
     Args:
+        logger: where the numbers go besides the folder: tensorboard, wandb, mlflow, none, or a class of your own,
+            module:name or file.py:name; given several times, to each.
         data_root: folder of the data set as torchvision lays it out (MNIST/, FashionMNIST/, cifar-10-batches-py/, …);
             for "imagefolder" a folder or tar archive of train/CLASS/ and test/CLASS/.
         config: architecture and recipe; the defaults shown are those of the reward classifier for digits.
@@ -126,10 +137,11 @@ def train_classifier(
     from qhw_diffusion.checkpoints import one_thread
     from qhw_diffusion.diffusion import load_dataset
     from qhw_diffusion.diffusion import train_classifier as train
+    from qhw_diffusion.runs import logging_to
 
     one_thread()
     data, heldout = (load_dataset(config.dataset, split, data_root) for split in ("train", "heldout"))
-    with place.open("classifier", config.to_dict()) as run:
+    with logging_to(logger), place.open("classifier", config.to_dict()) as run:
         classifier = train(config, run, dataset=data, heldout=heldout)
     print(f"{config.role}: {classifier.accuracy:.2%} of the held-out images right; saved in {place.out}")
     return 0
@@ -195,6 +207,7 @@ def evaluate_backbone(
 def train_pipeline(
     config: TextToImageConfig = TextToImageConfig(),  # noqa: B008
     *,
+    logger: Annotated[tuple[str, ...], Repeated] = ("tensorboard",),
     place: Annotated[Place, FromFlags(skip=("command",))] = Place(Path("runs/pipeline")),  # noqa: B008
 ) -> int:
     """Train the text-to-image model of the coloured digits.
@@ -202,16 +215,19 @@ def train_pipeline(
     Its autoencoder comes first, then its U-Net and text encoder together.
 
     Args:
+        logger: where the numbers go besides the folder: tensorboard, wandb, mlflow, none, or a class of your own,
+            module:name or file.py:name; given several times, to each.
         config: architecture and recipe; the defaults made the pipeline that comes with the package.
         place: run folder to write.
     """
     from qhw_diffusion.checkpoints import one_thread
     from qhw_diffusion.diffusion.pipeline import check_transformers
     from qhw_diffusion.diffusion.text_to_image import train_text_to_image
+    from qhw_diffusion.runs import logging_to
 
     one_thread()
     check_transformers()  # before the folder: without it, no run
-    with place.open("pipeline", config.to_dict()) as run:
+    with logging_to(logger), place.open("pipeline", config.to_dict()) as run:
         train_text_to_image(config, run, resume=place.goes_on(run))
     print(f"saved in diffusers' format: StableDiffusionPipeline.from_pretrained({str(run.path / 'model')!r})")
     return 0
@@ -220,19 +236,23 @@ def train_pipeline(
 def train_prompt_classifier(
     config: Annotated[PromptClassifierConfig, FromFlags(_prompt_classifier)] = PromptClassifierConfig(),  # noqa: B008
     *,
+    logger: Annotated[tuple[str, ...], Repeated] = ("tensorboard",),
     place: Annotated[Place, FromFlags(skip=("command", "resume"))] = Place(Path("runs/prompt-classifier")),  # noqa: B008
 ) -> int:
     """Train a reward classifier or an evaluation classifier of the coloured digits.
 
     Args:
+        logger: where the numbers go besides the folder: tensorboard, wandb, mlflow, none, or a class of your own,
+            module:name or file.py:name; given several times, to each.
         config: architecture and recipe; the defaults shown are those of the reward classifier.
         place: run folder to write.
     """
     from qhw_diffusion.checkpoints import one_thread
     from qhw_diffusion.diffusion.text_to_image import train_prompt_classifier as train
+    from qhw_diffusion.runs import logging_to
 
     one_thread()
-    with place.open("prompt-classifier", config.to_dict()) as run:
+    with logging_to(logger), place.open("prompt-classifier", config.to_dict()) as run:
         classifier = train(config, run)
     shares = ", ".join(f"{name} {share:.2%}" for name, share in classifier.accuracy.items())
     print(f"{config.role}: right on held-out images: {shares}; saved in {run.path}")

@@ -185,8 +185,8 @@ def compile_deferred(model: QDM, device: str | Device | None = None, *, schedule
         more = f", and {len(circuit.purifying)} that purify the start" if circuit.purifying else ""
         raise InvalidInputError(
             f"the denoiser as one circuit has {circuit.circuit.num_qubits} qubits: {config.n_qubits} of the data, "
-            f"{others} fresh ones in each of {config.n_steps} steps{more}; {target.name} has {usable} that can be "
-            "used. Take a larger device, or a model of fewer steps"
+            f"{others} more for each of {config.n_steps} steps{more}; {target.name} has {usable} that can be used. "
+            "Take a larger device, or a model of fewer steps"
         )
     return compile_circuit(
         circuit.circuit,

@@ -191,16 +191,16 @@ class ReverseProcess(nn.Module):
             return weight
         angle = math.pi * t / c.n_steps
         features = torch.tensor([1.0, t / c.n_steps, math.sin(angle), math.cos(angle)], dtype=weight.dtype)
-        return weight + torch.tanh(features @ self.hypernetwork_in) @ self.hypernetwork_out
+        return weight + torch.tanh(features.to(weight.device) @ self.hypernetwork_in) @ self.hypernetwork_out
 
     def inputs_of(self, t: int, labels: Tensor) -> Tensor:
-        """[B, I] inputs of step t for labels [B]: radians: of the label qubits, then the conditioning angles.
+        """[B, I] inputs of step t for labels [B], radians, on the CPU: of label qubits, then the conditioning angles.
 
         Raises:
             InvalidInputError: the step or a label out of range.
         """
         self._check_step(t)
-        labels = check_labels(labels, len(labels), self.config.n_labels)
+        labels = check_labels(labels, len(labels), self.config.n_labels).cpu()
         parts = []
         if self.config.label_qubits:
             bits = labels[:, None] >> torch.arange(self.config.label_qubits) & 1
@@ -208,9 +208,10 @@ class ReverseProcess(nn.Module):
         if self.config.conditioning_angles:
             angles = torch.zeros(len(labels), self.circuit.n_conditioning, dtype=self.weight.dtype)
             if self.step_angles is not None:
-                angles = angles + self.step_angles[t - 1]
+                angles = angles + self.step_angles[t - 1].cpu()
             if self.label_angles is not None:
-                angles = angles + self.label_angles[t - 1 if self.config.weight_sharing == "per_step" else 0][labels]
+                table = self.label_angles[t - 1 if self.config.weight_sharing == "per_step" else 0]
+                angles = angles + table.cpu()[labels]
             parts.append(angles)
         return torch.cat(parts, 1) if parts else torch.zeros(len(labels), 0, dtype=self.weight.dtype)
 
@@ -265,9 +266,11 @@ class ReverseProcess(nn.Module):
         """
         evolution = self.evolution if t == 1 else self._within
         evolve = evolution.paths if paths else evolution
-        labels = check_labels(labels, len(states), self.config.n_labels)
+        labels = check_labels(labels, len(states), self.config.n_labels).cpu()
         before = (
-            torch.zeros_like(labels) if before is None else check_outcomes(before, len(states), self.config.n_outcomes)
+            torch.zeros_like(labels)
+            if before is None
+            else check_outcomes(before, len(states), self.config.n_outcomes).cpu()
         )
         inputs = self.inputs_of(t, labels)
         # samples that share their weights go through together, which is much faster than weights for every sample
@@ -283,9 +286,9 @@ class ReverseProcess(nn.Module):
         for key in keys:
             index = torch.nonzero(group == key)[:, 0]
             weights = self.weights_of(t, int(labels[index[0]]), int(before[index[0]]))
-            branches.append(evolve(states[index], weights, inputs[index]))
+            branches.append(evolve(states[index.to(states.device)], weights, inputs[index]))
             order.append(index)
-        back = torch.argsort(torch.cat(order))
+        back = torch.argsort(torch.cat(order)).to(states.device)
         return Branches(
             torch.cat([b.states for b in branches], 1)[:, back],
             torch.cat([b.probabilities for b in branches], 1)[:, back],
@@ -308,10 +311,10 @@ class ReverseProcess(nn.Module):
         branches = self.step(states, t, labels, before)
         batch = len(states)
         if self.config.kind in ("unitary", "reset"):
-            zeros = torch.zeros(batch)
-            return branches.states[0], zeros.to(branches.probabilities), zeros.long()
+            zeros = torch.zeros(batch).to(branches.probabilities)
+            return branches.states[0], zeros, zeros.long()
         if self.config.kind == "postselected":
-            outcomes = torch.zeros(batch, dtype=torch.long)
+            outcomes = torch.zeros(batch, dtype=torch.long, device=states.device)
         elif generator is None:
             raise InvalidInputError("outcomes are drawn: give a torch.Generator")
         else:
@@ -353,7 +356,7 @@ class ReverseProcess(nn.Module):
         labels = check_labels(labels, len(states), self.config.n_labels)
         if self.evolution.trajectories:
             return self._run_paths(states, labels, stop, keep_path)
-        before, total = None, torch.zeros(len(states), dtype=self.weight.dtype)
+        before, total = None, torch.zeros(len(states), dtype=self.weight.dtype, device=states.device)
         path, outcomes = [states], []
         for t in range(self.config.n_steps, stop, -1):
             states, log_probability, before = self.advance(states, t, labels, before, generator)
@@ -361,7 +364,8 @@ class ReverseProcess(nn.Module):
             outcomes.append(before)
             if keep_path:
                 path.append(states)
-        drawn = torch.stack(outcomes, 1) if outcomes else torch.zeros(len(states), 0, dtype=torch.long)
+        none = torch.zeros(len(states), 0, dtype=torch.long, device=states.device)
+        drawn = torch.stack(outcomes, 1) if outcomes else none
         return Trajectory(states, total, drawn, tuple(path) if keep_path else ())
 
     def _run_paths(self, states: Tensor, labels: Tensor, stop: int, keep_path: bool) -> Trajectory:
@@ -373,7 +377,7 @@ class ReverseProcess(nn.Module):
                 "without drawing it: use engine 'noisy', or kind='postselected'"
             )
         each, labels = states.repeat_interleave(n, 0), labels.repeat_interleave(n, 0)
-        total = torch.zeros(len(each), dtype=self.weight.dtype)
+        total = torch.zeros(len(each), dtype=self.weight.dtype, device=states.device)
         path = [states]
 
         def mean() -> tuple[Tensor, Tensor]:
@@ -395,7 +399,7 @@ class ReverseProcess(nn.Module):
                 f"the steps succeed together with probability {lowest:.1e} for some sample: about "
                 f"{1 / max(lowest, 1e-300):.0e} shots for one success. Train with a probability_weight"
             )
-        drawn = torch.zeros(batch, self.config.n_steps - stop, dtype=torch.long)
+        drawn = torch.zeros(batch, self.config.n_steps - stop, dtype=torch.long, device=states.device)
         return Trajectory(averages, log_probability, drawn, tuple(path) if keep_path else ())
 
 

@@ -2,8 +2,9 @@
 
 The gate error is Aer's device model (`qiskit_aer.noise.NoiseModel.from_backend`): thermal relaxation over the gate's
 duration from T1 and T2 of its qubits, then as much depolarizing error as brings the average gate fidelity down to the
-calibrated one. `from_backend` builds this for every gate of the device (seconds for 156 qubits); the same Aer function
-is applied here to a target cut down to the qubits in question, which gives identical channels.
+calibrated one. `from_backend` builds this for every gate of the device (seconds for 156 qubits). Channels of single
+gates are written down here from their closed form, and tested against Aer's; a noise model for Aer is made by Aer's own
+function, applied to a target cut down to the qubits in question.
 
 Readout differs on purpose: `from_backend` takes the mean of the two readout errors, while the device reads 0 wrongly
 and 1 wrongly with different probabilities, and so does `FakeBackendV2.run`. The properties have both.
@@ -24,7 +25,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-from qiskit.circuit import Delay
+from qiskit.circuit import Delay, Gate
 from qiskit.circuit.library import get_standard_gate_name_mapping
 from qiskit.quantum_info import SuperOp, average_gate_fidelity
 from qiskit.transpiler import Target
@@ -36,8 +37,8 @@ from qhw_diffusion.errors import InvalidInputError
 QubitRecords = list[dict[str, Any]]
 # Where an error is not what follows an instruction
 _NO_QUANTUM_ERROR = (*MEASUREMENTS, "delay")
-# Channels that were made, by all that decides them
-_CHANNELS: dict[tuple[Any, ...], SuperOp | None] = {}
+# Aer's errors that were made, each in up to a tenth of a second, by all that decides them
+_ERRORS: dict[tuple[Any, ...], Any] = {}
 
 
 def reduced_target(target: Target, qubits: Sequence[int], names: Iterable[str]) -> Target:
@@ -65,43 +66,96 @@ def reduced_target(target: Target, qubits: Sequence[int], names: Iterable[str]) 
 
 
 def device_gate_errors(target: Target) -> list[tuple[str, tuple[int, ...], Any]]:
-    """``(name, qubits, QuantumError)`` of every noisy instruction of a (reduced) target."""
+    """``(name, qubits, QuantumError)`` of every noisy instruction of a (reduced) target, in its order."""
     from qiskit_aer.noise.device.models import basic_device_gate_errors
 
-    return [(name, tuple(qubits), error) for name, qubits, error in basic_device_gate_errors(target=target)]
+    known, found = target.qubit_properties, []
+    for name in target.operation_names:
+        for place, entry in (target[name] or {}).items():
+            if place is None or entry is None:
+                continue
+            times = known and tuple((known[q].t1, known[q].t2) for q in place)
+            key = (type(target.operation_from_name(name)), times, entry.duration, entry.error)
+            if key not in _ERRORS:
+                of_place = basic_device_gate_errors(target=reduced_target(target, place, [name]))
+                in_order = tuple(range(len(place)))  # there may be one of the other direction
+                _ERRORS[key] = next((error for _, where, error in of_place if tuple(where) == in_order), None)
+            if _ERRORS[key] is not None:
+                found.append((name, tuple(place), _ERRORS[key]))
+    return found
 
 
 def gate_superop(target: Target, name: str, qubits: tuple[int, ...]) -> SuperOp | None:
-    """Error channel of one instruction on physical `qubits` (in the gate's order), None if it has no error."""
-    if name in MEASUREMENTS:
+    """Error channel of one instruction on physical `qubits` (in the gate's order), None if it has no error.
+
+    Written down from its closed form, since Aer takes a tenth of a second for a gate on two qubits. The composition of
+    relaxation R with depolarizing, (1 − p)·id + p·D, has average gate fidelity F(R) − p·(d·F(R) − 1)/d, and p is what
+    makes that the calibrated one, cut to a physical value as Aer cuts it.
+    """
+    if name in MEASUREMENTS or name not in target.operation_names:
         return None
-    place = tuple(range(len(qubits)))
-    small = reduced_target(target, qubits, [name])
-    entry = small[name].get(place) if name in small.operation_names else None
+    entry = (target[name] or {}).get(qubits)
     if entry is None:
         return None
-    times = tuple(q and (q.t1, q.t2, q.frequency) for q in small.qubit_properties or ())
-    # making one takes up to a tenth of a second
-    key = (name, type(small.operation_from_name(name)), target.dt, times, entry.duration, entry.error)
-    if key not in _CHANNELS:
-        errors = {where: error for _, where, error in device_gate_errors(small)}
-        _CHANNELS[key] = SuperOp(errors[place]) if place in errors else None
-    return _CHANNELS[key]
+    relaxation, fidelity = None, 1.0
+    if entry.duration:
+        relaxation = np.eye(1)
+        for qubit in qubits:  # later qubits are the more significant
+            known = target.qubit_properties[qubit]
+            one = relaxation_matrix(known.t1, known.t2, entry.duration)
+            relaxation = _of_both(one, relaxation)
+        fidelity = _gate_fidelity(relaxation)
+    dim = 2 ** len(qubits)
+    matrix = relaxation
+    is_gate = isinstance(target.operation_from_name(name), Gate)
+    if is_gate and entry.error and entry.error > 1 - fidelity:
+        error = min(entry.error, dim / (dim + 1))
+        p = min(dim * (error - (1 - fidelity)) / (dim * fidelity - 1), dim**2 / (dim**2 - 1))
+        mixed = np.outer(np.eye(dim).ravel(), np.eye(dim).ravel()) / dim
+        depolarizing = (1 - p) * np.eye(dim**2) + p * mixed
+        matrix = depolarizing if relaxation is None else relaxation @ depolarizing
+    return None if matrix is None else SuperOp(matrix)
+
+
+def relaxation_matrix(t1: float | None, t2: float | None, seconds: float) -> np.ndarray:
+    """Thermal relaxation to |0> of one qubit, [4, 4] on density matrices whose columns are stacked.
+
+    exp(-t/T1) of the population and exp(-t/T2) of the coherence remain. As in Aer's device model: T2 is cut to 2·T1, a
+    missing T2 means 2·T1, a missing T1 means no decay of the population. T1 and T2 in seconds.
+
+    Raises:
+        InvalidInputError: T1 or T2 is not above 0.
+    """
+    for time, which in ((t1, "T1"), (t2, "T2")):
+        if time is not None and not time > 0:
+            raise InvalidInputError(f"{which} of a qubit is {time} s; allowed: above 0, or none in the calibration")
+    t1 = math.inf if t1 is None else t1
+    t2 = 2 * t1 if t2 is None else min(t2, 2 * t1)
+    excited, coherent = math.exp(-seconds / t1), math.exp(-seconds / t2)
+    matrix = np.diag([1.0, coherent, coherent, excited])
+    matrix[0, 3] = 1 - excited
+    return matrix
+
+
+def _of_both(high: np.ndarray, low: np.ndarray) -> np.ndarray:
+    """Matrices of channels on different qubits as one; `high` is of the more significant qubits."""
+    h, n = (round(math.sqrt(len(one))) for one in (high, low))
+    # indices of each: column and row of the density matrix after it, column and row before
+    both = np.einsum("abcd,ijkl->aibjckdl", high.reshape((h,) * 4), low.reshape((n,) * 4))
+    return both.reshape((h * n) ** 2, (h * n) ** 2)
+
+
+def _gate_fidelity(matrix: np.ndarray) -> float:
+    """Average gate fidelity to the identity."""
+    dim = round(math.sqrt(len(matrix)))
+    return (float(np.trace(matrix)) / dim + 1) / (dim + 1)
 
 
 def relaxation_superop(t1: float | None, t2: float | None, seconds: float) -> SuperOp | None:
-    """Thermal relaxation to |0> over `seconds`: exp(-t/T1) of the population and exp(-t/T2) of the coherence remain.
-
-    As in Aer's device model: T2 is cut to 2·T1, a missing T2 means 2·T1, a missing T1 means no decay of the population.
-    None if nothing is left to happen. T1 and T2 in seconds.
-    """
-    from qiskit_aer.noise import thermal_relaxation_error
-
+    """`relaxation_matrix` as a channel; None if nothing is left to happen."""
     if seconds == 0 or (t1 is None and t2 is None):
         return None
-    t1 = math.inf if t1 is None else t1
-    t2 = 2 * t1 if t2 is None else min(t2, 2 * t1)
-    return SuperOp(thermal_relaxation_error(t1, t2, seconds))
+    return SuperOp(relaxation_matrix(t1, t2, seconds))
 
 
 def readout_probabilities(records: QubitRecords) -> tuple[float, float] | None:

@@ -58,8 +58,7 @@ def fake_snapshot(name: str) -> Snapshot:
     classes = _classes()
     cls = classes.get(canonical_name(name))
     if cls is None:
-        unknown = UnknownNameError.of("device", canonical_name(name), ["ideal", *classes])
-        raise UnknownNameError(f"{unknown}; or module:name or file.py:name for a device of your own")
+        raise UnknownNameError.of("device", canonical_name(name), ["ideal", *classes], own=True)
     snapshot = _read(cls)
     return replace(snapshot, provenance=dict(snapshot.provenance))
 

@@ -178,8 +178,7 @@ def check_dataset_name(name: object) -> None:
         UnknownNameError: it is neither; the message lists what is allowed.
     """
     if name not in DATASETS and not _is_own(str(name)):
-        known = UnknownNameError.of("data set", str(name), (*DATASETS, IMAGE_FOLDER))
-        raise UnknownNameError(f"{known}; a data set of your own is named module:name or file.py:name")
+        raise UnknownNameError.of("data set", str(name), (*DATASETS, IMAGE_FOLDER), own=True)
 
 
 def image_shape_of(name: str, data_root: str | Path | None = None) -> tuple[int, int, int]:

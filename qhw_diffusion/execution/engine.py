@@ -22,6 +22,7 @@ from qhw_diffusion.circuits.observables import AdaptiveObservables
 from qhw_diffusion.errors import EngineError, InvalidInputError, QhwError, UnknownNameError
 from qhw_diffusion.execution.adaptive import bound, combined
 from qhw_diffusion.execution.compile import CompiledCircuit
+from qhw_diffusion.execution.recording import refuse_without_numbers
 from qhw_diffusion.execution.tape import is_transformed, refuse_transforms
 
 
@@ -373,6 +374,7 @@ def check_parameters(compiled: CompiledCircuit, parameters: Tensor) -> Tensor:
     if len(parameters) == 0:
         raise InvalidInputError("parameters has no rows; give at least one")
     refuse_transforms("an estimate", parameters)
+    refuse_without_numbers("parameters", parameters)
     parameters = real_dense(parameters, "parameters")
     if parameters.dtype not in (torch.float32, torch.float64):
         parameters = parameters.float()
@@ -395,6 +397,7 @@ def real_dense(tensor: Tensor, name: str) -> Tensor:
     """
     if tensor.is_complex() or tensor.is_quantized:
         raise InvalidInputError(f"{name} are of dtype {tensor.dtype}; angles are real: give floating-point numbers")
+    tensor = tensor.resolve_neg()  # of the imaginary part of a conjugate, which NumPy does not take
     return tensor if tensor.layout == torch.strided else tensor.to_dense()
 
 

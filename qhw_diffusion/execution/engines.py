@@ -290,8 +290,7 @@ def engine_of(engine: str | Engine) -> Engine:
     elif is_extension(head):
         base = _own_engine(head)
     else:
-        allowed = "or one of your own, module:name or file.py:name"
-        raise UnknownNameError(f"{UnknownNameError.of('engine', head, [*ENGINES, 'shots:4096'])}, {allowed}")
+        raise UnknownNameError.of("engine", head, [*ENGINES, "shots:4096"], own=True)
     if not strategies:
         return base
     if not _wraps:

@@ -20,6 +20,7 @@ from qhw_diffusion.devices.instructions import measurement_at
 from qhw_diffusion.errors import InvalidInputError
 from qhw_diffusion.execution.admission import final_measurements
 from qhw_diffusion.execution.compile import CompiledCircuit
+from qhw_diffusion.execution.cores import adding_to, in_blocks
 from qhw_diffusion.execution.engine import Engine
 from qhw_diffusion.execution.engines import Ideal, engine_of
 from qhw_diffusion.execution.feed_forward import BranchedSequence, sequence_of
@@ -28,6 +29,7 @@ from qhw_diffusion.execution.gate_sequence import GateSequence
 from qhw_diffusion.execution.measurement import readout_matrix
 from qhw_diffusion.execution.noise_trajectories import NoiseTrajectories, frames_of, misread, through
 from qhw_diffusion.execution.program import angles_of
+from qhw_diffusion.execution.recording import outside_torch, refuse_recomputation, refuse_without_numbers
 from qhw_diffusion.execution.simulator import (
     NUMPY,
     chunks_of,
@@ -172,6 +174,7 @@ class Evolution:
         self._traced = [q for q in range(program.n_qubits) if q not in {*self._end, *self._read}]
         self._sequences: dict[tuple[Basis, torch.dtype], GateSequence | BranchedSequence] = {}
 
+    @outside_torch
     def __call__(self, states: Tensor, weights: Tensor, inputs: Tensor | None = None) -> Branches:
         """Run every state through the circuit.
 
@@ -196,6 +199,7 @@ class Evolution:
                 branches = self._density(states, weights, inputs)
         return Branches(branches.states.to(where), branches.probabilities.to(where))
 
+    @outside_torch
     def paths(self, states: Tensor, weights: Tensor, inputs: Tensor | None = None) -> Branches:
         """One trajectory of every state through the twirled noise, on the engine ``"trajectories:N"``, whatever its N.
 
@@ -241,6 +245,8 @@ class Evolution:
                 f"[B, {self.dim}], on 'trajectories:N'"
             )
         refuse_transforms(f"engine {engine.name!r}", states, weights, inputs)
+        if torch.is_grad_enabled():
+            refuse_recomputation(f"engine {engine.label!r}")
         frames, states = frames_of(self.compiled), states.cpu()
         n = frames.n_qubits
         ends = [frames.latest[q] for q in [*self._end, *self._read]]  # a qubit that is reset goes on as another one
@@ -257,6 +263,7 @@ class Evolution:
             parts = parts.movedim(1, 0)[:, torch.from_numpy(true), torch.arange(len(states))].movedim(0, 1)
             return parts, torch.from_numpy(scale).to(rows)[:, None]
 
+    @outside_torch
     def read_data(self, probabilities: Tensor) -> Tensor:
         """[B, d] of true outcomes of the data qubits → of outcomes read (readout errors, if the engine has them)."""
         if not self.noisy:
@@ -264,6 +271,7 @@ class Evolution:
         matrix = _readout_matrix([self.compiled.program.readout[q] for q in self._end]).to(probabilities.device)
         return (probabilities.double() @ matrix.T).to(probabilities.dtype)
 
+    @outside_torch
     def kraus(self, weights: Tensor, inputs: Tensor | None = None) -> Tensor:
         """[K, d, d]: the operator of each outcome (Σ K†K = 1) for one row of inputs [1, I], where states stay pure.
 
@@ -352,6 +360,8 @@ class Evolution:
             inputs = torch.zeros(len(states), 0, dtype=weights.dtype)
         if inputs.shape != (len(states), c.n_inputs):
             raise InvalidInputError(f"inputs have shape {tuple(inputs.shape)}; allowed: ({len(states)}, {c.n_inputs})")
+        for what, tensor in (("states", states), ("weights", weights), ("inputs", inputs)):
+            refuse_without_numbers(what, tensor)
         return inputs
 
 
@@ -374,12 +384,16 @@ class _Evolve(torch.autograd.Function):
         batch, gradient = rows.shape[1], any(ctx.needs_input_grad[:3])
         columns, recompute = columns_at_a_time(sequence, batch, gradient)
         start, result = rows.detach().numpy(), np.empty(rows.shape, sequence.dtype)
-        ctx.kept, ctx.chunks = [], chunks_of(batch, columns)
-        for chunk in ctx.chunks:
+        shared = sequence.shared(angles)
+
+        def through(chunk: slice) -> Any:
             keep = gradient and not recompute
-            out, trace = sequence.forward(start[:, chunk].copy(), columns_of(angles, chunk), keep)
-            result[:, chunk] = out
-            ctx.kept.append(trace)
+            rows = start[:, chunk].copy()
+            result[:, chunk], trace = sequence.forward(rows, columns_of(angles, chunk), keep, shared)  # type: ignore[arg-type]
+            return trace
+
+        ctx.chunks, ctx.shared = chunks_of(batch, columns), shared
+        ctx.kept = in_blocks(through, ctx.chunks)
         ctx.start, ctx.angles, ctx.program, ctx.sequence = start if recompute else None, angles, program, sequence
         ctx.owner = owner
         return torch.from_numpy(result)
@@ -394,18 +408,25 @@ class _Evolve(torch.autograd.Function):
         adjoint = grad.detach().numpy().astype(sequence.dtype)
         by_rows = np.empty_like(adjoint)
         shared, per_column = np.zeros((len(angles), 1), sequence.dtype), np.zeros(angles.shape, sequence.dtype)
-        for chunk, trace in zip(ctx.chunks, ctx.kept, strict=True):
+        to_shared = adding_to(shared)
+
+        def back(block: tuple[int, slice, Any]) -> None:
+            number, chunk, trace = block
             if trace is None:
-                _, trace = sequence.forward(ctx.start[:, chunk].copy(), columns_of(angles, chunk), True)
+                _, trace = sequence.forward(ctx.start[:, chunk].copy(), columns_of(angles, chunk), True, ctx.shared)
+            part = np.zeros_like(shared)
             slopes = np.zeros((len(angles), chunk.stop - chunk.start), sequence.dtype)
-            by_rows[:, chunk] = sequence.backward(adjoint[:, chunk].copy(), trace, shared, slopes)
+            by_rows[:, chunk] = sequence.backward(adjoint[:, chunk].copy(), trace, part, slopes)
             per_column[:, chunk] = slopes
+            to_shared(number, part)
+
+        in_blocks(back, list(zip(range(len(ctx.chunks)), ctx.chunks, ctx.kept, strict=True)))
         by_inputs = by_weights = None
         if ctx.needs_input_grad[1]:
-            by_inputs = torch.from_numpy((per_column.T @ program.input_coefficients).astype(sequence.dtype))
+            by_inputs = torch.from_numpy(program.input_slopes(per_column).astype(sequence.dtype))
         if ctx.needs_input_grad[2]:
             total = shared[:, 0].astype(np.float64) + per_column.sum(1, dtype=np.float64)
-            by_weights = torch.from_numpy((total @ program.weight_coefficients).astype(sequence.dtype))
+            by_weights = torch.from_numpy(program.weight_slopes(total).astype(sequence.dtype))
         return torch.from_numpy(by_rows) if ctx.needs_input_grad[0] else None, by_inputs, by_weights, None, None
 
 

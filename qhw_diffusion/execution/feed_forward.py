@@ -96,6 +96,8 @@ class BranchedSequence:
         single = runs[0].sequence if runs else self._sequence([])
         self.n_rows, self.row_bytes = single.n_rows, single.row_bytes * most
         self.n_kept = sum(run.sequence.n_kept for run in runs)
+        self.n_steps = sum(run.sequence.n_steps * len(run.places) for run in runs)
+        self.own = np.unique(np.concatenate([single.own, *(run.sequence.own for run in runs)]))
 
     def shared(self, angles: np.ndarray) -> list[Built]:
         """The matrices of every `Run` as in `GateSequence.shared`, of angles [R, B or 1]."""

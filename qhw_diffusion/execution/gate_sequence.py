@@ -76,9 +76,8 @@ class BlockTable:
 
 @dataclass(frozen=True, eq=False)
 class Built:
-    """Matrices [blocks, 4, 4(, B)] of a table's blocks, and what the derivatives by their angles need."""
+    """Matrices of a table's blocks, steps [·, 4, 4, B or 1] (`kernel.Table`), and the turns they are of."""
 
-    matrices: np.ndarray
     cos: np.ndarray
     sin: np.ndarray
     steps: np.ndarray
@@ -89,12 +88,12 @@ class Trace:
     """What a forward pass leaves for the backward pass.
 
     Attributes:
-        copies: the rows before each moment of blocks; of an orthogonal sequence only the result, which is taken
-            backwards.
+        copies: [moments, D, B] the rows before each moment of blocks; of an orthogonal sequence the result alone,
+            [D, B], which is taken backwards.
         built: matrices of the blocks whose angles the columns share (False), or have one each (True).
     """
 
-    copies: list[np.ndarray]
+    copies: np.ndarray
     built: dict[bool, Built]
 
 
@@ -150,20 +149,43 @@ class GateSequence:
                 self.steps += [
                     Product(m.qubits, *self._place(m.qubits), np.ascontiguousarray(m.matrix, dtype)) for m in maps
                 ]
-        self.moves = any(isinstance(step, Permutation) for step in self.steps)
-        self.multiplies = any(isinstance(step, Product) for step in self.steps)
         self.tables = {kind: BlockTable(blocks, dtype) for kind, blocks in tables.items()}
         self.orthogonal = basis == "state" and all(
             np.allclose(m @ m.T, np.eye(len(m)), atol=1e-9)
             for node in nodes
             for m in (node.fixed if isinstance(node, FusedBlock) else (node.matrix,))
         )
+        sign = np.array([*self.sign, self.rate], dtype)
+        self._tables = {
+            kind: kernel.Table(table.first, table.rotation, table.fixed, sign, table.used[table.rotation])
+            for kind, table in self.tables.items()
+        }
+        self._forth, self._back = self._encoded()
+
+    @cached_property
+    def _moments(self) -> list[int]:
+        """Blocks of each moment of blocks."""
+        return [len(step.places) for step in self.steps if isinstance(step, Moment)]
 
     @cached_property
     def n_kept(self) -> int:
         """Copies of the rows that the backward pass needs: one a moment of blocks, one a block of that in work."""
-        moments = [len(step.places) for step in self.steps if isinstance(step, Moment)]
-        return 1 if self.orthogonal else len(moments) + max(moments, default=0)
+        return 1 if self.orthogonal else len(self._moments) + max(self._moments, default=0)
+
+    @cached_property
+    def n_steps(self) -> int:
+        """Times that all rows are changed."""
+        return sum(len(step.places) if isinstance(step, Moment) else 1 for step in self.steps)
+
+    @property
+    def constants(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """What kernels are given of all steps, and of what undoes them: sizes and addresses (`kernel.Steps`)."""
+        return tuple((*s.sizes, *s.constants.addresses) for s in (self._forth, self._back))  # type: ignore[return-value]
+
+    @property
+    def own(self) -> np.ndarray:
+        """Rotations whose derivatives come column by column."""
+        return self.tables[True].used
 
     def shared(self, angles: np.ndarray) -> Built:
         """The matrices of the blocks whose angles all columns share, of angles [R, B or 1]."""
@@ -178,23 +200,10 @@ class GateSequence:
         """
         built = {False: self.shared(angles) if shared is None else shared}
         built[True] = self._build(self.tables[True], angles, True)
-        copies: list[np.ndarray] = []
-        spare = np.empty_like(x) if self.moves else x
-        scratch = np.empty((16, x.shape[1] if self.multiplies else 0), self.dtype)
-        for step in self.steps:
-            if isinstance(step, Moment):
-                if keep and not self.orthogonal:
-                    copies.append(x.copy())
-                apply = kernel.apply_rows if step.per_column else kernel.apply_shared
-                apply(x, self.bases, self.offsets, step.places, built[step.per_column].matrices[step.select])
-            elif isinstance(step, Permutation):
-                kernel.move_rows(x, spare, step.source, step.sign)
-                x, spare = spare, x
-            else:
-                kernel.apply_map(x, step.bases, step.offsets, step.matrix, scratch)
-        if keep and self.orthogonal:
-            copies.append(x)
-        return x, Trace(copies, built) if keep else None
+        x, spare = np.ascontiguousarray(x), np.empty(x.shape, self.dtype)
+        copies = np.empty((len(self._moments) if keep and not self.orthogonal else 0, *x.shape), self.dtype)
+        x = (x, spare)[self._forth.evolve(x, spare, built[False].steps, built[True].steps, copies)]
+        return x, Trace(x if self.orthogonal else copies, built) if keep else None
 
     def backward(self, adjoint: np.ndarray, trace: Trace, shared: np.ndarray, slopes: np.ndarray) -> np.ndarray:
         """Derivatives [D, B] by the result (overwritten) → by the start.
@@ -202,70 +211,75 @@ class GateSequence:
         Derivatives by angles are added to `slopes` [R, B], or to `shared` [R, 1] (summed over the columns) where all
         columns share the angle.
         """
-        built, copies = trace.built, list(trace.copies)
-        back = {kind: np.ascontiguousarray(b.matrices.swapaxes(1, 2)) for kind, b in built.items()}
-        outer = {kind: np.empty_like(b.matrices) for kind, b in built.items()}
-        spare, scratch = np.empty_like(adjoint), np.empty((16, adjoint.shape[1]), self.dtype)
-        x = copies.pop().copy() if self.orthogonal else adjoint
-        for step in reversed(self.steps):
-            if isinstance(step, Moment):
-                kind = step.per_column
-                before = x if self.orthogonal else copies.pop()
-                self._pull(step, adjoint, before, built[kind].matrices, back[kind], outer[kind])
-            elif isinstance(step, Permutation):
-                kernel.move_rows(adjoint, spare, step.source_back, step.sign_back)
-                adjoint, spare = spare, adjoint
-                if self.orthogonal:
-                    kernel.move_rows(x, spare, step.source_back, step.sign_back)
-                    x, spare = spare, x
-            else:
-                turned = np.ascontiguousarray(step.matrix.T)
-                kernel.apply_map(adjoint, step.bases, step.offsets, turned, scratch)
-                if self.orthogonal:
-                    kernel.apply_map(x, step.bases, step.offsets, turned, scratch)
+        built, copies = trace.built, trace.copies
+        outer = {k: np.empty((self.tables[k].n_blocks, *b.steps.shape[1:]), self.dtype) for k, b in built.items()}
+        matrices = built[False].steps, built[True].steps, outer[False], outer[True]
+        adjoint = np.ascontiguousarray(adjoint)
+        spare = np.empty_like(adjoint)
+        if self.orthogonal:
+            x = copies.copy()
+            adjoint = (adjoint, x, spare)[self._back.pull_unitary(adjoint, x, spare, *matrices)]
+        else:
+            befores = np.empty((max(self._moments, default=1) - 1, *adjoint.shape), self.dtype)
+            adjoint = (adjoint, spare)[self._back.pull(adjoint, spare, copies, befores, *matrices)]
         for kind, b in built.items():
-            table, slope = self.tables[kind], slopes if kind else shared
-            if len(table.rotation):
-                by_turn = np.zeros((len(table.used), slope.shape[1]), self.dtype)
-                s = outer[kind] if kind else outer[kind][..., None]
-                kernel.block_slopes(
-                    table.first, table.rotation, table.fixed, b.cos, b.sin, self.sign, b.steps, s, by_turn
-                )
-                slope[table.used] += self.rate * by_turn
+            self._tables[kind].slopes(b.cos, b.sin, b.steps, outer[kind], slopes if kind else shared)
         return adjoint
 
-    def _pull(
-        self, step: Moment, adjoint: np.ndarray, x: np.ndarray, g: np.ndarray, back: np.ndarray, outer: np.ndarray
-    ) -> None:
-        """Take the blocks of a moment back one by one: a derivative by a block's matrix needs the rows just before it.
-
-        x is from after the moment if the sequence is orthogonal, and taken back too; else from before, and done again.
-        """
-        apply = kernel.apply_rows if step.per_column else kernel.apply_shared
-        outer_product = kernel.outer_rows if step.per_column else kernel.outer_shared
-        bases, offsets = self.bases, self.offsets
-        g, back, outer = g[step.select], back[step.select], outer[step.select]
-        blocks = [(step.places[r : r + 1], slice(r, r + 1)) for r in range(len(step.places))]
-        befores = [x]
-        if not self.orthogonal:
-            for place, r in blocks[:-1]:
-                befores.append(befores[-1].copy())
-                apply(befores[-1], bases, offsets, place, g[r])
-        for place, r in reversed(blocks):
-            if self.orthogonal:
-                apply(x, bases, offsets, place, back[r])
+    def _encoded(self) -> tuple[kernel.Steps, kernel.Steps]:
+        """The steps as the kernels take them, and what undoes them."""
+        code: list[tuple[int, int, int]] = []
+        moves: dict[bytes, tuple[int, Permutation]] = {}  # equal ones once
+        maps: dict[tuple[tuple[int, ...], bytes], tuple[int, tuple[int, ...]]] = {}
+        indices: list[np.ndarray] = []
+        matrices: list[np.ndarray] = []
+        n_indices = n_entries = 0
+        for step in self.steps:
+            if isinstance(step, Moment):
+                kind = kernel.OWN if step.per_column else kernel.SHARED
+                first = step.select.start
+                code += [(kind + 4 * (k == 0), first + k, int(q)) for k, q in enumerate(step.places)]
+            elif isinstance(step, Permutation):
+                move = step.source.tobytes() + step.sign.tobytes()
+                code.append((kernel.MOVE, moves.setdefault(move, (len(moves), step))[0], 0))
             else:
-                x = befores.pop()
-            outer_product(adjoint, x, bases, offsets, place, outer[r])
-            apply(adjoint, bases, offsets, place, back[r])
+                name = (step.qubits, step.matrix.tobytes())
+                if name not in maps:
+                    b, o = len(step.bases), len(step.offsets)
+                    run = int(np.diff(np.sort(step.offsets)[:2])[0])  # bases that follow one another
+                    maps[name] = len(maps), (n_indices, b, n_indices + b, o, n_entries, run)
+                    indices += [step.bases, step.offsets]
+                    matrices.append(step.matrix)
+                    n_indices, n_entries = n_indices + b + o, n_entries + o * o
+                code.append((kernel.MAP, maps[name][0], 0))
+        steps = np.array(code, dtype=np.int64).reshape(-1, 3)
+        places = np.array([place for _, place in maps.values()], dtype=np.int64).reshape(-1, 6)
+        index = np.concatenate([*indices, np.zeros(0, np.int64)])
+
+        def of(sources: list[np.ndarray], signs: list[np.ndarray], entries: list[np.ndarray]) -> kernel.Steps:
+            return kernel.Steps(
+                steps,
+                self.bases,
+                self.offsets,
+                np.array(sources, dtype=np.int64).reshape(-1, self.n_rows),
+                np.array(signs, dtype=self.dtype).reshape(-1, self.n_rows),
+                places,
+                index,
+                np.concatenate([*(e.reshape(-1) for e in entries), np.zeros(0, self.dtype)]),
+                self.tables[False].last,
+                self.tables[True].last,
+            )
+
+        permutations = [step for _, step in moves.values()]
+        forth = of([p.source for p in permutations], [p.sign for p in permutations], matrices)
+        undone = [p.source_back for p in permutations], [p.sign_back for p in permutations]
+        return forth, of(*undone, [m.T for m in matrices])
 
     def _build(self, table: BlockTable, angles: np.ndarray, per_column: bool) -> Built:
         turns = self.rate * (angles if per_column else angles[:, :1])[table.used]
-        cos, sin = np.cos(turns), np.sin(turns)
-        steps = np.empty((*table.fixed.shape, cos.shape[1]), self.dtype)
-        kernel.build_blocks(table.first, table.rotation, table.fixed, cos, sin, self.sign, steps)
-        matrices = steps[table.last]
-        return Built(matrices if per_column else matrices[..., 0], cos, sin, steps)
+        built = Built(np.cos(turns), np.sin(turns), np.empty((*table.fixed.shape, turns.shape[1]), self.dtype))
+        self._tables[per_column].build(built.cos, built.sin, built.steps)
+        return built
 
     def _place(self, qubits: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
         """Rows a map on `qubits` (little-endian) acts on: bases [groups] + offsets [d]."""

@@ -8,6 +8,7 @@ A saved layer is a folder with the files of its compiled circuit (`saving`) and
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -35,6 +36,7 @@ from qhw_diffusion.execution.engine import (
 )
 from qhw_diffusion.execution.engines import Ideal, engine_of, simulator_of, spec_of
 from qhw_diffusion.execution.gradients import GradientMethod, method_from_dict, method_to_dict
+from qhw_diffusion.execution.recording import outside_torch, refuse_recomputation, refuse_without_numbers
 from qhw_diffusion.execution.saving import read_compiled, write_compiled
 from qhw_diffusion.execution.simulator import NUMPY, MemoryPlan
 from qhw_diffusion.execution.tape import is_transformed, refuse_transforms, without_autocast
@@ -45,6 +47,7 @@ if TYPE_CHECKING:
     from qiskit_machine_learning.neural_networks import NeuralNetwork
 
 _SWEEPS = 20
+_counting = threading.Lock()  # threads may share a layer
 
 
 def initial_weights(compiled: CompiledCircuit, generator: torch.Generator) -> Tensor:
@@ -173,13 +176,19 @@ class QuantumLayer(nn.Module):
         if gradient is not None and not isinstance(gradient, GradientMethod):
             raise InvalidInputError(f"gradient is {gradient!r}; give ParameterShift(), SPSA(), Surrogate() or None")
         self.gradient = gradient
-        self.usage = Usage()
+        self._used = [Usage()]  # one for all replicas that nn.DataParallel makes
         self.engine.check(compiled)
         try_out(self.engine, compiled)
         self.weight = nn.Parameter(initial_weights(compiled, torch.Generator().manual_seed(seed)).to(dtype))
         start = None if compiled.adaptive is None else torch.from_numpy(compiled.adaptive.start())
         self.coefficients = None if start is None else nn.Parameter(start.to(dtype))
 
+    @property
+    def usage(self) -> Usage:
+        """Circuits and shots of all evaluations so far."""
+        return self._used[0]
+
+    @outside_torch
     def forward(self, inputs: Tensor) -> Tensor:
         """Expectation values, differentiable in the inputs, in `weight` and in `coefficients`.
 
@@ -190,8 +199,9 @@ class QuantumLayer(nn.Module):
             [B, observables], on the device of the inputs, in the layer's dtype.
 
         Raises:
-            InvalidInputError: another shape, NaN or infinity among the inputs, or a gradient asked of an engine that
-                has none (outside `torch.no_grad()`, without a gradient method).
+            InvalidInputError: another shape, NaN or infinity among the inputs, a gradient asked of an engine that
+                has none (outside `torch.no_grad()`, without a gradient method), or torch recording instead of
+                calculating (`recording`).
             MemoryBudgetError: the batch would not fit into memory.
         """
         if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
@@ -201,7 +211,7 @@ class QuantumLayer(nn.Module):
 
     def _forward(self, inputs: Tensor) -> Tensor:
         weight = self.weight
-        inputs = self._fitting(inputs)
+        inputs = self._fitting(inputs, weight.dtype)
         transformed = is_transformed(inputs, weight)
         wanted = torch.is_grad_enabled() and (inputs.requires_grad or weight.requires_grad)
         by_method = self.gradient is not None and (transformed or torch.is_grad_enabled())
@@ -209,7 +219,10 @@ class QuantumLayer(nn.Module):
             return self.engine.values(self.compiled, inputs, weight, self._record)
         if transformed and not self.engine.differentiable:
             refuse_transforms(f"engine {self.engine.name!r}", inputs, weight)
-        if not transformed:
+        exact = isinstance(self.engine, Ideal)
+        if not exact:
+            refuse_recomputation(f"engine {self.engine.label!r}")
+        if not transformed and (by_method or not exact):  # exact engines look by themselves
             check_finite_inputs(inputs)
         if by_method:
             assert self.gradient is not None
@@ -223,6 +236,7 @@ class QuantumLayer(nn.Module):
             return values
         return combined(adaptive, values, self.coefficients)
 
+    @outside_torch
     def estimate(self, inputs: Tensor, engine: Engine | None = None) -> Estimate:
         """Values with standard errors and what they cost, without gradient; on another engine if one is given.
 
@@ -268,11 +282,13 @@ class QuantumLayer(nn.Module):
             input_gradients=input_gradients,
         )
 
+    @outside_torch
     def sample(self, inputs: Tensor, generator: torch.Generator) -> Trajectories:
         """Evaluate with the outcomes of mid-circuit measurements drawn, each sample its own (`sample_trajectories`)."""
         drawn = sample_trajectories(self.compiled, self.engine, self._checked(inputs), self.weight, generator)
         return replace(drawn, values=self._combined(drawn.values).detach())
 
+    @outside_torch
     def probability(self, inputs: Tensor) -> Tensor:
         """[B]: probability of the outcomes post-selected on (1 without post-selection); differentiable.
 
@@ -336,24 +352,34 @@ class QuantumLayer(nn.Module):
         return copy
 
     def _checked(self, inputs: Tensor) -> Tensor:
-        inputs = self._fitting(inputs)
+        inputs = self._fitting(inputs, self.weight.dtype)
         if not is_transformed(inputs):
             check_finite_inputs(inputs)
         return inputs
 
-    def _fitting(self, inputs: Tensor) -> Tensor:
+    def _fitting(self, inputs: Tensor, dtype: torch.dtype) -> Tensor:
         n = self.compiled.n_inputs
+        if isinstance(inputs, Tensor) and inputs.is_nested:
+            raise InvalidInputError(f"inputs are a nested tensor; give one of shape [batch, {n}]")
         if not isinstance(inputs, Tensor) or inputs.ndim != 2 or inputs.shape[1] != n:
             given = tuple(inputs.shape) if isinstance(inputs, Tensor) else type(inputs).__name__
             raise InvalidInputError(f"inputs must be a tensor of shape [batch, {n}], given {given}")
         if inputs.shape[0] == 0:
             raise InvalidInputError("inputs has no rows; give at least one sample")
-        if isinstance(self.engine, Ideal):
-            self.memory_plan(len(inputs))  # before anything of the batch's size is made
-        return real_dense(inputs, "inputs").to(self.weight.dtype)
+        refuse_without_numbers("inputs", inputs)
+        refuse_without_numbers("weights", self.weight)
+        if isinstance(self.engine, Ideal):  # before anything of the batch's size is made
+            simulator_of(self.compiled, self.engine.noisy, dtype).admit(len(inputs))
+        if inputs.dtype == dtype and inputs.layout == torch.strided and not inputs.is_neg():
+            return inputs
+        return real_dense(inputs, "inputs").to(dtype)
 
     def _record(self, usage: Usage) -> None:
-        self.usage = self.usage + usage
+        with _counting:
+            self._used[0] = self._used[0] + usage
+
+    def __prepare_scriptable__(self) -> QuantumLayer:
+        raise InvalidInputError("torch.jit.script compiles torch operations, and a circuit is none: use torch.compile")
 
     def extra_repr(self) -> str:
         """Inputs, weights, observables, engine and device, for `print`."""

@@ -74,9 +74,11 @@ class StateObservables:
     def values(self, rows: np.ndarray, measured: np.ndarray) -> np.ndarray:
         """Rows [2·2^n, B] → [B, M]; `measured` is not used."""
         real, imaginary = rows[: self.n_states], rows[self.n_states :]
-        total = np.zeros((self.n_observables, rows.shape[1]), rows.dtype)
         if len(self.diagonal):
-            total += self.diagonal @ (real * real + imaginary * imaginary)
+            power = rows * rows
+            total = self.diagonal @ (power[: self.n_states] + power[self.n_states :])
+        else:
+            total = np.zeros((self.n_observables, rows.shape[1]), rows.dtype)
         if self.flips:
             psi = real + 1j * imaginary
             for permutation, values in self.flips:
@@ -99,14 +101,13 @@ class StateObservables:
 
     def adjoint(self, rows: np.ndarray, cotangent: np.ndarray, measured: np.ndarray) -> np.ndarray:
         """Rows [2·2^n, B] and cotangent [B, M] → derivative by the rows [2·2^n, B]: 2 (Σ_m v_m O_m) ψ."""
-        real, imaginary = rows[: self.n_states], rows[self.n_states :]
-        result = np.zeros_like(rows)
         if len(self.diagonal):
-            weight = 2 * (self.diagonal.T @ cotangent.T)
-            np.multiply(weight, real, out=result[: self.n_states])
-            np.multiply(weight, imaginary, out=result[self.n_states :])
+            weight = self.diagonal.T @ (2 * cotangent.T)
+            result = (rows.reshape(2, self.n_states, -1) * weight).reshape(rows.shape)
+        else:
+            result = np.zeros_like(rows)
         if self.flips:
-            psi = real + 1j * imaginary
+            psi = rows[: self.n_states] + 1j * rows[self.n_states :]
             for permutation, values in self.flips:
                 turned = 2 * (values.T @ cotangent.T) * psi[permutation]  # one of O and O† = O, which holds both terms
                 result[: self.n_states] += turned.real
@@ -139,8 +140,8 @@ class DensityObservables:
     """
 
     def __init__(self, observables: Sequence[Terms], readout: Sequence[tuple[float, float]], dtype: Precision) -> None:
-        columns = []
-        for terms in observables:
+        self.rows = np.empty((4 ** len(readout), len(observables)), dtype)  # [4^n, M]
+        for index, terms in enumerate(observables):
             column = np.zeros(4 ** len(readout))
             for coefficient, label in terms:
                 vector = np.array([coefficient])
@@ -153,8 +154,7 @@ class DensityObservables:
                         vector, (REAL_LOCAL.conj() @ factor.T.reshape(-1)).real
                     )  # tr(Pρ) = Σ P[c, r] ρ[r, c]
                 column += vector
-            columns.append(column)
-        self.rows = np.ascontiguousarray(np.array(columns).T, dtype=dtype)  # [4^n, M]
+            self.rows[:, index] = column
         self.bytes = self.rows.nbytes
 
     def __len__(self) -> int:

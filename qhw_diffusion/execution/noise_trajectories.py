@@ -7,7 +7,7 @@ that.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Self
 
@@ -18,6 +18,7 @@ from torch import Tensor
 from qhw_diffusion.draws import Draws
 from qhw_diffusion.errors import InvalidInputError, UnknownNameError
 from qhw_diffusion.execution.compile import CompiledCircuit
+from qhw_diffusion.execution.cores import InOrder, in_blocks
 from qhw_diffusion.execution.engine import Engine, Estimate, Record, check_parameters
 from qhw_diffusion.execution.fusion import Precision
 from qhw_diffusion.execution.gate_sequence import GateSequence, Trace
@@ -117,10 +118,11 @@ class NoiseTrajectories(Engine):
         rows = parameters.detach().cpu().numpy()
         program, n = compiled.program.by_rows(), self.trajectories
         angles = angles_of(program, rows, rows[0, :0], limited=True)
-        if self.kraus:
-            values = kraus_values(compiled.program, angles, n, self.draws.generator, dtype)
-        else:
-            values = _Batch(frames_of(compiled), angles, n, dtype).values(self.draws.generator, keep=False)
+        with self.draws.alone() as generator:
+            if self.kraus:
+                values = kraus_values(compiled.program, angles, n, generator, dtype)
+            else:
+                values = _Batch(frames_of(compiled), angles, n, dtype).values(generator, keep=False)
         values = values.reshape(len(rows), n, -1)
         errors = values.std(1, ddof=1) / n**0.5 if n > 1 else np.full_like(values[:, 0], np.inf)
         constant = [not any(label.strip("I") for _, label in terms) for terms in program.observables]
@@ -193,34 +195,58 @@ class Paths:
         rows, trace = self.sequence.forward(start, signed, keep)
         return in_frame(rows, drawn), trace
 
-    def backward(self, adjoint: np.ndarray, chunk: slice, drawn: Frames, trace: Trace) -> np.ndarray:
-        """Derivatives by the result → by the start; those by angles are added to `slopes`."""
+    def backward(self, adjoint: np.ndarray, number: int, drawn: Frames, trace: Trace, to_slopes: InOrder) -> np.ndarray:
+        """Derivatives by the result of chunk `number` → by the start; those by angles are given to `to_slopes`."""
+        chunk = self.chunks[number]
         slopes = np.zeros((len(self.angles), chunk.stop - chunk.start), self.dtype)
         shared = np.zeros((len(self.angles), 1), self.dtype)
         start = self.sequence.backward(in_frame(adjoint, drawn, back=True), trace, shared, slopes)
         sample = np.arange(chunk.start, chunk.stop) // self.n
         first = np.flatnonzero(np.diff(sample, prepend=-1))
-        self.slopes[:, sample[first]] += np.add.reduceat(slopes * drawn.signs, first, axis=1)
+        to_slopes(number, (sample[first], np.add.reduceat(slopes * drawn.signs, first, axis=1)))
         return start
+
+    def _to_slopes(self) -> InOrder:
+        """Takes derivatives (samples, [R, samples]) of chunk after chunk; `slopes` start at 0."""
+        self.slopes[:] = 0
+
+        def take(part: tuple[np.ndarray, np.ndarray]) -> None:
+            self.slopes[:, part[0]] += part[1]
+
+        return InOrder(take)
+
+    def _draw(self, generator: np.random.Generator) -> Iterator[tuple[slice, Any, Frames]]:
+        """Chunk after chunk, the state of the generator before, and the errors drawn."""
+        for chunk in self.chunks:
+            state = generator.bit_generator.state
+            yield chunk, state, self.frames.draw(chunk.stop - chunk.start, generator, self.dtype)
 
     def run(self, start: np.ndarray, generator: np.random.Generator, *, keep: bool) -> np.ndarray:
         """Rows [2·2^n, B·N] → rows at the end."""
         result = np.empty_like(start)
-        for chunk in self.chunks:
-            state = generator.bit_generator.state
-            drawn = self.frames.draw(chunk.stop - chunk.start, generator, self.dtype)
+
+        def through(block: tuple[slice, Any, Frames]) -> Any:
+            chunk, state, drawn = block
             result[:, chunk], trace = self.forward(start[:, chunk].copy(), chunk, drawn, keep and self.keeps)
-            if keep:
-                self.kept.append((drawn, trace) if self.keeps else state)
+            if not keep:
+                return None
+            return (drawn, trace) if self.keeps else state
+
+        self.kept = in_blocks(through, self._draw(generator))
         return result
 
     def pull(self, start: np.ndarray, adjoint: np.ndarray) -> np.ndarray:
         """Derivatives [2·2^n, B·N] by the end of `run` → by its start; those by angles into `slopes`."""
-        self.slopes[:] = 0
-        result = np.empty_like(start)
-        for chunk, kept in zip(self.chunks, self.kept, strict=True):
+        result, to_slopes = np.empty_like(start), self._to_slopes()
+
+        def back(block: tuple[int, Any]) -> None:
+            number, kept = block
+            chunk = self.chunks[number]
             drawn, trace = kept if self.keeps else self._again(start[:, chunk].copy(), chunk, kept)[:2]
-            result[:, chunk] = self.backward(np.ascontiguousarray(adjoint[:, chunk]), chunk, drawn, trace)
+            rows = np.ascontiguousarray(adjoint[:, chunk])
+            result[:, chunk] = self.backward(rows, number, drawn, trace, to_slopes)
+
+        in_blocks(back, list(enumerate(self.kept)))
         return result
 
     def _again(self, start: np.ndarray, chunk: slice, state: Any) -> tuple[Frames, Trace, np.ndarray]:
@@ -235,7 +261,7 @@ class Paths:
     def gradients(self, program: Program, rotations: int) -> tuple[np.ndarray, np.ndarray]:
         """Derivatives [B, inputs] and [weights] from the slopes."""
         slopes = self.slopes[:rotations].astype(np.float64)
-        return slopes.T @ program.input_coefficients, slopes.sum(1) @ program.weight_coefficients
+        return program.input_slopes(slopes), program.weight_slopes(slopes.sum(1))
 
 
 class _Batch(Paths):
@@ -251,23 +277,31 @@ class _Batch(Paths):
     def values(self, generator: np.random.Generator, *, keep: bool) -> np.ndarray:
         """[B·N, M]."""
         values = np.empty((self.columns, len(self.observables)), self.dtype)
-        for chunk in self.chunks:
-            state = generator.bit_generator.state
-            drawn = self.frames.draw(chunk.stop - chunk.start, generator, self.dtype)
+
+        def through(block: tuple[slice, Any, Frames]) -> Any:
+            chunk, state, drawn = block
             rows, trace = self.forward(self._start(chunk), chunk, drawn, keep and self.keeps)
             values[chunk] = self.observables.values(rows, rows)
-            if keep:
-                self.kept.append((drawn, trace, rows) if self.keeps else state)
+            if not keep:
+                return None
+            return (drawn, trace, rows) if self.keeps else state
+
+        self.kept = in_blocks(through, self._draw(generator))
         return values
 
     def pull_values(self, cotangent: np.ndarray) -> None:
         """Cotangent [B, M] of the means → `slopes`."""
-        self.slopes[:] = 0
-        for chunk, kept in zip(self.chunks, self.kept, strict=True):
+        to_slopes = self._to_slopes()
+
+        def back(block: tuple[int, Any]) -> None:
+            number, kept = block
+            chunk = self.chunks[number]
             drawn, trace, rows = kept if self.keeps else self._again(self._start(chunk), chunk, kept)
             by_column = cotangent[np.arange(chunk.start, chunk.stop) // self.n] / self.n
             adjoint = self.observables.adjoint(rows, by_column.astype(self.dtype), rows)
-            self.backward(adjoint, chunk, drawn, trace)
+            self.backward(adjoint, number, drawn, trace, to_slopes)
+
+        in_blocks(back, list(enumerate(self.kept)))
 
     def _start(self, chunk: slice) -> np.ndarray:
         rows = np.zeros((self.sequence.n_rows, chunk.stop - chunk.start), self.dtype)
@@ -286,7 +320,8 @@ class _Through(torch.autograd.Function):
         paths = Paths(frames_of(compiled), angles, 1, NUMPY[rows.dtype])
         keep = any(ctx.needs_input_grad[:3])
         ctx.paths, ctx.rotations, ctx.program = paths, len(angles), program
-        return torch.from_numpy(paths.run(rows.detach().numpy(), engine.draws.generator, keep=keep))
+        with engine.draws.alone() as generator:  # the backward pass draws again from the states it had
+            return torch.from_numpy(paths.run(rows.detach().numpy(), generator, keep=keep))
 
     @staticmethod
     def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
@@ -338,7 +373,8 @@ class _Average(torch.autograd.Function):
         program = compiled.program
         angles = angles_of(program, inputs.detach().cpu().numpy(), weights.detach().cpu().numpy(), limited=True)
         batch = _Batch(frames_of(compiled), angles, engine.trajectories, dtype)
-        values = batch.values(engine.draws.generator, keep=any(ctx.needs_input_grad[:2]))
+        with engine.draws.alone() as generator:  # the backward pass draws again from the states it had
+            values = batch.values(generator, keep=any(ctx.needs_input_grad[:2]))
         ctx.batch, ctx.program, ctx.rotations = batch, program, len(angles)
         mean = values.reshape(len(inputs), engine.trajectories, -1).mean(1)
         return torch.from_numpy(mean).to(inputs.device)

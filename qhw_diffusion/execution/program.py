@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -199,6 +200,46 @@ class Program:
     def idle_inputs(self) -> bool:
         """Whether there is an input that enters no angle."""
         return not bool(self.input_coefficients.any(axis=0).all())
+
+    @cached_property
+    def idle_weights(self) -> bool:
+        """Whether there is a weight that enters no angle."""
+        return not bool(self.weight_coefficients.any(axis=0).all())
+
+    @cached_property
+    def input_rows(self) -> np.ndarray:
+        """Rotations whose angle an input enters."""
+        return np.flatnonzero(self.input_coefficients.any(axis=1))
+
+    @cached_property
+    def _of_inputs(self) -> np.ndarray:
+        """`input_coefficients` of these rotations alone."""
+        return np.ascontiguousarray(self.input_coefficients[self.input_rows])
+
+    @cached_property
+    def weight_terms(self) -> tuple[np.ndarray, np.ndarray]:
+        """`weight_coefficients` without zeros: weights [terms, R] and their coefficients."""
+        present = self.weight_coefficients != 0
+        order = np.argsort(~present, axis=1, kind="stable")[:, : present.sum(1).max(initial=0)]
+        coefficients = np.take_along_axis(self.weight_coefficients, order, axis=1)
+        return np.ascontiguousarray(order.T), np.ascontiguousarray(coefficients.T)
+
+    def weighted(self, weights: np.ndarray) -> np.ndarray:
+        """[weights] → [R] float64: weight_coefficients·w + offsets."""
+        result, values = self.offsets.copy(), weights.astype(np.float64)
+        for which, coefficients in zip(*self.weight_terms, strict=True):
+            result += coefficients * values[which]
+        return result
+
+    def input_slopes(self, slopes: np.ndarray) -> np.ndarray:
+        """Derivatives [R, B] by the angles → [B, inputs] by the inputs."""
+        result: np.ndarray = slopes[self.input_rows].T @ self._of_inputs
+        return result
+
+    def weight_slopes(self, slopes: np.ndarray) -> np.ndarray:
+        """Derivatives [R] by the angles → [weights] by the weights."""
+        which, coefficients = self.weight_terms
+        return np.bincount(which.ravel(), (coefficients * slopes).ravel(), self.weight_coefficients.shape[1])
 
     def by_rows(self) -> Program:
         """The same circuit with its weights as further inputs, so that every row may have weights of its own."""
@@ -456,8 +497,9 @@ def angles_of(
     *,
     limited: bool = False,
     by_weights: np.ndarray | None = None,
+    dtype: type[np.floating] = np.float64,
 ) -> np.ndarray:
-    """[B, inputs], [weights] → [R, B] float64: the angles of all rotations for every sample.
+    """[B, inputs], [weights] → [R, B]: the angles of all rotations for every sample, computed in float64.
 
     Args:
         program: the circuit.
@@ -466,22 +508,27 @@ def angles_of(
         limited: whether they are to be as the device takes them: what is outside its range by no more than rounding
             is clipped to it.
         by_weights: what `angles_by_weights` gave for these weights; None: computed here.
+        dtype: of the result.
 
     Raises:
         InvalidInputError: an angle is NaN or infinite, since an input or a weight is; or it is outside of the device's
             range.
     """
-    with np.errstate(invalid="ignore", over="ignore"):  # what comes of it is refused below
-        shared = angles_by_weights(program, weights) if by_weights is None else by_weights
-        result: np.ndarray = shared[:, None] + program.input_coefficients @ inputs.astype(np.float64).T
-    if not np.isfinite(result).all() or (program.idle_inputs and not np.isfinite(inputs).all()):
+    shared = angles_by_weights(program, weights) if by_weights is None else by_weights
+    rows = program.input_rows
+    own = shared[rows, None] + program._of_inputs.dot(inputs.astype(np.float64).T)
+    idle = (inputs,) * program.idle_inputs + (weights,) * program.idle_weights
+    if not all(map(_finite, (shared, own, *idle))):
         for name, given in (("weights", weights), ("inputs", inputs)):
             if not np.isfinite(given).all():
                 raise InvalidInputError(
-                    f"{int((~np.isfinite(given)).sum())} of the {given.size} {name} are NaN or infinite; check what "
+                    f"{int((~np.isfinite(given)).sum())} of the {given.size} {name} are NaN or infinity; check what "
                     "produced them"
                 )
         raise InvalidInputError("inputs or weights are too large: angles made of them are infinite")
+    result = np.empty((len(shared), len(inputs)), np.float64 if limited and program.limits else dtype)
+    result[:] = shared[:, None]
+    result[rows] = own
     if limited:
         for index, gate, low, high in program.limits:
             beyond = np.maximum(low - result[index], result[index] - high)
@@ -492,14 +539,18 @@ def angles_of(
                     f"{high:.4f}. Keep the parameter in this range, or use the device without fractional gates"
                 )
             np.clip(result[index], low, high, out=result[index])
-    return result
+    return result.astype(dtype, copy=False)
+
+
+def _finite(array: np.ndarray) -> bool:
+    """Whether there is neither NaN nor infinity; the sum of squares, which may overflow, is the quicker way to know."""
+    return math.isfinite(np.vdot(array, array)) or bool(np.isfinite(array).all())
 
 
 def angles_by_weights(program: Program, weights: np.ndarray) -> np.ndarray:
     """[weights] → [R] float64: the part of all angles that no input enters."""
     with np.errstate(invalid="ignore", over="ignore"):  # `angles_of` refuses what comes of it
-        shared: np.ndarray = program.offsets + program.weight_coefficients @ weights.astype(np.float64)
-    return shared
+        return program.weighted(weights)
 
 
 def _rounding(program: Program, index: int, inputs: np.ndarray, weights: np.ndarray) -> np.ndarray:

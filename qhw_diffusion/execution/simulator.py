@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from qhw_diffusion.errors import InvalidInputError, MemoryBudgetError
+from qhw_diffusion.execution.cores import adding_to, in_blocks, number_of_threads
 from qhw_diffusion.execution.feed_forward import BranchedSequence, BranchedTrace, sequence_of
 from qhw_diffusion.execution.fusion import Basis, Precision, dimension
 from qhw_diffusion.execution.gate_sequence import Built, GateSequence, Trace
@@ -37,6 +38,7 @@ from qhw_diffusion.execution.program import (
     angles_of,
     plain,
 )
+from qhw_diffusion.execution.small_batches import MOST_ROTATIONS, SmallBatch, fits
 from qhw_diffusion.execution.tape import (
     angles_in_torch,
     bytes_in_torch,
@@ -48,8 +50,13 @@ from qhw_diffusion.execution.tape import (
 )
 
 NUMPY: dict[torch.dtype, Precision] = {torch.float32: np.float32, torch.float64: np.float64}
-# Bytes of rows worked on at a time: about half a core's second-level cache. Fewer columns than this vectorise badly.
-CHUNK_BYTES, CHUNK_COLUMNS = 2**19, 32
+# Bytes of rows in a block of samples, which stay in a core's second-level cache, and the fewest samples: a vector.
+CHUNK_BYTES, CHUNK_COLUMNS = 2**17, 8
+# A batch is cut into so many blocks at least, for as many cores, unless a block would change fewer numbers than this:
+# then it is larger, since what a block costs in Python would count.
+PARTS, WORK = 4, 2**20
+# Bytes and the fewest samples of a block where outcomes are drawn on the way; also the most, for blocks of little work.
+DRAWN_BYTES, DRAWN_COLUMNS = 2**19, 32
 # Copies of the rows are kept from the forward pass up to this size; beyond, the backward pass makes them again.
 KEEP_BYTES = 2**26
 # What the backward pass may hold at a time before it takes fewer samples at once.
@@ -63,12 +70,14 @@ class MemoryPlan:
     """How a batch will be worked through.
 
     Attributes:
-        columns: samples at a time.
+        columns: samples in a block.
+        threads: blocks at a time.
         recompute: whether the backward pass evolves the rows again instead of keeping copies from the forward pass.
         bytes: the most that rows and copies take up at a time.
     """
 
     columns: int
+    threads: int
     recompute: bool
     bytes: int
 
@@ -116,6 +125,7 @@ class Simulator:
         self._body, self._tail = _split(program)
         self._kept: _Kept | None = None
         self._plans: dict[tuple[int, ...], MemoryPlan] = {}
+        self._small: dict[int, SmallBatch | None] = {}
 
     @cached_property
     def whole(self) -> GateSequence | BranchedSequence:
@@ -154,8 +164,28 @@ class Simulator:
         values: Tensor = _Evaluate.apply(inputs, weights, self)
         return values
 
+    def small(self, batch: int) -> SmallBatch | None:
+        """What evaluates a batch of this size in one call; None for one that has to go the usual way."""
+        if batch not in self._small:
+            fitting = self.basis == "state" and fits(self.program, self.whole, self.observables, batch)
+            self._small[batch] = None
+            if fitting:
+                given = self.program, self.whole, self.observables, batch, self.dtype
+                self._small[batch] = SmallBatch(*given)  # type: ignore[arg-type]
+        return self._small[batch]
+
+    def admit(self, batch: int) -> None:
+        """Raise MemoryBudgetError where a batch would not fit into memory."""
+        if self._small.get(batch) is None:
+            self.plan(batch, True)
+
     def _values(self, inputs: Tensor, weights: Tensor) -> Tensor:
         """As `raw`, without gradient. What depends on the weights alone is made once for these weights."""
+        if _plain(inputs) and _plain(weights) and len(self.program.offsets) <= MOST_ROTATIONS:
+            small = self.small(len(inputs))
+            made = None if small is None else small.forward(inputs, weights)
+            if made is not None:
+                return made[0]
         batch, by_weights = len(inputs), weights.detach().cpu().numpy()
         plan, main = self.plan(batch, False), self._main(batch)
         kept, known = self._kept, by_weights.tobytes()
@@ -173,11 +203,14 @@ class Simulator:
                 kept.measured = taken_back if taken_back.nbytes <= KEEP_BYTES else None
             measured = taken_back
         values = np.empty((batch, len(self.observables)), self.dtype)
-        for chunk in chunks_of(batch, plan.columns):
+
+        def through(chunk: slice) -> None:
             start = self.start(chunk.stop - chunk.start)
             rows, _ = main.forward(start, columns_of(angles, chunk), False, shared)  # type: ignore[arg-type]
             values[chunk] = self.observables.values(rows, measured)
-        return torch.from_numpy(values).to(inputs.device)
+
+        in_blocks(through, chunks_of(batch, plan.columns), plan.threads)
+        return _tensor(values, self.dtype, inputs.device)
 
     def in_torch(self, inputs: Tensor, weights: Tensor) -> Tensor:
         """As `raw`, on torch's own tape: slower, for second derivatives and transforms of torch.func.
@@ -196,8 +229,9 @@ class Simulator:
             return self.observables.values_in_torch(rows).to(inputs.device)
 
     def chunks(self, batch: int) -> list[slice]:
-        """Samples to be worked on at a time when no gradient is needed."""
-        return chunks_of(batch, self.plan(batch, gradient=False).columns)
+        """Samples to be worked on at a time where outcomes are drawn."""
+        self.plan(batch, gradient=False)  # whether it fits
+        return chunks_of(batch, max(DRAWN_COLUMNS, DRAWN_BYTES // self._main(batch).row_bytes))
 
     def final_rows(self, inputs: np.ndarray, weights: np.ndarray) -> np.ndarray:
         """[B, inputs], [weights] → rows [D, B] at the end of the circuit."""
@@ -219,7 +253,7 @@ class Simulator:
 
         `by_weights`: the part of the weights, where it is known (`program.angles_by_weights`).
         """
-        return angles_of(self.program, inputs, weights, limited=self.noisy, by_weights=by_weights).astype(self.dtype)
+        return angles_of(self.program, inputs, weights, limited=self.noisy, by_weights=by_weights, dtype=self.dtype)
 
     def plan(self, batch: int, gradient: bool) -> MemoryPlan:
         """How a batch of this size is worked through.
@@ -227,7 +261,7 @@ class Simulator:
         Raises:
             MemoryBudgetError: not even one sample at a time would fit into this machine's memory.
         """
-        key = (batch, gradient, CHUNK_BYTES, CHUNK_COLUMNS, KEEP_BYTES, COPIES_BYTES)
+        key = (batch, gradient, number_of_threads(), CHUNK_BYTES, CHUNK_COLUMNS, WORK, KEEP_BYTES, COPIES_BYTES)
         if key not in self._plans:
             self._plans[key] = self._planned(batch, gradient)
         return self._plans[key]
@@ -238,11 +272,13 @@ class Simulator:
         split = sequence is not self.whole
         tail_bytes = (2 + gradient * self.tail.n_kept) * len(self.observables) * row_bytes if split else 0
         columns, recompute = columns_at_a_time(sequence, batch, gradient)
-        kept = gradient * sequence.n_kept * row_bytes * (columns if recompute else batch)
+        copies = gradient * sequence.n_kept * row_bytes
         angles = len(self.program.offsets) * batch * 24
-        needed = kept + 4 * row_bytes * columns + tail_bytes + self.observables.bytes + angles
-        _refuse(needed, self.program.n_qubits, self.basis, f"a batch of {batch}, {columns} samples at a time,")
-        return MemoryPlan(columns, recompute, needed)
+        fixed = (0 if recompute else copies * batch) + tail_bytes + self.observables.bytes + angles
+        block = (4 * row_bytes + recompute * copies) * columns
+        _refuse(fixed + block, self.program.n_qubits, self.basis, f"a batch of {batch}, {columns} samples at a time,")
+        threads = max(1, min(number_of_threads(), -(-batch // columns), (_memory() - fixed) // block))
+        return MemoryPlan(columns, threads, recompute, fixed + threads * block)
 
     def _main(self, batch: int) -> GateSequence | BranchedSequence:
         """What every sample goes through: all of the circuit, unless it pays to take the observables half-way."""
@@ -267,12 +303,22 @@ class Simulator:
 
 
 def columns_at_a_time(sequence: GateSequence | BranchedSequence, batch: int, gradient: bool) -> tuple[int, bool]:
-    """Samples worked on at a time, and whether the backward pass evolves the rows again instead of keeping copies."""
+    """Samples in a block, and whether the backward pass evolves the rows again instead of keeping copies.
+
+    Neither depends on the number of threads, so that results do not.
+    """
     row_bytes, copies = sequence.row_bytes, sequence.n_kept if gradient else 0
-    columns = min(batch, max(CHUNK_COLUMNS, CHUNK_BYTES // row_bytes))
+    small = min(max(CHUNK_COLUMNS, CHUNK_BYTES // row_bytes), _whole_vectors(-(-batch // PARTS)))
+    worth = min(-(-WORK // (sequence.n_rows * max(1, sequence.n_steps))), max(DRAWN_COLUMNS, DRAWN_BYTES // row_bytes))
+    columns = min(batch, small if worth <= small else _whole_vectors(worth))
+    columns = min(columns, _whole_vectors(-(-batch // -(-batch // columns))))  # blocks of about one size
     while columns > 1 and copies * row_bytes * columns > COPIES_BYTES:
         columns = (columns + 1) // 2
     return columns, not sequence.orthogonal and copies * row_bytes * batch > KEEP_BYTES
+
+
+def _whole_vectors(columns: int) -> int:
+    return -(-columns // 8) * 8
 
 
 def check_kept(probability: Tensor) -> None:
@@ -327,6 +373,12 @@ class _Evaluate(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, inputs: Tensor, weights: Tensor, simulator: Simulator) -> Tensor:
         ctx.save_for_backward(inputs, weights)
+        ctx.simulator, ctx.small = simulator, None
+        if _plain(inputs) and _plain(weights) and (small := simulator.small(len(inputs))) is not None:
+            made = small.forward(inputs, weights)
+            if made is not None:  # else angles are not finite, which is told below
+                ctx.small, (found, ctx.kept) = small, made
+                return found
         batch = len(inputs)
         plan = simulator.plan(batch, True)
         main, observables = simulator._main(batch), simulator.observables
@@ -335,15 +387,19 @@ class _Evaluate(torch.autograd.Function):
         if main is not simulator.whole:
             measured, tail_trace = simulator.tail.forward(measured.copy(), angles[:, :1], True)
         values = np.empty((batch, len(observables)), simulator.dtype)
-        kept: list[tuple[np.ndarray, Trace | BranchedTrace | None] | None] = []
-        for chunk in chunks_of(batch, plan.columns):
+        shared = main.shared(angles)
+
+        def through(chunk: slice) -> tuple[np.ndarray, Trace | BranchedTrace | None] | None:
             start = simulator.start(chunk.stop - chunk.start)
-            rows, trace = main.forward(start, columns_of(angles, chunk), not plan.recompute)
-            values[chunk] = observables.values(rows, measured)
-            kept.append(None if plan.recompute else (rows, trace))
-        ctx.simulator, ctx.plan, ctx.angles, ctx.measured = simulator, plan, angles, measured
+            rows_and_trace = main.forward(start, columns_of(angles, chunk), not plan.recompute, shared)  # type: ignore[arg-type]
+            values[chunk] = observables.values(rows_and_trace[0], measured)
+            return None if plan.recompute else rows_and_trace
+
+        kept = in_blocks(through, chunks_of(batch, plan.columns), plan.threads)
+        ctx.shared = shared
+        ctx.plan, ctx.angles, ctx.measured = plan, angles, measured
         ctx.kept, ctx.tail_trace, ctx.devices = kept, tail_trace, (inputs.device, weights.device)
-        return torch.from_numpy(values).to(inputs.device)
+        return _tensor(values, simulator.dtype, inputs.device)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -352,35 +408,54 @@ class _Evaluate(torch.autograd.Function):
             inputs, weights = ctx.saved_tensors
             values = simulator.in_torch(inputs, weights)
             return *gradients_in_torch(values, grad, (inputs, weights), ctx.needs_input_grad), None
+        if ctx.small is not None:
+            return *ctx.small.backward(grad, ctx.kept), None
         program, observables, angles = simulator.program, simulator.observables, ctx.angles
         main = simulator._main(angles.shape[1])
-        cotangent = grad.detach().cpu().numpy().astype(simulator.dtype)
-        shared = np.zeros((len(angles), 1), simulator.dtype)
+        cotangent = grad.detach().cpu().numpy().astype(simulator.dtype, copy=False)
         per_column = np.zeros(angles.shape, simulator.dtype)
-        into_tail = np.zeros_like(ctx.measured)
-        for chunk, kept in zip(chunks_of(angles.shape[1], ctx.plan.columns), ctx.kept, strict=True):
+
+        shared, into_tail = np.zeros((len(angles), 1), simulator.dtype), np.zeros_like(ctx.measured)
+        to_shared, to_tail = adding_to(shared), adding_to(into_tail)
+
+        def back(block: tuple[int, slice, Any]) -> None:
+            number, chunk, kept = block
+            columns = chunk.stop - chunk.start
             if kept is None:
-                kept = main.forward(simulator.start(chunk.stop - chunk.start), columns_of(angles, chunk), keep=True)
+                kept = main.forward(simulator.start(columns), columns_of(angles, chunk), True, ctx.shared)
             rows, trace = kept
             adjoint = observables.adjoint(rows, cotangent[chunk], ctx.measured)
             if ctx.tail_trace is not None:
-                into_tail += rows @ cotangent[chunk]
-            slopes = np.zeros((len(angles), chunk.stop - chunk.start), simulator.dtype)
-            main.backward(adjoint, trace, shared, slopes)
-            per_column[:, chunk] = slopes
+                to_tail(number, rows @ cotangent[chunk])
+            part = np.zeros_like(shared)
+            slopes = per_column if columns == len(cotangent) else np.zeros((len(angles), columns), simulator.dtype)
+            main.backward(adjoint, trace, part, slopes)
+            if slopes is not per_column:
+                per_column[:, chunk] = slopes
+            to_shared(number, part)
+
+        chunks = chunks_of(angles.shape[1], ctx.plan.columns)
+        in_blocks(back, list(zip(range(len(chunks)), chunks, ctx.kept, strict=True)), ctx.plan.threads)
         if ctx.tail_trace is not None:
             simulator.tail.backward(into_tail, ctx.tail_trace, shared, np.zeros_like(shared))
         by_inputs = by_weights = None
         if ctx.needs_input_grad[0]:
-            by_inputs = _tensor(per_column.T @ program.input_coefficients, simulator.dtype).to(ctx.devices[0])
+            by_inputs = _tensor(program.input_slopes(per_column), simulator.dtype, ctx.devices[0])
         if ctx.needs_input_grad[1]:
-            total = shared[:, 0].astype(np.float64) + per_column.sum(1, dtype=np.float64)
-            by_weights = _tensor(total @ program.weight_coefficients, simulator.dtype).to(ctx.devices[1])
+            total, own = shared[:, 0].astype(np.float64), main.own
+            total[own] += per_column[own].sum(1, dtype=np.float64)
+            by_weights = _tensor(program.weight_slopes(total), simulator.dtype, ctx.devices[1])
         return by_inputs, by_weights, None
 
 
-def _tensor(array: np.ndarray, dtype: Precision) -> Tensor:
-    return torch.from_numpy(array.astype(dtype))
+def _plain(tensor: Tensor) -> bool:
+    """Whether its numbers are in this process's memory, at its `data_ptr`."""
+    return type(tensor) in (Tensor, torch.nn.Parameter) and tensor.is_cpu
+
+
+def _tensor(array: np.ndarray, dtype: Precision, device: torch.device) -> Tensor:
+    made = torch.from_numpy(array.astype(dtype, copy=False))
+    return made if device.type == "cpu" else made.to(device)
 
 
 def chunks_of(batch: int, columns: int) -> list[slice]:

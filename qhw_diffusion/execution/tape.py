@@ -31,6 +31,8 @@ def without_autocast() -> Iterator[None]:
 
 def is_transformed(*tensors: Tensor) -> bool:
     """Whether a transform of torch.func or forward-mode differentiation is at work on one of these tensors."""
+    if forward_ad._current_level < 0 and torch._C._functorch.maybe_current_level() is None:
+        return False  # none is at work at all
     return any(
         torch._C._functorch.is_functorch_wrapped_tensor(tensor) or forward_ad.unpack_dual(tensor).tangent is not None
         for tensor in tensors

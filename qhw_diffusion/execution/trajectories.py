@@ -162,7 +162,7 @@ def _through(
 
 def _chunks(simulator: Simulator, batch: int, effects: int) -> list[slice]:
     """Samples worked on at a time, so many that their effects stay within COPIES_BYTES."""
-    columns = simulator.plan(batch, gradient=False).columns
+    columns = simulator.chunks(batch)[0].stop
     if effects:
         kept = effects * simulator.n_rows * np.dtype(simulator.dtype).itemsize
         columns = max(1, min(columns, COPIES_BYTES // kept))

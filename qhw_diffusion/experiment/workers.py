@@ -137,7 +137,7 @@ def _guarded(
     # kernels, kept for the next cells, which would have to load them again
     process_executor._MAX_MEMORY_LEAK_SIZE = _KEPT_BY_A_WORKER
     # one thread each; read when torch starts, which takes seconds and is not done here for pieces that need none
-    os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = "1"
+    os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = os.environ["QHW_NUM_THREADS"] = "1"
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(1)
     os.environ["QHW_PROGRESS"] = "0"

@@ -20,6 +20,8 @@ from qhw_diffusion.extensions import is_extension
 if TYPE_CHECKING:
     from torch import Tensor
 
+WEIGHTS = ("confidence", "stepwise", "action_penalty", "total_variation", "distribution")
+"""The weights in `RewardConfig`: names of the built-in terms."""
 STEPWISE_KINDS = ("confidence", "ssim", "lpips")
 KERNELS = ("distance", "polynomial")
 FEATURES = ("classifier", "layers", "pixels")
@@ -227,7 +229,7 @@ class RewardConfig(Config):
         if self.distribution_kernel not in KERNELS:
             raise UnknownNameError.of("distribution_kernel", self.distribution_kernel, KERNELS)
         check_features_text(self.distribution_features)
-        for name in ("confidence", "stepwise", "action_penalty", "total_variation", "distribution"):
+        for name in WEIGHTS:
             value = getattr(self, name)
             require(value >= 0, f"the weight {name} must not be negative (the terms carry the sign), got {value}")
         require(
@@ -316,9 +318,7 @@ def check_scorer_text(text: str) -> None:
         UnknownNameError: neither the built-in scorer nor ``module:name``.
     """
     if text != BUILT_IN_SCORER and not text.startswith(OBJECT) and not is_extension(text):
-        raise UnknownNameError(
-            f"unknown scorer {text!r}; allowed: {BUILT_IN_SCORER!r}, or an own scorer as module:name or file.py:name"
-        )
+        raise UnknownNameError.of("scorer", text, [BUILT_IN_SCORER], own=True)
 
 
 def cosine_decay(iteration: int, iterations: int, final: float) -> float:

@@ -28,9 +28,9 @@ _BUILT_IN: tuple[type[Strategy], ...] = (
     Readout, ZNE, PauliTwirling, DynamicalDecoupling, MitiqZNE, MitiqLRE, MitiqCDR, MitiqPEC, MitiqDDD, MitiqTwirling
 )  # fmt: skip
 STRATEGIES: dict[str, type[Strategy]] = {kind.name: kind for kind in _BUILT_IN}
-OWN = "module:name or file.py:name for a strategy of your own"
 GRAMMAR = (
-    f"ENGINE+STRATEGY+…, with the strategies {', '.join(kind.grammar() for kind in _BUILT_IN)}; {OWN}; for example "
+    f"ENGINE+STRATEGY+…, with the strategies {', '.join(kind.grammar() for kind in _BUILT_IN)}; module:name or "
+    "file.py:name for a strategy of your own; for example "
     "noisy+readout+zne:linear:1,3,5"
 )
 
@@ -72,7 +72,7 @@ def _own(reference: str, settings: Sequence[str]) -> Strategy:
         place = reference.rpartition(":")[0]
         absent = error.__cause__
         if isinstance(absent, ModuleNotFoundError) and place.split(".")[0] == absent.name:  # mistyped, most likely
-            raise _unknown(place, f"; and there is no module {absent.name}") from error
+            raise _unknown(place, f", and there is no module {absent.name}") from error
         raise
     if isinstance(given, Strategy) and settings:
         raise InvalidInputError(
@@ -103,7 +103,7 @@ def _from_settings(kind: type[Strategy], settings: Sequence[str], reference: str
 
 
 def _unknown(name: str, more: str = "") -> UnknownNameError:
-    return UnknownNameError(f"{UnknownNameError.of('mitigation strategy', name, STRATEGIES)}{more}; or {OWN}")
+    return UnknownNameError(f"{UnknownNameError.of('mitigation strategy', name, STRATEGIES, own=True)}{more}")
 
 
 def _wrap(engine: Engine, texts: Sequence[str]) -> Engine:

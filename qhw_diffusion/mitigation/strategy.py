@@ -7,6 +7,7 @@ the registry of the built-in ones.
 
 from __future__ import annotations
 
+import platform
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -83,7 +84,8 @@ def require_mitiq() -> None:
     """Raise MissingDependencyError unless Mitiq is installed."""
     if find_spec("mitiq") is None:
         raise MissingDependencyError(
-            "this strategy needs Mitiq (GPLv3, therefore optional): pip install 'mitiq>=1.1,<1.2' 'ply==3.11'. "
+            "this strategy needs Mitiq (GPLv3, therefore optional), which is there for Python 3.11 and 3.12 (this is "
+            f"{platform.python_version()}): pip install 'mitiq>=1.1,<1.2' 'ply==3.11'. "
             "Not mitiq[qiskit], which replaces Aer and the runtime client by old ones. Without Mitiq there are "
             "ZNE(), Readout(), PauliTwirling() and DynamicalDecoupling() in qhw_diffusion.mitigation"
         )

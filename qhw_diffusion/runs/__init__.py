@@ -11,12 +11,14 @@ from qhw_diffusion.runs.files import (
     read_json,
 )
 from qhw_diffusion.runs.folder import RunFolder, check_place
+from qhw_diffusion.runs.loggers import Logger, logging_to
 from qhw_diffusion.runs.manifest import FORMAT_VERSION, build_manifest, package_versions
 from qhw_diffusion.runs.place import Place, beside
 from qhw_diffusion.runs.progress import StopRequest, interruptible, progress, progress_enabled, stop_file
 
 __all__ = [
     "FORMAT_VERSION",
+    "Logger",
     "Place",
     "RunFolder",
     "StopRequest",
@@ -29,6 +31,7 @@ __all__ = [
     "check_place",
     "check_writable",
     "interruptible",
+    "logging_to",
     "package_versions",
     "progress",
     "progress_enabled",

@@ -13,7 +13,6 @@ import math
 import os
 import shutil
 import tempfile
-import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -23,6 +22,7 @@ from typing import Any
 
 from qhw_diffusion.errors import DamagedFileError, DamagedRunError, InvalidInputError, QhwError, RunFolderError
 from qhw_diffusion.runs.files import atomic_write_json, atomic_write_text, check_writable, read_json
+from qhw_diffusion.runs.loggers import Loggers
 from qhw_diffusion.runs.manifest import FORMAT_VERSION, build_manifest
 from qhw_diffusion.runs.progress import StopRequest, interruptible
 from qhw_diffusion.terminal import naming, os_error_text, too_large_text
@@ -37,6 +37,7 @@ class RunFolder:
         path: the folder.
         config: what is needed to run again, of JSON types.
         manifest: versions, command and date (`build_manifest`).
+        logged_again_from: the step from which on a run that is resumed logs once more; None until then.
 
     A folder that was made stays tentative until work begins (`begin`: at the first checkpoint at the latest). A `with`
     block that ends in an error before that takes it back, so that a refused run leaves nothing in the way of the next.
@@ -46,8 +47,8 @@ class RunFolder:
         self.path = path
         self.config = config
         self.manifest = manifest
-        self._writer: _Events | None = None
-        self._purge_step: int | None = None
+        self._loggers: Loggers | None = None
+        self.logged_again_from: int | None = None
         self._place: _Place | None = None
 
     @classmethod
@@ -100,6 +101,11 @@ class RunFolder:
     def id(self) -> str | None:
         """8 hexadecimal digits that no other run has; None for a run of an earlier version."""
         return self.manifest.get("id")
+
+    @property
+    def kind(self) -> str:
+        """What kind of run it is."""
+        return str(self.manifest.get("kind"))
 
     @property
     def tentative(self) -> bool:
@@ -169,7 +175,7 @@ class RunFolder:
     # -- metrics ---------------------------------------------------------------------------------------------------
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Append one step's scalars to metrics.jsonl (flushed) and to the TensorBoard events.
+        """Append one step's scalars to metrics.jsonl (flushed), and tell the loggers (`loggers.logging_to`).
 
         Raises:
             InvalidInputError: a metric called "step".
@@ -181,10 +187,10 @@ class RunFolder:
         with naming(self.path):
             with (self.path / METRICS).open("a", encoding="utf-8") as file:
                 file.write(line + "\n")
-            writer = self._tensorboard()
-            for name, value in plain.items():
-                if math.isfinite(value):
-                    writer.add_scalar(name, value, int(step))
+            if self._loggers is None:
+                self._loggers = Loggers(self)
+                self.logged_again_from = None
+            self._loggers.log(int(step), {name: value for name, value in plain.items() if math.isfinite(value)})
 
     def metrics(self) -> list[dict[str, Any]]:
         """All logged steps in order; a last line cut off by a crash is left out.
@@ -215,7 +221,7 @@ class RunFolder:
         kept = [row for row in self.metrics() if row["step"] < step]
         atomic_write_text(self.path / METRICS, "".join(json.dumps(row) + "\n" for row in kept))
         self.close()
-        self._purge_step = step
+        self.logged_again_from = step
 
     # -- checkpoint ------------------------------------------------------------------------------------------------
 
@@ -241,10 +247,10 @@ class RunFolder:
             yield stop
 
     def close(self) -> None:
-        """Flush and close the TensorBoard events. Logging again reopens them."""
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
+        """Close the loggers. Logging again reopens them."""
+        if self._loggers is not None:
+            self._loggers.close()
+            self._loggers = None
 
     def __enter__(self) -> RunFolder:
         return self
@@ -262,37 +268,6 @@ class RunFolder:
         ):
             self.discard()
         self.close()
-
-    def _tensorboard(self) -> _Events:
-        if self._writer is None:
-            self._writer = _Events(self.path, self._purge_step)
-            self._purge_step = None
-        return self._writer
-
-
-class _Events:
-    """TensorBoard's events of a run, written with TensorBoard's own writer: torch's brings all of torch with it."""
-
-    def __init__(self, folder: Path, purge_step: int | None) -> None:
-        # takes a moment to import: only runs that log pay for it
-        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
-        from tensorboard.compat.proto.summary_pb2 import Summary
-        from tensorboard.summary.writer.event_file_writer import EventFileWriter
-
-        self._event, self._summary = Event, Summary
-        self._writer = EventFileWriter(str(folder), flush_secs=30)
-        if purge_step is not None:  # hides what an interrupted run has logged from this step on
-            self._add(step=purge_step, file_version="brain.Event:2")
-            self._add(step=purge_step, session_log=SessionLog(status=SessionLog.START))
-
-    def add_scalar(self, name: str, value: float, step: int) -> None:
-        self._add(step=step, summary=self._summary(value=[self._summary.Value(tag=name, simple_value=value)]))
-
-    def close(self) -> None:
-        self._writer.close()
-
-    def _add(self, **fields: Any) -> None:
-        self._writer.add_event(self._event(wall_time=time.time(), **fields))
 
 
 def check_place(path: str | os.PathLike[str], *, kind: str, overwrite: bool = False) -> None:

@@ -18,7 +18,7 @@ FORMAT_VERSION = 1
 
 # everything whose version can change a number
 PACKAGES = (
-    "numpy", "numba", "scipy", "torch", "torchvision", "safetensors", "qiskit", "qiskit-aer", "qiskit-ibm-runtime",
+    "numpy", "llvmlite", "scipy", "torch", "torchvision", "safetensors", "qiskit", "qiskit-aer", "qiskit-ibm-runtime",
     "diffusers", "scikit-learn", "gymnasium",
 )  # fmt: skip
 

@@ -201,7 +201,8 @@ def test_names_are_resolved_built_in_first_then_modules_and_files(tmp_path: Path
     assert ansatz_of("qhw_diffusion.circuits.ansatz:cz_layer") is cz_layer
     assert [is_own_ansatz(a) for a in ("chain", "cz", f"{file}:ring", ring)] == [False, False, True, True]
     for wrong in ("chian", "mine.ring", 3, None):
-        with pytest.raises(UnknownNameError, match=r"allowed: chain, cz, or a function of your own as module:name"):
+        own = r"(allowed: chain, cz, or one of your own as|did you mean chain\? One of your own is) module:name"
+        with pytest.raises(UnknownNameError, match=own):
             check_ansatz(wrong)  # type: ignore[arg-type]
     with pytest.raises(InvalidInputError, match=r"ansatz 'nowhere.at_all:ring': there is no module"):
         ansatz_of("nowhere.at_all:ring")

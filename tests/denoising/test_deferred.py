@@ -279,7 +279,7 @@ def test_kept_outcomes_are_refused(feed_forward: bool) -> None:
 
 @pytest.mark.slow
 def test_what_does_not_fit_is_told() -> None:
-    with pytest.raises(InvalidInputError, match=r"has 6 qubits: 2 of the data, 1 fresh ones in each of 4 steps"):
+    with pytest.raises(InvalidInputError, match=r"has 6 qubits: 2 of the data, 1 more for each of 4 steps"):
         amplitude(n_steps=4).as_layer("fake_manila")
     with pytest.raises(InvalidInputError, match=r"post-select on 20 qubits.*2\^23 Pauli strings"):
         LatentQDM(RECONSTRUCTION).as_layer()

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import itertools
+import math
+
 import numpy as np
 import pytest
 from qiskit import QuantumCircuit
-from qiskit.quantum_info import DensityMatrix
+from qiskit.circuit import Reset
+from qiskit.circuit.library import CZGate, XGate
+from qiskit.quantum_info import DensityMatrix, SuperOp
+from qiskit.transpiler import InstructionProperties, QubitProperties, Target
 from qiskit_aer import AerSimulator
 from qiskit_aer.noise import NoiseModel
+from qiskit_aer.noise.device.models import basic_device_gate_errors
 from qiskit_ibm_runtime.fake_provider import FakeManilaV2
 
 from qhw_diffusion.devices import Device
+from qhw_diffusion.devices.noise import device_gate_errors, gate_superop, reduced_target, relaxation_matrix
+from qhw_diffusion.errors import InvalidInputError
 
 SHOTS = 200_000
 
@@ -122,3 +131,57 @@ def test_a_waiting_qubit_decays_only_through_an_explicit_delay() -> None:
     assert waited is not None
     lost = 1 - float(np.real(DensityMatrix(np.diag([0.0, 1.0])).evolve(waited).data[1, 1]))
     assert lost > 1e-3
+
+
+TIMES = [(None, None), (80e-6, None), (None, 30e-6), (80e-6, 50e-6), (80e-6, 70e-6), (40e-6, 95e-6), (math.inf, 1e-3)]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "error"),
+    [(None, None), (None, 3e-3), (0.0, 0.0), (0.0, 1.0), (68e-9, None), (68e-9, 3e-3), (3e-6, 1e-5), (2e-4, 0.2)],
+)
+def test_channels_of_gates_are_aers_whatever_the_calibration_says(seconds: float | None, error: float | None) -> None:
+    """Gates on one and two qubits and a reset, on qubits with and without T1 and T2, T2 above 2·T1 among them."""
+    properties = [QubitProperties(t1=t1, t2=t2, frequency=5e9) for t1, t2 in TIMES]
+    target = Target(num_qubits=len(TIMES), qubit_properties=properties)
+    entry = InstructionProperties(duration=seconds, error=error)
+    for operation in (XGate(), CZGate(), Reset()):
+        places = list(itertools.permutations(range(len(TIMES)), operation.num_qubits))[::3]
+        target.add_instruction(operation, dict.fromkeys(places, entry))
+    theirs = {(name, place): SuperOp(channel) for name, place, channel in basic_device_gate_errors(target=target)}
+    compared = 0
+    for name in target.operation_names:
+        for place in target[name]:
+            ours, expected = gate_superop(target, name, place), theirs.get((name, place))
+            assert (ours is None) == (expected is None), (name, place)
+            if ours is not None and expected is not None:
+                np.testing.assert_allclose(ours.data, expected.data, atol=1e-13, rtol=0)
+                compared += 1
+    assert compared or not (seconds or error)
+
+
+def test_a_gate_that_is_not_there_or_for_all_qubits_alike_has_no_error() -> None:
+    target = Target(num_qubits=2)
+    target.add_instruction(XGate(), {(0,): None})
+    target.add_instruction(CZGate())
+    assert [gate_superop(target, "x", (q,)) for q in (0, 1)] == [None, None]
+    assert gate_superop(target, "cz", (0, 1)) is None
+    assert gate_superop(target, "h", (0,)) is None
+
+
+@pytest.mark.parametrize("times", [(0.0, 1e-5), (1e-5, -1.0), (math.nan, None)])
+def test_a_time_that_cannot_be_is_refused(times: tuple[float | None, float | None]) -> None:
+    with pytest.raises(InvalidInputError, match=r"T[12] of a qubit is .* allowed: above 0"):
+        relaxation_matrix(*times, 1e-6)
+
+
+def test_errors_of_instructions_that_are_kept_are_those_of_the_whole_target() -> None:
+    """Both directions of a gate among them, whose errors differ."""
+    for name in ("fake_manila", "fake_lagosv2", "fake_marrakesh"):
+        whole = Device.load(name).target
+        assert whole is not None
+        small = reduced_target(whole, range(5), [n for n in whole.operation_names if n != "measure"])
+        expected = [(n, tuple(place), error) for n, place, error in basic_device_gate_errors(target=small)]
+        assert any(place == (1, 0) for _, place, _ in expected)
+        for _ in range(2):
+            assert device_gate_errors(small) == expected

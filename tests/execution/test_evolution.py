@@ -236,7 +236,7 @@ def test_chunks_and_recomputation_change_nothing(monkeypatch: pytest.MonkeyPatch
         return [value.detach(), found.probabilities.detach(), *torch.autograd.grad(value, (states, weights, inputs))]
 
     reference = run()
-    for settings in ({"CHUNK_BYTES": 1, "CHUNK_COLUMNS": 4}, {"KEEP_BYTES": 0}, {"COPIES_BYTES": 1}):
+    for settings in ({"CHUNK_BYTES": 1, "CHUNK_COLUMNS": 4, "WORK": 1}, {"KEEP_BYTES": 0}, {"COPIES_BYTES": 1}):
         for name, value in settings.items():  # one on top of the other
             monkeypatch.setattr(simulator, name, value)
         for found, wanted in zip(run(), reference, strict=True):

@@ -276,6 +276,7 @@ def test_chunks_and_recomputing_change_nothing(monkeypatch: pytest.MonkeyPatch) 
     whole = run()
     monkeypatch.setattr("qhw_diffusion.execution.simulator.CHUNK_COLUMNS", 2)
     monkeypatch.setattr("qhw_diffusion.execution.simulator.CHUNK_BYTES", 1)
+    monkeypatch.setattr("qhw_diffusion.execution.simulator.WORK", 1)
     monkeypatch.setattr("qhw_diffusion.execution.simulator.KEEP_BYTES", 1)
     for one, other in zip(whole, run(), strict=True):
         torch.testing.assert_close(one, other, atol=1e-12, rtol=0)

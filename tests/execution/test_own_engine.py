@@ -131,7 +131,7 @@ def test_a_text_that_names_none_is_refused(file: Path, name: str, message: str) 
 
 
 def test_an_unknown_name_says_that_ones_own_are_possible() -> None:
-    with pytest.raises(UnknownNameError, match=r"'nosy'; did you mean noisy\?, or one of your own, module:name"):
+    with pytest.raises(UnknownNameError, match=r"'nosy'; did you mean noisy\? One of your own is module:name"):
         engine_of("nosy")
     with pytest.raises(InvalidInputError, match="there is no module nowhere"):
         engine_of("nowhere:engine")

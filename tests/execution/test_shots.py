@@ -162,7 +162,7 @@ def test_rows_are_drawn_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
         circuit(), Device.load("fake_manila"), inputs=[X], weights=[W], observables=[SparsePauliOp("IZ")]
     )
     whole = qhw.QuantumLayer(one_group, Shots(100, seed=1), dtype=torch.float64).estimate(many).values
-    monkeypatch.setattr(simulator, "CHUNK_COLUMNS", 7)
-    monkeypatch.setattr(simulator, "CHUNK_BYTES", 1)
+    monkeypatch.setattr(simulator, "DRAWN_COLUMNS", 7)
+    monkeypatch.setattr(simulator, "DRAWN_BYTES", 1)
     blocks = qhw.QuantumLayer(one_group, Shots(100, seed=1), dtype=torch.float64).estimate(many).values
     assert torch.equal(whole, blocks)

@@ -45,6 +45,7 @@ def test_chunks_and_recomputation_change_nothing(
     reference = values_and_gradients(made, engine)
     monkeypatch.setattr(simulator, "CHUNK_COLUMNS", 5)
     monkeypatch.setattr(simulator, "CHUNK_BYTES", 1)
+    monkeypatch.setattr(simulator, "WORK", 1)
     plan = qhw.QuantumLayer(made, engine).memory_plan(37)
     assert plan.columns == 5
     for found, wanted in zip(values_and_gradients(made, engine), reference, strict=True):

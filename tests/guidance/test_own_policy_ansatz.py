@@ -184,7 +184,7 @@ def test_settings_that_an_ansatz_does_not_take_are_refused() -> None:
         policy_ansatz(many, depth=3)
     with pytest.raises(InvalidInputError, match="no parameter entanglement"):
         build_policy(PolicyConfig(kind="unentangled"), ansatz=many)
-    with pytest.raises(UnknownNameError, match=r"'paper'.*module:name"):
+    with pytest.raises(UnknownNameError, match=r"did you mean paper.*module:name"):
         PolicyConfig(ansatz="papre")
     with pytest.raises(InvalidInputError, match=r"own_policy_ansatz.py has no 'bricks'; it has .*brickwork"):
         policy_ansatz(f"{EXAMPLE}:bricks")

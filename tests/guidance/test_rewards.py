@@ -13,7 +13,10 @@ from qhw_diffusion import diffusion
 from qhw_diffusion.diffusion import Classifier, ImageDataset, Lpips
 from qhw_diffusion.errors import InvalidInputError, MissingDependencyError
 from qhw_diffusion.guidance import Reward, RewardConfig
+from qhw_diffusion.guidance.config import WEIGHTS
 from qhw_diffusion.guidance.rewards import (
+    _BUILT_IN,
+    REWARD_TERMS,
     ActionPenalty,
     Confidence,
     Distribution,
@@ -39,6 +42,11 @@ def view(
         scorer=reward_classifier,
         reference=reference,
     )
+
+
+def test_every_built_in_term_has_its_weight_under_its_name() -> None:
+    assert tuple(REWARD_TERMS) == tuple(term.name for term in _BUILT_IN)
+    assert set(REWARD_TERMS) == set(WEIGHTS)
 
 
 @torch.no_grad()

@@ -84,6 +84,7 @@ def moment(text: str) -> datetime:
 
 @pytest.mark.parametrize("program", ["executor", "estimator"])
 def test_every_column_is_what_the_server_has(standin: StandIn, ledger: Ledger, tmp_path: Path, program: str) -> None:
+    pytest.importorskip("mitiq")  # whose version is among the columns
     standin.recalibrate(on_another_day(standin.device, "2026-11-20T08:00:00Z"))
     before = datetime.now(UTC)
     options: dict[str, Any] = (

@@ -210,7 +210,7 @@ def test_a_script_that_runs_is_the_file_of_that_name(file):
         (
             "redout:measured",
             UnknownNameError,
-            r"'redout'; did you mean readout.*no module redout.*file.py:name",
+            r"'redout'; did you mean readout.*file.py:name, and there is no module redout",
         ),
         ("zen", UnknownNameError, r"'zen'; did you mean zne.*module:name or file.py:name"),
     ],

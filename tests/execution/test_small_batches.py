@@ -1,0 +1,147 @@
+"""Small batches in one compiled call each way; the usual way and finite differences are the witnesses."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import qhw_diffusion as qhw
+from qhw_diffusion.errors import InvalidInputError
+from qhw_diffusion.execution import small_batches
+from qhw_diffusion.execution.engines import simulator_of
+
+
+def layer_of(reuploading: bool = False, dtype: torch.dtype = torch.float64) -> qhw.QuantumLayer:
+    made = qhw.circuits.policy_circuit(n_qubits=3, depth=2, n_features=4, reuploading=reuploading)
+    compiled = qhw.compile_circuit(
+        made.circuit, qhw.Device.load("ideal"), inputs=made.inputs, weights=made.weights, observables=made.observables
+    )
+    return qhw.QuantumLayer(compiled, dtype=dtype, seed=3)
+
+
+def step(layer: qhw.QuantumLayer, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Values, and the gradient of a sum of them with weights of their own."""
+    x = x.clone().requires_grad_()
+    values = layer(x)
+    factors = torch.arange(1.0, values.numel() + 1, dtype=values.dtype).reshape(values.shape)
+    by_inputs, by_weights = torch.autograd.grad((values * factors).sum(), (x, layer.weight))
+    return values.detach(), by_inputs, by_weights
+
+
+def is_small(layer: qhw.QuantumLayer, batch: int) -> bool:
+    return simulator_of(layer.compiled, False, layer.weight.dtype).small(batch) is not None
+
+
+@pytest.mark.parametrize("reuploading", [False, True])
+@pytest.mark.parametrize("batch", [1, 2, 7, 8, 33])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 2e-5)])
+def test_values_and_gradients_are_those_of_the_usual_way(
+    reuploading: bool, batch: int, dtype: torch.dtype, tolerance: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x = torch.randn(batch, 4, generator=torch.Generator().manual_seed(batch), dtype=dtype)
+    layer = layer_of(reuploading, dtype)
+    mine = step(layer, x)
+    assert is_small(layer, batch)
+    monkeypatch.setattr(small_batches, "MOST", 0)
+    other = layer_of(reuploading, dtype)
+    wanted = step(other, x)
+    assert not is_small(other, batch)
+    for found, exact in zip(mine, wanted, strict=True):
+        torch.testing.assert_close(found, exact, rtol=0, atol=tolerance * max(1.0, float(exact.abs().max())))
+
+
+def test_gradients_by_finite_differences() -> None:
+    layer = layer_of(True)
+    x = torch.randn(3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    assert is_small(layer, 3)
+
+    def values(x: Tensor, w: Tensor) -> Tensor:
+        return layer.engine.expectation(layer.compiled, x, w)
+
+    assert torch.autograd.gradcheck(values, (x, layer.weight))
+
+
+def test_values_with_and_without_gradient_are_the_same_bits() -> None:
+    layer = layer_of(dtype=torch.float32)
+    x = torch.randn(5, 4)
+    with torch.no_grad():
+        without = layer(x)
+    assert torch.equal(layer(x).detach(), without)
+
+
+def test_a_graph_is_taken_back_twice_and_one_of_two_graphs_first() -> None:
+    layer = layer_of()
+    x, y = torch.randn(2, 2, 4, dtype=torch.float64).unbind()
+    first, second = layer(x).sum(), layer(y).sum()
+    (by_second,) = torch.autograd.grad(second, layer.weight)
+    (once,) = torch.autograd.grad(first, layer.weight, retain_graph=True)
+    (twice,) = torch.autograd.grad(first, layer.weight)
+    assert torch.equal(once, twice)
+    assert not torch.equal(once, by_second)
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
+def test_what_is_not_finite_is_refused(wrong: float) -> None:
+    layer = layer_of()
+    x = torch.zeros(2, 4, dtype=torch.float64)
+    x[1, 2] = wrong
+    for gradient in (False, True):
+        with torch.set_grad_enabled(gradient), pytest.raises(InvalidInputError, match="1 of the 8 inputs are NaN"):
+            layer(x)
+    with torch.no_grad():
+        layer.weight[0] = wrong
+    for gradient in (False, True):
+        with torch.set_grad_enabled(gradient), pytest.raises(InvalidInputError, match="weights are NaN or infinity"):
+            layer(torch.zeros(2, 4, dtype=torch.float64))
+
+
+def test_inputs_that_are_not_contiguous_and_cotangents_that_are_spread() -> None:
+    layer = layer_of()
+    x = torch.randn(4, 3, dtype=torch.float64).T.detach()
+    strided = step(layer, x)[1]
+    torch.testing.assert_close(strided, step(layer, x.contiguous())[1], rtol=0, atol=1e-14)
+    layer(x).sum().backward()  # the gradient of a sum is one number spread out
+    assert layer.weight.grad is not None
+
+
+def test_copies_in_memory_and_on_disk_give_the_same() -> None:
+    layer = layer_of()
+    x = torch.randn(2, 4, dtype=torch.float64)
+    wanted = layer(x).detach()
+    for again in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+        assert torch.equal(again(x).detach(), wanted)
+
+
+def test_large_batches_and_noise_go_the_usual_way() -> None:
+    layer = layer_of()
+    assert not is_small(layer, small_batches.MOST)
+    made = qhw.circuits.policy_circuit(n_qubits=2, depth=1, n_features=2)
+    compiled = qhw.compile_circuit(
+        made.circuit,
+        qhw.Device.load("fake_manila"),
+        inputs=made.inputs,
+        weights=made.weights,
+        observables=made.observables,
+    )
+    assert simulator_of(compiled, True).small(1) is None
+    assert simulator_of(compiled, False).small(1) is not None
+
+
+def test_observables_other_than_z_go_the_usual_way() -> None:
+    from qiskit.quantum_info import SparsePauliOp
+
+    made = qhw.circuits.policy_circuit(n_qubits=2, depth=1, n_features=2)
+    compiled = qhw.compile_circuit(
+        made.circuit,
+        qhw.Device.load("ideal"),
+        inputs=made.inputs,
+        weights=made.weights,
+        observables=[SparsePauliOp(["ZI"]), SparsePauliOp(["XX"])],
+    )
+    assert simulator_of(compiled, False).small(1) is None
+    assert np.isfinite(qhw.QuantumLayer(compiled)(torch.zeros(1, 2)).detach().numpy()).all()
