@@ -18,6 +18,7 @@ import ast
 import dataclasses
 import inspect
 import math
+import os
 import sys
 import textwrap
 import types
@@ -198,3 +199,20 @@ def _plain(value: Any) -> Any:
 
 def _tuples(value: Any) -> Any:
     return tuple(_tuples(entry) for entry in value) if isinstance(value, list) else value
+
+
+def threads_asked() -> int | None:
+    """Threads that the environment variable QHW_NUM_THREADS gives the simulation (`execution.cores`); None without it.
+
+    Raises:
+        InvalidInputError: it is no whole number from 1.
+    """
+    text = os.environ.get("QHW_NUM_THREADS")
+    if text is None:
+        return None
+    if not (text.isascii() and text.isdecimal() and len(text) < 6 and int(text) >= 1):
+        raise InvalidInputError(
+            f"the environment variable QHW_NUM_THREADS is {text!r}; allowed: whole numbers from 1 to 99999. Unset it "
+            "to use as many threads as torch (torch.set_num_threads, OMP_NUM_THREADS)"
+        )
+    return int(text)

@@ -448,3 +448,13 @@ def test_a_mistyped_device_is_told_before_the_sweep(tmp_path: Path, capsys: pyte
     assert "did you mean fake_marrakesh" in told.err
     assert "sweep" not in told.out
     assert not (tmp_path / "run").exists()
+
+
+def test_a_wrong_number_of_threads_is_told_before_any_work(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("QHW_NUM_THREADS", "0")
+    assert main(["version"]) == 2
+    assert "QHW_NUM_THREADS is '0'; allowed: whole numbers from 1 to 99999" in capsys.readouterr().err
+    monkeypatch.setenv("QHW_NUM_THREADS", "3")
+    assert main(["version"]) == 0

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import qhw_diffusion
 from qhw_diffusion.cli.flags import Call, UsageError, read_call
+from qhw_diffusion.config import threads_asked
 from qhw_diffusion.errors import QhwError, UnknownNameError
 from qhw_diffusion.extensions import is_extension
 from qhw_diffusion.masking import traceback_of, without_tokens
@@ -207,6 +208,8 @@ def _run(words: list[str]) -> int:
                 call = call_of(path, rest, command_line)
             except UsageError as error:
                 _refuse(prog, str(error))
+            if path != ("doctor",):  # which tells it in its own line
+                threads_asked()  # a wrong number is told before any work
             code = int(call.run())
         sys.stdout.flush()  # what cannot be written is told here, not by Python at exit
         return code

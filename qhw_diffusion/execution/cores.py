@@ -16,9 +16,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from qhw_diffusion.errors import InvalidInputError
-
-VARIABLE = "QHW_NUM_THREADS"
+from qhw_diffusion.config import threads_asked
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -43,15 +41,8 @@ def number_of_threads() -> int:
     Raises:
         InvalidInputError: the variable is no whole number from 1.
     """
-    text = os.environ.get(VARIABLE)
-    if text is None:
-        return torch.get_num_threads()
-    if not (text.isascii() and text.isdecimal() and len(text) < 6 and int(text) >= 1):
-        raise InvalidInputError(
-            f"the environment variable {VARIABLE} is {text!r}; allowed: whole numbers from 1 to 99999. Unset it to use "
-            "as many threads as torch (torch.set_num_threads, OMP_NUM_THREADS)"
-        )
-    return int(text)
+    asked = threads_asked()
+    return torch.get_num_threads() if asked is None else asked
 
 
 def in_blocks(function: Callable[[Item], Result], blocks: Iterable[Item], most: int | None = None) -> list[Result]:

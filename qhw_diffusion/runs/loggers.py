@@ -169,7 +169,7 @@ def logging_to(names: Sequence[str]) -> Iterator[None]:
     """Within the block, runs log to these places; without any, to TensorBoard.
 
     Args:
-        names: tensorboard, wandb, mlflow, none, or ``module:name`` of a class derived from nothing (`Logger`).
+        names: tensorboard, wandb, mlflow, none, or ``module:name`` of a class with the methods of `Logger`.
 
     Raises:
         UnknownNameError: no such logger.
@@ -194,8 +194,7 @@ def _make_of(name: str) -> Make:
             raise MissingDependencyError(f"logger {name} needs {package}: pip install 'qhw-diffusion[{name}]'")
         return make
     if not is_extension(name):
-        allowed = [*LOGGERS, "none"]
-        raise UnknownNameError(f"{UnknownNameError.of('logger', name, allowed)}, or one of your own, module:name")
+        raise UnknownNameError.of("logger", name, [*LOGGERS, "none"], own=True)
     found = load_extension(name, what="logger")
     if not callable(found):
         raise InvalidInputError(
