@@ -19,6 +19,7 @@ from qhw_diffusion.errors import InvalidInputError, QhwError, UnknownNameError
 from qhw_diffusion.execution.adaptive import combination
 from qhw_diffusion.execution.compile import CompiledCircuit
 from qhw_diffusion.execution.engine import Engine, Estimate, Record, Usage, adaptive_of, check_parameters, rows_of
+from qhw_diffusion.execution.fusion import Basis
 from qhw_diffusion.execution.measurement import Member, check_shots, draw_counts, outcome_values
 from qhw_diffusion.execution.noise_trajectories import NoiseTrajectories
 from qhw_diffusion.execution.simulator import NUMPY, Simulator, refuse_if_too_large
@@ -39,8 +40,9 @@ class Ideal(Engine):
         return self.name
 
     def check(self, compiled: CompiledCircuit) -> None:
-        """Raise MemoryBudgetError where not even one sample would fit into memory."""
-        refuse_if_too_large(len(compiled.physical_qubits), "density" if self.noisy else "state")
+        """Raise MemoryBudgetError where not even one sample, or not the observables, would fit into memory."""
+        basis: Basis = "density" if self.noisy else "state"
+        refuse_if_too_large(len(compiled.physical_qubits), basis, observables=len(compiled.observables))
 
     def estimate(self, compiled: CompiledCircuit, parameters: Tensor) -> Estimate:
         """Exact values [B, M] of rows [B, P], standard errors 0; see `Engine.estimate`."""

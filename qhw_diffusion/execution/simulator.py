@@ -112,8 +112,8 @@ class Simulator:
         self.program, self.noisy, self.dtype = program, noisy, NUMPY[dtype]
         self.basis: Basis = "density" if noisy or not program.pure else "state"
         self.n_rows = dimension(self.basis, program.n_qubits)
-        refuse_if_too_large(program.n_qubits, self.basis, self.dtype)
         observables = program.observables
+        refuse_if_too_large(program.n_qubits, self.basis, self.dtype, len(observables))
         if program.postselected:  # the probability of what was kept: the norm of what is left
             observables = (*observables, ((1.0, "I" * program.n_qubits),))
         readout = program.readout if noisy else ((0.0, 0.0),) * program.n_qubits
@@ -338,9 +338,13 @@ def check_kept(probability: Tensor) -> None:
         )
 
 
-def refuse_if_too_large(n_qubits: int, basis: Basis, dtype: Precision = np.float32) -> None:
-    """Raise MemoryBudgetError where not even one sample fits; nothing is allocated."""
-    _refuse(8 * dimension(basis, n_qubits) * np.dtype(dtype).itemsize, n_qubits, basis, "one sample")
+def refuse_if_too_large(n_qubits: int, basis: Basis, dtype: Precision = np.float32, observables: int = 0) -> None:
+    """Raise MemoryBudgetError where not even one sample fits, or the observables do not; nothing is allocated."""
+    rows, size = dimension(basis, n_qubits), np.dtype(dtype).itemsize
+    _refuse(8 * rows * size, n_qubits, basis, "one sample")
+    if basis == "density":
+        kept = rows * (observables * size + 16)
+        _refuse(kept, n_qubits, basis, f"a circuit's {observables} observables", fewer="observables")
 
 
 def refuse_tape(sequence: GateSequence | BranchedSequence, n_qubits: int, batch: int) -> None:
@@ -359,13 +363,15 @@ def _memory() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def _refuse(needed: int, n_qubits: int, basis: Basis, what: str) -> None:
+def _refuse(
+    needed: int, n_qubits: int, basis: Basis, what: str, *, fewer: str = "qubits or layers, or a smaller batch"
+) -> None:
     available = _memory()
     if needed > available:
         raise MemoryBudgetError(
             f"{n_qubits} active qubits as a {basis}{' matrix' if basis == 'density' else ''}: {what} would need about "
-            f"{needed / 2**30:.1f} GiB; this machine has {available / 2**30:.1f} GiB. Use fewer qubits or layers, or a "
-            "smaller batch" + (", or engine='ideal'" if basis == "density" else "")
+            f"{needed / 2**30:.1f} GiB; this machine has {available / 2**30:.1f} GiB. Use fewer {fewer}"
+            + (", or engine='ideal'" if basis == "density" else "")
         )
 
 

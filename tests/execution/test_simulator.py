@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import functools
+import itertools
 
 import numpy as np
 import pytest
 import torch
+from qiskit.quantum_info import SparsePauliOp
 
 import qhw_diffusion as qhw
 from qhw_diffusion.circuits import denoiser_circuit, policy_circuit
@@ -125,6 +127,26 @@ def test_a_batch_that_does_not_fit_is_refused_before_anything_is_made() -> None:
         layer.memory_plan(10**9)
     with pytest.raises(InvalidInputError, match="plans no memory"):
         layer.with_engine("shots").memory_plan(1)
+
+
+def test_observables_that_do_not_fit_are_refused_before_anything_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All 63 Pauli strings of three qubits take 64 rows of 63 numbers; one sample takes a ninth of it."""
+    policy = policy_circuit(3, 1, 3)
+    strings = ["".join(letters) for letters in itertools.product("IXYZ", repeat=3)][1:]
+    made = qhw.compile_circuit(
+        policy.circuit,
+        Device.load("fake_manila"),
+        inputs=policy.inputs,
+        weights=policy.weights,
+        observables=[SparsePauliOp(string) for string in strings],
+    )
+    monkeypatch.setattr(simulator, "_memory", lambda: 10_000)
+    with pytest.raises(
+        MemoryBudgetError, match=r"63 observables would need .* Use fewer observables, or engine='ideal'"
+    ):
+        qhw.QuantumLayer(made, "noisy")
+    monkeypatch.setattr(simulator, "_memory", lambda: 2**30)
+    assert qhw.QuantumLayer(made, "noisy")(torch.zeros(1, 3)).shape == (1, 63)
 
 
 def test_the_real_basis_of_a_qubit_is_orthonormal_and_hermitian() -> None:
