@@ -478,7 +478,7 @@ def _block_slopes(
                 slope[lane] = slope[lane] + rate * total.get()
 
 
-# -- a small batch in one call (`direct`) ------------------------------------------------------------------------------
+# -- a small batch in one call (`small_batches`) -----------------------------------------------------------------------
 
 
 class _Small:
