@@ -210,9 +210,14 @@ def threads_asked() -> int | None:
     text = os.environ.get("QHW_NUM_THREADS")
     if text is None:
         return None
-    if not (text.isascii() and text.isdecimal() and len(text) < 6 and int(text) >= 1):
+    if not is_thread_count(text):
         raise InvalidInputError(
             f"the environment variable QHW_NUM_THREADS is {text!r}; allowed: whole numbers from 1 to 99999. Unset it "
             "to use as many threads as torch (torch.set_num_threads, OMP_NUM_THREADS)"
         )
     return int(text)
+
+
+def is_thread_count(text: str) -> bool:
+    """Whether a text is a whole number from 1 to 99999."""
+    return text.isascii() and text.isdecimal() and len(text) < 6 and int(text) >= 1

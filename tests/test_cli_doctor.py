@@ -128,7 +128,7 @@ def test_a_package_that_is_read_from_its_folder(
     assert told(capsys)["libraries"]["do"] == "pip install -e ."
 
 
-@pytest.mark.parametrize("value", ["many", "0", "-1", ""])
+@pytest.mark.parametrize("value", ["many", "0", "-1", "", "100000"])
 @pytest.mark.parametrize("name", ["QHW_NUM_THREADS", "OMP_NUM_THREADS"])
 def test_threads_that_are_no_number(
     name: str, value: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

@@ -180,13 +180,15 @@ def _cores() -> Iterator[Line]:
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     import torch
 
+    from qhw_diffusion.config import is_thread_count
+
     told = [f"{allowed} cores to use of {os.cpu_count()}", f"torch takes {torch.get_num_threads()}"]
     for name in ("OMP_NUM_THREADS", "QHW_NUM_THREADS"):
         value = os.environ.get(name)
         if value is None:
             continue
         told.append(f"{name}={value}")
-        if not (value.isascii() and value.isdecimal() and int(value) >= 1):
+        if not is_thread_count(value):
             yield Line(PROBLEM, "cores", f"{name} is {value!r}; allowed: whole numbers from 1", f"unset {name}")
     yield Line(OK, "cores", "; ".join(told) + " (the qhw command sets OMP_NUM_THREADS=1 unless it is set)")
     if torch.cuda.is_available():

@@ -17,6 +17,7 @@ A user's own Aer `NoiseModel` is kept as `GivenNoise`, which says what of it is 
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import math
 from collections.abc import Iterable, Sequence
@@ -99,11 +100,10 @@ def gate_superop(target: Target, name: str, qubits: tuple[int, ...]) -> SuperOp 
         return None
     relaxation, fidelity = None, 1.0
     if entry.duration:
-        relaxation = np.eye(1)
-        for qubit in qubits:  # later qubits are the more significant
-            known = target.qubit_properties[qubit]
-            one = relaxation_matrix(known.t1, known.t2, entry.duration)
-            relaxation = _of_both(one, relaxation)
+        known = (target.qubit_properties[qubit] for qubit in qubits)
+        ones = (SuperOp(relaxation_matrix(each.t1, each.t2, entry.duration)) for each in known)
+        # later qubits are the more significant
+        relaxation = functools.reduce(lambda low, high: high.tensor(low), ones).data.real
         fidelity = _gate_fidelity(relaxation)
     dim = 2 ** len(qubits)
     matrix = relaxation
@@ -135,14 +135,6 @@ def relaxation_matrix(t1: float | None, t2: float | None, seconds: float) -> np.
     matrix = np.diag([1.0, coherent, coherent, excited])
     matrix[0, 3] = 1 - excited
     return matrix
-
-
-def _of_both(high: np.ndarray, low: np.ndarray) -> np.ndarray:
-    """Matrices of channels on different qubits as one; `high` is of the more significant qubits."""
-    h, n = (round(math.sqrt(len(one))) for one in (high, low))
-    # indices of each: column and row of the density matrix after it, column and row before
-    both = np.einsum("abcd,ijkl->aibjckdl", high.reshape((h,) * 4), low.reshape((n,) * 4))
-    return both.reshape((h * n) ** 2, (h * n) ** 2)
 
 
 def _gate_fidelity(matrix: np.ndarray) -> float:

@@ -60,9 +60,6 @@ class Value:
     def __floordiv__(self, other: Value | int) -> Value:
         return self._binary(other, "sdiv", "")
 
-    def __truediv__(self, other: Value | float) -> Value:
-        return self._binary(other, "", "fdiv")
-
     def __neg__(self) -> Value:
         return Value(self.code, self.code.build.fneg(self.value))
 
