@@ -89,4 +89,7 @@ if __name__ == "__main__":
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ[name] = "1"
     os.sched_setaffinity(0, range(os.cpu_count() or 1))
-    print(json.dumps(one(int(sys.argv[1]), int(sys.argv[2]))))
+    if len(sys.argv) > 1:
+        print(json.dumps(one(int(sys.argv[1]), int(sys.argv[2]))))
+    else:
+        run(print)

@@ -1,6 +1,7 @@
 """A logger of your own: anything made with a run folder that takes the numbers of every step.
 
-This one draws the losses as bars in a text file. One that fails is told once and left out: no training is lost.
+This one draws the losses as bars in a text file. With a method picture(step, name, png) it would be given what is drawn
+as well. One that fails is told once and left out: no training is lost.
 
 Python:        with logging_to(["examples/own_logger.py:Sparkline"]): train_guidance(…)
 Command line:  qhw train guidance --logger examples/own_logger.py:Sparkline --logger tensorboard
@@ -30,7 +31,7 @@ class Sparkline:
         self.losses += [value for name, value in values.items() if name.startswith("losses/")]
 
     def close(self) -> None:
-        """Write what was kept."""
+        """Write what was kept; `run.outcome` would say how the run has ended."""
         low, high = min(self.losses), max(self.losses)
         steps = [round((len(BARS) - 1) * (value - low) / (high - low or 1)) for value in self.losses]
         self.file.write_text("".join(BARS[step] for step in steps) + f" {low:.3f} to {high:.3f}\n", encoding="utf-8")

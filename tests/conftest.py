@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import os
 import sys
 from collections.abc import Iterator
 from importlib.util import find_spec
 
+# Before torch and Qiskit: trio, which Hypothesis loads if it is there, makes it collect all garbage when it is imported
+import hypothesis  # noqa: F401
 import matplotlib
 import pytest
 import torch
@@ -23,19 +26,19 @@ gc.disable()  # until everything is imported: there is nothing to be found befor
 
 def pytest_collection_finish() -> None:
     """What is imported stays: it is not looked through again at every collection of garbage, seconds each."""
-    import hypothesis  # noqa: F401 - looks, when it is loaded, for referrers of what other libraries register
-
     gc.freeze()
+    gc.set_threshold(10_000, 10, 10)  # with 700 in place of 10,000, one second of twenty went into looking for garbage
     gc.enable()
 
 
 # Ten seconds and more each. They come first: with a process per core, none is then begun last and runs alone.
 LONGEST = (
-    "test_notebook", "test_device_rollout", "test_circuits_tool", "test_cli_hardware", "test_guidance_study",
-    "test_guidance_study_pipeline", "test_device_evaluation", "test_masking", "test_qdm_training", "test_tuning_study",
-    "test_denoising_study", "test_shots_study", "test_answers", "test_coloured_digits",
-    "test_pipelines", "test_working", "test_faults", "test_study", "test_model", "test_reproductions", "test_training",
-    "test_mitigation_study", "test_fine_tune", "test_against_stable_baselines3", "test_cli", "test_docs", "test_kill",
+    "test_notebook", "test_device_rollout", "test_torch", "test_cli_hardware", "test_guidance_study",
+    "test_guidance_study_pipeline", "test_device_evaluation", "test_circuits_tool", "test_qdm_training",
+    "test_tuning_study", "test_denoising_study", "test_shots_study", "test_answers", "test_coloured_digits",
+    "test_pipelines", "test_working", "test_refusals", "test_masking", "test_cost_counted", "test_faults", "test_study",
+    "test_model", "test_reproductions", "test_training", "test_mitigation_study", "test_fine_tune",
+    "test_against_stable_baselines3", "test_cli", "test_docs", "test_kill",
 )  # fmt: skip
 
 
@@ -61,9 +64,9 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
 def _no_modules_of_other_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Modules of a user's own that a test wrote and imported are not found by the next one."""
     written = str(tmp_path_factory.getbasetemp())
-    path, known = list(sys.path), len(sys.modules)
+    path, last = list(sys.path), next(reversed(sys.modules))
     yield
     sys.path[:] = path
-    for name in list(sys.modules)[min(known, len(sys.modules)) :]:  # in the order they came
+    for name in list(itertools.takewhile(lambda name: name != last, reversed(sys.modules))):  # the latest first
         if str(getattr(sys.modules[name], "__file__", "")).startswith(written):
             del sys.modules[name]

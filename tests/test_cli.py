@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import logs
 import pytest
 from forked import Command
 from tyro.conf import Positional
@@ -408,7 +409,8 @@ def test_pathwise_training_has_settings_of_its_own(tmp_path: Path, capsys: pytes
 def test_ctrl_c_saves_and_resume_ends_where_an_uninterrupted_run_does(tmp_path: Path) -> None:
     settings = [*SMALL, "--num-iterations", "12"]
     out = tmp_path / "stopped"
-    child = Command(["train", "guidance", "--out", str(out), *settings], stderr=tmp_path / "stderr")
+    logger = ["--logger", logs.file_of(tmp_path)]
+    child = Command(["train", "guidance", "--out", str(out), *settings, *logger], stderr=tmp_path / "stderr")
     log = out / "metrics.jsonl"
     try:
         child.wait_until(lambda: log.exists() and log.read_text().count("\n") >= 2)
@@ -420,7 +422,9 @@ def test_ctrl_c_saves_and_resume_ends_where_an_uninterrupted_run_does(tmp_path: 
     assert "Traceback" not in err
     done = log.read_text().count("\n")
     assert 2 <= done < 12
-    assert main(["train", "guidance", "--out", str(out), "--resume"]) == 0
+    assert logs.outcomes(tmp_path) == ["stopped"]
+    assert main(["train", "guidance", "--out", str(out), "--resume", *logger]) == 0
+    assert logs.outcomes(tmp_path) == ["stopped", "finished"]
     straight = tmp_path / "straight"
     assert main(["train", "guidance", "--out", str(straight), *settings]) == 0
     for name in ("model/model.safetensors", "checkpoint.safetensors"):

@@ -6,7 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+import logs
 import pytest
+from undrawn import figures_undrawn
 
 from qhw_diffusion.cli import main
 from qhw_diffusion.cli.flags import UsageError
@@ -104,8 +106,10 @@ def test_published_experiments_that_do_not_exist(tmp_path: Path, capsys: pytest.
 @pytest.mark.slow
 def test_train_resume_evaluate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "run"
+    logger = ["--logger", logs.file_of(tmp_path)]
     train = ["train", "denoising", "--out", str(out), *SMALL]
-    assert main(train) == 0
+    assert main([*train, *logger]) == 0
+    assert [list(values) for _, values, what in logs.told(tmp_path) if what == "picture"] == [["charts/samples"]]
     assert "evaluate it with" in capsys.readouterr().out
     weights = (out / "model" / "model.safetensors").read_bytes()
     assert main(train) == 2
@@ -118,7 +122,12 @@ def test_train_resume_evaluate(tmp_path: Path, capsys: pytest.CaptureFixture[str
     capsys.readouterr()
 
     evaluate = ["evaluate", "denoising", str(out), "--images", "40"]
-    assert main(evaluate) == 0
+    assert main([*evaluate, *logger]) == 0
+    numbers, picture = logs.told(tmp_path)[-2:]
+    assert numbers[0] == picture[0] == 3, "beside the last update"
+    assert {"evaluation/ideal-ideal-seed0/samples/fd", "evaluation/ideal-ideal-seed0/share_of_shots"} <= set(numbers[1])
+    assert picture[1] == {"evaluation/ideal-ideal-seed0": (out / "evaluations/ideal-ideal-seed0.png").stat().st_size}
+    assert logs.outcomes(tmp_path) == ["finished", "finished"]
     told = capsys.readouterr().out
     assert "success probability" in told
     saved = json.loads((out / "evaluations" / "ideal-ideal-seed0.json").read_text())
@@ -171,6 +180,7 @@ def test_a_model_of_pixels_without_labels(tmp_path: Path, capsys: pytest.Capture
 
 
 @pytest.mark.slow
+@figures_undrawn()
 def test_study_and_demo_end_in_a_report(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

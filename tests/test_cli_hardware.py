@@ -408,9 +408,9 @@ def test_the_stand_in_as_a_command_and_a_saved_account(tmp_path: Path) -> None:
         account = {"channel": "ibm_quantum_platform", "token": key, "url": url, "instance": instance}
         (tmp_path / ".qiskit").mkdir()
         (tmp_path / ".qiskit" / "qiskit-ibm.json").write_text(json.dumps({"default-ibm-quantum-platform": account}))
-        done = subprocess.run([*command, "devices", "--json"], env={**environment, **told_to}, capture_output=True,
-                              text=True, check=True)  # fmt: skip
-        assert [device["name"] for device in json.loads(done.stdout)] == ["ibm_here"]
+        done = subprocess.run([*command, "calibration", "snapshot", "ibm_here", "--out", "here.json.gz"],
+                              env={**environment, **told_to}, capture_output=True, text=True, check=True)  # fmt: skip
+        assert Device.load(tmp_path / "here.json.gz").name == "ibm_here"
         assert key not in done.stdout + done.stderr
         serving.send_signal(signal.SIGINT)
         assert serving.wait(timeout=20) == 130

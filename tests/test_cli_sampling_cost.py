@@ -99,6 +99,8 @@ def test_an_image_takes_what_its_gates_take_one_after_the_other(
     isa = transpiled(logical, loaded, optimization_level=3, seed=0, scheduled=False)
     seconds = max(last_measured(isa, loaded.target, outcome) for outcome in (0, 1))
     assert (shown["inner_measurements"], shown["resets"]) == (1, 1)
+    used = {q for step in isa.data if step.operation.name != "barrier" for q in step.qubits}
+    assert shown["qubits"] == len(used) >= 3  # two of data and an ancilla
     assert shown["duration"] + shown["readout"] == pytest.approx(seconds, rel=0.02)  # readout: the device's slowest
     execution = seconds + USUAL_REPETITION_DELAY
     assert (shown["jobs"], shown["all_circuits"], shown["executions"]) == (1, 10, 1000)

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from calibrations import few_calibration_images  # noqa: F401 - for every test here
 
 EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.py"))
 

@@ -56,13 +56,17 @@ def test_import_loads_nothing_heavy() -> None:
 
 @pytest.mark.slow
 def test_public_names_load_on_use() -> None:
+    """And the library that the connector is for, and mitigation, when something asks for them."""
     code = (
-        "import qhw_diffusion as q; print(q.Device.__name__, q.compile_circuit.__name__, q.QuantumLayer.__name__, "
+        "import sys, qhw_diffusion as q; from qhw_diffusion.execution import engine_of; engine_of('shots:4'); "
+        "print([m for m in ('qiskit_machine_learning', 'qhw_diffusion.mitigation') if m in sys.modules]); "
+        "print(engine_of('noisy+readout').spec); "
+        "print(q.Device.__name__, q.compile_circuit.__name__, q.QuantumLayer.__name__, "
         "q.circuits.policy_circuit.__name__, q.guidance.train_ppo.__name__, q.diffusion.Backbone.__name__)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == [
-        "Device", "compile_circuit", "QuantumLayer", "policy_circuit", "train_ppo", "Backbone",
+        "[]", "noisy+readout", "Device", "compile_circuit", "QuantumLayer", "policy_circuit", "train_ppo", "Backbone",
     ]  # fmt: skip
 
 

@@ -17,7 +17,7 @@ from qhw_diffusion import cli, terminal
 from qhw_diffusion.cli import main
 
 QHW = [sys.executable, "-m", "qhw_diffusion.cli"]
-CALIBRATION = ["calibration", "show", "fake_manila"]
+HELP = ["cost", "--help"]  # µ, … and frames, and no library is loaded for it
 
 
 def run(*arguments: str, shell: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
@@ -37,13 +37,21 @@ def run(*arguments: str, shell: str = "", **environment: str) -> subprocess.Comp
     {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
 ])  # fmt: skip
 def test_what_the_terminal_cannot_show_is_spelt_out(environment: dict[str, str]) -> None:
-    done = run(*CALIBRATION, **environment)
+    done = run(*HELP, **environment)
     assert done.returncode == 0, done.stderr
     assert done.stdout.isascii()
-    assert "us" in done.stdout  # µs
-    wrong = run("calibration", "show", "fäke_manila", **{**environment, "QHW_PROGRESS": "1"})
+    assert "ibm_..." in done.stdout  # ibm_…
+    assert " us between two shots" in done.stdout  # µs
+    wrong = run("devices", "--fäke", **{**environment, "QHW_PROGRESS": "1"})
     assert wrong.returncode == 2
-    assert "did you mean fake_manila" in wrong.stderr
+    assert "did you mean --fake" in wrong.stderr
+
+
+def test_a_table_is_spelt_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="ascii"))
+    assert main(["calibration", "show", "fake_manila"]) == 0
+    assert "T1 us" in raw.getvalue().decode("ascii")
 
 
 def test_the_signs_of_the_tables_have_a_plain_form() -> None:
@@ -67,7 +75,7 @@ def test_the_encoding_decides(monkeypatch: pytest.MonkeyPatch) -> None:
 # -- streams -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("arguments", [["devices", "--fake"], ["train", "guidance", "--help"], CALIBRATION])
+@pytest.mark.parametrize("arguments", [["devices", "--fake"], HELP, ["version"]])
 def test_a_reader_that_leaves_stops_nothing(arguments: list[str]) -> None:
     done = run(*arguments, shell="| head -c 1; echo ${PIPESTATUS[0]}", PYTHONUNBUFFERED="1")
     assert done.stdout[1:] == "0\n"
@@ -98,9 +106,10 @@ def test_closed_streams(closed: str) -> None:
     assert "Traceback" not in done.stderr + done.stdout
 
 
-@pytest.mark.parametrize("arguments", [["devices", "--fake"], ["version"], CALIBRATION])
-def test_output_that_cannot_be_written_is_an_error(arguments: list[str]) -> None:
-    done = run(*arguments, shell="> /dev/full")
+@pytest.mark.parametrize("at_once", ["", "1"], ids=["at the end", "at the first line"])
+@pytest.mark.parametrize("arguments", [["version"], ["--version"], ["--help"], HELP])
+def test_output_that_cannot_be_written_is_an_error(arguments: list[str], at_once: str) -> None:
+    done = run(*arguments, shell="> /dev/full", PYTHONUNBUFFERED=at_once)
     assert done.returncode == 2
     assert done.stderr.startswith("qhw: error: No space left on device")
     assert done.stderr.count("\n") == 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,20 +56,7 @@ def published_circuits() -> dict[str, PublishedCircuit]:
     re-uploading. Denoiser blocks of 4, 6, 8 and 10 qubits with about 200 weights, which act on a state handed to them.
     Steps of the reverse processes that the demo and the reproductions use.
     """
-    circuits = []
-    for n in POLICY_QUBITS:
-        for entanglement in ENTANGLEMENTS:
-            if n > 2 or entanglement != "ring":
-                policy = policy_circuit(n, POLICY_DEPTH, min(STATE_ENTRIES, 2 * n), entanglement)
-                circuits.append(_published(policy, policy.circuit))
-    policy = policy_circuit(4, POLICY_DEPTH, STATE_ENTRIES, "ring", reuploading=True)
-    circuits.append(_published(policy, policy.circuit))
-    for n, depth in DENOISER_BLOCKS:
-        block = denoiser_circuit(n, depth)
-        circuits.append(_published(block, _beginning(block, layers=2)))
-    for settings in REVERSE_STEPS:
-        short = reverse_circuit(**{**settings, "depth": 2})
-        circuits.append(_published(reverse_circuit(**settings), short.circuit))
+    circuits = [make() for make in _makers()]
     return {circuit.name: circuit for circuit in circuits}
 
 
@@ -77,10 +66,45 @@ def published_circuit(name: str) -> PublishedCircuit:
     Raises:
         UnknownNameError: another name; the message lists near matches.
     """
-    circuits = published_circuits()
-    if name not in circuits:
-        raise UnknownNameError.of("published circuit", str(name), circuits)
-    return circuits[name]
+    names = _names()
+    if name not in names:
+        raise UnknownNameError.of("published circuit", str(name), names)
+    return _makers()[names.index(name)]()
+
+
+@functools.cache
+def _names() -> tuple[str, ...]:
+    """The names in the order of the table; they are the circuits' own, so that these are made for it, once."""
+    return tuple(published_circuits())
+
+
+def _makers() -> list[Callable[[], PublishedCircuit]]:
+    """What makes each of the circuits, in the order of the table."""
+    makers: list[Callable[[], PublishedCircuit]] = []
+    for n in POLICY_QUBITS:
+        for entanglement in ENTANGLEMENTS:
+            if n > 2 or entanglement != "ring":
+                makers.append(functools.partial(_policy, n, entanglement))
+    makers.append(functools.partial(_policy, 4, "ring", reuploading=True))
+    makers += [functools.partial(_denoiser, n, depth) for n, depth in DENOISER_BLOCKS]
+    makers += [functools.partial(_reverse, settings) for settings in REVERSE_STEPS]
+    return makers
+
+
+def _policy(n_qubits: int, entanglement: str, reuploading: bool = False) -> PublishedCircuit:
+    features = min(STATE_ENTRIES, 2 * n_qubits)
+    policy = policy_circuit(n_qubits, POLICY_DEPTH, features, entanglement, reuploading=reuploading)
+    return _published(policy, policy.circuit)
+
+
+def _denoiser(n_qubits: int, depth: int) -> PublishedCircuit:
+    block = denoiser_circuit(n_qubits, depth)
+    return _published(block, _beginning(block, layers=2))
+
+
+def _reverse(settings: dict[str, Any]) -> PublishedCircuit:
+    short = reverse_circuit(**{**settings, "depth": 2})
+    return _published(reverse_circuit(**settings), short.circuit)
 
 
 def _published(built: PolicyCircuit | DenoiserCircuit | ReverseCircuit, drawn: QuantumCircuit) -> PublishedCircuit:

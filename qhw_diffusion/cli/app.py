@@ -196,7 +196,11 @@ def _run(words: list[str]) -> int:
         print("qhw: error: an argument holds a NUL character, which no name can have", file=sys.stderr)
         return FAILED
     command_line = without_tokens(shlex.join(["qhw", *words]))
-    path, rest, debug = _chosen(words)
+    try:
+        path, rest, debug = _chosen(words)
+    except OSError as error:  # help that cannot be written
+        print(f"qhw: error: {os_error_text(error)}", file=sys.stderr)
+        return FAILED
     # one thread per process, also in the libraries below torch: fastest for small networks, and reproducible
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     started = datetime.now(UTC)
@@ -208,6 +212,9 @@ def _run(words: list[str]) -> int:
                 call = call_of(path, rest, command_line)
             except UsageError as error:
                 _refuse(prog, str(error))
+            except SystemExit:  # after help
+                sys.stdout.flush()
+                raise
             if path != ("doctor",):  # which tells it in its own line
                 threads_asked()  # a wrong number is told before any work
             code = int(call.run())
@@ -260,7 +267,7 @@ def _chosen(words: list[str]) -> tuple[tuple[str, ...], list[str], bool]:
         if word in ("-h", "--help"):
             _print_help(())
         elif word == "--version":
-            print(f"qhw-diffusion {qhw_diffusion.__version__}")
+            print(f"qhw-diffusion {qhw_diffusion.__version__}", flush=True)
             raise SystemExit(0)
         elif word != "--debug":
             _refuse(
@@ -299,7 +306,9 @@ def _print_help(group: tuple[str, ...]) -> NoReturn:
         print(f"  {'study FILE.py:NAME':<{width}}  a study of your own, also module:NAME")
     if not group:
         print("\noptions:\n  --version  print the version\n  --debug    show the traceback of an error")
-    print(f"\nqhw {' '.join((*group, 'COMMAND' if not group else 'WHAT'))} --help tells the options of one.")
+    print(
+        f"\nqhw {' '.join((*group, 'COMMAND' if not group else 'WHAT'))} --help tells the options of one.", flush=True
+    )
     raise SystemExit(0)
 
 

@@ -52,8 +52,8 @@ def train_denoising(
     """Train a quantum denoiser.
 
     Args:
-        logger: where the numbers go besides the folder: tensorboard, wandb, mlflow, none, or a class of your own,
-            module:name or file.py:name; given several times, to each.
+        logger: where numbers and pictures go besides the folder: tensorboard, wandb, mlflow, none, or a class of your
+            own, module:name or file.py:name; given several times, to each.
         place: run folder to write.
         training: settings of the training; with --resume those of the folder.
     """
@@ -104,6 +104,7 @@ def evaluate_denoising(
     seed: int = 0,
     primitive: Literal["estimator", "sampler"] | None = None,
     evaluation_classifier: str | None = None,
+    logger: Annotated[tuple[str, ...], Repeated] = ("none",),
     access: Annotated[AccessConfig | None, FromFlags(_access, skip=("device", "shots"))] = None,
     place: Annotated[Place | None, FromFlags(_device_place, skip=("command",), help=_EVALUATION)] = None,
 ) -> int:
@@ -123,34 +124,40 @@ def evaluate_denoising(
         primitive: what reads the circuits on a device: estimator or sampler; without it the sampler for a model that
             keeps its outcomes, else the estimator.
         evaluation_classifier: folder of the evaluation classifier; without it the one shipped for the data set.
+        logger: where numbers and pictures go besides the folder: tensorboard, wandb, mlflow, none, or a class of your
+            own, module:name or file.py:name; given several times, to each.
         access: run on a device, with --device and --shots and without --engine.
         place: folder of the evaluation on a device.
     """
+    from qhw_diffusion.runs import logging_to
+
     if access is not None and place is not None:
         from qhw_diffusion.denoising.on_device.command import IMAGES, denoise_on_device
 
-        found = denoise_on_device(
-            run,
-            access,
-            place,
-            images=IMAGES if images is None else images,
-            seed=seed,
-            primitive=primitive,
-            evaluation_classifier=evaluation_classifier,
-        )
+        with logging_to(logger):
+            found = denoise_on_device(
+                run,
+                access,
+                place,
+                images=IMAGES if images is None else images,
+                seed=seed,
+                primitive=primitive,
+                evaluation_classifier=evaluation_classifier,
+            )
         print(found)
         return 0
     _refuse({"primitive": primitive} if primitive is not None else {})
     from qhw_diffusion.denoising.command import evaluate_denoiser
 
-    found = evaluate_denoiser(
-        run,
-        device=device,
-        engine=engine,
-        shots=shots,
-        images=500 if images is None else images,
-        seed=seed,
-        evaluation_classifier=evaluation_classifier,
-    )
+    with logging_to(logger):
+        found = evaluate_denoiser(
+            run,
+            device=device,
+            engine=engine,
+            shots=shots,
+            images=500 if images is None else images,
+            seed=seed,
+            evaluation_classifier=evaluation_classifier,
+        )
     print(found)
     return 0

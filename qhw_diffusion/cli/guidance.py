@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,6 +22,8 @@ def _training(given: Mapping[str, Any], place: Place) -> GuidanceTraining:
             flags = ", ".join(f"--{prefix}{name.replace('_', '-')}" for name in given[other])
             ours = ", whose settings are --pathwise-…" if method == "pathwise" else ""
             raise InvalidInputError(f"{flags}: for --method {other}; the method is {method}{ours}")
+    if saved is None and (schedule := given.get("guidance", {}).get("base_schedule")):
+        given = {**given, "guidance": _around_schedule(schedule, given["guidance"])}
     pipeline = given.get("models", {}).get("pipeline")
     if saved is None and pipeline is not None:
         return _on_pipeline(given, pipeline)
@@ -31,15 +33,23 @@ def _training(given: Mapping[str, Any], place: Place) -> GuidanceTraining:
     return changed(saved or GuidanceTraining(), given)  # type: ignore[no-any-return]
 
 
+def _around_schedule(schedule: Sequence[float], guidance: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of a base schedule: its mean as g0 and the range around it, where they are not given."""
+    limit = guidance.get("action_limit", GuidanceConfig.action_limit)
+    g0 = guidance.get("g0", sum(schedule) / len(schedule))
+    return {**GuidanceConfig.around(g0, limit, schedule), **guidance}
+
+
 def _on_pipeline(given: Mapping[str, Any], pipeline: str) -> GuidanceTraining:
     """The training on a pipeline: the base scale is the user's, and the range of scales lies around it."""
     guidance = given.get("guidance", {})
     if "g0" not in guidance:
         raise InvalidInputError(
             "a training on a pipeline needs the base guidance scale, which no sweep finds without real images: give "
-            "--g0 (Stable Diffusion's own is 7.5)"
+            "--g0 (Stable Diffusion's own is 7.5), or --base-schedule"
         )
-    around = GuidanceConfig.around(guidance["g0"], guidance.get("action_limit", GuidanceConfig.action_limit))
+    limit = guidance.get("action_limit", GuidanceConfig.action_limit)
+    around = GuidanceConfig.around(guidance["g0"], limit, guidance.get("base_schedule", ()))
     given = {**given, "guidance": {**around, **guidance}}
     return changed(GuidanceTraining.for_pipeline(pipeline), given)  # type: ignore[no-any-return]
 
@@ -64,8 +74,8 @@ def train_guidance(
     real images (--reward-distribution 0 --reward-confidence 1).
 
     Args:
-        logger: where the numbers go besides the folder: tensorboard, wandb, mlflow, none, or a class of your own,
-            module:name or file.py:name; given several times, to each.
+        logger: where numbers and pictures go besides the folder: tensorboard, wandb, mlflow, none, or a class of your
+            own, module:name or file.py:name; given several times, to each.
         place: run folder to write.
         training: settings of the training; with --resume those of the folder.
     """

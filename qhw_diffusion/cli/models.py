@@ -55,8 +55,8 @@ def train_backbone(
     """Train a diffusion backbone.
 
     Args:
-        logger: where the numbers go besides the folder: tensorboard, wandb, mlflow, none, or a class of your own,
-            module:name or file.py:name; given several times, to each.
+        logger: where numbers and pictures go besides the folder: tensorboard, wandb, mlflow, none, or a class of your
+            own, module:name or file.py:name; given several times, to each.
         data_root: folder of the data set as torchvision lays it out (MNIST/, FashionMNIST/, cifar-10-batches-py/, …);
             for "imagefolder" a folder or tar archive of train/CLASS/ and test/CLASS/.
         config: architecture and recipe; the defaults shown are those for digits.
@@ -66,6 +66,7 @@ def train_backbone(
     from qhw_diffusion.denoising.hybrid import HybridBackbone
     from qhw_diffusion.diffusion import Backbone, load_dataset
     from qhw_diffusion.diffusion import train_backbone as train
+    from qhw_diffusion.diffusion.quality import picture
     from qhw_diffusion.runs import logging_to
 
     one_thread()
@@ -73,6 +74,7 @@ def train_backbone(
     with logging_to(logger), place.open("backbone", config.to_dict()) as run:
         make = HybridBackbone if isinstance(config, HybridConfig) else Backbone
         backbone = train(config, run, dataset=data, make=make, resume=place.goes_on(run))
+        run.tell({}, {"charts/samples": lambda: picture(backbone)})
     loss = backbone.history[-1]["loss"]
     print(f"{backbone.n_parameters:,} parameters, loss {loss:.4f}; use it with --backbone {place.out}")
     return 0
@@ -93,8 +95,8 @@ def train_autoencoder(
     """Train the autoencoder of a latent diffusion model.
 
     Args:
-        logger: where the numbers go besides the folder: tensorboard, wandb, mlflow, none, or a class of your own,
-            module:name or file.py:name; given several times, to each.
+        logger: where numbers and pictures go besides the folder: tensorboard, wandb, mlflow, none, or a class of your
+            own, module:name or file.py:name; given several times, to each.
         data_root: folder of the data set as torchvision lays it out (cifar-10-batches-py/, …); for "imagefolder" a
             folder or tar archive of train/CLASS/ and test/CLASS/.
         config: architecture and recipe; the defaults shown are those for CIFAR-10.
@@ -127,8 +129,8 @@ def train_classifier(
     """Train a reward classifier or an evaluation classifier.
 
     Args:
-        logger: where the numbers go besides the folder: tensorboard, wandb, mlflow, none, or a class of your own,
-            module:name or file.py:name; given several times, to each.
+        logger: where numbers and pictures go besides the folder: tensorboard, wandb, mlflow, none, or a class of your
+            own, module:name or file.py:name; given several times, to each.
         data_root: folder of the data set as torchvision lays it out (MNIST/, FashionMNIST/, cifar-10-batches-py/, …);
             for "imagefolder" a folder or tar archive of train/CLASS/ and test/CLASS/.
         config: architecture and recipe; the defaults shown are those of the reward classifier for digits.
@@ -215,20 +217,23 @@ def train_pipeline(
     Its autoencoder comes first, then its U-Net and text encoder together.
 
     Args:
-        logger: where the numbers go besides the folder: tensorboard, wandb, mlflow, none, or a class of your own,
-            module:name or file.py:name; given several times, to each.
+        logger: where numbers and pictures go besides the folder: tensorboard, wandb, mlflow, none, or a class of your
+            own, module:name or file.py:name; given several times, to each.
         config: architecture and recipe; the defaults made the pipeline that comes with the package.
         place: run folder to write.
     """
     from qhw_diffusion.checkpoints import one_thread
-    from qhw_diffusion.diffusion.pipeline import check_transformers
+    from qhw_diffusion.diffusion.pipeline import check_transformers, load_pipeline
     from qhw_diffusion.diffusion.text_to_image import train_text_to_image
+    from qhw_diffusion.diffusion.text_to_image.report import picture
     from qhw_diffusion.runs import logging_to
 
     one_thread()
     check_transformers()  # before the folder: without it, no run
     with logging_to(logger), place.open("pipeline", config.to_dict()) as run:
         train_text_to_image(config, run, resume=place.goes_on(run))
+        drawn = {"charts/samples": lambda: picture(load_pipeline(run.path), scales=(1.0, 2.0, 4.0), steps=10, seed=0)}
+        run.tell({}, drawn)
     print(f"saved in diffusers' format: StableDiffusionPipeline.from_pretrained({str(run.path / 'model')!r})")
     return 0
 
@@ -242,8 +247,8 @@ def train_prompt_classifier(
     """Train a reward classifier or an evaluation classifier of the coloured digits.
 
     Args:
-        logger: where the numbers go besides the folder: tensorboard, wandb, mlflow, none, or a class of your own,
-            module:name or file.py:name; given several times, to each.
+        logger: where numbers and pictures go besides the folder: tensorboard, wandb, mlflow, none, or a class of your
+            own, module:name or file.py:name; given several times, to each.
         config: architecture and recipe; the defaults shown are those of the reward classifier.
         place: run folder to write.
     """

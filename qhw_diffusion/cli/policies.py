@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from tyro.conf import Positional
 
-from qhw_diffusion.cli.flags import FromFlags, changed
+from qhw_diffusion.cli.flags import FromFlags, Repeated, changed
 from qhw_diffusion.cli.options import access_given, required_access
 from qhw_diffusion.denoising.on_device.settings import DenoiserTuningConfig
 from qhw_diffusion.errors import InvalidInputError, RunFolderError
@@ -56,6 +56,7 @@ def evaluate_guidance(
     images: int | None = None,
     schedule_iterations: int | None = None,
     seed: int = 0,
+    logger: Annotated[tuple[str, ...], Repeated] = ("none",),
     access: Annotated[AccessConfig | None, FromFlags(access_given, skip=("device",))] = None,
     place: Annotated[Place | None, FromFlags(_rollout_place, skip=("command",), help=_ROLLOUT)] = None,
 ) -> int:
@@ -75,24 +76,29 @@ def evaluate_guidance(
         schedule_iterations: updates of the free schedule that is trained to compare with, and kept in the run's folder
             (simulated; 0: none; without it 30, and none for a pipeline).
         seed: seed of labels and starting noise on a device.
+        logger: where numbers and pictures go besides the folder: tensorboard, wandb, mlflow, none, or a class of your
+            own, module:name or file.py:name; given several times, to each.
         access: run on a device, with --device and --shots.
         place: folder of the rollout on a device.
     """
+    from qhw_diffusion.runs import logging_to
+
     if access is None or place is None:
         from qhw_diffusion.checkpoints import one_thread
         from qhw_diffusion.guidance.command import evaluate_run
 
         one_thread()
-        found = evaluate_run(
-            run,
-            device=device,
-            engine=engine,
-            evaluation_classifier=evaluation_classifier,
-            data_root=data_root,
-            seeds=5 if seeds is None else seeds,
-            images=500 if images is None else images,
-            schedule_iterations=schedule_iterations,
-        )
+        with logging_to(logger):
+            found = evaluate_run(
+                run,
+                device=device,
+                engine=engine,
+                evaluation_classifier=evaluation_classifier,
+                data_root=data_root,
+                seeds=5 if seeds is None else seeds,
+                images=500 if images is None else images,
+                schedule_iterations=schedule_iterations,
+            )
         print(found)
         return 0
     from qhw_diffusion.guidance.on_device.rollout_command import IMAGES, rollout_on_device
@@ -103,15 +109,16 @@ def evaluate_guidance(
         raise InvalidInputError("--schedule-iterations is for the simulated evaluation; on a device leave it out")
     if seeds is not None:
         raise InvalidInputError("--seeds is for the simulated evaluation; on a device give --images and --seed")
-    found = rollout_on_device(
-        run,
-        access,
-        place,
-        images=IMAGES if images is None else images,
-        seed=seed,
-        evaluation_classifier=evaluation_classifier,
-        data_root=data_root,
-    )
+    with logging_to(logger):
+        found = rollout_on_device(
+            run,
+            access,
+            place,
+            images=IMAGES if images is None else images,
+            seed=seed,
+            evaluation_classifier=evaluation_classifier,
+            data_root=data_root,
+        )
     print(found)
     return 0
 
@@ -173,6 +180,7 @@ def _denoiser_tuning(given: Mapping[str, Any], run: Path, tuning: TuningConfig) 
 def fine_tune(
     run: Positional[Path],
     *,
+    logger: Annotated[tuple[str, ...], Repeated] = ("tensorboard",),
     access: Annotated[AccessConfig, FromFlags(required_access)],
     place: Annotated[Place, FromFlags(_fine_tune_place, skip=("command",), help=_TUNED)],
     tuning: Annotated[
@@ -188,6 +196,8 @@ def fine_tune(
     Args:
         run: run folder of `qhw train guidance` with a quantum policy, or of `qhw train denoising` with a post-selected
             or reset denoiser.
+        logger: where numbers and pictures go besides the folder: tensorboard, wandb, mlflow, none, or a class of your
+            own, module:name or file.py:name; given several times, to each.
         access: how circuits get to the device.
         place: run folder to write.
         tuning: updates on the device.
@@ -195,15 +205,18 @@ def fine_tune(
         denoiser: updates of a denoiser, by the loss it was trained with or what a device gives of it.
         comparison: evaluation before and after.
     """
-    if denoiser is not None:
-        from qhw_diffusion.denoising.on_device.fine_tune_command import tune_denoiser
+    from qhw_diffusion.runs import logging_to
 
-        print(tune_denoiser(denoiser, access, place, comparison))
-        return 0
-    assert policy is not None
-    from qhw_diffusion.guidance.on_device.fine_tune_command import fine_tune_run
+    with logging_to(logger):
+        if denoiser is not None:
+            from qhw_diffusion.denoising.on_device.fine_tune_command import tune_denoiser
 
-    print(fine_tune_run(policy, access, place, comparison))
+            print(tune_denoiser(denoiser, access, place, comparison))
+            return 0
+        assert policy is not None
+        from qhw_diffusion.guidance.on_device.fine_tune_command import fine_tune_run
+
+        print(fine_tune_run(policy, access, place, comparison))
     return 0
 
 

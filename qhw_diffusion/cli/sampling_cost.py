@@ -76,9 +76,9 @@ class Sampling:
         """The circuit, and how many shots pass."""
         counts = self._counts
         lines = [
-            f"circuit         by a Sampler, {self.sampler.way}: two-qubit gates {self.circuit.num_nonlocal_gates():,}, "
-            f"resets {counts['reset']}, measurements before the last {counts['measure']}; the "
-            "preparation of x_T is in it"
+            f"circuit         by a Sampler, {self.sampler.way}: {self._qubits} qubits, two-qubit gates "
+            f"{self.circuit.num_nonlocal_gates():,}, resets {counts['reset']}, measurements before the last "
+            f"{counts['measure']}; the preparation of x_T is in it"
         ]
         if self.success is not None:
             share, where = self.success
@@ -94,12 +94,18 @@ class Sampling:
             "primitive": "sampler",
             "way": self.sampler.way,
             "images": self.images,
+            "qubits": self._qubits,
             "two_qubit_gates": self.circuit.num_nonlocal_gates(),
             "inner_measurements": counts["measure"],
             "resets": counts["reset"],
             "success_probability": None if self.success is None else self.success[0],
             "success_evaluation": None if self.success is None else self.success[1],
         }
+
+    @property
+    def _qubits(self) -> int:
+        """Qubits of the device that something happens to."""
+        return len({q for step in self.circuit.data if step.operation.name != "barrier" for q in step.qubits})
 
     @property
     def _inner(self) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -32,7 +31,14 @@ from qhw_diffusion.denoising.states import qubits_for
 from qhw_diffusion.diffusion import Classifier, ImageDataset, evaluate_samples, load_dataset, real_floor
 from qhw_diffusion.diffusion.datasets import image_shape_of
 from qhw_diffusion.errors import InvalidInputError, UnknownNameError
-from qhw_diffusion.runs import Place, RunFolder, atomic_write_bytes, atomic_write_json, check_writable
+from qhw_diffusion.runs import (
+    Place,
+    RunFolder,
+    atomic_write_bytes,
+    atomic_write_json,
+    check_writable,
+    evaluation_metrics,
+)
 
 KIND = "denoiser"
 MODELS = ("latent", "amplitude")
@@ -124,10 +130,23 @@ def train_denoiser(training: DenoiserTraining, place: Place) -> str:
         if len(history) < settings.iterations * (reverse.n_steps if settings.mode == "greedy" else 1):
             raise KeyboardInterrupt
         save_pretrained(model, run.path / "model")
+        run.tell({}, {"charts/samples": lambda: _samples(model)})
     return (
         f"{model.reverse.n_parameters:,} parameters, loss {history[-1]['losses/train']:.4f}; "
         f"saved in {run.path}; evaluate it with: qhw evaluate denoising {run.path}"
     )
+
+
+def _samples(model: AmplitudeQDM) -> bytes:
+    """A PNG: ten labels in columns, or whatever the model has."""
+    from qhw_diffusion.experiment.page import png
+    from qhw_diffusion.experiment.plots import sample_grids
+
+    n_labels = model.reverse.config.n_labels
+    labels = torch.arange(40) % n_labels if n_labels > 1 else None
+    with torch.no_grad():
+        chain = model.sample(40, torch.Generator().manual_seed(0), labels)
+        return png(sample_grids({"": model.images(chain.states).numpy()}))
 
 
 def _read(saved: dict[str, Any]) -> dict[str, Any]:
@@ -166,6 +185,7 @@ def evaluate_denoiser(
 
     Raises InvalidInputError for too few images or shots, and where post-selection leaves too few of them.
     """
+    from qhw_diffusion.experiment.page import png
     from qhw_diffusion.experiment.plots import sample_grids  # matplotlib takes half a second
 
     one_thread()
@@ -199,9 +219,13 @@ def evaluate_denoiser(
     share = float(chain.probability.mean()) if config.kind in ("postselected", "measured") else None
     summary = {"device": config.device, "engine": config.engine, "shots": shots, "images": images, "seed": seed}
     atomic_write_json(stem.with_name(stem.name + ".json"), {**summary, "share_of_shots": share, "values": values})
-    picture = io.BytesIO()
-    sample_grids({where: made[:40].numpy()}, rows=2 if images < 40 else 4).savefig(picture, format="png", dpi=144)
-    file = atomic_write_bytes(stem.with_name(stem.name + ".png"), picture.getvalue())
+    picture = png(sample_grids({where: made[:40].numpy()}, rows=2 if images < 40 else 4), 144)
+    file = atomic_write_bytes(stem.with_name(stem.name + ".png"), picture)
+    told = evaluation_metrics({f"{where}/{name}": found for name, found in values.items()})
+    if share is not None:
+        told[f"evaluation/{where}/share_of_shots"] = share
+    with run:
+        run.tell(told, {f"evaluation/{where}": lambda: picture})
     lines = [f"{config.device}, {config.engine}, {f'{shots} shots an image' if shots else 'exact probabilities'}; "
              f"{images} images; FD in the evaluation classifier's features, against held-out images",
              f"{'images':<32} {'FD':>9}" + f" {'accuracy':>9}" * conditioned]  # fmt: skip

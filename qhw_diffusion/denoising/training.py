@@ -23,7 +23,7 @@ from qhw_diffusion.denoising.reverse import check_labels
 from qhw_diffusion.denoising.states import as_density
 from qhw_diffusion.errors import InvalidInputError, UnknownNameError
 from qhw_diffusion.execution.evolution import Branches
-from qhw_diffusion.runs import RunFolder, StopRequest, interruptible, progress
+from qhw_diffusion.runs import RunFolder, StopRequest, progress
 
 PAIRED: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "infidelity": infidelity,
@@ -151,8 +151,12 @@ def train_task(
     run: RunFolder | None = None,
     resume: bool = False,
     on_update: Callable[[int, dict[str, float]], None] | None = None,
+    also: Callable[[], Mapping[str, float]] | None = None,
 ) -> History:
-    """`train_qdm` of batches and losses that are made already; arguments, result and errors as there."""
+    """`train_qdm` of batches and losses that are made already; arguments, result and errors as there.
+
+    also: further metrics, asked for at the end of each update.
+    """
     model, config = task.model, task.config
     stages = list(range(model.reverse.config.n_steps, 0, -1)) if config.mode == "greedy" else [0]
     total = len(stages) * config.iterations
@@ -166,7 +170,7 @@ def train_task(
         done = _restore(run, model, optimizer, generator)
         history = [{k: v for k, v in row.items() if k != "step"} for row in run.metrics() if row["step"] < done]
         run.truncate_metrics(done)
-    stopping = interruptible() if run is not None else nullcontext(StopRequest())
+    stopping = run.interruptible() if run is not None else nullcontext(StopRequest())
     with progress(total=total, initial=done, desc="denoiser", unit="update") as bar, stopping as stop:
         for update in range(done, total):
             stage, within = stages[update // config.iterations], update % config.iterations
@@ -185,6 +189,8 @@ def train_task(
                 "charts/step": float(stage),
                 "charts/probability": probability,
             }
+            if also is not None:
+                metrics |= also()
             history.append(metrics)
             last = update + 1 == total or stop.requested  # read once: what ends the loop has been saved
             if run is not None:

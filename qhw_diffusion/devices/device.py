@@ -73,6 +73,12 @@ def _decoded(configuration_text: str, properties_text: str, bounded: bool) -> Ta
     return calibrated_part(target, json.loads(properties_text), bounded=bounded)
 
 
+@functools.lru_cache(maxsize=8)
+def _shared(snapshot: Snapshot, provenance: tuple[tuple[str, str], ...]) -> Device:
+    """One device for all who load the same snapshot, of the same provenance: what follows from it is derived once."""
+    return Device(replace(snapshot, provenance=dict(provenance)))
+
+
 @dataclass(frozen=True)
 class Device:
     """A device that circuits are compiled for. Make one with `Device.load` or `Device.of`.
@@ -149,7 +155,8 @@ class Device:
             raise InvalidInputError(f"device must be a name or a path, not {name!r}")
         if canonical_name(name) == "ideal":
             return cls(_IDEAL)
-        return cls(live_snapshot(name) if name.startswith("ibm_") else fake_snapshot(name))
+        snapshot = live_snapshot(name) if name.startswith("ibm_") else fake_snapshot(name)
+        return _shared(snapshot, tuple(snapshot.provenance.items()))
 
     @classmethod
     def _named(cls, text: str) -> Device:
@@ -167,7 +174,7 @@ class Device:
         """The device of a snapshot file, with its own noise model if it had one."""
         snapshot = Snapshot.load(path)
         if NOISE_MODEL not in snapshot.provenance:
-            return cls(snapshot)
+            return _shared(snapshot, tuple(snapshot.provenance.items()))
         text = snapshot.provenance.get(LOADED_BY, "")
         try:
             device = cls._named(text)

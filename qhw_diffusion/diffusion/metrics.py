@@ -15,13 +15,15 @@ from __future__ import annotations
 import hashlib
 import tempfile
 import warnings
+from collections.abc import Callable, MutableMapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from qhw_diffusion.diffusion.checks import check_fit, check_images, check_labels
 from qhw_diffusion.diffusion.classifiers import Classifier, accuracy
@@ -36,6 +38,33 @@ _SUBSET_SEED = 0
 _SSIM_WINDOW = 7
 _INCEPTION, _INCEPTION_BATCH = "6726825d", 50
 _LPIPS_SIDE = 64  # LPIPS-squeeze fails below 28 pixels
+
+T = TypeVar("T")
+_KNOWN: MutableMapping[Tensor, tuple[int, dict[str, Any]]] = WeakTensorKeyDictionary()
+
+
+def once(features: Tensor, what: str, compute: Callable[[], T]) -> T:
+    """What follows from a set of features alone, computed once as long as the set exists and is not changed.
+
+    Real images are compared with again and again, and are many: with few generated ones, most of the work is among the
+    real ones.
+
+    Args:
+        features: the set.
+        what: name of what follows from it.
+        compute: makes it; must not keep `features` or a view of it, which would then exist for ever.
+    """
+    if features.is_inference():  # it does not count its changes
+        return compute()
+    version, known = _KNOWN.get(features, (features._version, {}))
+    if version != features._version:
+        known = {}
+    _KNOWN[features] = (features._version, known)
+    if what not in known:
+        known[what] = compute()
+    found: T = known[what]
+    return found
+
 
 # -- all metrics at once ---------------------------------------------------------------------------------------------
 
@@ -79,7 +108,7 @@ def evaluate_samples(
     generated = image_features(evaluation_classifier, x)
     reference = image_features(evaluation_classifier, real.images) if real_features is None else real_features
     chosen = torch.randperm(len(reference), generator=torch.Generator().manual_seed(_SUBSET_SEED))[:_MAX_PAIRWISE]
-    few_generated, few_real = generated[:_MAX_PAIRWISE], reference[chosen]
+    few_generated, few_real = generated[:_MAX_PAIRWISE], once(reference, "few", lambda: reference[chosen])
     precision, recall = precision_recall(few_generated, few_real)
     return {
         "energy": class_energy_distance(generated, labels, reference, real.labels),
@@ -123,9 +152,9 @@ def real_floor(
 
 
 @torch.no_grad()
-def image_features(classifier: Any, images: Tensor) -> Tensor:
+def image_features(classifier: Any, images: Tensor, *, batch: int = _BATCH) -> Tensor:
     """A classifier's `features` [N, F] of any number of images [N, C, H, W], computed in batches."""
-    return torch.cat([classifier.features(batch) for batch in images.split(_BATCH)])
+    return torch.cat([classifier.features(part) for part in images.split(batch)])
 
 
 # -- distances between sets of features ------------------------------------------------------------------------------
@@ -207,7 +236,10 @@ def kernel_distance(features_a: Tensor, features_b: Tensor) -> float:
         features_b: [M, F], at least two rows.
     """
     a, b = _pair(features_a, features_b)
-    within_a, within_b = _mean_off_diagonal(polynomial_kernel(a, a)), _mean_off_diagonal(polynomial_kernel(b, b))
+    within_a, within_b = (
+        once(features, "kernel", lambda x=x: _mean_off_diagonal(polynomial_kernel(x, x)))  # type: ignore[misc]
+        for features, x in ((features_a, a), (features_b, b))
+    )
     return (within_a + within_b - 2 * polynomial_kernel(a, b).mean()).item()
 
 
@@ -270,8 +302,10 @@ def precision_recall(features_generated: Tensor, features_real: Tensor, k: int =
         raise InvalidInputError(f"k = {k} needs more than {k} rows in both sets, got {len(generated)} and {len(real)}")
     between = torch.cdist(generated, real)
     # the nearest entry of a row of cdist(x, x) is the image itself: the k-th neighbour is entry k + 1
-    radius_real = torch.cdist(real, real).kthvalue(k + 1, dim=1).values
-    radius_generated = torch.cdist(generated, generated).kthvalue(k + 1, dim=1).values
+    radius_generated, radius_real = (
+        once(features, f"radius {k}", lambda x=x: torch.cdist(x, x).kthvalue(k + 1, dim=1).values)  # type: ignore[misc]
+        for features, x in ((features_generated, generated), (features_real, real))
+    )
     precision = (between <= radius_real.unsqueeze(0)).any(1).double().mean().item()
     recall = (between <= radius_generated.unsqueeze(1)).any(0).double().mean().item()
     return precision, recall

@@ -90,6 +90,18 @@ def measure_constants(
             yield scale, found, images, labels
 
 
+def picture(backbone: Backbone, *, scale: float = 2.0, n_steps: int = 10, seed: int = 0) -> bytes:
+    """A PNG of 40 samples at a constant guidance scale, labels one after the other."""
+    from qhw_diffusion.experiment.page import png
+    from qhw_diffusion.experiment.plots import sample_grids
+
+    sampler = GuidedDDIM(backbone, n_steps, spacing="trailing", clip=backbone.autoencoder is None)
+    noise = torch.randn(40, *backbone.latent_shape, generator=torch.Generator().manual_seed(seed))
+    with torch.no_grad():
+        images = sampler.sample(torch.arange(40) % backbone.n_classes, scale, noise).clamp(-1, 1)
+    return png(sample_grids({f"g = {scale:g}, {n_steps} steps": images.numpy()}))
+
+
 def backbone_report(
     name_or_path: str | Path,
     evaluation_classifier: str,

@@ -294,11 +294,12 @@ def _check(
     if len(set(given)) != len(given):
         twice = sorted({n for n in names if names.count(n) > 1})
         raise InvalidInputError(f"parameters listed more than once in inputs and weights: {', '.join(twice)}")
-    missing = sorted(p.name for p in set(circuit.parameters) - set(given))
+    held = set(circuit.parameters)  # sorted anew at every look
+    missing = sorted(p.name for p in held - set(given))
     if missing:
         same = "; another Parameter of that name is not the same one" if set(missing) & set(names) else ""
         raise InvalidInputError(f"circuit parameters in neither inputs nor weights: {', '.join(missing)}{same}")
-    unused = [p.name for p in given if p not in circuit.parameters]
+    unused = [p.name for p in given if p not in held]
     if unused:
         raise InvalidInputError(f"inputs or weights that the circuit does not contain: {', '.join(unused)}")
     if not observables:

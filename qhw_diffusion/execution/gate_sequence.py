@@ -198,8 +198,7 @@ class GateSequence:
 
         `shared`: what `shared` gave for angles that were the same in what the columns share.
         """
-        built = {False: self.shared(angles) if shared is None else shared}
-        built[True] = self._build(self.tables[True], angles, True)
+        built = self.build(angles, shared)
         x, spare = np.ascontiguousarray(x), np.empty(x.shape, self.dtype)
         copies = np.empty((len(self._moments) if keep and not self.orthogonal else 0, *x.shape), self.dtype)
         x = (x, spare)[self._forth.evolve(x, spare, built[False].steps, built[True].steps, copies)]
@@ -222,9 +221,20 @@ class GateSequence:
         else:
             befores = np.empty((max(self._moments, default=1) - 1, *adjoint.shape), self.dtype)
             adjoint = (adjoint, spare)[self._back.pull(adjoint, spare, copies, befores, *matrices)]
+        self.slopes(built, outer, shared, slopes)
+        return adjoint
+
+    def build(self, angles: np.ndarray, shared: Built | None = None) -> dict[bool, Built]:
+        """The matrices of all blocks, of angles [R, B]; `shared`: as in `forward`."""
+        built = {False: self.shared(angles) if shared is None else shared}
+        return built | {True: self._build(self.tables[True], angles, True)}
+
+    def slopes(
+        self, built: dict[bool, Built], outer: dict[bool, np.ndarray], shared: np.ndarray, slopes: np.ndarray
+    ) -> None:
+        """Add derivatives by angles, as `backward`, from those by the matrices, `outer` [blocks, 4, 4, B or 1]."""
         for kind, b in built.items():
             self._tables[kind].slopes(b.cos, b.sin, b.steps, outer[kind], slopes if kind else shared)
-        return adjoint
 
     def _encoded(self) -> tuple[kernel.Steps, kernel.Steps]:
         """The steps as the kernels take them, and what undoes them."""

@@ -81,7 +81,7 @@ def _apply_shared(transposed: bool) -> Callable[..., None]:
         *numbers, x, y, g = given
         groups, matrix = _Groups(code, columns, *numbers), _square(g)
         for xs, ys in groups.long(x, y):
-            for lane in code.columns(groups.run * columns):
+            for lane in code.columns(groups.run * columns, wide=True):
                 made = _times(code, matrix, [row[lane] for row in xs], transposed)
                 for row, value in zip(ys, made, strict=True):
                     row[lane] = value
@@ -111,7 +111,7 @@ def _map(
     """Set x to g x, g [d, d], 4 | d, on the rows bases[k · run] + offsets and the `run` − 1 next to each."""
     for k in code.loop(starts):
         base = bases[k * run]
-        for lane in code.columns(run * columns):
+        for lane in code.columns(run * columns, wide=True):
             width = lane.width
             scratch = code.scratch(16 * width)
             for j in code.loop(d):

@@ -306,10 +306,13 @@ class Code:
         self.build.branch(test)
         self.build.position_at_end(after)
 
-    def columns(self, count: Value) -> Iterator[Lane]:
-        """All columns: as many as there are of the largest width at a time, then of the next; the body once a width."""
+    def columns(self, count: Value, wide: bool = False) -> Iterator[Lane]:
+        """All columns: as many as there are of the largest width at a time, then of the next; the body once a width.
+
+        With `wide` twice that width comes first: for what adds up nothing over columns, which is the same either way.
+        """
         done = self.number(0)
-        for width in self.widths:
+        for width in (*[2 * self.widths[0]] * wide, *self.widths):
             if width == 1:
                 for at in self.loop(count, done):
                     yield Lane(at, 1)

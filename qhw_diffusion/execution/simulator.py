@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from qhw_diffusion.errors import InvalidInputError, MemoryBudgetError
-from qhw_diffusion.execution.cores import adding_to, in_blocks, number_of_threads
+from qhw_diffusion.execution.cores import InOrder, adding_to, in_blocks, number_of_threads
 from qhw_diffusion.execution.feed_forward import BranchedSequence, BranchedTrace, sequence_of
 from qhw_diffusion.execution.fusion import Basis, Precision, dimension
 from qhw_diffusion.execution.gate_sequence import Built, GateSequence, Trace
@@ -28,6 +28,7 @@ from qhw_diffusion.execution.measurement import (
     outcome_probabilities,
     with_readout_errors,
 )
+from qhw_diffusion.execution.product import ProductState
 from qhw_diffusion.execution.program import (
     Conditional,
     Measurement,
@@ -55,6 +56,10 @@ CHUNK_BYTES, CHUNK_COLUMNS = 2**17, 8
 # A batch is cut into so many blocks at least, for as many cores, unless a block would change fewer numbers than this:
 # then it is larger, since what a block costs in Python would count.
 PARTS, WORK = 4, 2**20
+# Bytes of what is kept of the samples of a block, where the state is a product
+PRODUCT_BYTES = 2**18
+# Observables in a block where they are taken back, unless such a block would change fewer numbers than WORK
+TAIL_COLUMNS = 4
 # Bytes and the fewest samples of a block where outcomes are drawn on the way; also the most, for blocks of little work.
 DRAWN_BYTES, DRAWN_COLUMNS = 2**19, 32
 # Copies of the rows are kept from the forward pass up to this size; beyond, the backward pass makes them again.
@@ -126,6 +131,7 @@ class Simulator:
         self._kept: _Kept | None = None
         self._plans: dict[tuple[int, ...], MemoryPlan] = {}
         self._small: dict[int, SmallBatch | None] = {}
+        self._ways: dict[GateSequence | BranchedSequence, _Rows | ProductState] = {}
 
     @cached_property
     def whole(self) -> GateSequence | BranchedSequence:
@@ -199,15 +205,13 @@ class Simulator:
         if main is not self.whole:
             taken_back = kept.measured
             if taken_back is None:
-                taken_back, _ = self.tail.forward(measured.copy(), angles[:, :1], False)
+                taken_back, _ = self._take_back(angles[:, :1], False)
                 kept.measured = taken_back if taken_back.nbytes <= KEEP_BYTES else None
             measured = taken_back
-        values = np.empty((batch, len(self.observables)), self.dtype)
+        values, way = np.empty((batch, len(self.observables)), self.dtype), self._way(main)
 
         def through(chunk: slice) -> None:
-            start = self.start(chunk.stop - chunk.start)
-            rows, _ = main.forward(start, columns_of(angles, chunk), False, shared)  # type: ignore[arg-type]
-            values[chunk] = self.observables.values(rows, measured)
+            values[chunk], _ = way.forward(columns_of(angles, chunk), measured, False, shared)
 
         in_blocks(through, chunks_of(batch, plan.columns), plan.threads)
         return _tensor(values, self.dtype, inputs.device)
@@ -261,7 +265,8 @@ class Simulator:
         Raises:
             MemoryBudgetError: not even one sample at a time would fit into this machine's memory.
         """
-        key = (batch, gradient, number_of_threads(), CHUNK_BYTES, CHUNK_COLUMNS, WORK, KEEP_BYTES, COPIES_BYTES)
+        settings = CHUNK_BYTES, CHUNK_COLUMNS, WORK, PRODUCT_BYTES, KEEP_BYTES, COPIES_BYTES
+        key = (batch, gradient, number_of_threads(), *settings)
         if key not in self._plans:
             self._plans[key] = self._planned(batch, gradient)
         return self._plans[key]
@@ -271,11 +276,19 @@ class Simulator:
         row_bytes = sequence.row_bytes
         split = sequence is not self.whole
         tail_bytes = (2 + gradient * self.tail.n_kept) * len(self.observables) * row_bytes if split else 0
-        columns, recompute = columns_at_a_time(sequence, batch, gradient)
-        copies = gradient * sequence.n_kept * row_bytes
         angles = len(self.program.offsets) * batch * 24
-        fixed = (0 if recompute else copies * batch) + tail_bytes + self.observables.bytes + angles
-        block = (4 * row_bytes + recompute * copies) * columns
+        if isinstance(way := self._way(sequence), ProductState):
+            copies, recompute = way.column_bytes(len(self.observables)), False
+            least = max(
+                CHUNK_COLUMNS, 8 * WORK // (self.n_rows * len(self.observables))
+            )  # of multiplications: fast ones
+            columns = blocks_alike(batch, max(PRODUCT_BYTES // copies, least))
+            block = 4 * copies * columns
+        else:
+            columns, recompute = columns_at_a_time(sequence, batch, gradient)
+            copies = sequence.n_kept * row_bytes
+            block = (4 * row_bytes + recompute * gradient * copies) * columns
+        fixed = (0 if recompute else gradient * copies * batch) + tail_bytes + self.observables.bytes + angles
         _refuse(fixed + block, self.program.n_qubits, self.basis, f"a batch of {batch}, {columns} samples at a time,")
         threads = max(1, min(number_of_threads(), -(-batch // columns), (_memory() - fixed) // block))
         return MemoryPlan(columns, threads, recompute, fixed + threads * block)
@@ -284,6 +297,42 @@ class Simulator:
         """What every sample goes through: all of the circuit, unless it pays to take the observables half-way."""
         split = self.basis == "density" and self._tail and len(self.observables) < batch
         return self.body if split else self.whole
+
+    def _take_back(self, angles: np.ndarray, keep: bool) -> tuple[np.ndarray, list[Trace | None]]:
+        """The observables [4^n, M] at the end of the body, of angles [R, 1]; what each block of them leaves."""
+        rows, shared = self.observables.rows, self.tail.shared(angles)
+        measured = np.empty_like(rows)
+
+        def through(block: slice) -> Trace | None:
+            measured[:, block], trace = self.tail.forward(rows[:, block].copy(), angles, keep, shared)
+            return trace
+
+        return measured, in_blocks(through, self._tail_blocks)
+
+    def _back_through_tail(self, by_measured: np.ndarray, traces: list[Trace], number: int, take: InOrder) -> None:
+        """Derivatives by the observables at the end of the body → by angles [R, 1], block by block from `number` on."""
+
+        def back(block: tuple[int, slice, Trace]) -> None:
+            at, columns, trace = block
+            part = np.zeros((len(self.program.offsets), 1), self.dtype)
+            self.tail.backward(by_measured[:, columns].copy(), trace, part, part)
+            take(number + at, part)
+
+        in_blocks(back, list(zip(range(len(traces)), self._tail_blocks, traces, strict=True)))
+
+    @cached_property
+    def _tail_blocks(self) -> list[slice]:
+        """Observables to be taken back at a time: for several cores, where the tail is long."""
+        count = len(self.observables)
+        work = self.n_rows * self.tail.n_steps * TAIL_COLUMNS
+        return chunks_of(count, TAIL_COLUMNS if work >= WORK else count)
+
+    def _way(self, main: GateSequence | BranchedSequence) -> _Rows | ProductState:
+        """How samples go through it, from |0…0⟩ to their values."""
+        if main not in self._ways:
+            product = main is not self.whole and ProductState.fits(main)
+            self._ways[main] = ProductState(main) if product else _Rows(main, self.observables)  # type: ignore[arg-type]
+        return self._ways[main]
 
     def start(self, columns: int) -> np.ndarray:
         """Every qubit in |0⟩."""
@@ -302,6 +351,33 @@ class Simulator:
         )
 
 
+class _Rows:
+    """All rows of every sample through a sequence from |0…0⟩, measured. Arguments and results: as `ProductState`."""
+
+    def __init__(
+        self, sequence: GateSequence | BranchedSequence, observables: StateObservables | DensityObservables
+    ) -> None:
+        self.sequence, self.observables = sequence, observables
+
+    def forward(
+        self, angles: np.ndarray, measured: np.ndarray, keep: bool, shared: Built | list[Built]
+    ) -> tuple[np.ndarray, tuple[np.ndarray, Trace | BranchedTrace] | None]:
+        start = np.zeros((self.sequence.n_rows, angles.shape[1]), self.sequence.dtype)
+        start[0] = 1
+        rows, trace = self.sequence.forward(start, angles, keep, shared)  # type: ignore[arg-type]
+        return self.observables.values(rows, measured), None if trace is None else (rows, trace)
+
+    def backward(
+        self, cotangent: np.ndarray, kept: tuple[np.ndarray, Trace | BranchedTrace], measured: np.ndarray,
+        shared: np.ndarray, slopes: np.ndarray, by_measured: bool,
+    ) -> np.ndarray | None:  # fmt: skip
+        rows, trace = kept
+        adjoint = self.observables.adjoint(rows, cotangent, measured)
+        found = rows @ cotangent if by_measured else None
+        self.sequence.backward(adjoint, trace, shared, slopes)  # type: ignore[arg-type]
+        return found
+
+
 def columns_at_a_time(sequence: GateSequence | BranchedSequence, batch: int, gradient: bool) -> tuple[int, bool]:
     """Samples in a block, and whether the backward pass evolves the rows again instead of keeping copies.
 
@@ -311,10 +387,16 @@ def columns_at_a_time(sequence: GateSequence | BranchedSequence, batch: int, gra
     small = min(max(CHUNK_COLUMNS, CHUNK_BYTES // row_bytes), _whole_vectors(-(-batch // PARTS)))
     worth = min(-(-WORK // (sequence.n_rows * max(1, sequence.n_steps))), max(DRAWN_COLUMNS, DRAWN_BYTES // row_bytes))
     columns = min(batch, small if worth <= small else _whole_vectors(worth))
-    columns = min(columns, _whole_vectors(-(-batch // -(-batch // columns))))  # blocks of about one size
+    columns = blocks_alike(batch, columns)
     while columns > 1 and copies * row_bytes * columns > COPIES_BYTES:
         columns = (columns + 1) // 2
     return columns, not sequence.orthogonal and copies * row_bytes * batch > KEEP_BYTES
+
+
+def blocks_alike(batch: int, most: int) -> int:
+    """Samples in a block, at most so many, where the blocks of a batch are of about one size."""
+    most = min(batch, most)
+    return min(most, _whole_vectors(-(-batch // -(-batch // most))))
 
 
 def _whole_vectors(columns: int) -> int:
@@ -391,20 +473,17 @@ class _Evaluate(torch.autograd.Function):
         angles = simulator.angles(inputs.detach().cpu().numpy(), weights.detach().cpu().numpy())
         measured, tail_trace = observables.rows, None
         if main is not simulator.whole:
-            measured, tail_trace = simulator.tail.forward(measured.copy(), angles[:, :1], True)
+            measured, tail_trace = simulator._take_back(angles[:, :1], True)
         values = np.empty((batch, len(observables)), simulator.dtype)
-        shared = main.shared(angles)
+        shared, way = main.shared(angles), simulator._way(main)
 
-        def through(chunk: slice) -> tuple[np.ndarray, Trace | BranchedTrace | None] | None:
-            start = simulator.start(chunk.stop - chunk.start)
-            rows_and_trace = main.forward(start, columns_of(angles, chunk), not plan.recompute, shared)  # type: ignore[arg-type]
-            values[chunk] = observables.values(rows_and_trace[0], measured)
-            return None if plan.recompute else rows_and_trace
+        def through(chunk: slice) -> Any:
+            values[chunk], kept = way.forward(columns_of(angles, chunk), measured, not plan.recompute, shared)
+            return kept
 
-        kept = in_blocks(through, chunks_of(batch, plan.columns), plan.threads)
-        ctx.shared = shared
-        ctx.plan, ctx.angles, ctx.measured = plan, angles, measured
-        ctx.kept, ctx.tail_trace, ctx.devices = kept, tail_trace, (inputs.device, weights.device)
+        ctx.kept = in_blocks(through, chunks_of(batch, plan.columns), plan.threads)
+        ctx.way, ctx.shared, ctx.plan, ctx.angles, ctx.measured = way, shared, plan, angles, measured
+        ctx.tail_trace, ctx.devices = tail_trace, (inputs.device, weights.device)
         return _tensor(values, simulator.dtype, inputs.device)
 
     @staticmethod
@@ -416,26 +495,24 @@ class _Evaluate(torch.autograd.Function):
             return *gradients_in_torch(values, grad, (inputs, weights), ctx.needs_input_grad), None
         if ctx.small is not None:
             return *ctx.small.backward(grad, ctx.kept), None
-        program, observables, angles = simulator.program, simulator.observables, ctx.angles
-        main = simulator._main(angles.shape[1])
+        program, angles, way = simulator.program, ctx.angles, ctx.way
         cotangent = grad.detach().cpu().numpy().astype(simulator.dtype, copy=False)
         per_column = np.zeros(angles.shape, simulator.dtype)
 
         shared, into_tail = np.zeros((len(angles), 1), simulator.dtype), np.zeros_like(ctx.measured)
-        to_shared, to_tail = adding_to(shared), adding_to(into_tail)
+        to_shared, to_tail = adding_to(shared), adding_to(into_tail)  # blocks of the tail follow those of samples
 
         def back(block: tuple[int, slice, Any]) -> None:
             number, chunk, kept = block
-            columns = chunk.stop - chunk.start
             if kept is None:
-                kept = main.forward(simulator.start(columns), columns_of(angles, chunk), True, ctx.shared)
-            rows, trace = kept
-            adjoint = observables.adjoint(rows, cotangent[chunk], ctx.measured)
-            if ctx.tail_trace is not None:
-                to_tail(number, rows @ cotangent[chunk])
+                _, kept = way.forward(columns_of(angles, chunk), ctx.measured, True, ctx.shared)
             part = np.zeros_like(shared)
-            slopes = per_column if columns == len(cotangent) else np.zeros((len(angles), columns), simulator.dtype)
-            main.backward(adjoint, trace, part, slopes)
+            slopes = (
+                per_column if len(ctx.kept) == 1 else np.zeros((len(angles), len(cotangent[chunk])), simulator.dtype)
+            )
+            by_measured = way.backward(cotangent[chunk], kept, ctx.measured, part, slopes, ctx.tail_trace is not None)
+            if ctx.tail_trace is not None:
+                to_tail(number, by_measured)
             if slopes is not per_column:
                 per_column[:, chunk] = slopes
             to_shared(number, part)
@@ -443,12 +520,12 @@ class _Evaluate(torch.autograd.Function):
         chunks = chunks_of(angles.shape[1], ctx.plan.columns)
         in_blocks(back, list(zip(range(len(chunks)), chunks, ctx.kept, strict=True)), ctx.plan.threads)
         if ctx.tail_trace is not None:
-            simulator.tail.backward(into_tail, ctx.tail_trace, shared, np.zeros_like(shared))
+            simulator._back_through_tail(into_tail, ctx.tail_trace, len(chunks), to_shared)
         by_inputs = by_weights = None
         if ctx.needs_input_grad[0]:
             by_inputs = _tensor(program.input_slopes(per_column), simulator.dtype, ctx.devices[0])
         if ctx.needs_input_grad[1]:
-            total, own = shared[:, 0].astype(np.float64), main.own
+            total, own = shared[:, 0].astype(np.float64), way.sequence.own
             total[own] += per_column[own].sum(1, dtype=np.float64)
             by_weights = _tensor(program.weight_slopes(total), simulator.dtype, ctx.devices[1])
         return by_inputs, by_weights, None

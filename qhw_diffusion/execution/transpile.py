@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
+import threading
 from typing import Any
 
 from qiskit import QuantumCircuit
@@ -55,28 +57,46 @@ def transpiled(
             f"as {name!r} to devices that have it"
         )
 
-    def for_target(target: Target) -> QuantumCircuit:
+    def for_target(target: Target | None) -> QuantumCircuit:
+        # a pass holds the properties of the circuit it is at: each thread has passes of its own
+        manager = _manager(
+            target, circuit.num_qubits, optimization_level, seed, scheduled, mid_circuit, threading.get_ident()
+        )
+        return _run(circuit, device, manager)
+
+    isa = for_target(None) if device.target is None else device.transpiled(for_target)
+    if isinstance(isa.global_phase, ParameterExpression) and isa.global_phase.parameters:
+        isa.global_phase = 0
+    return isa
+
+
+@functools.lru_cache(maxsize=16)  # making one takes longer than running it on a small circuit
+def _manager(
+    target: Target | None,
+    n_qubits: int,
+    optimization_level: int,
+    seed: int,
+    scheduled: bool,
+    mid_circuit: bool,
+    thread: int,
+) -> StagedPassManager:
+    """The passes for circuits of so many qubits on a target, or on an ideal device."""
+    if target is None:
+        manager = generate_preset_pass_manager(
+            optimization_level=optimization_level, basis_gates=IDEAL_BASIS, seed_transpiler=seed
+        )
+    else:
         manager = generate_preset_pass_manager(
             optimization_level=optimization_level,
             target=target,
-            initial_layout=trivial_layout(target, circuit.num_qubits, optimization_level),
+            initial_layout=trivial_layout(target, n_qubits, optimization_level),
             seed_transpiler=seed,
             scheduling_method="alap" if scheduled else None,
         )
         if mid_circuit:
             manager.post_optimization = PassManager([ToMidCircuit(target)])
-        return _run(circuit, device, manager)
-
-    if device.target is None:
-        manager = generate_preset_pass_manager(
-            optimization_level=optimization_level, basis_gates=IDEAL_BASIS, seed_transpiler=seed
-        )
-        isa = _run(circuit, device, manager)
-    else:
-        isa = device.transpiled(for_target)
-    if isinstance(isa.global_phase, ParameterExpression) and isa.global_phase.parameters:
-        isa.global_phase = 0
-    return isa
+    manager.pre_optimization = PassManager([WithoutCancelled()])
+    return manager
 
 
 class ToMidCircuit(TransformationPass):
@@ -106,7 +126,6 @@ class ToMidCircuit(TransformationPass):
 
 
 def _run(circuit: QuantumCircuit, device: Device, manager: StagedPassManager) -> QuantumCircuit:
-    manager.pre_optimization = PassManager([WithoutCancelled()])
     try:
         isa: QuantumCircuit = manager.run(circuit)
     except (MemoryError, Warning):

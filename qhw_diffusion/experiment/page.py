@@ -17,8 +17,9 @@ import datetime
 import io
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -177,6 +178,11 @@ class Page:
             date=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
         )
 
+    def pictures(self) -> dict[str, Callable[[], bytes]]:
+        """Its figures, by names such as ``evaluation/images``, as what `RunFolder.tell` draws PNGs with."""
+        blocks = (block.content for section in self.sections for block in section.blocks if block.kind == "figure")
+        return {f"evaluation/{c['name']}": partial(png, c["figure"]) for c in blocks}
+
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the page as one HTML file, atomically; returns the path."""
         return atomic_write_text(path, self.html())
@@ -222,10 +228,11 @@ def versions_text(manifest: Mapping[str, Any]) -> str:
 
 def save_png(figure: Figure, path: Path) -> Path:
     """Write a figure atomically as a small PNG; returns the path."""
-    return atomic_write_bytes(path, _png(figure, 100))
+    return atomic_write_bytes(path, png(figure))
 
 
-def _png(figure: Figure, dpi: int) -> bytes:
+def png(figure: Figure, dpi: int = 100) -> bytes:
+    """A figure as the content of a PNG."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=dpi, bbox_inches="tight", facecolor="white")
     return buffer.getvalue()
@@ -249,7 +256,7 @@ def _html_block(block: Block) -> dict[str, Any]:
         shown["numeric"] = [bool(c["rows"]) and all(_is_numeric(row[i]) for row in c["rows"]) for i in columns]
         shown["rows"] = [[_cell(cell) for cell in row] for row in c["rows"]]
     elif block.kind == "figure":
-        shown["data"] = base64.b64encode(_png(c["figure"], 144)).decode("ascii")
+        shown["data"] = base64.b64encode(png(c["figure"], 144)).decode("ascii")
     return shown
 
 

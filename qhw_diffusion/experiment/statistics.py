@@ -117,9 +117,15 @@ def p_text(p: float) -> str:
     return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
 
 
-def interval_cell(values: Sequence[float], digits: int = 2) -> str:
-    """A cell of a table: mean and interval of values [n]; a dash where an earlier version kept none."""
-    return mean_interval(values).format(digits) if len(values) else "–"
+def interval_cell(values: Sequence[float], digits: int = 2, *, within: tuple[float, float] | None = None) -> str:
+    """A cell of a table: mean and interval of values [n]; a dash where an earlier version kept none.
+
+    `within`: the range that the values cannot leave, where the interval is cut.
+    """
+    if not len(values):
+        return "–"
+    found = mean_interval(values)
+    return (found if within is None else found.within(*within)).format(digits)
 
 
 def difference_cells(test: PairedTest | None, digits: int = 2) -> tuple[str, str]:

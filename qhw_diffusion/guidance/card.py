@@ -132,7 +132,10 @@ def _policy_rows(policy: Policy) -> Iterable[tuple[str, Any]]:
 def _guidance_rows(guidance: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:
     yield "diffusion model and data", guidance["dataset"]
     yield "steps", f"{guidance['n_steps']}, spacing {guidance['spacing']}"
-    yield "scale", f"g = clip({guidance['g0']:g} + ΔCFG, {guidance['g_min']:g}, {guidance['g_max']:g})"
+    base = "base" if guidance.get("base_schedule") else f"{guidance['g0']:g}"
+    yield "scale", f"g = clip({base} + ΔCFG, {guidance['g_min']:g}, {guidance['g_max']:g})"
+    if guidance.get("base_schedule"):
+        yield "base of each step", ", ".join(f"{g:g}" for g in guidance["base_schedule"])
     yield "largest ΔCFG", f"{guidance['action_limit']:g}"
     yield "state entries", 7 if guidance["extra_state"] else 6
     yield "scorer of the confidence entry", guidance["scorer"] if guidance.get("confidence_entry", True) else "none"

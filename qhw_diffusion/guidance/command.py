@@ -49,6 +49,7 @@ from qhw_diffusion.runs import (
     atomic_write_json,
     atomic_write_text,
     check_writable,
+    evaluation_metrics,
     progress,
     read_json,
 )
@@ -129,7 +130,7 @@ def _swept(training: GuidanceTraining, models: Models) -> GuidanceConfig:
             features=training.reward.distribution_features,
             on_scale=lambda row: bar.update(1),
         )
-    around = GuidanceConfig.around(sweep.g0, guidance.action_limit)
+    around = GuidanceConfig.around(sweep.g0, guidance.action_limit, guidance.base_schedule)
     print(
         f"sweep: best constant g0 = {sweep.g0:g} at {guidance.n_steps} steps, "
         f"range {around['g_min']:g} to {around['g_max']:g}"
@@ -201,7 +202,7 @@ def evaluate_run(
     if models.config.pipeline is not None and models.config.evaluation_classifier == trained.config.scorer:
         raise InvalidInputError(f"the training looked through {trained.config.scorer}: name another evaluation scorer")
     home = f"as trained{_where(trained)}"
-    players: dict[str, Any] = {f"constant g = {trained.config.g0:g}": trained.config.g0}
+    players: dict[str, Any] = {trained.config.base_name: None}
     note = ""
     if schedule_iterations is None:
         schedule_iterations = SCHEDULE_ITERATIONS if models.config.pipeline is None else 0
@@ -222,7 +223,7 @@ def evaluate_run(
     with progress(total=seeds * len(players), desc="evaluation", unit="run") as bar:
         for seed in range(seeds):
             labels, noise = draw_initial_noise(models.backbone, models.heldout, images, EVALUATION_SEED + seed)
-            base = rollout(models.backbone, trained.config, labels, noise, trained.config.g0).images
+            base = rollout(models.backbone, trained.config, labels, noise, None).images
             for name, player in players.items():
                 sampled = sample_and_measure(
                     models, trained.config, player, labels, noise, reward=trained.reward, reference=base
@@ -234,6 +235,8 @@ def evaluate_run(
                 bar.update(1)
     sampler = {"n_steps": trained.config.n_steps, "spacing": trained.config.spacing}
     atomic_write_json(file, {"seeds": seeds, "images": images, **sampler, "values": values})
+    with RunFolder.open(folder, kind=KIND) as run:
+        run.tell(evaluation_metrics(values))
     text = _evaluation_text(values, trained.config.n_steps, seeds, images, file)
     return f"{text}\n{note}" if note else text
 
@@ -248,7 +251,8 @@ def free_schedule(folder: Path, trained: TrainedPolicy, models: Models, iteratio
     if file.exists() and (kept := read_json(file))["iterations"] == iterations:
         return torch.tensor(kept["g"])
     reward = Reward.from_config(trained.reward, models.scorer(trained.config.scorer), models.train)
-    free = FreeSchedule(GuidedEpisode(models.backbone, trained.config, None).n_steps, trained.config.g0)
+    n_steps = GuidedEpisode(models.backbone, trained.config, None).n_steps
+    free = FreeSchedule(n_steps, trained.config.base_scales(n_steps))
     images = max(PathwiseConfig().num_images, reward.smallest_batch(models.backbone.n_classes))
     settings = PathwiseConfig(num_iterations=iterations, num_images=images, learning_rate_schedule=0.03)
     train_pathwise(models.backbone, reward, trained.config, free, settings)

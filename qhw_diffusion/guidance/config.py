@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -89,6 +89,9 @@ class GuidanceConfig(_Renamed):
     "linspace" (both start at the noisiest level), or "scheduler": that of the model's own diffusers scheduler."""
     g0: float = 1.2
     """Base guidance scale: what a_t = 0 gives."""
+    base_schedule: tuple[float, ...] = ()
+    """Base scale of every step in place of g0, the noisiest step first: a schedule that the policy corrects. At another
+    number of steps it is interpolated in the share of the steps done. Empty: g0 at every step."""
     g_min: float = 0.0
     """Lowest guidance scale."""
     g_max: float = 4.0
@@ -130,6 +133,11 @@ class GuidanceConfig(_Renamed):
             f"the guidance scale needs g_min ≤ g0 ≤ g_max and g_min < g_max, "
             f"got g_min={self.g_min}, g0={self.g0}, g_max={self.g_max}",
         )
+        outside = [g for g in self.base_schedule if not self.g_min <= g <= self.g_max]
+        require(
+            not outside,
+            f"base_schedule holds {outside}, outside g_min={self.g_min} and g_max={self.g_max}: widen the range",
+        )
         check_scorer_text(self.scorer)
         require(self.noise_pool >= 0, f"noise_pool must not be negative, got {self.noise_pool}")
         require(self.action_limit > 0, f"action_limit must be positive, got {self.action_limit}")
@@ -161,18 +169,39 @@ class GuidanceConfig(_Renamed):
         """Length of the state: its entries and the pooled features."""
         return self.n_entries + self.n_pooled
 
-    def scale(self, action: Tensor) -> Tensor:
-        """Guidance scale g = clip(g0 + clip(a, ± limit), g_min, g_max) of actions a (ΔCFG) of any shape."""
-        return (self.g0 + self.applied(action)).clamp(self.g_min, self.g_max)
+    def base_scales(self, n_steps: int) -> Tensor:
+        """Base scale of each step, float64 [n_steps]: what a_t = 0 gives."""
+        import torch  # the settings alone are read where nothing is computed
+
+        from qhw_diffusion.guidance.schedules import resampled
+
+        if not self.base_schedule:
+            return torch.full((n_steps,), self.g0, dtype=torch.float64)
+        return resampled(torch.tensor(self.base_schedule, dtype=torch.float64), n_steps)
+
+    @property
+    def base_name(self) -> str:
+        """What sampling at the base scales is called in tables."""
+        return "base schedule" if self.base_schedule else f"constant g = {self.g0:g}"
+
+    def scale(self, action: Tensor, base: Tensor | float) -> Tensor:
+        """Guidance scale g = clip(base + clip(a, ± limit), g_min, g_max) of actions a (ΔCFG) of any shape.
+
+        Args:
+            action: the actions.
+            base: base scale of their step (`base_scales`), or of each.
+        """
+        return (base + self.applied(action)).clamp(self.g_min, self.g_max)
 
     def applied(self, action: Tensor) -> Tensor:
         """ΔCFG as applied: the action clipped to ± the limit."""
         return action.clamp(-self.action_limit, self.action_limit)
 
     @staticmethod
-    def around(g0: float, limit: float) -> dict[str, Any]:
-        """The settings g0, g_min and g_max of a base scale and the reach of the action: g0 ± limit, not below 0."""
-        return {"g0": g0, "g_min": max(0.0, g0 - limit), "g_max": g0 + limit}
+    def around(g0: float, limit: float, schedule: Sequence[float] = ()) -> dict[str, Any]:
+        """The settings g0, g_min and g_max of base scales and the reach of the action: base ± limit, not below 0."""
+        bases = (g0, *schedule)
+        return {"g0": g0, "g_min": max(0.0, min(bases) - limit), "g_max": max(bases) + limit}
 
     @property
     def calibrated(self) -> bool:

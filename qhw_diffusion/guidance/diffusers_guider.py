@@ -291,7 +291,7 @@ class PolicyCallback:
             self.guidance_scale = steering.of_schedule(0)
         else:
             assert steering.guidance is not None
-            self.guidance_scale = steering.guidance.g0
+            self.guidance_scale = float(steering.guidance.base_scales(steering.guidance.n_steps)[0])
         network = getattr(pipeline, "unet", None) or getattr(pipeline, "transformer", None)
         self._hook = None
         if steering.policy is not None:

@@ -223,7 +223,7 @@ class ActionError:
     Attributes:
         states: N.
         action_mean, action_max: of |Δa|, the ΔCFG as applied (clipped to ± the limit).
-        g_mean, g_max: of |Δg|, the guidance scale that follows.
+        g_mean, g_max: of |Δg|, the guidance scale that follows at the base scale g0.
         action_spread: standard deviation of the original's applied action over these states, the natural unit.
         log_std_max: largest |Δ log σ|.
     """
@@ -252,7 +252,7 @@ def action_error(original: Policy, stand_in: Policy, states: Tensor, config: Gui
         raise InvalidInputError(f"states must be [N ≥ 2, {config.n_state}], got {tuple(states.shape)}")
     (mean, log_std), (other_mean, other_log_std) = original(states), stand_in(states)
     actions = [config.applied(m[:, 0]) for m in (mean, other_mean)]
-    scales = [config.scale(a) for a in actions]
+    scales = [config.scale(a, config.g0) for a in actions]
     action, g = (actions[1] - actions[0]).abs(), (scales[1] - scales[0]).abs()
     return ActionError(
         states=len(states),

@@ -83,7 +83,7 @@ class GuidanceEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
     def _fill_pool(self) -> None:
         if self.config.noise_pool and self._pool is None:
             labels, noise = draw_episode(self._backbone, self.config.noise_pool, self._generator, self._device)
-            self._pool = labels, noise, rollout(self._backbone, self.config, labels, noise, self.config.g0).images
+            self._pool = labels, noise, rollout(self._backbone, self.config, labels, noise, None).images
 
     @torch.no_grad()
     def reset_tensor(self, seed: int | None = None) -> Tensor:

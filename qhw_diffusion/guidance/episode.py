@@ -181,6 +181,7 @@ class GuidedEpisode:
             self.sampler.pools = True
         self.pooled: Tensor | None = None
         self.n_steps = self.sampler.n_steps
+        self._bases: list[float] = config.base_scales(self.n_steps).tolist()
         self.step_index = 0
         self._images: Tensor | None = None
         self._normalisation: dict[torch.dtype, tuple[Tensor, Tensor]] = {}  # centre and width, [n_state] each
@@ -196,9 +197,14 @@ class GuidedEpisode:
         self.x = self.sampler.begin(noise)
         self.action_last = torch.zeros(labels.shape[0], device=noise.device, dtype=scale_dtype(noise))
         self._predict()
-        output = self.sampler.guided(self.cond, self.null, self.config.g0)
+        output = self.sampler.guided(self.cond, self.null, self.base)
         self.eps_last = self.sampler.noise(self.x, 0, output)
         self._estimated(self.sampler.estimate(self.x, 0, output))
+
+    @property
+    def base(self) -> float:
+        """Base scale of the step to be taken."""
+        return self._bases[self.step_index]
 
     @property
     def done(self) -> bool:
@@ -283,7 +289,7 @@ class GuidedEpisode:
 
     def guidance(self, action: Tensor) -> tuple[Tensor, Tensor]:
         """Applied ΔCFG and guidance scale g, [B] each, of actions [B] (`GuidanceConfig.applied`, `scale`)."""
-        return self.config.applied(action), self.config.scale(action)
+        return self.config.applied(action), self.config.scale(action, self.base)
 
     # the two predictions stand in files under the names that they had when all outputs were ε
     _STATE = ("x", "eps_cond", "eps_null", "eps_last", "action_last", "x0", "labels", "pooled")

@@ -28,6 +28,7 @@ from qhw_diffusion.diffusion import (
     load_pipeline,
     read_prompts,
 )
+from qhw_diffusion.diffusion.metrics import once
 from qhw_diffusion.diffusion.pipeline import PROMPTS_FILE, pipeline_folder
 from qhw_diffusion.diffusion.sampler import dtype_of
 from qhw_diffusion.errors import InvalidInputError
@@ -299,7 +300,7 @@ def sample_and_measure(
         side = {
             "distance": _distribution(models, reward, classifier).distance(played.images[rows], labels[rows]),
             "fd": frechet_distance(features, real),
-            "kd": kernel_distance(features[rows], real[rows]),
+            "kd": kernel_distance(features[rows], once(real, "first", lambda: real[rows].clone())),
             "accuracy": accuracy(classifier, played.images, labels),
         }
     if function is not None:

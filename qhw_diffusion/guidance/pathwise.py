@@ -37,7 +37,7 @@ from qhw_diffusion.guidance.policies import Policy
 from qhw_diffusion.guidance.ppo import History, action_reversals, gradient_norm
 from qhw_diffusion.guidance.rewards import Reward, StepView, term_values
 from qhw_diffusion.guidance.scorers import score, scorer_name
-from qhw_diffusion.runs import RunFolder, StopRequest, interruptible, progress
+from qhw_diffusion.runs import RunFolder, StopRequest, progress
 
 if TYPE_CHECKING:
     from qhw_diffusion.diffusion import Denoiser
@@ -52,17 +52,17 @@ class FreeSchedule(nn.Module):
         g: the scales, [T] or [K, T].
     """
 
-    def __init__(self, n_steps: int, g0: float, n_classes: int | None = None) -> None:
-        """Start at a constant.
+    def __init__(self, n_steps: int, g0: float | Tensor, n_classes: int | None = None) -> None:
+        """Start at a constant, or at a schedule.
 
         Args:
             n_steps: T (of a diffusers scheduler: `GuidedEpisode.n_steps`).
-            g0: the constant.
+            g0: the constant, or scales [T].
             n_classes: K, for scales of every class; None: the same for all.
         """
         super().__init__()
         shape = (n_steps,) if n_classes is None else (n_classes, n_steps)
-        self.g = nn.Parameter(torch.full(shape, float(g0)))
+        self.g = nn.Parameter(torch.as_tensor(g0, dtype=torch.get_default_dtype()).expand(shape).clone())
 
     def scales(self, labels: Tensor) -> Tensor:
         """Scales [T, B] for labels int64 [B], what `rollout` takes as a schedule; the gradient runs through them."""
@@ -196,9 +196,9 @@ def play(
                 action = policy(state)[0][:, 0]
                 kept["states"].append(state.detach())
             else:
-                action = policy.scales(labels)[episode.step_index].to(noise) - config.g0
+                action = policy.scales(labels)[episode.step_index].to(noise) - episode.base
             applied = clamp_inward(action, -config.action_limit, config.action_limit) if closed_loop else action
-            g = clamp_inward(config.g0 + applied, config.g_min, config.g_max)
+            g = clamp_inward(episode.base + applied, config.g_min, config.g_max)
             episode.advance(g, applied)
             kept["actions"].append(action.detach())
             kept["g"].append(g.detach())
@@ -322,7 +322,8 @@ def train_pathwise(
         run.truncate_metrics(first)
         history = [{k: v for k, v in row.items() if k != "step"} for row in run.metrics()]
 
-    started, stop_context = time.perf_counter(), interruptible() if run is not None else nullcontext(StopRequest())
+    started = time.perf_counter()
+    stop_context = run.interruptible() if run is not None else nullcontext(StopRequest())
     bar = progress(total=config.num_iterations, initial=first, desc="pathwise", unit="update")
     with bar, stop_context as stop:
         for update in range(first, config.num_iterations):
@@ -379,8 +380,9 @@ def train_pathwise(
                 run.log(update, metrics)
             if on_update is not None:
                 on_update(update, metrics)
-            stopping = stop.requested  # read once: what stops the loop has been saved
-            due = stopping or update + 1 == config.num_iterations or (update + 1) % config.checkpoint_every == 0
+            last = update + 1 == config.num_iterations
+            stopping = not last and stop.requested  # read once: what stops the loop has been saved
+            due = stopping or last or (update + 1) % config.checkpoint_every == 0
             if run is not None and due:
                 save_checkpoint(run, parts, {"updates": update + 1})
             if stopping:

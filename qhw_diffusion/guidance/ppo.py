@@ -7,7 +7,7 @@ has episodes of one length, so a rollout [T, B] is exactly one episode per envir
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from typing import Any
 
@@ -19,7 +19,7 @@ from qhw_diffusion.errors import InvalidInputError, RunFolderError
 from qhw_diffusion.guidance.config import PPOConfig
 from qhw_diffusion.guidance.policies import Policy
 from qhw_diffusion.guidance.tensor_env import TensorEnv, as_tensor_env
-from qhw_diffusion.runs import RunFolder, StopRequest, interruptible, progress
+from qhw_diffusion.runs import RunFolder, StopRequest, progress
 
 History = list[dict[str, float]]
 POLICY = "actor"  # its name in checkpoints, which those of earlier versions have
@@ -82,6 +82,7 @@ def train_ppo(
     run: RunFolder | None = None,
     resume: bool = False,
     on_update: Callable[[int, dict[str, float]], None] | None = None,
+    also: Callable[[], Mapping[str, float]] | None = None,
 ) -> History:
     """Train policy and critic in place; returns one dict of metrics per iteration.
 
@@ -102,6 +103,7 @@ def train_ppo(
         run: where metrics and checkpoints go; None: nowhere.
         resume: continue from the run's checkpoint, bit for bit (the environment must offer `state_dict`).
         on_update: called with (iteration, metrics) after each iteration.
+        also: further metrics, asked for at the end of each iteration.
 
     Returns:
         The metrics of every iteration.
@@ -139,7 +141,8 @@ def train_ppo(
     else:
         obs = tensor_env.reset_tensor(seed=config.seed)
 
-    started, stop_context = time.perf_counter(), interruptible() if run is not None else nullcontext(StopRequest())
+    started = time.perf_counter()
+    stop_context = run.interruptible() if run is not None else nullcontext(StopRequest())
     bar = progress(total=config.num_iterations, initial=first, desc="PPO", unit="update")
     with bar, stop_context as stop:
         for update in range(first, config.num_iterations):
@@ -239,6 +242,8 @@ def train_ppo(
             metrics |= {f"reward/{name}": float(value) / episodes for name, value in terms.items()}
             if hasattr(env, "rollout_metrics"):
                 metrics |= env.rollout_metrics(rollout["obs"])
+            if also is not None:
+                metrics |= also()
             history.append(metrics)
             bar.update(1)
             bar.set_postfix(
@@ -248,8 +253,9 @@ def train_ppo(
                 run.log(update, metrics)
             if on_update is not None:
                 on_update(update, metrics)
-            stopping = stop.requested  # read once: what stops the loop has been saved
-            due = stopping or update + 1 == config.num_iterations or (update + 1) % config.checkpoint_every == 0
+            last = update + 1 == config.num_iterations
+            stopping = not last and stop.requested  # read once: what stops the loop has been saved
+            due = stopping or last or (update + 1) % config.checkpoint_every == 0
             if run is not None and due:
                 _save(run, update + 1, env, policy, critic, optimizer, generator, running_return)
             if stopping:

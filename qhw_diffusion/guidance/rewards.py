@@ -30,6 +30,9 @@ from qhw_diffusion.guidance.scorers import Score, Scorer, check_scorer_fit, devi
 if TYPE_CHECKING:
     from qhw_diffusion.diffusion import ImageDataset
 
+# Real images whose features are computed at a time: of larger data sets all would not fit into memory
+EMBEDDED_TOGETHER = 4096
+
 
 @dataclass(frozen=True)
 class StepView:
@@ -254,7 +257,8 @@ class Distribution:
         self.offset, self.scale = offset, scale
         self._maps = feature_maps(features, scorer)
         with torch.no_grad():
-            sets = [values for mapped in self._maps for values in mapped(images)]
+            parts = [[v for mapped in self._maps for v in mapped(part)] for part in images.split(EMBEDDED_TOGETHER)]
+            sets = [torch.cat(of_a_map) for of_a_map in zip(*parts, strict=True)]
             self._sizes = [values.shape[1] for values in sets]
             embedded = torch.cat(sets, 1)
             self._shift, self._width = torch.zeros((), device=device), torch.ones((), device=device)

@@ -20,7 +20,7 @@ from qhw_diffusion.guidance.scorers import Score, Scorer
 if TYPE_CHECKING:
     from qhw_diffusion.diffusion import Denoiser
 
-PolicyOrSchedule = Policy | Tensor | float
+PolicyOrSchedule = Policy | Tensor | float | None
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def rollout(
         labels: int64 [B].
         noise: [B, *latent_shape], standard normal.
         policy: a policy (its mean action), an open-loop schedule of g, [T], [1, B] or [T, B], or one number; T is
-            the number of steps of an episode (`GuidedEpisode.n_steps`).
+            the number of steps of an episode (`GuidedEpisode.n_steps`); None: the base scales.
         scorer: what a policy's state looks through; not needed by schedules, nor without the confidence entry.
         reward: whose terms are recorded, for `mean_return`.
         generator: draws a policy's actions instead of taking their mean.
@@ -100,7 +100,8 @@ def rollout(
         scorer = None
     episode = GuidedEpisode(backbone, config, scorer)
     if not isinstance(policy, Policy):
-        schedule = _schedule(policy, episode.n_steps, labels.shape[0])
+        given = config.base_scales(episode.n_steps).to(scale_dtype(noise)) if policy is None else policy
+        schedule = _schedule(given, episode.n_steps, labels.shape[0])
     # images between the steps are decoded where a term looks at them, and before the last step
     looks = reward is not None and any(term.per_step for _, term in reward.terms)
     parts: list[dict[str, Tensor]] = []
@@ -114,7 +115,7 @@ def rollout(
             before = episode.images if looks or (reward is not None and last) else None, episode.score
             if schedule is not None:
                 g = schedule[episode.step_index, rows].to(scale_dtype(noise))
-                action = g - config.g0
+                action = g - episode.base
                 episode.advance(g)
             else:
                 assert isinstance(policy, Policy)

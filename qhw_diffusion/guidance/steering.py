@@ -248,6 +248,7 @@ class Steering:
                 f"the schedule holds {len(self.schedule)} scales and this run makes {n_steps} predictions"
             )
         self._n_steps, self.g = n_steps, []
+        self._bases: list[float] = [] if self.guidance is None else self.guidance.base_scales(n_steps).tolist()
 
     def scale(self, step: int, x: Tensor, cond: Tensor, null: Tensor) -> float | Tensor:
         """Guidance scale of a step whose predictions are made: a number, or [B] in the predictions' dtype.
@@ -264,7 +265,7 @@ class Steering:
             return g
         assert self.guidance is not None
         if step == 0:  # before the first step the prediction at the base scale stands in for the last one
-            self.remember(0, x, guided(cond, null, self.guidance.g0), torch.zeros(len(x)))
+            self.remember(0, x, guided(cond, null, self._bases[0]), torch.zeros(len(x)))
         action, g_rows = self.decide(step, x, cond - null)
         self.g.append(g_rows.cpu())
         if step + 1 < self._n_steps:
@@ -317,7 +318,7 @@ class Steering:
         state = (raw - centre.to(raw)) / width.to(raw)
         own = next(policy.parameters(), state)
         mean = policy(state.to(device=own.device, dtype=own.dtype))[0][:, 0].to(state)
-        return guidance.applied(mean), guidance.scale(mean)
+        return guidance.applied(mean), guidance.scale(mean, self._bases[step])
 
 
 def _single(x: Tensor) -> Tensor:

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from qhw_diffusion.diffusion import check_fit, frechet_distance, latent_shape_of
+from qhw_diffusion.diffusion import check_fit, frechet_distance, image_features, latent_shape_of
 from qhw_diffusion.errors import InvalidInputError
 from qhw_diffusion.guidance.config import GuidanceConfig
-from qhw_diffusion.guidance.rewards import Distribution
+from qhw_diffusion.guidance.rewards import EMBEDDED_TOGETHER, Distribution
 from qhw_diffusion.guidance.rollout import rollout
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ class Sweep:
 
     def configure(self, config: GuidanceConfig) -> GuidanceConfig:
         """The configuration with base scale and range from the sweep (its state calibration is dropped)."""
-        changes = {"g0": self.g0, "g_min": self.g_min, "g_max": self.g_max}
+        changes: dict[str, Any] = {"g0": self.g0, "g_min": self.g_min, "g_max": self.g_max, "base_schedule": ()}
         sampler = {"n_steps": self.n_steps, "spacing": self.spacing}
         return config.replace(**changes, **sampler, state_centre=(), state_width=())
 
@@ -145,7 +145,7 @@ def sweep_constants(
         dataset=backbone.name, n_steps=n_steps, spacing=spacing, g0=1.0, g_min=0.0, g_max=max(2.0, *scales)
     )
     term = Distribution(classifier, real, by_class=by_class, kernel=kernel, features=features)
-    real_features = classifier.features(real.images.to(device))
+    real_features = image_features(classifier, real.images.to(device), batch=EMBEDDED_TOGETHER)
     rows = []
     for g in sorted({float(scale) for scale in scales}):
         images = rollout(backbone, config, labels, noise, g).images

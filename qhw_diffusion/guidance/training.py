@@ -315,9 +315,10 @@ def measured_scale(term: Distribution, backbone: Denoiser, guidance: GuidanceCon
     labels, noise = draw_episode(backbone, images, generator, device)
     steps = GuidedEpisode(backbone, guidance, None).n_steps
     draws = torch.rand((steps, images), generator=generator).to(device)
-    random = guidance.scale(guidance.action_limit * (2.0 * draws - 1.0))
+    bases = guidance.base_scales(steps).to(draws)[:, None]
+    random = guidance.scale(guidance.action_limit * (2.0 * draws - 1.0), bases)
     base_images, random_images = (
-        rollout(backbone, guidance, labels, noise, policy).images for policy in (guidance.g0, random)
+        rollout(backbone, guidance, labels, noise, policy).images for policy in (None, random)
     )
     return term.calibrated(base_images, random_images, labels)
 

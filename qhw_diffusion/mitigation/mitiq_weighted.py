@@ -249,8 +249,7 @@ class MitiqLRE(Weighted):
                 f"degree {self.degree} in {self.chunks} chunks takes {needed:,} circuits; at most {MOST_CIRCUITS:,} "
                 "are made: lower one of them"
             )
-        circuits = construct_circuits(source.circuit, self.degree, self.fold_multiplier, fold_all, self.chunks)
-        try:
+        try:  # the weights first: where there are none, hundreds of circuits are not folded in vain
             with warnings.catch_warnings():  # of determinants that overflow: what comes of them is checked
                 warnings.simplefilter("ignore")
                 weights = np.asarray(
@@ -266,6 +265,7 @@ class MitiqLRE(Weighted):
                 f"Mitiq finds no weights for degree {self.degree} in {self.chunks} chunks, its matrix is too large; "
                 "lower one of them"
             )
+        circuits = construct_circuits(source.circuit, self.degree, self.fold_multiplier, fold_all, self.chunks)
         return Family(tuple(source.back(c) for c in circuits), torch.tensor(weights, dtype=torch.float64))
 
     def noise_amplification(self, compiled: CompiledCircuit) -> float:

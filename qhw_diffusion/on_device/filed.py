@@ -6,6 +6,7 @@ interruption asks for the jobs that were paid for, and takes their results.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -67,6 +68,14 @@ def spent_by(access: DeviceAccess) -> dict[str, Any]:
         "reused_jobs": list(receipt.reused_jobs),
         "calibrations": list(receipt.calibrations),
     }
+
+
+def spent_so_far(access: DeviceAccess) -> dict[str, float]:
+    """Jobs of a run and the QPU seconds charged for them, as metrics; NaN while those of one job are not stated."""
+    access.runner.read_charges()
+    receipt = access.all_receipts()
+    seconds = math.nan if receipt.qpu_seconds is None else receipt.qpu_seconds
+    return {"charts/jobs": float(len(receipt.job_ids) + len(receipt.unused_jobs)), "charts/qpu_seconds": seconds}
 
 
 def spent_text(asked: Any, record: Mapping[str, Any]) -> str:

@@ -11,7 +11,7 @@ from qhw_diffusion.runs.files import (
     read_json,
 )
 from qhw_diffusion.runs.folder import RunFolder, check_place
-from qhw_diffusion.runs.loggers import Logger, logging_to
+from qhw_diffusion.runs.loggers import Logger, evaluation_metrics, logging_to
 from qhw_diffusion.runs.manifest import FORMAT_VERSION, build_manifest, package_versions
 from qhw_diffusion.runs.place import Place, beside
 from qhw_diffusion.runs.progress import StopRequest, interruptible, progress, progress_enabled, stop_file
@@ -30,6 +30,7 @@ __all__ = [
     "build_manifest",
     "check_place",
     "check_writable",
+    "evaluation_metrics",
     "interruptible",
     "logging_to",
     "package_versions",

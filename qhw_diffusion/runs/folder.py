@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import os
 import shutil
 import tempfile
@@ -18,11 +17,11 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
 from qhw_diffusion.errors import DamagedFileError, DamagedRunError, InvalidInputError, QhwError, RunFolderError
 from qhw_diffusion.runs.files import atomic_write_json, atomic_write_text, check_writable, read_json
-from qhw_diffusion.runs.loggers import Loggers
+from qhw_diffusion.runs.loggers import Loggers, are_chosen
 from qhw_diffusion.runs.manifest import FORMAT_VERSION, build_manifest
 from qhw_diffusion.runs.progress import StopRequest, interruptible
 from qhw_diffusion.terminal import naming, os_error_text, too_large_text
@@ -38,6 +37,7 @@ class RunFolder:
         config: what is needed to run again, of JSON types.
         manifest: versions, command and date (`build_manifest`).
         logged_again_from: the step from which on a run that is resumed logs once more; None until then.
+        outcome: how the run has ended when its loggers are closed: "finished", "stopped" (Ctrl-C) or "failed".
 
     A folder that was made stays tentative until work begins (`begin`: at the first checkpoint at the latest). A `with`
     block that ends in an error before that takes it back, so that a refused run leaves nothing in the way of the next.
@@ -49,6 +49,7 @@ class RunFolder:
         self.manifest = manifest
         self._loggers: Loggers | None = None
         self.logged_again_from: int | None = None
+        self.outcome: Literal["finished", "stopped", "failed"] = "finished"
         self._place: _Place | None = None
 
     @classmethod
@@ -187,10 +188,39 @@ class RunFolder:
         with naming(self.path):
             with (self.path / METRICS).open("a", encoding="utf-8") as file:
                 file.write(line + "\n")
-            if self._loggers is None:
-                self._loggers = Loggers(self)
-                self.logged_again_from = None
-            self._loggers.log(int(step), {name: value for name, value in plain.items() if math.isfinite(value)})
+            self._open_loggers().log(int(step), plain)
+
+    def tell(
+        self,
+        values: Mapping[str, float],
+        pictures: Mapping[str, Callable[[], bytes]] | None = None,
+        *,
+        step: int | None = None,
+    ) -> None:
+        """Tell the loggers alone what a file of its own holds, as that of an evaluation; `metrics` does not have it.
+
+        A run that has not logged, as one that is evaluated, has loggers only within a block of `logging_to`.
+
+        Args:
+            values: numbers by names such as ``evaluation/samples/fd``.
+            pictures: name → what draws the content of a PNG; called only if a logger takes pictures.
+            step: None for the last that was logged, 0 without any.
+        """
+        if self._loggers is None and not are_chosen():
+            return
+        with naming(self.path):
+            loggers = self._open_loggers()
+            if loggers:
+                if step is None:
+                    step = max((row["step"] for row in self.metrics()), default=0)
+                loggers.log(step, values)
+                loggers.picture(step, pictures or {})
+
+    def _open_loggers(self) -> Loggers:
+        if self._loggers is None:
+            self._loggers = Loggers(self)
+            self.logged_again_from = None
+        return self._loggers
 
     def metrics(self) -> list[dict[str, Any]]:
         """All logged steps in order; a last line cut off by a crash is left out.
@@ -242,9 +272,12 @@ class RunFolder:
 
     @contextmanager
     def interruptible(self) -> Iterator[StopRequest]:
-        """`with run.interruptible() as stop:` see `qhw_diffusion.runs.interruptible`."""
+        """`with run.interruptible() as stop:` see `qhw_diffusion.runs.interruptible`; a stop is the run's outcome."""
         with interruptible() as stop:
-            yield stop
+            try:
+                yield stop
+            finally:
+                self.outcome = "stopped" if stop.heeded else "finished"
 
     def close(self) -> None:
         """Close the loggers. Logging again reopens them."""
@@ -258,6 +291,8 @@ class RunFolder:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if kind is not None:
+            self.outcome = "stopped" if issubclass(kind, KeyboardInterrupt) else "failed"
         if kind is None:
             self.begin()
         # other errors are defects: they leave their traces, unless an earlier run waits to be put back

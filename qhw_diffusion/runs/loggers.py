@@ -1,19 +1,24 @@
-"""Where a training's numbers go besides its folder: TensorBoard, Weights & Biases, MLflow, or a logger of a user's own.
+"""Where a run's numbers and pictures go besides its folder: TensorBoard, Weights & Biases, MLflow, or one's own logger.
 
 A logger is made when a run logs for the first time and closed with it. One that fails is told once and left out from
-then on: a training is not lost for its log, and `metrics.jsonl` has every number.
+then on: a training is not lost for its log, and the folder has every number.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import io
+import math
 import os
+import re
+import struct
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any, Protocol
 
 from qhw_diffusion.errors import InvalidInputError, MissingDependencyError, UnknownNameError
@@ -31,13 +36,14 @@ class Logger(Protocol):
     """A place for numbers. It is made as ``name(run)``, with the `RunFolder` that logs: its path, name, id and config.
 
     A run that is resumed makes it again: `run.id` stays, and steps after the last checkpoint are told once more.
+    One that also has ``picture(step: int, name: str, png: bytes)`` is given what is drawn, as the content of a PNG.
     """
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Take the numbers of one step, all finite, by names such as ``losses/policy`` and ``charts/reward``."""
 
     def close(self) -> None:
-        """Write out what is left: the run ends, stops, or pauses between two stages."""
+        """Write out what is left: the run ends (`run.outcome` says how), or pauses between two stages."""
 
 
 Make = Callable[["RunFolder"], Logger]
@@ -62,18 +68,28 @@ class TensorBoard:
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """As `Logger.log`."""
         for name, value in values.items():
-            self._add(step=step, summary=self._summary(value=[self._summary.Value(tag=name, simple_value=value)]))
+            self._value(step, tag=name, simple_value=value)
+
+    def picture(self, step: int, name: str, png: bytes) -> None:
+        """As `Logger` says."""
+        width, height = struct.unpack(">II", png[16:24])
+        channels = {0: 1, 2: 3, 3: 3, 4: 2, 6: 4}[png[25]]  # by colour type, as the PNG's header has it
+        image = self._summary.Image(width=width, height=height, colorspace=channels, encoded_image_string=png)
+        self._value(step, tag=name, image=image)
 
     def close(self) -> None:
         """As `Logger.close`."""
         self._writer.close()
+
+    def _value(self, step: int, **fields: Any) -> None:
+        self._add(step=step, summary=self._summary(value=[self._summary.Value(**fields)]))
 
     def _add(self, **fields: Any) -> None:
         self._writer.add_event(self._event(wall_time=time.time(), **fields))
 
 
 class WeightsAndBiases:
-    """A run of Weights & Biases with the id of the run folder; its own files are in `wandb/` there.
+    """A run of Weights & Biases with id and name of the run folder; its own files are in `wandb/` there.
 
     Key, project, entity and mode (WANDB_MODE=offline) are those of its environment variables. What it would collect by
     itself (the command line, the code, the output) is left out.
@@ -82,13 +98,15 @@ class WeightsAndBiases:
     def __init__(self, run: RunFolder) -> None:
         import wandb
 
+        self._folder, self._image = run, wandb.Image
         quiet = wandb.Settings(silent=True, console="off", disable_git=True, save_code=False, x_disable_meta=True)
         self._run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", PROJECT),
             dir=str(run.path),
             id=run.id or run.name,
             name=run.name,
-            config={"kind": run.kind, **run.config},
+            job_type=run.kind,
+            config={"kind": run.kind, **_versions(run), **run.config},
             resume="allow",
             settings=quiet,
         )
@@ -100,9 +118,14 @@ class WeightsAndBiases:
         """As `Logger.log`."""
         self._run.log({"step": step, **values})
 
+    def picture(self, step: int, name: str, png: bytes) -> None:
+        """As `Logger` says."""
+        self._run.log({"step": step, name: self._image(_opened(png))})
+
     def close(self) -> None:
         """As `Logger.close`."""
-        self._run.finish()
+        # its exit codes of an error and of Ctrl-C
+        self._run.finish(exit_code={"finished": 0, "failed": 1, "stopped": 255}[self._folder.outcome])
 
 
 class MLflow:
@@ -112,36 +135,76 @@ class MLflow:
     """
 
     TAG = "qhw.run"
+    AT_ONCE = 100
+    """Settings that MLflow takes in one call."""
 
     def __init__(self, run: RunFolder) -> None:
         from mlflow import MlflowClient
+        from mlflow.entities import Param
 
-        self._client = MlflowClient()
+        self._client, self._folder = MlflowClient(), run
         name = os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT)
         found = self._client.get_experiment_by_name(name)
         experiment = self._client.create_experiment(name) if found is None else found.experiment_id
         mark = run.id or run.name
         known = self._client.search_runs([experiment], f"tags.`{self.TAG}` = '{mark}'", max_results=1)
+        # what comes later without going on with the run, as an evaluation, leaves its status as it is
+        self._later = bool(known) and run.logged_again_from is None
         if known:
             self._id = known[0].info.run_id
-            self._client.update_run(self._id, status="RUNNING")
+            if not self._later:
+                self._client.update_run(self._id, status="RUNNING")
         else:
-            tags = {self.TAG: mark, "qhw.kind": run.kind}
+            versions = {f"qhw.{name}": value for name, value in _versions(run).items()}
+            tags = {self.TAG: mark, "qhw.kind": run.kind, **versions}
             self._id = self._client.create_run(experiment, run_name=run.name, tags=tags).info.run_id
-            for setting, value in _flat(run.config):
-                self._client.log_param(self._id, setting, value)
+            settings = [Param(self._key(name), value) for name, value in _flat(run.config)]
+            for first in range(0, len(settings), self.AT_ONCE):
+                self._client.log_batch(self._id, params=settings[first : first + self.AT_ONCE])
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """As `Logger.log`."""
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
-        metrics = [Metric(name, value, now, step) for name, value in values.items()]
+        metrics = [Metric(self._key(name), value, now, step) for name, value in values.items()]
         self._client.log_batch(self._id, metrics=metrics)
+
+    def picture(self, step: int, name: str, png: bytes) -> None:
+        """As `Logger` says."""
+        self._client.log_image(self._id, _opened(png), key=self._key(name), step=step)
 
     def close(self) -> None:
         """As `Logger.close`."""
-        self._client.set_terminated(self._id)
+        status = {"finished": "FINISHED", "failed": "FAILED", "stopped": "KILLED"}[self._folder.outcome]
+        if status != "FINISHED" or not self._later:
+            self._client.set_terminated(self._id, status)
+
+    @staticmethod
+    def _key(name: str) -> str:
+        """A name in the characters that MLflow takes in all of its stores and for pictures."""
+        return re.sub(r"[^A-Za-z0-9_\-./ ]", "_", name)
+
+
+def _versions(run: RunFolder) -> dict[str, str]:
+    """What made the run, as far as it is known."""
+    known = {"version": run.manifest.get("qhw_diffusion"), "commit": run.manifest.get("commit")}
+    return {name: str(value) for name, value in known.items() if value is not None}
+
+
+def _opened(png: bytes) -> Any:
+    from PIL import Image
+
+    return Image.open(io.BytesIO(png))
+
+
+def evaluation_metrics(values: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+    """What was measured of each (before, after, …) as metrics ``evaluation/before/fd``: numbers, or means of lists."""
+    found: dict[str, float] = {}
+    for name, measured in values.items():
+        for key, value in measured.items():
+            found[f"evaluation/{name}/{key}"] = float(fmean(value) if isinstance(value, Sequence) else value)
+    return found
 
 
 def _flat(config: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, str]]:
@@ -186,6 +249,11 @@ def logging_to(names: Sequence[str]) -> Iterator[None]:
         _chosen.pop()
 
 
+def are_chosen() -> bool:
+    """Whether this is within a block of `logging_to`."""
+    return bool(_chosen)
+
+
 def _make_of(name: str) -> Make:
     if name in LOGGERS:
         package, make = LOGGERS[name]
@@ -226,13 +294,33 @@ class Loggers:
     def _make(self, name: str, make: Make) -> None:
         self._made[name] = make(self._run)
 
+    def __bool__(self) -> bool:
+        return bool(self._made)
+
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Tell every logger; `values` are finite."""
-        for name, logger in list(self._made.items()):
+        """Tell every logger what is finite of `values`."""
+        values = {name: float(value) for name, value in values.items() if math.isfinite(value)}
+        for name, logger in list(self._made.items()) if values else ():
             if name in DEFAULT:
                 logger.log(step, values)
             else:
                 self._try(name, partial(logger.log, step, dict(values)))
+
+    def picture(self, step: int, pictures: Mapping[str, Callable[[], bytes]]) -> None:
+        """Give every logger that takes pictures these PNGs; without such a one nothing is drawn."""
+        takers = [name for name, logger in self._made.items() if callable(getattr(logger, "picture", None))]
+        for picture, draw in pictures.items() if takers else ():
+            try:
+                png = draw()
+            except Exception as error:  # of what was trained there may be none, and the work is done by now
+                print(f"qhw: no picture {picture} ({_line(error)})", file=sys.stderr, flush=True)
+                continue
+            for name in takers:
+                take = getattr(self._made.get(name), "picture", None)
+                if name in DEFAULT and take is not None:
+                    take(step, picture, png)
+                elif take is not None:  # None: it has failed at an earlier picture
+                    self._try(name, partial(take, step, picture, png))
 
     def close(self) -> None:
         """Close every logger."""
@@ -250,10 +338,13 @@ class Loggers:
         except Exception as error:
             self._made.pop(name, None)
             _failed.add((self._run.path, name))
-            told = " ".join(without_tokens(f"{type(error).__name__}: {error}").split())[:300]
             print(
-                f"qhw: logger {name} fails ({told}): from here on this run is not logged there; every number is in "
-                f"{self._run.path / 'metrics.jsonl'}",
+                f"qhw: logger {name} fails ({_line(error)}): from here on this run is not logged there; every number "
+                f"is in {self._run.path}",
                 file=sys.stderr,
                 flush=True,
             )
+
+
+def _line(error: Exception) -> str:
+    return " ".join(without_tokens(f"{type(error).__name__}: {error}").split())[:300]

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import datetime
+import functools
 import importlib.metadata
 import os
 import platform
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import qhw_diffusion
@@ -35,12 +38,13 @@ def build_manifest(kind: str, command: str | None) -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cpu_count": os.cpu_count(),
-        "packages": package_versions(),
+        "packages": dict(package_versions()),
         "executable": Path(sys.executable).name,
     }
 
 
-def package_versions() -> dict[str, str]:
+@functools.cache  # a process keeps what it has loaded
+def package_versions() -> Mapping[str, str]:
     """Installed versions of the libraries that results depend on; absent ones are left out."""
     versions = {}
     for name in PACKAGES:
@@ -48,9 +52,10 @@ def package_versions() -> dict[str, str]:
             versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return versions
+    return MappingProxyType(versions)
 
 
+@functools.cache
 def _commit() -> str | None:
     root = Path(qhw_diffusion.__file__).resolve().parents[1]
     # an installed copy may lie inside somebody else's repository: then its commit would say nothing about us

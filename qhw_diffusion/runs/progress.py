@@ -95,15 +95,21 @@ class _Lines(tqdm):
 
 
 class StopRequest:
-    """Whether a loop is asked to stop: it looks between two steps, saves and leaves."""
+    """Whether a loop is asked to stop: it looks between two steps, while more are to come, saves and leaves.
+
+    Attributes:
+        interrupted: Ctrl-C came.
+        heeded: a loop has looked since, and so leaves before its end.
+    """
 
     def __init__(self) -> None:
-        self.interrupted = False
+        self.interrupted = self.heeded = False
 
     @property
     def requested(self) -> bool:
         """True after the first Ctrl-C, or once a `stop_file` is there."""
-        return self.interrupted or any(file.exists() for file in _stop_files)
+        self.heeded = self.heeded or self.interrupted or any(file.exists() for file in _stop_files)
+        return self.heeded
 
 
 _stop_files: list[Path] = []

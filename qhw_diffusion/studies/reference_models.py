@@ -274,7 +274,7 @@ def scale(policy: QuantumPolicy, z: torch.Tensor, guidance: GuidanceConfig) -> t
     """⟨Z⟩ [B, qubits] → guidance scale [B] of the mean action."""
     with torch.no_grad():
         action, _ = policy.action_of(policy.head(z.to(next(policy.head.parameters()))))
-    return guidance.scale(action[:, 0])
+    return guidance.scale(action[:, 0], guidance.g0)
 
 
 @lru_cache(maxsize=2)
@@ -295,5 +295,8 @@ def rms(difference: torch.Tensor) -> float:
 NO_FLAGS = (
     "models.policy.kind",
     "models.ppo.seed",
-    *(f"models.guidance.{n}" for n in ("dataset", "g_min", "g_max", "state_centre", "state_width", "extra_state")),
+    *(
+        f"models.guidance.{n}"
+        for n in ("dataset", "g_min", "g_max", "base_schedule", "state_centre", "state_width", "extra_state")
+    ),
 )

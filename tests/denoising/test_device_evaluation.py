@@ -7,10 +7,13 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import logs
 import pytest
 import torch
 from denoisers import folder_of
 from forked import Command
+from soon import short_pauses  # noqa: F401 - for every test here
+from undrawn import figures_undrawn
 
 from qhw_diffusion import cli
 from qhw_diffusion.denoising import AmplitudeQDM, ReverseConfig, shots_needed
@@ -159,7 +162,14 @@ def test_one_command_from_the_run_folder_to_the_report(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """One job of a circuit an image; cost and ledger count the same; the folder holds what the report says."""
-    assert cli.main(command(run, tmp_path, "--mitigation", "readout")) == 0
+    logger = logs.file_of(tmp_path)
+    assert cli.main(command(run, tmp_path, "--mitigation", "readout", "--logger", logger)) == 0
+    steps = logs.told(tmp_path)
+    numbers = {name for _, values, what in steps if what == "numbers" for name in values}
+    assert {"evaluation/on fake_manila/accuracy", "charts/qpu_seconds"} <= numbers
+    pictures = [name for _, values, what in steps if what == "picture" for name in values]
+    assert pictures[:2] == ["evaluation/images", "evaluation/predicted-and-measured-probabilities"]
+    assert logs.outcomes(tmp_path) == ["finished"]
     told = capsys.readouterr().out
     assert "5 circuits a call alone, 5 with mitigation" in told
     assert "total variation distance an image to simulated, noise of fake_manila" in told
@@ -210,6 +220,7 @@ def test_strategies_are_applied_to_both_numbers_of_the_quotient(
 
 
 @pytest.mark.slow
+@figures_undrawn()
 def test_left_between_the_job_and_the_report_it_goes_on_without_another_job(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -238,6 +249,7 @@ def test_left_between_the_job_and_the_report_it_goes_on_without_another_job(
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("primitive", ["estimator", "sampler"])
+@figures_undrawn()
 def test_killed_in_the_queue_it_goes_on_and_the_charge_is_the_predicted_one(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], primitive: str
 ) -> None:

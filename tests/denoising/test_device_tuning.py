@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import denoisers
+import logs
 import pytest
 import torch
+from soon import short_pauses  # noqa: F401 - for every test here
 from torch import Tensor
 
 from qhw_diffusion import cli
@@ -261,6 +263,11 @@ def test_killed_and_resumed_on_the_stand_in_it_is_charged_once(
         record = json.loads((tmp_path / "out" / "fine_tuning.json").read_text())
         assert record["qpu_seconds"] == pytest.approx(standin.charged_seconds)
         assert len(record["reused_jobs"]) == 1
+        log = RunFolder.open(tmp_path / "out", kind="denoiser").metrics()
+        assert [row["charts/jobs"] for row in log] == [1.0, 2.0]
+        assert [row["charts/qpu_seconds"] for row in log] == pytest.approx(
+            [rows[0].qpu_seconds, standin.charged_seconds]
+        )
         cost = ["cost", str(run), "--device", standin.name, "--images", str(LABELS * IMAGES), "--shots", "400"]
         assert cli.main([*cost, "--json"]) == 0
         shown = json.loads(capsys.readouterr().out)
@@ -273,7 +280,16 @@ def test_killed_and_resumed_on_the_stand_in_it_is_charged_once(
 def test_the_result_is_a_run_folder_that_an_evaluation_reads(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli.main(command(run, tmp_path, "--gradient", "spsa")) == 0
+    logger = logs.file_of(tmp_path)
+    assert cli.main(command(run, tmp_path, "--gradient", "spsa", "--logger", logger)) == 0
+    steps = logs.told(tmp_path)
+    assert [step for step, *_ in steps] == [0, 1, 1]
+    assert all({"losses/train", "charts/probability", "charts/jobs", "charts/qpu_seconds"} <= set(values)
+               for _, values, _ in steps[:2])  # fmt: skip
+    assert {"evaluation/before/fd", "evaluation/simulated updates/energy", "evaluation/after/success",
+            "charts/qpu_seconds"} <= set(steps[2][1])  # fmt: skip
+    assert logs.outcomes(tmp_path) == ["finished"]
+    assert not list((tmp_path / "out").glob("events*"))
     told = capsys.readouterr().out
     assert "the one it was trained by" in told
     assert "after minus simulated updates, energy" in told

@@ -7,6 +7,7 @@ import functools
 import math
 from pathlib import Path
 
+import logs
 import numpy as np
 import pytest
 import torch
@@ -230,8 +231,9 @@ def test_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = str(tmp_path / "run")
     train = ["train", "backbone", "--bottleneck", "quantum", "--channels", "8,8", "--attention", "false,false",
              "--patch", "1", "--n-qubits", "2", "--depth", "1", "--steps", "2", "--out", out]  # fmt: skip
-    assert main(train) == 0
+    assert main([*train, "--logger", logs.file_of(tmp_path)]) == 0
     assert "--backbone" in capsys.readouterr().out
+    assert [list(values) for _, values, what in logs.told(tmp_path) if what == "picture"] == [["charts/samples"]]
     assert isinstance(Backbone.load(out).config, HybridConfig)
     measure = ["evaluate", "backbone", out, "--constants", "1", "--images", "40", "--steps", "2"]
     assert main([*measure, "--device", "fake_manila", "--engine", "noisy"]) == 0

@@ -265,8 +265,8 @@ class Crash(Exception):
     ],
     ids=["greedy", "pool", "joint", "pairwise"],
 )
-@pytest.mark.parametrize("crash_at", [2, 6, 7])  # within a stage, with its last checkpoint, in the next stage
-def test_resume_is_bit_for_bit(tmp_path: Path, settings: dict, crash_at: int) -> None:
+def test_resume_is_bit_for_bit(tmp_path: Path, settings: dict) -> None:
+    """After a crash within a stage, with its last checkpoint, and in the next stage."""
     config = TrainConfig(**{**QUICK, "checkpoint_every": 2, **settings})
     data, reverse = cluster(), ReverseConfig(**ONE)
     whole = EnsembleQDM(reverse)
@@ -275,25 +275,28 @@ def test_resume_is_bit_for_bit(tmp_path: Path, settings: dict, crash_at: int) ->
         logged = run.metrics()
     assert len(logged) == len(history) == (12 if config.mode == "greedy" else 6)
     assert not list((tmp_path / "whole").glob("*.tmp"))
-    if crash_at >= len(history):
-        return
-
-    def crash(update: int, metrics: dict[str, float]) -> None:
-        if update == crash_at:
-            raise Crash
-
-    with run_at(tmp_path / "broken") as run, pytest.raises(Crash):
-        train_qdm(EnsembleQDM(reverse), data, config, run=run, on_update=crash)
-    again = EnsembleQDM(ReverseConfig(**{**ONE, "seed": 77}))  # its own first weights do not matter
-    with RunFolder.open(tmp_path / "broken", kind="denoiser") as run:
-        resumed = train_qdm(again, data, config, run=run, resume=True)
-        assert run.metrics() == logged
-        assert train_qdm(again, data, config, run=run, resume=True) == history, "nothing is left to do"
-    assert resumed == history
-    assert equal(state(again), state(whole))
     plain = EnsembleQDM(reverse)
     assert train_qdm(plain, data, config) == history, "a run folder changes nothing"
     assert equal(state(plain), state(whole))
+
+    for crash_at in (2, 6, 7):
+        if crash_at >= len(history):
+            break
+
+        def crash(update: int, metrics: dict[str, float], crash_at: int = crash_at) -> None:
+            if update == crash_at:
+                raise Crash
+
+        broken = tmp_path / f"broken at {crash_at}"
+        with run_at(broken) as run, pytest.raises(Crash):
+            train_qdm(EnsembleQDM(reverse), data, config, run=run, on_update=crash)
+        again = EnsembleQDM(ReverseConfig(**{**ONE, "seed": 77}))  # its own first weights do not matter
+        with RunFolder.open(broken, kind="denoiser") as run:
+            resumed = train_qdm(again, data, config, run=run, resume=True)
+            assert run.metrics() == logged
+            assert train_qdm(again, data, config, run=run, resume=True) == history, "nothing is left to do"
+        assert resumed == history
+        assert equal(state(again), state(whole))
 
 
 @pytest.mark.parametrize("stop_at", [3, 5])
@@ -312,7 +315,9 @@ def test_ctrl_c_stops_after_the_update_and_saves(tmp_path: Path, stop_at: int) -
         assert run.has_checkpoint
         assert load_checkpoint(run)[1]["updates"] == len(stopped)
         assert stop_at < len(stopped) <= stop_at + 2
+        assert run.outcome == ("stopped" if len(stopped) < len(history) else "finished")
         assert train_qdm(model, data, config, run=run, resume=True) == history
+        assert run.outcome == "finished"
     assert equal(state(model), state(whole))
 
 

@@ -13,6 +13,7 @@ from denoisers import folder_of
 from qiskit import QuantumCircuit
 from qiskit.circuit import ClassicalRegister, Parameter
 from scipy import stats
+from soon import short_pauses  # noqa: F401 - for every test here
 
 from qhw_diffusion import cli
 from qhw_diffusion.denoising import AmplitudeQDM, ReverseConfig

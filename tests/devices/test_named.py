@@ -14,6 +14,7 @@ from qiskit.circuit import Parameter
 from qiskit.providers.fake_provider import GenericBackendV2
 from qiskit.quantum_info import SparsePauliOp
 
+from qhw_diffusion.cli import main
 from qhw_diffusion.devices import Calibration, Device, take_snapshot
 from qhw_diffusion.errors import InvalidInputError, MissingDataError, UnknownNameError
 from qhw_diffusion.execution import Ideal, QuantumLayer, compile_circuit, load_layer, save_layer
@@ -229,12 +230,9 @@ def test_without_gate_durations_it_runs_and_its_cost_says_so(file: Path, tmp_pat
 
 @pytest.mark.slow
 def test_on_the_command_line(file: Path) -> None:
-    code = "import sys; from qhw_diffusion.cli import main; sys.exit(main(sys.argv[1:]))"
-    for words in (
-        ["snapshot", "chips.py:generic", "--out", "g.json"],
-        ["show", "g.json"],
-    ):
-        done = subprocess.run([sys.executable, "-c", code, "calibration", *words], capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
+    assert main(["calibration", "snapshot", "chips.py:generic", "--out", "g.json"]) == 0
+    command = [sys.executable, "-m", "qhw_diffusion.cli", "calibration", "show", "g.json"]  # which has not seen it
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
     assert "4 qubits" in done.stdout
     assert "chips.py:generic" in (file.parent / "g.json").read_text()

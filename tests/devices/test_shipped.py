@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
 import subprocess
 import sys
@@ -19,17 +20,23 @@ FOLDER = Path(__file__).parents[2] / "calibration"
 BACKENDS = {"fake_marrakesh": FakeMarrakesh, "fake_torino": FakeTorino, "fake_brisbane": FakeBrisbane}
 
 
+@functools.cache
+def loaded(path: Path) -> Device:
+    """One of the files, which do not change."""
+    return Device.load(path)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("path", shipped_files(FOLDER), ids=lambda path: path.name)
 def test_files_hold_the_providers_calibration_under_its_date(path: Path) -> None:
-    device = Device.load(path)
+    device = loaded(path)
     assert device == Device.load(device.name)
     properties = BACKENDS[device.name]().properties()
     assert path.name == f"{device.name}-{properties.last_update_date:%Y-%m-%d}.json.gz"
 
 
 def test_two_herons_and_an_eagle_and_nothing_else() -> None:
-    devices = [Device.load(path) for path in shipped_files(FOLDER)]
+    devices = [loaded(path) for path in shipped_files(FOLDER)]
     assert [device.processor_type["family"] for device in devices] == ["Heron", "Heron", "Eagle"]
     files = {path.name for path in shipped_files(FOLDER)}
     pictures = {name.replace(".json.gz", ".png") for name in files}
@@ -61,7 +68,7 @@ def test_the_folder_can_be_written_anew(tmp_path: Path) -> None:
     written = write_shipped(tmp_path)
     assert {path.name for path in written} == {path.name for path in FOLDER.iterdir()}
     for path in shipped_files(tmp_path):
-        assert Device.load(path).snapshot == Device.load(FOLDER / path.name).snapshot
+        assert Device.load(path).snapshot == loaded(FOLDER / path.name).snapshot
     assert (tmp_path / "README.md").read_text() == (FOLDER / "README.md").read_text()
 
 
@@ -73,7 +80,7 @@ def test_noise_from_a_file_is_that_of_the_backend(path: Path) -> None:
     """
     from qiskit_aer.noise.device.models import basic_device_gate_errors
 
-    device = Device.load(path)
+    device = loaded(path)
     backend = BACKENDS[device.name]()
     for name in backend.target.operation_names:
         places = backend.target[name] if name not in ("delay", "measure") else None

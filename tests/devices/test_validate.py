@@ -162,9 +162,10 @@ def test_an_excuse_covers_its_own_value_only(tmp_path: Path) -> None:
 @pytest.mark.skipif(metadata.version("qiskit-ibm-runtime") != "0.51.0", reason="the page counts in version 0.51.0")
 def test_how_often_the_fake_provider_publishes_t2_above_2t1() -> None:
     """The figures of docs/calibration.md."""
-    found = {name: Device.load(name).provenance.get(AS_PUBLISHED, "") for name in fake_backend_names()}
+    devices_of = {name: Device.load(name) for name in fake_backend_names()}
+    found = {name: device.provenance.get(AS_PUBLISHED, "") for name, device in devices_of.items()}
     devices = [name for name, text in found.items() if "above 2·T1" in text]
     qubits = sum(text.count("above 2·T1") for text in found.values())
     page = (Path(__file__).parents[2] / "docs" / "calibration.md").read_text()
-    total = sum(Device.load(name).n_qubits or 0 for name in found)
+    total = sum(device.n_qubits or 0 for device in devices_of.values())
     assert f"{qubits} of {total:,} qubits, on {len(devices)} of {len(found)} devices" in " ".join(page.split())

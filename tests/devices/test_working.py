@@ -137,7 +137,7 @@ def test_no_circuit_is_placed_on_what_is_broken(name: str, n_qubits: int) -> Non
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ALL)
-def test_layouts_calibrations_and_pictures_know_it(name: str, tmp_path: Path) -> None:
+def test_layouts_and_calibrations_know_it(name: str) -> None:
     change, qubits, pairs = ALL[name]
     device = taken(change)
     ranked = rank_layouts(device, circuit(2), top=50, seeds=2)
@@ -148,6 +148,16 @@ def test_layouts_calibrations_and_pictures_know_it(name: str, tmp_path: Path) ->
     lines = calibration_text(Calibration.of(device))
     assert "2-qubit gate error" in lines
     assert "nan" not in lines.split("median")[1].splitlines()[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name",
+    ["qubit 0 faulty", "qubit 0 faulty, no values", "cx 0-1 without entry", "sx 0 without entry", "sx 0 of error 1"],
+)
+def test_pictures_are_drawn_without_what_is_broken(name: str, tmp_path: Path) -> None:
+    """One of each kind of what is missing."""
+    device = taken(ALL[name][0])
     assert draw_calibration(Calibration.of(device), tmp_path / "device.png").stat().st_size > 1000
 
 

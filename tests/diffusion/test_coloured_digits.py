@@ -21,8 +21,8 @@ SCORERS = "qhw_diffusion.diffusion.text_to_image.scorers"
 
 
 @pytest.fixture(scope="module")
-def judge() -> t2i.PromptJudge:
-    return t2i.PromptJudge(t2i.PromptClassifier.load(t2i.NAME, "evaluation"))
+def classifier() -> t2i.PromptClassifier:
+    return t2i.PromptClassifier.load(t2i.NAME, "evaluation")
 
 
 @pytest.fixture(scope="module")
@@ -45,9 +45,11 @@ def test_it_is_small_and_described() -> None:
         assert t2i.PromptClassifier.load(t2i.NAME, role).config == t2i.PromptClassifierConfig.for_role(role)
 
 
-def test_images_show_what_prompts_ask_for(pipeline: Any, judge: t2i.PromptJudge) -> None:
+def test_images_show_what_prompts_ask_for(pipeline: Any, classifier: t2i.PromptClassifier) -> None:
     labels = torch.cat([t2i.TRAINED[::8], t2i.HELD_OUT[::2]]).repeat(2)
     images = t2i.sample_prompts(pipeline, [t2i.PROMPTS[i] for i in labels], scale=3.0, steps=10)
+    real = t2i.coloured_digits("heldout", prompts=t2i.PROMPTS)
+    judge = t2i.PromptJudge(classifier, real.subset(torch.isin(real.labels, labels).nonzero().squeeze(1)))
     found = judge(images, labels)
     for shown in (found.accuracy(~found.held_out), found.accuracy(found.held_out)):
         # measured on all prompts: 98 % of the digits, every colour and ground (docs/text-to-image.md)
@@ -95,19 +97,26 @@ def test_scorers_have_names_and_the_evaluation_classifier_gives_no_rewards() -> 
         load_extension(f"{SCORERS}:judge", what="scorer")
 
 
-def test_the_judge_agrees_with_the_rewards_distance_and_refuses_the_reward_classifier(judge: t2i.PromptJudge) -> None:
+def test_the_judge_agrees_with_the_rewards_distance_and_refuses_the_reward_classifier(
+    classifier: t2i.PromptClassifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("qhw_diffusion.diffusion.text_to_image.images._AT_LEAST", 0)  # real images: 16 of each prompt
     table = t2i.PROMPTS[:30]
     labels = torch.arange(len(table)).repeat(3)
     images = t2i.draw(t2i.ATTRIBUTE_TABLE[labels], torch.Generator().manual_seed(1))
     real = t2i.coloured_digits("heldout", prompts=table)
-    other = Distribution(judge.classifier.for_prompts(table), real, oracle=True).distance(images, labels)
-    found = t2i.PromptJudge(judge.classifier, real)(images, labels)
+    other = Distribution(classifier.for_prompts(table), real, oracle=True).distance(images, labels)
+    found = t2i.PromptJudge(classifier, real)(images, labels)
     assert found.energy == pytest.approx(other, rel=1e-4, abs=1e-5)
     with pytest.raises(InvalidInputError, match="role 'evaluation'"):
         t2i.PromptJudge(t2i.PromptClassifier.load(t2i.NAME, "reward"))
 
 
-def test_the_command_writes_a_table_a_file_and_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_writes_a_table_a_file_and_pictures(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Compared with four real images of each prompt, not 16."""
+    monkeypatch.setattr("qhw_diffusion.diffusion.text_to_image.images._PER_PROMPT", 4)
     assert main(["evaluate", "pipeline", "--scales", "2", "--steps", "1", "--out", str(tmp_path / "out")]) == 0
     table = capsys.readouterr().out.splitlines()
     assert table[0].startswith("| steps | g | digit |")

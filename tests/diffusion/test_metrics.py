@@ -17,6 +17,7 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
 
 from qhw_diffusion import diffusion
+from qhw_diffusion.diffusion import metrics
 from qhw_diffusion.errors import InvalidInputError, MissingDataError, MissingDependencyError
 
 
@@ -251,3 +252,20 @@ def test_inception_takes_its_published_weights_alone(tmp_path: Path, monkeypatch
     found = diffusion.Inception(weights).features(levels[:, None, None, None].expand(-1, 1, 2, 2))
     wanted = torch.tensor([0.0, 128.0, 255.0]).repeat(40)[:, None] * torch.tensor([1.0, 10.0, 100.0])
     torch.testing.assert_close(found, wanted)
+
+
+def test_what_follows_from_the_real_features_is_kept_while_they_are_there_and_unchanged() -> None:
+    generator = torch.Generator().manual_seed(0)
+    generated, real = torch.randn(20, 5, generator=generator), torch.randn(60, 5, generator=generator)
+
+    def measured(a: torch.Tensor, b: torch.Tensor) -> tuple[float, ...]:
+        return (metrics.kernel_distance(a, b), *metrics.precision_recall(a, b))
+
+    first, before = measured(generated, real), len(metrics._KNOWN)
+    assert measured(generated, real) == first == measured(generated.clone(), real.clone())
+    assert measured(real, generated) == (pytest.approx(first[0]), first[2], first[1])
+    assert len(metrics._KNOWN) == before
+    real.mul_(3.0)
+    assert measured(generated, real) == measured(generated, real.clone()) != first
+    del generated, real
+    assert len(metrics._KNOWN) == before - 2

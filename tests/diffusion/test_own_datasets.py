@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from calibrations import few_calibration_images  # noqa: F401 - for every test here
 
 from qhw_diffusion import diffusion, guidance
 from qhw_diffusion.diffusion import Backbone, BackboneConfig, Classifier, ClassifierConfig, GuidedDDIM, ImageDataset

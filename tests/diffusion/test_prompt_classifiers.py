@@ -15,6 +15,13 @@ def brief(role: str = "reward", **changes: int) -> t2i.PromptClassifierConfig:
     return t2i.PromptClassifierConfig.for_role(role, **{"steps": 2, "batch_size": 4, "width": 4, **changes})
 
 
+@pytest.fixture
+def few_heldout_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One held-out image of each prompt, not 16, for how good a classifier of two steps is."""
+    monkeypatch.setattr("qhw_diffusion.diffusion.text_to_image.images._PER_PROMPT", 1)
+    monkeypatch.setattr("qhw_diffusion.diffusion.text_to_image.images._AT_LEAST", 300)
+
+
 def random_classifier(role: str = "reward") -> t2i.PromptClassifier:
     torch.manual_seed(0)
     return t2i.PromptClassifier(brief(role)).eval()
@@ -52,6 +59,7 @@ def test_a_table_of_ones_own_changes_the_labels_and_nothing_else() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("few_heldout_images")
 def test_training_is_repeatable_and_the_roles_see_different_digits(tmp_path: Path) -> None:
     first, second = (t2i.train_prompt_classifier(brief()) for _ in range(2))
     for name, value in first.state_dict().items():
@@ -79,6 +87,7 @@ def test_gradients_reach_the_images() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("few_heldout_images")
 def test_the_command_trains_a_classifier(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--role", "evaluation", "--steps", "1", "--batch-size", "2", "--out", str(tmp_path / "run")]
     assert main(["train", "prompt-classifier", *arguments]) == 0

@@ -56,9 +56,10 @@ def state(pipeline: Any) -> dict[str, torch.Tensor]:
 
 
 def assert_same(one: Any, other: Any) -> None:
-    assert state(one).keys() == state(other).keys()
-    for name, value in state(one).items():
-        assert torch.equal(value, state(other)[name]), name
+    first, second = state(one), state(other)
+    assert first.keys() == second.keys()
+    for name, value in first.items():
+        assert torch.equal(value, second[name]), name
     assert one.vae.config.scaling_factor == other.vae.config.scaling_factor
 
 

@@ -10,10 +10,12 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from joblib.externals.loky import process_executor
 from qiskit import QuantumCircuit
 from qiskit.circuit import Parameter
 from qiskit.quantum_info import SparsePauliOp
@@ -25,6 +27,7 @@ from qhw_diffusion.errors import InvalidInputError
 from qhw_diffusion.execution import cores, noise_trajectories, simulator
 from qhw_diffusion.execution.cores import InOrder, in_blocks, number_of_threads
 from qhw_diffusion.execution.evolution import Evolution
+from qhw_diffusion.experiment.workers import _guarded
 
 THREADS = (1, 2, 3)
 
@@ -34,6 +37,8 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """So that small circuits have several blocks, of unequal sizes where batches are odd."""
     monkeypatch.setattr(simulator, "WORK", 1)
     monkeypatch.setattr(simulator, "CHUNK_BYTES", 1)
+    monkeypatch.setattr(simulator, "PRODUCT_BYTES", 1)
+    monkeypatch.setattr(simulator, "TAIL_COLUMNS", 2)
     monkeypatch.setattr(noise_trajectories, "CHUNK_COLUMNS", (8, 8))
     monkeypatch.delenv("QHW_NUM_THREADS", raising=False)
     before = torch.get_num_threads()
@@ -267,14 +272,15 @@ def test_workers_of_a_data_loader() -> None:
     assert all(torch.equal(values[0], wanted) for values, _ in found)
 
 
-def test_workers_of_studies_have_one_thread() -> None:
-    """Whatever the backend: all go through `_guarded`, before torch is loaded."""
-    code = (
-        "from qhw_diffusion.experiment.workers import _guarded\n"
-        "def work():\n"
-        "    from qhw_diffusion.execution.cores import number_of_threads\n"
-        "    assert number_of_threads() == 1, number_of_threads()\n"
-        "assert _guarded('', work, (), 'no such file') == ('done', None)\n"
-    )
-    environment = {**os.environ, "QHW_NUM_THREADS": "3", "OMP_NUM_THREADS": "2"}
-    subprocess.run([sys.executable, "-c", code], check=True, env=environment)
+def test_workers_of_studies_have_one_thread(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Whatever the backend: all go through `_guarded`. With a torch that is loaded later: experiment/test_study.py."""
+    for name, text in (("QHW", "3"), ("OMP", "2"), ("MKL", "2")):
+        monkeypatch.setenv(f"{name}_NUM_THREADS", text)
+    monkeypatch.setenv("QHW_PROGRESS", "1")  # restored: the worker sets these, and what loky takes for a leak
+    monkeypatch.setattr(process_executor, "_MAX_MEMORY_LEAK_SIZE", process_executor._MAX_MEMORY_LEAK_SIZE)
+    torch.set_num_threads(2)
+    assert number_of_threads() == 3
+    found: list[int] = []
+    assert _guarded("", lambda: found.append(number_of_threads()), (), str(tmp_path / "stop")) == ("done", None)
+    assert found == [1]
+    assert torch.get_num_threads() == 1

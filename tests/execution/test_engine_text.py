@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Callable
 
 import numpy as np
@@ -246,13 +244,3 @@ def test_every_door_takes_the_whole_grammar(compiled: CompiledCircuit, text: str
     own = QuantumLayer(compiled, expected if "shots" not in text else engine_of(text))
     assert torch.equal(layer(x), own(x))
     assert Mitigated(text, [PauliTwirling(2)]).spec == f"{expected.spec}+twirling:2"
-
-
-@pytest.mark.slow
-def test_mitigation_is_loaded_when_a_text_asks_for_it() -> None:
-    code = (
-        "import sys; from qhw_diffusion.execution import engine_of; engine_of('shots:4'); "
-        "print('qhw_diffusion.mitigation' in sys.modules, engine_of('noisy+readout').spec)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["False", "noisy+readout"]

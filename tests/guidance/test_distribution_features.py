@@ -10,7 +10,7 @@ from torch import Tensor
 
 from qhw_diffusion.diffusion import Classifier, ImageDataset, class_energy_distance
 from qhw_diffusion.errors import InvalidInputError, UnknownNameError
-from qhw_diffusion.guidance import RewardConfig
+from qhw_diffusion.guidance import RewardConfig, rewards
 from qhw_diffusion.guidance.rewards import Distribution
 from qhw_diffusion.guidance.scorers import feature_maps, layer_features
 
@@ -44,6 +44,21 @@ def test_the_distance_is_the_mean_of_those_of_the_feature_sets(
     term.embedded_distance(term.embed(images), made.labels).backward()
     assert images.grad is not None
     assert bool((images.grad.abs().flatten(1).sum(1) > 0).all())
+
+
+def test_real_images_are_embedded_some_at_a_time(
+    monkeypatch: pytest.MonkeyPatch, reward_classifier: Classifier, real: ImageDataset
+) -> None:
+    """A whole data set would not fit into memory: no call sees more than the limit, and the term is the same."""
+    known, made = real.subset(torch.arange(100)), real.subset(torch.arange(600, 800))
+    wanted = Distribution(reward_classifier, known, features="classifier+pixels").distance(made.images, made.labels)
+    seen: list[int] = []
+    usual = reward_classifier.features
+    monkeypatch.setattr(rewards, "EMBEDDED_TOGETHER", 33)
+    monkeypatch.setattr(reward_classifier, "features", lambda images: seen.append(len(images)) or usual(images))
+    term = Distribution(reward_classifier, known, features="classifier+pixels")
+    assert seen == [33, 33, 33, 1]
+    assert term.distance(made.images, made.labels) == pytest.approx(wanted, rel=1e-5)
 
 
 def test_layers_end_with_the_features(reward_classifier: Classifier, real: ImageDataset) -> None:

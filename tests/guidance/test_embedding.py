@@ -157,7 +157,7 @@ def test_the_gradient_of_the_embedding_is_that_of_finite_differences(tiny: Pipel
     reward = Reward([(1.0, Confidence()), (0.05, ActionPenalty())], scorer)
     raw = GuidanceConfig(n_steps=3, spacing="scheduler", g0=3.0, g_min=0.0, g_max=6.0, pooled_features=True)
     config = calibrate_state(raw, tiny, scorer, batch=8)
-    labels, noise = draw_episode(tiny, 6, torch.Generator().manual_seed(5))
+    labels, noise = draw_episode(tiny, 3, torch.Generator().manual_seed(5))
     policy = build_policy(
         PolicyConfig(embedding=2), n_features=config.n_state, n_pooled=config.n_pooled, seed=3, device=manila
     ).double()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from calibrations import few_calibration_images  # noqa: F401 - for every test here
 
 from qhw_diffusion.diffusion import Backbone, Classifier, ImageDataset, load_dataset
 from qhw_diffusion.errors import InvalidInputError

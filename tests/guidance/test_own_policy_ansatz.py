@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from calibrations import few_calibration_images  # noqa: F401 - for every test here
 from qiskit.circuit import Parameter, ParameterVector, QuantumCircuit
 from qiskit.quantum_info import SparsePauliOp
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 import json
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from calibrations import few_calibration_images  # noqa: F401 - for every test here
 from torch import Tensor
 
 from qhw_diffusion.checkpoints import load_checkpoint
@@ -35,6 +37,7 @@ from qhw_diffusion.guidance import (
 )
 from qhw_diffusion.guidance.pathwise import Recomputing, check_differentiable, clamp_inward, play
 from qhw_diffusion.guidance.rewards import ActionPenalty, Confidence, Distribution, StepwiseImprovement, TotalVariation
+from qhw_diffusion.runs import RunFolder
 
 GUIDANCE = GuidanceConfig(n_steps=3, spacing="trailing", g0=1.2, g_max=3.2)
 SMALL = PathwiseConfig(num_iterations=3, num_images=20, checkpoint_every=1)
@@ -244,9 +247,23 @@ def test_a_run_says_what_was_run_resumes_bit_for_bit_and_loads(
     assert torch.equal(*images)
 
 
-def load_checkpoint_of(path: Path) -> dict[str, Tensor]:
-    from qhw_diffusion.runs import RunFolder
+@pytest.mark.parametrize(("stop_at", "outcome"), [(0, "stopped"), (2, "finished")])
+def test_ctrl_c_saves_a_checkpoint(
+    tmp_path: Path, backbone: Backbone, reward_classifier: Classifier, stop_at: int, outcome: str
+) -> None:
+    def interrupt(update: int, _: dict[str, float]) -> None:
+        if update == stop_at:
+            signal.raise_signal(signal.SIGINT)
 
+    reward = Reward([(1.0, Bright())], reward_classifier)
+    schedule = FreeSchedule(3, GUIDANCE.g0)
+    with RunFolder.create(tmp_path / "run", kind="guidance", config={}) as run:
+        history = train_pathwise(backbone, reward, GUIDANCE, schedule, SMALL, run=run, on_update=interrupt)
+        assert len(history) == load_checkpoint(run)[1]["updates"] == stop_at + 1
+        assert run.outcome == outcome
+
+
+def load_checkpoint_of(path: Path) -> dict[str, Tensor]:
     return load_checkpoint(RunFolder.open(path, kind="guidance"))[0]
 
 

@@ -223,6 +223,7 @@ def test_ctrl_c_saves_a_checkpoint(
         history = train_ppo(*make(backbone, reward, config, quantum), PPO, run=run, on_update=interrupt)
         assert len(history) == 1
         assert load_checkpoint(run)[1]["updates"] == 1
+        assert run.outcome == "stopped"
 
 
 def test_impossible_resumes(

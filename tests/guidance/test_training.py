@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from calibrations import few_calibration_images  # noqa: F401 - for every test here
 
 from qhw_diffusion.checkpoints import read_tensors, write_tensors
 from qhw_diffusion.circuits import load_circuit
@@ -173,8 +175,7 @@ def test_a_run_of_an_earlier_version_is_read_and_resumed(
     assert any(name.startswith("actor.") for name in tensors)
     write_tensors(older / "checkpoint.safetensors", tensors, meta, kind="checkpoint")
     resumed = train_guidance(*settings, path=older, device=manila, resume=True)
-    whole = train_guidance(*settings, device=manila)
-    for name, value in whole.policy.state_dict().items():
+    for name, value in trained[1].policy.state_dict().items():
         assert torch.equal(resumed.policy.state_dict()[name], value), name
     assert load_policy(older).ppo == PPO
 
@@ -208,9 +209,11 @@ def test_a_damaged_model_is_said_to_be_damaged(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["circuit.qpy", "isa.qpy", "model.safetensors", "device.snapshot.json.gz"])
-def test_a_damaged_file_of_the_policy_makes_it_a_damaged_run(tmp_path: Path, name: str) -> None:
+def test_a_damaged_file_of_the_policy_makes_it_a_damaged_run(
+    trained: tuple[Path, TrainedPolicy], tmp_path: Path, name: str
+) -> None:
     path = tmp_path / "run"
-    train_guidance(GUIDANCE, PPO.replace(num_iterations=1), RewardConfig(), POLICY, path=path)
+    shutil.copytree(trained[0], path)
     file = path / "model" / name
     file.write_bytes(file.read_bytes()[:-50])
     with pytest.raises(RunFolderError, match=f"run is a damaged run folder: .*{name}"):

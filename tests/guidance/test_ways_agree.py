@@ -44,15 +44,26 @@ class Red:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("kind", "prediction_type"),
-    [("ddim", "epsilon"), ("euler", "epsilon"), ("dpm", "v_prediction"), ("pndm", "v_prediction"), ("ddim", "sample")],
+    ("kind", "prediction_type", "base"),
+    [
+        ("ddim", "epsilon", ()),
+        ("ddim", "epsilon", (4.0, 2.5, 6.0, 3.0)),
+        ("euler", "epsilon", ()),
+        ("dpm", "v_prediction", ()),
+        ("pndm", "v_prediction", ()),
+        ("ddim", "sample", ()),
+    ],
 )
-def test_the_callback_is_our_loop_from_the_second_step_on(tmp_path: Path, kind: str, prediction_type: str) -> None:
+def test_the_callback_is_our_loop_from_the_second_step_on(
+    tmp_path: Path, kind: str, prediction_type: str, base: tuple[float, ...]
+) -> None:
+    config = CONFIG.replace(base_schedule=base)
+    first = base[0] if base else CONFIG.g0
     pipeline: Any = pipelines.stable_diffusion(tmp_path, kind, prediction_type=prediction_type)
     policy = MLPPolicy((16, 8), gain=2.0, seed=4).eval()
     noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(2))
     looked = scorer_confidence(pipeline, Red(), [0])
-    with policy_callback(pipeline, policy, guidance=CONFIG, confidence=looked) as callback:
+    with policy_callback(pipeline, policy, guidance=config, confidence=looked) as callback:
         latents = pipeline(
             "a red seven",
             latents=noise,
@@ -61,11 +72,11 @@ def test_the_callback_is_our_loop_from_the_second_step_on(tmp_path: Path, kind: 
             callback_on_step_end=callback,
             output_type="latent",
         ).images
-    episode = GuidedEpisode(PipelineDenoiser(pipeline, ["a red seven"]), CONFIG, Red())
+    episode = GuidedEpisode(PipelineDenoiser(pipeline, ["a red seven"]), config, Red())
     with torch.no_grad():
         episode.begin(torch.zeros(1, dtype=torch.int64), noise)
-        episode.advance(torch.tensor([CONFIG.g0]), torch.zeros(1))
-        scales = [CONFIG.g0]
+        episode.advance(torch.tensor([first]), torch.zeros(1))
+        scales = [first]
         while not episode.done:
             action, g = episode.guidance(policy(episode.state())[0][:, 0])
             assert float(g) > 1.0

@@ -9,6 +9,7 @@ nothing of them.
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import os
@@ -97,7 +98,10 @@ def work(
 
 def main() -> None:
     """Serve lines until the input ends."""
-    importlib.import_module("qhw_diffusion.runs")  # seconds; a client does it when it first shows its progress
+    # What a client imports when it first shows its progress, sends a job of an Estimator, or asks at all
+    for name in ("qhw_diffusion.runs", "qiskit_ibm_runtime.executor_estimator.estimator", "netrc"):
+        importlib.import_module(name)
+    gc.freeze()  # no process looks through it again, and copies its pages
     print("ready", flush=True)
     for line in sys.stdin:
         order = json.loads(line)

@@ -147,7 +147,7 @@ def test_killed_at_any_moment_what_was_acknowledged_is_there(tmp_path: Path) -> 
 
         pid = child(work)
         os.close(writing)
-        time.sleep(random.uniform(0.1, 0.6))
+        time.sleep(random.uniform(0.05, 0.3))
         os.kill(pid, signal.SIGKILL)
         assert ended(pid) == -signal.SIGKILL
         with os.fdopen(reading) as told:

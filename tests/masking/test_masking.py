@@ -408,13 +408,13 @@ def test_an_empty_or_absent_token_masks_nothing(monkeypatch: pytest.MonkeyPatch)
     ],
 )
 def test_time_grows_with_the_length_and_no_faster(monkeypatch: pytest.MonkeyPatch, piece: str) -> None:
-    """Quadratic time would be minutes."""
+    """Quadratic time would be many seconds."""
     monkeypatch.setenv("QISKIT_IBM_TOKEN", "Own-Token-0123456789")
     for opening in ("", "token=", 'token="', '"token": ["', "://", "eyJaaaaaaaa."):
-        text = opening + piece * (100_000 // len(piece))
+        text = opening + piece * (30_000 // len(piece))
         started = time.process_time()
         without_tokens(text)
-        assert time.process_time() - started < 5.0, opening
+        assert time.process_time() - started < 0.45, opening  # it takes some hundredths
 
 
 def test_a_line_of_a_megabyte() -> None:

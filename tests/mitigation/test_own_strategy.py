@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess
+import runpy
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -178,7 +178,7 @@ def test_a_layer_with_it_is_saved_and_loaded(file, policy, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_script_that_runs_is_the_file_of_that_name(file):
+def test_a_script_that_runs_is_the_file_of_that_name(file, capsys):
     """What a script defines is saved by the script's path, and is the same class when it is named within the script."""
     with open(file, "a") as script:
         script.write(
@@ -187,8 +187,8 @@ def test_a_script_that_runs_is_the_file_of_that_name(file):
             "engine = Mitigated('noisy', [Line(0.2)])\n"
             "print(spec_of(engine), engine_of('noisy+lines.py:Line:0.2') == engine)\n"
         )
-    done = subprocess.run([sys.executable, file], capture_output=True, text=True)
-    assert done.stdout.split() == ["noisy+lines.py:Line:0.2", "True"], done.stderr
+    runpy.run_path(file, run_name="__main__")
+    assert capsys.readouterr().out.split() == ["noisy+lines.py:Line:0.2", "True"]
 
 
 @pytest.mark.parametrize(

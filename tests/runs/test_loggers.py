@@ -6,17 +6,24 @@ Weights & Biases and MLflow are stood in for by modules that keep what they are 
 from __future__ import annotations
 
 import importlib.machinery
+import io
 import json
+import re
+import signal
 import sys
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from qhw_diffusion.cli import main
 from qhw_diffusion.errors import InvalidInputError, MissingDependencyError, UnknownNameError
-from qhw_diffusion.runs import RunFolder, logging_to
+from qhw_diffusion.runs import RunFolder, evaluation_metrics, logging_to
 from qhw_diffusion.runs import loggers as module
 
 OWN = '''
@@ -49,6 +56,21 @@ class Short:
         values.clear()
 
 
+class Painter:
+    """Pictures too, but for the thirteenth."""
+
+    def __init__(self, run):
+        self.folder = run.path.parent
+
+    def log(self, step, values):
+        pass
+
+    def picture(self, step, name, png):
+        if step == 13:
+            raise OSError(f"step {{step}}")
+        (self.folder / f"picture-{{step}}.png").write_bytes(png)
+
+
 def unmade(run):
     raise OSError("no such host")
 
@@ -70,7 +92,7 @@ def run(tmp_path: Path) -> RunFolder:
     return RunFolder.create(tmp_path / "run", kind="guidance", config=config)
 
 
-def told(tmp_path: Path) -> list[str]:
+def told_of(tmp_path: Path) -> list[str]:
     return (tmp_path / "told.txt").read_text().splitlines()
 
 
@@ -86,7 +108,7 @@ def test_a_logger_of_a_user_s_own_is_told_finite_numbers_and_a_resumed_run_from_
         again.truncate_metrics(2)
         with again:
             again.log(2, {"losses/policy": 0.2})
-    assert told(tmp_path) == [
+    assert told_of(tmp_path) == [
         f"made {run.id} guidance 3 None",
         "1 [('losses/policy', 0.5)]",
         "2 [('losses/policy', 0.25)]",
@@ -113,8 +135,8 @@ def test_a_logger_that_fails_is_told_once_and_stops_nothing(
     assert len(lines) == 2, lines
     assert "mine.py:unmade fails (OSError: no such host)" in lines[0]
     assert "mine.py:Kept fails (RuntimeError: the place is full): from here on" in lines[1]
-    assert str(run.path / "metrics.jsonl") in lines[1]
-    assert [line.split()[0] for line in told(tmp_path)] == ["made", "4", "5"]
+    assert str(run.path) in lines[1]
+    assert [line.split()[0] for line in told_of(tmp_path)] == ["made", "4", "5"]
     assert list(run.path.glob("events*"))
 
 
@@ -179,8 +201,8 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
         def log(self, values: dict[str, float]) -> None:
             made.append(("log", values))
 
-        def finish(self) -> None:
-            made.append(("finish",))
+        def finish(self, exit_code: int) -> None:
+            made.append(("finish", exit_code))
 
     def init(**settings: Any) -> Run:
         made.append(("init", settings))
@@ -209,14 +231,18 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
         def update_run(self, run: str, status: str) -> None:
             made.append(("update", run, status))
 
-        def log_param(self, run: str, name: str, value: str) -> None:
-            made.append(("param", name, value))
+        def log_batch(self, run: str, metrics: list[Any] = [], params: list[Any] = []) -> None:  # noqa: B006
+            assert len(params) <= 100, "as MLflow refuses"
+            made.extend(("param", *each) for each in params)
+            if metrics:
+                made.append(("log", run, [(m.key, m.value, m.step) for m in metrics]))
 
-        def log_batch(self, run: str, metrics: list[Any]) -> None:
-            made.append(("log", run, [(m.key, m.value, m.step) for m in metrics]))
+        def log_image(self, run: str, image: Any, *, key: str, step: int) -> None:
+            assert re.match(r"^[a-zA-Z0-9_\-./ ]+$", key), "as MLflow refuses"
+            made.append(("picture", run, key, step, image.size))
 
-        def set_terminated(self, run: str) -> None:
-            made.append(("finish", run))
+        def set_terminated(self, run: str, status: str) -> None:
+            made.append(("finish", run, status))
 
     def metric(key: str, value: float, timestamp: int, step: int) -> Any:
         assert timestamp > 1e12, "milliseconds"
@@ -224,7 +250,9 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
 
     wandb, mlflow, entities = ModuleType("wandb"), ModuleType("mlflow"), ModuleType("mlflow.entities")
     wandb.init, wandb.Settings = init, lambda **settings: settings  # type: ignore[attr-defined]
+    wandb.Image = lambda image: ("image", image.size)  # type: ignore[attr-defined]
     mlflow.MlflowClient, entities.Metric = Client, metric  # type: ignore[attr-defined]
+    entities.Param = lambda name, value: (name, value)  # type: ignore[attr-defined]
     for stand_in in (wandb, mlflow, entities):
         stand_in.__spec__ = importlib.machinery.ModuleSpec(stand_in.__name__, None, origin="here")
         monkeypatch.setitem(sys.modules, stand_in.__name__, stand_in)
@@ -250,7 +278,9 @@ def test_weights_and_biases_is_told_its_run_its_settings_and_every_step(
     assert first == second, "a resumed run is the same run"
     assert first["id"] == run.id
     assert (first["resume"], first["project"], first["dir"]) == ("allow", "qhw-diffusion", str(run.path))
-    assert first["config"] == {"kind": "guidance", **run.config}
+    versions = {"version": run.manifest["qhw_diffusion"], "commit": run.manifest["commit"]}
+    assert first["config"] == {"kind": "guidance", **{k: v for k, v in versions.items() if v}, **run.config}
+    assert (first["name"], first["job_type"]) == ("run", "guidance")
     quiet = first["settings"]
     assert quiet["disable_git"] is quiet["x_disable_meta"] is True
     assert quiet["save_code"] is False
@@ -259,7 +289,7 @@ def test_weights_and_biases_is_told_its_run_its_settings_and_every_step(
         ({"step": 1, "losses/policy": 0.4},),
     ]
     assert ("*", {"step_metric": "step"}) in calls.of("define"), "steps may go back"
-    assert len(calls.of("finish")) == 2
+    assert calls.of("finish") == [(0,), (0,)]
     monkeypatch.setenv("WANDB_PROJECT", "mine")
     run.log(3, {"losses/policy": 1.0})  # outside of the block: TensorBoard
     with logging_to(["wandb"]):
@@ -271,14 +301,201 @@ def test_weights_and_biases_is_told_its_run_its_settings_and_every_step(
 def test_mlflow_is_told_its_run_its_settings_and_every_step(run: RunFolder, calls: Calls) -> None:
     logged_and_resumed(run, "mlflow")
     assert calls.of("experiment") == [("qhw-diffusion",)]
-    assert calls.of("run") == [("run", {"qhw.run": run.id, "qhw.kind": "guidance"})], "a resumed run is the same run"
+    (told,) = calls.of("run")  # a resumed run is the same run
+    versions = {"qhw.version": run.manifest["qhw_diffusion"], "qhw.commit": run.manifest["commit"]}
+    assert told[0] == "run"
+    assert told[1] == {"qhw.run": run.id, "qhw.kind": "guidance", **{k: v for k, v in versions.items() if v}}
     assert calls.of("param") == [("seed", "3"), ("ppo.rate", "0.1"), ("ppo.layers", "[1, 2]"), ("empty", "{}")]
     assert calls.of("log") == [
         ("r1", [("losses/policy", 0.5, 1), ("charts/reward", 2.0, 1)]),
         ("r1", [("losses/policy", 0.4, 1)]),
     ]
     assert calls.of("update") == [("r1", "RUNNING")]
-    assert calls.of("finish") == [("r1",), ("r1",)]
+    assert calls.of("finish") == [("r1", "FINISHED"), ("r1", "FINISHED")]
+
+
+def test_mlflow_takes_more_settings_than_one_call_and_names_of_any_characters(tmp_path: Path, calls: Calls) -> None:
+    config = {f"Δ {index}": index for index in range(250)}
+    run = RunFolder.create(tmp_path / "run", kind="guidance", config=config)
+    with logging_to(["mlflow"]), run:
+        run.begin()
+        run.log(1, {"reward/mine.py:Own (Δ)": 2.0})
+    assert calls.of("param") == [(f"_ {index}", str(index)) for index in range(250)]
+    assert calls.of("log") == [("r1", [("reward/mine.py_Own ___", 2.0, 1)])]
+
+
+# -- how a run ends ----------------------------------------------------------------------------------------------------
+
+
+def loop(run: RunFolder, *, steps: int, interrupted_at: int) -> int:
+    """A loop as the trainings have it; returns how many steps it made."""
+    with run.interruptible() as stop:
+        for step in range(steps):
+            run.log(step, {"losses/policy": 1.0})
+            if step == interrupted_at:
+                signal.raise_signal(signal.SIGINT)
+            if step + 1 < steps and stop.requested:
+                return step + 1
+    return steps
+
+
+def raises(error: type[BaseException]) -> Callable[[RunFolder], int]:
+    def work(run: RunFolder) -> int:
+        run.log(0, {"losses/policy": 1.0})
+        raise error
+
+    return work
+
+
+@pytest.mark.parametrize(
+    ("work", "outcome", "status", "code"),
+    [
+        (lambda run: loop(run, steps=3, interrupted_at=5), "finished", "FINISHED", 0),
+        (lambda run: loop(run, steps=3, interrupted_at=1), "stopped", "KILLED", 255),
+        (lambda run: loop(run, steps=3, interrupted_at=2), "finished", "FINISHED", 0),  # it was the last step anyway
+        (raises(KeyboardInterrupt), "stopped", "KILLED", 255),
+        (raises(InvalidInputError), "failed", "FAILED", 1),
+        (raises(ZeroDivisionError), "failed", "FAILED", 1),
+        (raises(SystemExit), "failed", "FAILED", 1),
+    ],
+)
+def test_loggers_are_told_how_a_run_ends(
+    run: RunFolder, calls: Calls, work: Callable[[RunFolder], int], outcome: str, status: str, code: int
+) -> None:
+    ends = suppress(KeyboardInterrupt, InvalidInputError, ZeroDivisionError, SystemExit)
+    with logging_to(["wandb", "mlflow"]), ends, run:
+        run.begin()
+        work(run)
+    assert run.outcome == outcome
+    assert calls.of("finish") == [(code,), ("r1", status)]
+
+
+def test_a_run_that_was_stopped_and_goes_on_to_its_end_is_finished(run: RunFolder, calls: Calls) -> None:
+    with logging_to(["mlflow"]):
+        with run:
+            run.begin()
+            assert loop(run, steps=3, interrupted_at=0) == 1
+        again = RunFolder.open(run.path, kind="guidance")
+        again.truncate_metrics(1)
+        with again:
+            assert loop(again, steps=3, interrupted_at=9) == 3
+    assert calls.of("finish") == [("r1", "KILLED"), ("r1", "FINISHED")]
+    assert calls.of("update") == [("r1", "RUNNING")]
+    assert len(calls.of("run")) == 1
+
+
+def test_an_evaluation_does_not_finish_what_was_stopped(run: RunFolder, calls: Calls) -> None:
+    with logging_to(["mlflow"]):
+        with run:
+            run.begin()
+            assert loop(run, steps=3, interrupted_at=0) == 1
+        with RunFolder.open(run.path, kind="guidance") as evaluated:
+            evaluated.tell({"evaluation/fd": 1.0})
+    assert calls.of("log")[-1] == ("r1", [("evaluation/fd", 1.0, 0)])
+    assert calls.of("finish") == [("r1", "KILLED")]
+    assert not calls.of("update")
+
+
+# -- pictures ----------------------------------------------------------------------------------------------------------
+
+
+def png(width: int = 7, height: int = 5, mode: str = "RGB") -> bytes:
+    file = io.BytesIO()
+    Image.new(mode, (width, height)).save(file, format="png")
+    return file.getvalue()
+
+
+def test_pictures_go_to_every_logger_that_takes_them(
+    run: RunFolder, calls: Calls, own: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    drawn = []
+
+    def draw() -> bytes:
+        drawn.append(1)
+        return png()
+
+    names = ["tensorboard", "wandb", "mlflow", f"{own}:Kept", f"{own}:Painter", f"{own}:Short"]
+    with logging_to(names), run:
+        run.begin()
+        run.log(3, {"losses/policy": 1.0})
+        told = {"evaluation/on fake, noisy/fd": 2.0, "evaluation/nothing": float("nan")}
+        run.tell(told, {"evaluation/samples, noisy": draw})
+        run.tell({}, {"charts/samples": lambda: png(mode="L")}, step=9)
+    assert len(drawn) == 1, "once for all of them"
+    assert [row["step"] for row in run.metrics()] == [3], "what is told is in a file of its own"
+    found = EventAccumulator(str(run.path)).Reload()
+    assert found.Tags()["scalars"] == ["losses/policy", "evaluation/on fake, noisy/fd"]
+    for name, step, content in (("evaluation/samples, noisy", 3, png()), ("charts/samples", 9, png(mode="L"))):
+        (image,) = found.Images(name)
+        assert (image.step, image.width, image.height, image.encoded_image_string) == (step, 7, 5, content)
+    assert calls.of("log") == [
+        ({"step": 3, "losses/policy": 1.0},),
+        ("r1", [("losses/policy", 1.0, 3)]),
+        ({"step": 3, "evaluation/on fake, noisy/fd": 2.0},),
+        ("r1", [("evaluation/on fake_ noisy/fd", 2.0, 3)]),
+        ({"step": 3, "evaluation/samples, noisy": ("image", (7, 5))},),
+        ({"step": 9, "charts/samples": ("image", (7, 5))},),
+    ]
+    assert calls.of("picture") == [
+        ("r1", "evaluation/samples_ noisy", 3, (7, 5)), ("r1", "charts/samples", 9, (7, 5)),
+    ]  # fmt: skip
+    assert (tmp_path / "picture-3.png").read_bytes() == png()
+    assert [line.split()[0] for line in told_of(tmp_path)] == ["made", "3", "3", "closed"]
+    assert capsys.readouterr().err == "", "a logger of numbers alone is a whole one"
+
+
+def test_nothing_is_drawn_for_loggers_of_numbers_alone(run: RunFolder, own: str) -> None:
+    drawn: list[bytes] = []
+
+    def draw() -> bytes:
+        drawn.append(png())
+        return drawn[-1]
+
+    pictures = {"charts/samples": draw}
+    with logging_to([f"{own}:Kept"]), run:
+        run.begin()
+        run.tell({}, pictures)
+    with logging_to(["none"]), run:
+        run.tell({"evaluation/fd": 1.0}, pictures)
+    run.tell({"evaluation/fd": 1.0}, pictures)  # nothing was chosen
+    assert not drawn
+
+
+def test_an_evaluated_run_has_loggers_only_where_they_are_chosen(run: RunFolder) -> None:
+    run.tell({"evaluation/fd": 1.0}, {"charts/samples": png})
+    assert not list(run.path.glob("events*"))
+    with logging_to(["tensorboard"]), run:
+        run.tell({"evaluation/fd": 1.0}, {"charts/samples": png})
+    (scalar,) = EventAccumulator(str(run.path)).Reload().Scalars("evaluation/fd")
+    assert (scalar.step, scalar.value) == (0, 1.0)
+
+
+def test_a_picture_that_cannot_be_drawn_or_taken_stops_nothing(
+    run: RunFolder, own: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def undrawable() -> bytes:
+        raise MemoryError("of\nfive channels")
+
+    with logging_to(["tensorboard", f"{own}:Painter"]), run:
+        run.begin()
+        run.tell({}, {"charts/first": undrawable, "charts/second": png}, step=1)
+        run.tell({}, {"charts/third": png}, step=13)
+        run.tell({}, {"charts/fourth": png}, step=14)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "qhw: no picture charts/first (MemoryError: of five channels)"
+    assert len(lines) == 2
+    assert "mine.py:Painter fails (OSError: step 13)" in lines[1]
+    assert [file.name for file in tmp_path.glob("*.png")] == ["picture-1.png"]
+    assert EventAccumulator(str(run.path)).Reload().Tags()["images"] == [
+        "charts/second", "charts/third", "charts/fourth",
+    ]  # fmt: skip
+
+
+def test_means_over_seeds_and_numbers_are_metrics_of_an_evaluation() -> None:
+    values = {"before": {"fd": [1.0, 3.0]}, "after": {"fd": 1.5, "jobs": 2}}
+    assert evaluation_metrics(values) == {
+        "evaluation/before/fd": 2.0, "evaluation/after/fd": 1.5, "evaluation/after/jobs": 2.0,
+    }  # fmt: skip
 
 
 @pytest.mark.usefixtures("calls")
@@ -311,8 +528,8 @@ def test_a_training_on_the_command_line(
     assert "did you mean wandb" in capsys.readouterr().err
     assert not Path("out").exists()
     assert main([*words, "--logger", "mine.py:Kept", "--logger", "tensorboard"]) == 0
-    assert told(tmp_path)[0].split()[2] == "classifier"
+    assert told_of(tmp_path)[0].split()[2] == "classifier"
     rows = [json.loads(line) for line in Path("out/metrics.jsonl").read_text().splitlines()]
-    assert len(told(tmp_path)) == len(rows) + 2
+    assert len(told_of(tmp_path)) == len(rows) + 2
     assert list(Path("out").glob("events*"))
     assert module._chosen == []

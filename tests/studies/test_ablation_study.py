@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from calibrations import few_calibration_images  # noqa: F401 - for every test here
 
 from qhw_diffusion.errors import InvalidInputError, QhwError
 from qhw_diffusion.experiment import load_study, open_study, run_study, write_page
@@ -20,7 +21,8 @@ from qhw_diffusion.studies.ablation.page import PARTS, on_the_frontier
 SMALL = QUICK.replace(
     study=QUICK.study.replace(
         policy=PolicyConfig(device="fake_manila"),
-        n_steps=4,
+        n_steps=2,
+        spacing="trailing",
         constants=(1.0, 1.5),
         sweep_images=20,
         tune_images=20,

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from calibrations import few_calibration_images  # noqa: F401 - for every test here
 
 from qhw_diffusion.errors import InvalidInputError, UnknownNameError
 from qhw_diffusion.experiment import Results, load_study, open_study, run_study, write_page

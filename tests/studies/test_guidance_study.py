@@ -13,7 +13,7 @@ from scipy import stats
 
 from qhw_diffusion.diffusion import METRICS
 from qhw_diffusion.errors import InvalidInputError, RunFolderError, UnknownNameError
-from qhw_diffusion.experiment import Results, load_study, open_study, run_study, write_page
+from qhw_diffusion.experiment import Page, Results, load_study, open_study, run_study, write_page
 from qhw_diffusion.experiment.study import cell_file, load_results
 from qhw_diffusion.guidance import PathwiseConfig, PPOConfig
 from qhw_diffusion.runs import RunFolder, atomic_write_json
@@ -60,6 +60,13 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
 @pytest.fixture(scope="module")
 def results(finished: RunFolder) -> Results[GuidanceStudyConfig]:
     return load_results(STUDY, finished)
+
+
+@pytest.fixture(scope="module")
+def written(results: Results[GuidanceStudyConfig]) -> tuple[Page, str]:
+    """The page of the study and its HTML; eleven figures take seconds."""
+    page, file = write_page(results)
+    return page, file.read_text()
 
 
 @pytest.mark.slow
@@ -131,9 +138,10 @@ def test_paired_tests_are_those_of_scipy(results: Results[GuidanceStudyConfig]) 
 
 
 @pytest.mark.slow
-def test_the_page_says_what_the_numbers_say(results: Results[GuidanceStudyConfig], tmp_path: Path) -> None:
-    page, file = write_page(results)
-    html = file.read_text()
+def test_the_page_says_what_the_numbers_say(
+    results: Results[GuidanceStudyConfig], written: tuple[Page, str], tmp_path: Path
+) -> None:
+    page, html = written
     sentences, _ = findings(results)
     tests = compared_with_all(results, "constant").values()
     winners = [t for t in tests if t.significant() and t.difference.mean < 0]
@@ -160,9 +168,10 @@ def test_the_page_says_what_the_numbers_say(results: Results[GuidanceStudyConfig
 
 
 @pytest.mark.slow
-def test_the_page_begins_with_the_headroom_and_tells_shares(results: Results[GuidanceStudyConfig]) -> None:
-    page, file = write_page(results)
-    html = file.read_text()
+def test_the_page_begins_with_the_headroom_and_tells_shares(
+    results: Results[GuidanceStudyConfig], written: tuple[Page, str]
+) -> None:
+    page, html = written
     assert html.index(">Headroom</h2>") < html.index(">What came out</h2>")
     means = {what: np.mean(oracle(results, what, "energy")) for what in ("constant", "schedule", "feedback")}
     share = (means["constant"] - np.mean(values(results, "quantum", "energy"))) / (

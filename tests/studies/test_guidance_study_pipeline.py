@@ -36,9 +36,10 @@ CONFIG = DEMO_QUICK.replace(
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Results[GuidanceStudyConfig]]:
-    """With 200 real images of the prompts in place of 1,200."""
+    """With 200 real images of the prompts in place of 1,200, and 20 in place of 200 for the scale of the reward."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("qhw_diffusion.diffusion.text_to_image.images._AT_LEAST", 200)
+        patch.setattr("qhw_diffusion.guidance.training._CALIBRATION_IMAGES", 20)
         experiment.models_of.cache_clear()
         yield run_study(STUDY, open_study(STUDY, tmp_path_factory.mktemp("study") / "run", CONFIG))
     experiment.models_of.cache_clear()

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from undrawn import figures_undrawn
 
 from qhw_diffusion.denoising.ensembles import mmd
 from qhw_diffusion.denoising.states import check_density, check_pure
@@ -189,6 +190,7 @@ def test_every_experiment_runs_and_gives_the_numbers_of_the_version_before(tmp_p
 
 
 @pytest.mark.slow
+@figures_undrawn()
 def test_what_is_done_is_not_done_again(tmp_path: Path) -> None:
     out = tmp_path / "run"
     told = study_command(STUDY, TINY, out, command="qhw study reproductions", markdown=tmp_path / "page.md")

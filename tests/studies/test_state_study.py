@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from calibrations import few_calibration_images  # noqa: F401 - for every test here
 
 from qhw_diffusion.diffusion import evaluate_samples
 from qhw_diffusion.errors import InvalidInputError, UnknownNameError

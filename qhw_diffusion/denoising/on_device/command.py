@@ -28,6 +28,7 @@ from qhw_diffusion.denoising.on_device.report import render_evaluation, share_na
 from qhw_diffusion.denoising.quotient import Quotient
 from qhw_diffusion.diffusion import Classifier, accuracy, evaluate_samples, load_dataset
 from qhw_diffusion.on_device.access import AccessConfig, at_device, open_access
+from qhw_diffusion.on_device.filed import spent_so_far
 from qhw_diffusion.on_device.receipt import run_name
 from qhw_diffusion.runs import Place, RunFolder, atomic_write_json
 
@@ -82,35 +83,39 @@ def denoise_on_device(
     )
     judge = _Judge(run, evaluation_classifier)  # what is missing is told before anything is paid
     prepared = prepare(asked, place.out, resume=place.resume, overwrite=place.overwrite, command=place.command)
-    with prepared.folder, open_access(access_config, run_name(prepared.folder, asked.device)) as access:
-        access.require_cap()
-        if primitive is None and chosen == "sampler":
-            print("by a Sampler: this model keeps its outcomes, and an Estimator gives no outcome records", flush=True)
-        if prepared.sampler is None:
-            cost = access.cost(prepared.compiled, asked.images)
-        else:
-            pubs = [pub for pub, _ in prepared.pubs(access.sampler("estimate"))]
-            cost = access.sampling_cost(pubs, prepared.compiled.device)
-        print(access.cost_text(cost), flush=True)
-        width = len(prepared.compiled.physical_qubits)
-        if not access.paid and width > _QUICK_QUBITS:
-            print(
-                f"{width} qubits with noise are simulated here: minutes for each image, four times as many for every "
-                "further qubit; a model of fewer steps or ancillas takes less",
-                flush=True,
-            )
-        with at_device(prepared.folder, access):
-            measured = measure(prepared, access)
-            prepared.folder.begin()
-        # charges are stated later
-        measured = Measured(measured.denoised, access.receipt(purpose_of(prepared)), measured.outcomes)
-        paid = access.paid
-    if measured.outcomes is not None:  # only now it is known of which histories the images are
-        prepared = with_predictions(prepared, measured.outcomes)
-    judged = judge(prepared, measured)
-    atomic_write_json(place.out / "results.json", results_of(prepared, measured, judged))
-    command = prepared.folder.manifest["command"] or place.command
-    report = render_evaluation(prepared, measured, judged, mode=access_config.mode, paid=paid, command=command)
+    with prepared.folder as folder:
+        with open_access(access_config, run_name(folder, asked.device)) as access:
+            access.require_cap()
+            if primitive is None and chosen == "sampler":
+                print(
+                    "by a Sampler: this model keeps its outcomes, and an Estimator gives no outcome records", flush=True
+                )
+            if prepared.sampler is None:
+                cost = access.cost(prepared.compiled, asked.images)
+            else:
+                pubs = [pub for pub, _ in prepared.pubs(access.sampler("estimate"))]
+                cost = access.sampling_cost(pubs, prepared.compiled.device)
+            print(access.cost_text(cost), flush=True)
+            width = len(prepared.compiled.physical_qubits)
+            if not access.paid and width > _QUICK_QUBITS:
+                print(
+                    f"{width} qubits with noise are simulated here: minutes for each image, four times as many for "
+                    "every further qubit; a model of fewer steps or ancillas takes less",
+                    flush=True,
+                )
+            with at_device(folder, access):
+                measured = measure(prepared, access)
+                folder.begin()
+            # charges are stated later
+            measured = Measured(measured.denoised, access.receipt(purpose_of(prepared)), measured.outcomes)
+            paid, spent = access.paid, spent_so_far(access)
+        if measured.outcomes is not None:  # only now it is known of which histories the images are
+            prepared = with_predictions(prepared, measured.outcomes)
+        judged = judge(prepared, measured)
+        atomic_write_json(place.out / "results.json", results_of(prepared, measured, judged))
+        command = folder.manifest["command"] or place.command
+        report = render_evaluation(prepared, measured, judged, mode=access_config.mode, paid=paid, command=command)
+        folder.tell(spent)
     return _text(prepared, measured, report)
 
 

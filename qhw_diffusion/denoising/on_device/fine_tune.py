@@ -11,7 +11,7 @@ replaced after every update, so a run that goes on repeats at most the update it
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -270,8 +270,9 @@ def tune(
     *,
     resume: bool,
     on_update: Callable[[int, dict[str, float]], None] | None = None,
+    also: Callable[[], Mapping[str, float]] | None = None,
 ) -> tuple[AmplitudeQDM, History]:
-    """The updates; returns the tuned denoiser and the log.
+    """The updates; returns the tuned denoiser and the log. `on_update` and `also` as in `train_task`.
 
     After Ctrl-C fewer updates are in the log than asked for; the checkpoint has them.
     """
@@ -294,7 +295,7 @@ def tune(
     ask(int(load_checkpoint(folder)[1]["updates"]) if resume else 0)
     if not resume:
         folder.truncate_metrics(0)  # of an update that was cut short
-    return model, train_task(task, run=folder, resume=resume, on_update=after)
+    return model, train_task(task, run=folder, resume=resume, on_update=after, also=also)
 
 
 def keep_tuned(folder: RunFolder, model: AmplitudeQDM, record: dict[str, Any]) -> None:

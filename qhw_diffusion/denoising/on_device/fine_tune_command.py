@@ -30,10 +30,10 @@ from qhw_diffusion.execution.engine import rows_of
 from qhw_diffusion.experiment import p_text
 from qhw_diffusion.experiment.statistics import interval_cell, paired_test
 from qhw_diffusion.on_device.access import at_device, open_access
-from qhw_diffusion.on_device.filed import spent_by, spent_text, work_text
+from qhw_diffusion.on_device.filed import spent_by, spent_so_far, spent_text, work_text
 from qhw_diffusion.on_device.receipt import run_name
 from qhw_diffusion.on_device.settings import AccessConfig, ComparisonConfig
-from qhw_diffusion.runs import Place, RunFolder, progress
+from qhw_diffusion.runs import Place, RunFolder, evaluation_metrics, progress
 
 # Names in the table: as it came (no updates), the same updates simulated where it was trained, updates on the device
 BEFORE, SIMULATED, AFTER = "before", "simulated updates", "after"
@@ -41,6 +41,7 @@ BEFORE, SIMULATED, AFTER = "before", "simulated updates", "after"
 _FIRST_SEED = 10_000
 _TITLES = {"energy": "energy", "fd": "FD", "accuracy": "accuracy", "success": "success probability"}
 _DIGITS = {"energy": 3, "fd": 2, "accuracy": 3, "success": 4}
+_WITHIN = {"accuracy": (0.0, 1.0), "success": (0.0, 1.0)}
 
 
 def tune_denoiser(
@@ -70,28 +71,32 @@ def tune_denoiser(
     classifier = Classifier.load(asked.evaluation_classifier or config["data"], "evaluation")
     heldout = load_dataset(config["data"], "heldout", config["data_root"])
     tuning = prepare_tuning(asked, out, command=place.command, resume=place.resume, overwrite=place.overwrite)
-    with tuning.folder, open_access(access_config, run_name(tuning.folder, asked.device)) as access:
-        access.require_cap()
-        print(f"{work_text(access, tuning.compiled, tuning.work)}\n{tuning.about_loss}", flush=True)
-        with at_device(tuning.folder, access):
-            tuned, history = tune(tuning, access, resume=place.resume, on_update=_say)
-        spent = spent_by(access)
-    if len(history) < asked.updates:
-        raise KeyboardInterrupt
-    players = {BEFORE: tuning.original, SIMULATED: simulated_updates(tuning), AFTER: tuned}
-    seeds, images = comparison.seeds, comparison.images
-    values = compare(players, tuning.compiled, classifier, heldout, seeds=seeds, images=images)
-    record = {
-        **spent,
-        "work": tuning.work,
-        "about_loss": tuning.about_loss,
-        "seeds": seeds,
-        "images": images,
-        "history": history,
-        "values": values,
-        "tests": tests_of(values),
-    }
-    keep_tuned(tuning.folder, tuned, record)
+    with tuning.folder as run:
+        with open_access(access_config, run_name(run, asked.device)) as access:
+            access.require_cap()
+            print(f"{work_text(access, tuning.compiled, tuning.work)}\n{tuning.about_loss}", flush=True)
+            with at_device(run, access):
+                tuned, history = tune(
+                    tuning, access, resume=place.resume, on_update=_say, also=lambda: spent_so_far(access)
+                )
+            spent, told = spent_by(access), spent_so_far(access)
+        if len(history) < asked.updates:
+            raise KeyboardInterrupt
+        players = {BEFORE: tuning.original, SIMULATED: simulated_updates(tuning), AFTER: tuned}
+        seeds, images = comparison.seeds, comparison.images
+        values = compare(players, tuning.compiled, classifier, heldout, seeds=seeds, images=images)
+        record = {
+            **spent,
+            "work": tuning.work,
+            "about_loss": tuning.about_loss,
+            "seeds": seeds,
+            "images": images,
+            "history": history,
+            "values": values,
+            "tests": tests_of(values),
+        }
+        keep_tuned(run, tuned, record)
+        run.tell(told | evaluation_metrics(values))
     return _text(tuning, record)
 
 
@@ -170,7 +175,8 @@ def _text(tuning: Tuning, record: Mapping[str, Any]) -> str:
         f"{'':<18}" + "".join(f"{_TITLES[key] + ' [95 %]':>30}" for key in keys),
     ]
     for name, metrics in values.items():
-        lines.append(f"{name:<18}" + "".join(f"{interval_cell(metrics[key], _DIGITS[key]):>30}" for key in keys))
+        cells = (interval_cell(metrics[key], _DIGITS[key], within=_WITHIN.get(key)) for key in keys)
+        lines.append(f"{name:<18}" + "".join(f"{cell:>30}" for cell in cells))
     for name, tests in record["tests"].items():
         for key in (key for key in ("energy", "fd", "success") if key in tests):
             t = tests[key]

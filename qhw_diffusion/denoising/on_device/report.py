@@ -13,6 +13,7 @@ from qhw_diffusion.denoising.on_device.evaluation import CIRCUIT, ImageCheck, Me
 from qhw_diffusion.experiment import plots as figures
 from qhw_diffusion.experiment.page import Page, Section
 from qhw_diffusion.on_device.report import add_device, add_reproduction
+from qhw_diffusion.runs import evaluation_metrics
 
 # Images shown with their error bars, and rows of the table
 _SHOWN, _ROWS = 10, 64
@@ -27,7 +28,7 @@ def render_evaluation(
     paid: bool,
     command: str,
 ) -> Path:
-    """Write report.html into the evaluation's folder; returns its path."""
+    """Write report.html into the evaluation's folder, and tell its loggers; returns its path."""
     asked, compiled, config = prepared.asked, prepared.compiled, prepared.model.reverse.config
     checks = check_images(prepared, measured)
     dynamic = prepared.sampler is not None and prepared.sampler.way == "dynamic"
@@ -49,6 +50,7 @@ def render_evaluation(
     )
     _jobs(page.section("Jobs"), prepared, measured, mode, paid)
     add_reproduction(page.section("How to reproduce"), prepared.folder, asked.ledger, command)
+    prepared.folder.tell(evaluation_metrics(judged), page.pictures())
     return page.save(prepared.folder.path / "report.html")
 
 

@@ -81,7 +81,7 @@ def evaluate(
     floor = judge(draw(ATTRIBUTE_TABLE[labels], torch.Generator().manual_seed(seed)), labels)
     lines.append(_line("real", "", floor))
     for count in steps:
-        atomic_write_bytes(Path(out) / f"samples-{count}-steps.png", _picture(loaded, scales, count, seed))
+        atomic_write_bytes(Path(out) / f"samples-{count}-steps.png", picture(loaded, scales, count, seed))
     atomic_write_json(Path(out) / "results.json", {"constants": results, "real": floor.summary()})
     return "\n".join(lines)
 
@@ -105,7 +105,7 @@ def _row(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _picture(pipeline: Any, scales: Sequence[float], steps: int, seed: int) -> bytes:
+def picture(pipeline: Any, scales: Sequence[float], steps: int, seed: int) -> bytes:
     """A PNG: a column for each of ten prompts, a row for each scale, the same starting noise down a column."""
     from matplotlib.figure import Figure
 

@@ -101,7 +101,7 @@ def compare_controllers(prepared: Prepared, played: Played) -> list[Compared]:
     players: dict[str, PolicyOrSchedule] = {
         f"simulated, noise of {device}": prepared.policy,
         "simulated, no noise": prepared.policy.on(engine="ideal"),
-        f"constant g = {guidance.g0:g}": guidance.g0,
+        guidance.base_name: None,
     }
     compared = [Compared(f"on {device}", played.images, played.g, _evaluated(prepared, played.images, labels))]
     scorer = models.scorer(guidance.scorer)

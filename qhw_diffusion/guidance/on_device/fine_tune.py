@@ -135,10 +135,12 @@ def fine_tune(
     *,
     resume: bool,
     on_update: Any = None,
+    also: Any = None,
 ) -> tuple[QuantumPolicy, History]:
-    """The updates; returns the policy (on the device's noisy simulation) and the log. `on_update` as in `train_ppo`.
+    """The updates; returns the policy (on the device's noisy simulation) and the log.
 
-    After Ctrl-C fewer updates are in the log than asked for; the checkpoint has them.
+    `on_update` and `also` as in `train_ppo`. After Ctrl-C fewer updates are in the log than asked for; the checkpoint
+    has them.
     """
     ppo = asked.ppo(trained.ppo)
     first = int(load_checkpoint(run)[1]["updates"]) if resume and run.has_checkpoint else 0
@@ -159,7 +161,9 @@ def fine_tune(
     if not run.has_checkpoint:
         run.truncate_metrics(0)  # of an update that was cut short
     critic = critic_of(Path(asked.run), trained)
-    history = train_ppo(env, actor, critic, ppo, run=run, resume=resume and run.has_checkpoint, on_update=after)
+    history = train_ppo(
+        env, actor, critic, ppo, run=run, resume=resume and run.has_checkpoint, on_update=after, also=also
+    )
     tuned = actor.on(engine=Noisy())
     tuned.layer.gradient = None  # the method was for the device
     return tuned, history

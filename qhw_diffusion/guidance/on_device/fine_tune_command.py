@@ -30,10 +30,10 @@ from qhw_diffusion.guidance.on_device.settings import FineTuneConfig
 from qhw_diffusion.guidance.ppo import History
 from qhw_diffusion.guidance.training import KIND
 from qhw_diffusion.on_device.access import at_device, open_access
-from qhw_diffusion.on_device.filed import spent_by, spent_text, work_text
+from qhw_diffusion.on_device.filed import spent_by, spent_so_far, spent_text, work_text
 from qhw_diffusion.on_device.receipt import run_name
 from qhw_diffusion.on_device.settings import AccessConfig, ComparisonConfig
-from qhw_diffusion.runs import Place, RunFolder, progress, read_json
+from qhw_diffusion.runs import Place, RunFolder, evaluation_metrics, progress, read_json
 
 METRICS = ("energy", "fd", "accuracy", "return")
 
@@ -64,22 +64,27 @@ def fine_tune_run(
     run, trained, original = prepare_fine_tune(
         asked, out, command=place.command, resume=place.resume, overwrite=place.overwrite
     )
-    with run, open_access(access_config, run_name(run, asked.device)) as access:
-        access.require_cap()
-        models = load_models(ModelConfig.from_dict(read_json(out / MODELS_FILE)))
-        work = work_of(asked, original.layer.compiled, trained.config.n_steps)
-        print(work_text(access, original.layer.compiled, _parts(work)), flush=True)
-        with at_device(run, access):
-            actor, history = fine_tune(
-                asked, run, trained, original, models, access, resume=place.resume, on_update=_say
-            )
-        spent = spent_by(access)
-    if len(history) < asked.updates:
-        raise KeyboardInterrupt
-    seeds, images = comparison.seeds, comparison.images
-    values = compare(trained, original, actor, models, seeds=seeds, images=images)
-    record = {**spent, "work": work.__dict__, "seeds": seeds, "images": images, "history": history, "values": values}
-    keep_result(run, actor, record)
+    with run:
+        with open_access(access_config, run_name(run, asked.device)) as access:
+            access.require_cap()
+            models = load_models(ModelConfig.from_dict(read_json(out / MODELS_FILE)))
+            work = work_of(asked, original.layer.compiled, trained.config.n_steps)
+            print(work_text(access, original.layer.compiled, _parts(work)), flush=True)
+            with at_device(run, access):
+                actor, history = fine_tune(
+                    asked, run, trained, original, models, access,
+                    resume=place.resume, on_update=_say, also=lambda: spent_so_far(access),
+                )  # fmt: skip
+            spent, told = spent_by(access), spent_so_far(access)
+        if len(history) < asked.updates:
+            raise KeyboardInterrupt
+        seeds, images = comparison.seeds, comparison.images
+        values = compare(trained, original, actor, models, seeds=seeds, images=images)
+        record = {
+            **spent, "work": work.__dict__, "seeds": seeds, "images": images, "history": history, "values": values
+        }  # fmt: skip
+        keep_result(run, actor, record)
+        run.tell(told | evaluation_metrics(values))
     return _text(asked, run, history, record)
 
 
@@ -91,12 +96,12 @@ def compare(
     Both on the noisy simulation of the device's snapshot; the constant of the base scale goes with them.
     """
     config = trained.config
-    players: dict[str, Any] = {f"constant g = {config.g0:g}": config.g0, "before": before, "after": after}
+    players: dict[str, Any] = {config.base_name: None, "before": before, "after": after}
     values: dict[str, dict[str, list[float]]] = {name: {m: [] for m in METRICS} for name in players}
     with progress(total=seeds * len(players), desc="before and after", unit="run") as bar:
         for seed in range(seeds):
             labels, noise = draw_initial_noise(models.backbone, models.heldout, images, EVALUATION_SEED + seed)
-            base = rollout(models.backbone, config, labels, noise, config.g0).images
+            base = rollout(models.backbone, config, labels, noise, None).images
             for name, player in players.items():
                 sampled = sample_and_measure(
                     models, config, player, labels, noise, reward=trained.reward, reference=base

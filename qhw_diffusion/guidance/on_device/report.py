@@ -16,12 +16,13 @@ from qhw_diffusion.experiment.page import Section
 from qhw_diffusion.guidance.on_device.analysis import MIN_FD_IMAGES, Compared, StepCheck, changed_steps, check_steps
 from qhw_diffusion.guidance.on_device.rollout import Played, Prepared
 from qhw_diffusion.on_device.report import add_device, add_reproduction
+from qhw_diffusion.runs import evaluation_metrics
 
 
 def render_rollout(
     prepared: Prepared, played: Played, compared: Sequence[Compared], *, mode: str, paid: bool, command: str
 ) -> Path:
-    """Write report.html into the rollout's folder; returns its path."""
+    """Write report.html into the rollout's folder, and tell its loggers; returns its path."""
     asked, compiled = prepared.asked, prepared.compiled
     checks = check_steps(played, asked.shots)
     report = Report(
@@ -42,6 +43,7 @@ def render_rollout(
     )
     _jobs(report.section("Jobs"), prepared, played, mode, paid)
     add_reproduction(report.section("How to reproduce"), prepared.folder, asked.ledger, command)
+    prepared.folder.tell(evaluation_metrics({one.name: one.judged for one in compared}), report.pictures())
     return report.save(prepared.folder.path / "report.html")
 
 

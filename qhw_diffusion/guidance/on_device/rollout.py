@@ -234,7 +234,7 @@ def play(
             _save(folder, episode, kept, receipts)
             if on_step is not None:
                 on_step(episode.step_index, _played(episode, kept, receipts))
-            if stop.requested and not episode.done:
+            if not episode.done and stop.requested:
                 return None
     return _played(episode, kept, receipts)
 

@@ -23,6 +23,7 @@ from qhw_diffusion.guidance.on_device.rollout import (
     with_final_receipts,
 )
 from qhw_diffusion.on_device.access import AccessConfig, at_device, open_access
+from qhw_diffusion.on_device.filed import spent_so_far
 from qhw_diffusion.on_device.receipt import run_name
 from qhw_diffusion.runs import Place, atomic_write_json
 
@@ -76,22 +77,24 @@ def rollout_on_device(
         asked, out, resume=place.resume, overwrite=place.overwrite, command=place.command, changes=changes
     )
     steps = prepared.guidance.n_steps
-    with prepared.folder, open_access(access_config, run_name(prepared.folder, asked.device)) as access:
-        access.require_cap()
-        print(access.cost_text(access.cost(prepared.compiled, asked.images, calls=steps)), flush=True)
-        with at_device(prepared.folder, access):
-            played = play(
-                prepared, access, resume=place.resume, on_step=lambda done, so_far: _say(done, so_far, prepared)
-            )
-        if played is not None:
-            played = with_final_receipts(prepared, played, access)
-        paid = access.paid
-    if played is None:
-        raise KeyboardInterrupt
-    compared = compare_controllers(prepared, played)
-    atomic_write_json(out / "results.json", results_of(prepared, played, compared))
-    command = prepared.folder.manifest["command"] or place.command
-    report = render_rollout(prepared, played, compared, mode=access_config.mode, paid=paid, command=command)
+    with prepared.folder as folder:
+        with open_access(access_config, run_name(folder, asked.device)) as access:
+            access.require_cap()
+            print(access.cost_text(access.cost(prepared.compiled, asked.images, calls=steps)), flush=True)
+            with at_device(folder, access):
+                played = play(
+                    prepared, access, resume=place.resume, on_step=lambda done, so_far: _say(done, so_far, prepared)
+                )
+            if played is not None:
+                played = with_final_receipts(prepared, played, access)
+            paid, spent = access.paid, spent_so_far(access)
+        if played is None:
+            raise KeyboardInterrupt
+        compared = compare_controllers(prepared, played)
+        atomic_write_json(out / "results.json", results_of(prepared, played, compared))
+        command = folder.manifest["command"] or place.command
+        report = render_rollout(prepared, played, compared, mode=access_config.mode, paid=paid, command=command)
+        folder.tell(spent)
     return _text(compared, report)
 
 

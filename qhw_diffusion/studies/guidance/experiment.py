@@ -166,7 +166,8 @@ class GuidanceStudyConfig(Config):
     base: str = "best"
     """Base scale g0 of the policies: "best" is the best constant of the sweep; "middle" is the middle of the constants
     whose distance is within three times the best one's, so that there is something to learn before the best constant
-    is even reached. The schedules are tuned in either case."""
+    is even reached; the name of a tuned schedule that takes part: that schedule is what the policies correct, and where
+    a free schedule starts. The schedules are tuned in any case."""
     action_limit: float = 2.0
     """Largest |ΔCFG|; the guidance range is the base scale ± this, not below 0."""
     noise_pool: int = 1000
@@ -201,8 +202,8 @@ class GuidanceStudyConfig(Config):
             len(self.constants) >= 2 and all(math.isfinite(g) and g >= 0 for g in self.constants),
             f"constants must be two or more finite scales ≥ 0, got {self.constants}",
         )
-        if self.base not in BASES:
-            raise UnknownNameError.of("base", self.base, BASES)
+        if self.base not in (*BASES, *self.shapes):
+            raise UnknownNameError.of("base", self.base, (*BASES, *self.shapes))
         require(
             len(self.tune_means) >= 1 and all(math.isfinite(m) and m > 0 for m in self.tune_means),
             f"tune_means must be positive, got {self.tune_means}",
@@ -322,9 +323,10 @@ def cells(config: GuidanceStudyConfig) -> list[Cell]:
     """All cells."""
     found = [Cell("floor", {"part": "floor"}, seconds=2, label="real training images"), *sweep_cells(config)]
     sweep = tuple(cell.name for cell in sweep_cells(config))
-    found.append(Cell("calibration", {"part": "calibration"}, sweep, seconds_of(config, config.tune_images)))
-    found += tuning_cells(config)
     tuned = [cell.name for cell in tuning_cells(config)]
+    before = (*sweep, *tuned) if config.base in config.shapes else sweep
+    found.append(Cell("calibration", {"part": "calibration"}, before, seconds_of(config, config.tune_images)))
+    found += tuning_cells(config)
     found.append(Cell("choice", {"part": "choice"}, (*sweep, *tuned), 0.1))
     pathwise = BACKWARD * seconds_of(config, config.pathwise.num_iterations * config.pathwise.num_images)
     parameters: dict[str, Any]
@@ -371,7 +373,7 @@ def run_cell(config: GuidanceStudyConfig, cell: Cell, folder: Path) -> Mapping[s
     if part == "tuning":
         return try_candidate(config, cell, best_constant(config, folder))
     if part == "calibration":
-        return calibrate_study(config, base_scale(config, folder))
+        return calibrate_study(config, base_scale(config, folder), base_schedule(config, folder))
     if part == "choice":
         return {"schedules": {name: s.to_dict() for name, s in choose_schedules(config, folder).items()}}
     if part == "free":
@@ -448,14 +450,17 @@ def device_of(name: str) -> Device:
     return Device.load(name)
 
 
-def sampling_config(config: GuidanceStudyConfig, g0: float, *, annealing: bool = False) -> GuidanceConfig:
-    """Sampler and guidance range around the base scale g0; annealing: for the policy that needs the seventh entry."""
+def sampling_config(
+    config: GuidanceStudyConfig, g0: float, schedule: tuple[float, ...] = (), *, annealing: bool = False
+) -> GuidanceConfig:
+    """Sampler and guidance range around the base scale g0, or a schedule; annealing: with the seventh state entry."""
     limit = config.action_limit
     return GuidanceConfig(
         dataset=config.models.pipeline or config.models.data,
         n_steps=config.n_steps,
         spacing=config.spacing,
-        **GuidanceConfig.around(g0, limit),
+        **GuidanceConfig.around(g0, limit, schedule),
+        base_schedule=schedule,
         extra_state=config.extra_state or annealing,
         confidence_entry=config.confidence_entry,
         scorer=config.scorer,
@@ -500,12 +505,20 @@ def best_constant(config: GuidanceStudyConfig, folder: Path, ending: str = "") -
 def base_scale(config: GuidanceStudyConfig, folder: Path) -> float:
     """g0 of the policies (`GuidanceStudyConfig.base`), from the sweep."""
     best = best_constant(config, folder)
-    if config.base == "best":
+    if config.base != "middle":
         return best
     found = [(g, cell_result(folder, f"constant-{g:g}")) for g in config.constants]
     rows = tuple(SweepRow(g, r["reward_distance"], r["reward_fd"], r["reward_accuracy"]) for g, r in found)
     low, high = Sweep(rows, best, 0.0, 0.0, config.n_steps, config.sweep_images, config.spacing).sensible()
     return round((low + high) / 2, 3)
+
+
+def base_schedule(config: GuidanceStudyConfig, folder: Path) -> tuple[float, ...]:
+    """Scales of the tuned schedule that the policies correct; empty where their base is a constant."""
+    if config.base not in config.shapes:
+        return ()
+    chosen = choose_schedules(config, folder)[config.base]
+    return tuple(round(float(g), 6) for g in chosen.scales(config.n_steps))
 
 
 def choose_schedules(config: GuidanceStudyConfig, folder: Path, ending: str = "") -> dict[str, Schedule]:
@@ -528,16 +541,16 @@ def choose_schedules(config: GuidanceStudyConfig, folder: Path, ending: str = ""
     return chosen
 
 
-def calibrate_study(config: GuidanceStudyConfig, g0: float) -> dict[str, Any]:
+def calibrate_study(config: GuidanceStudyConfig, g0: float, schedule: tuple[float, ...] = ()) -> dict[str, Any]:
     """State normalisation (six entries, and seven for the annealing baseline) and the reward's offset and scale."""
     models = models_of(config.models)
-    six = sampling_config(config, g0)
+    six = sampling_config(config, g0, schedule)
     scorer = scorer_for(config)
     guidance, reward = calibrate(six, config.reward, models.backbone, scorer, models.train)
     result: dict[str, Any] = {"guidance": guidance.to_dict(), "reward": reward.to_dict()}
     result["captions"] = [str(c) for c in getattr(models.backbone, "prompts", range(models.backbone.n_classes))]
     if any(kind_of(name) == "annealing" for name in config.policies):
-        seven = sampling_config(config, g0, annealing=True)
+        seven = sampling_config(config, g0, schedule, annealing=True)
         result["guidance_extra"] = calibrate(seven, reward, models.backbone, scorer, models.train)[0].to_dict()
     return result
 
@@ -568,11 +581,12 @@ def reward_of(models: ModelConfig, scorer: str, reward: RewardConfig) -> Reward:
 
 
 def train_free_schedule(config: GuidanceStudyConfig, folder: Path, name: str) -> dict[str, Any]:
-    """A free schedule trained pathwise from the best constant on, by the reward that the policies have."""
+    """A free schedule trained pathwise from the best constant, or the base schedule, by the reward of the policies."""
     models = models_of(config.models)
     guidance, reward = calibrated(folder)
     classes = models.backbone.n_classes if name == "class_schedule" else None
-    free = FreeSchedule(guidance.n_steps, best_constant(config, folder), classes)
+    start = guidance.base_scales(guidance.n_steps) if guidance.base_schedule else best_constant(config, folder)
+    free = FreeSchedule(guidance.n_steps, start, classes)
     settings = config.pathwise.replace(seed=FREE_SEED)
     log = train_pathwise(models.backbone, reward_of(config.models, config.scorer, reward), guidance, free, settings)
     return {"g": free.g.tolist(), "return": log[-1]["charts/episodic_return"]}
@@ -670,7 +684,7 @@ def base_scale_images(config: GuidanceStudyConfig, folder: Path, seed: int) -> R
     models = models_of(config.models)
     guidance, _ = calibrated(folder)
     labels, noise = draw_initial_noise(models.backbone, models.heldout, config.eval_images, EVALUATION_SEED + seed)
-    return rollout(models.backbone, guidance, labels, noise, guidance.g0, batch=config.batch)
+    return rollout(models.backbone, guidance, labels, noise, None, batch=config.batch)
 
 
 def evaluate(config: GuidanceStudyConfig, folder: Path, policy: str, seed: int) -> dict[str, Any]:

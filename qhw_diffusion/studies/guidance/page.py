@@ -95,6 +95,10 @@ _BASE_TEXT = {
     "times the best one's: finding the right scale is part of what they learn, and the best constant is their "
     "baseline.",
 }
+_SCHEDULE_BASE_TEXT = (
+    "The policies' base is a schedule, the tuned one called {name}: what they learn is a correction of it, and a free "
+    "schedule starts there."
+)
 
 
 _PAIRING_TEXT = (
@@ -523,7 +527,7 @@ def _came_out(section: Section, results: GuidanceResults, sentences: list[str], 
     section.bullets(sentences[1:])
     cards = [
         (f"g = {best_constant(results):g}", "best constant"),
-        (f"g₀ = {base_scale(results):g}", "base of all policies"),
+        (SCHEDULE_LABELS.get(results.config.base, f"g₀ = {base_scale(results):g}"), "base of all policies"),
     ]
     main = results.config.main
     for name, label in (("constant", "the best constant"), (main, "the quantum policy")):
@@ -612,7 +616,9 @@ def _sweep(section: Section, results: GuidanceResults) -> None:
         "distance that the policies' reward lowers, so that all are tuned on one objective. Every schedule's "
         "parameters were tuned in the same way. The evaluation classifier's curve is drawn for the reader; it decided "
         "nothing.",
-        _BASE_TEXT[results.config.base].format(g0=base_scale(results)),
+        _BASE_TEXT.get(results.config.base, _SCHEDULE_BASE_TEXT).format(
+            g0=base_scale(results), name=SCHEDULE_LABELS.get(results.config.base)
+        ),
     )
     columns = [row["g"] for row in sweep_rows(results)]
     section.figure(
@@ -776,7 +782,8 @@ def _seeds(section: Section, results: GuidanceResults) -> None:
     section.table(
         ["setting", "value"],
         [
-            ["guidance", f"g = clip({guidance['g0']:g} + a, {guidance['g_min']:g}, {guidance['g_max']:g}), "
+            ["guidance", f"g = clip({'base' if guidance.get('base_schedule') else format(guidance['g0'], 'g')} + a, "
+                         f"{guidance['g_min']:g}, {guidance['g_max']:g}), "
                          f"a in ±{guidance['action_limit']:g}"],
             *[[f"tuned: {n}", schedule_text(s)] for n, s in results.cells["choice"]["schedules"].items()],
         ],

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from soon import short_pauses  # noqa: F401 - for every test here
 
 from qhw_diffusion import guidance
 

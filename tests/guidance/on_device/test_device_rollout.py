@@ -11,9 +11,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import logs
 import pytest
 import torch
 from forked import Command
+from undrawn import figures_undrawn
 
 from qhw_diffusion import cli, guidance
 from qhw_diffusion.checkpoints import load_checkpoint, save_checkpoint
@@ -253,6 +255,7 @@ def test_where_settings_are_wrong_no_resume_is_advised(
 
 
 @pytest.mark.slow
+@figures_undrawn()
 def test_interrupted_after_a_job_was_sent_the_folder_stays(
     small_policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -452,6 +455,7 @@ def _on_another_day(device: Device, date: str) -> Device:
 
 
 @pytest.mark.slow
+@figures_undrawn()
 def test_a_calibration_under_way_is_told_and_in_the_report(
     small_policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -517,6 +521,7 @@ def test_jobs_are_kept_where_a_run_ends_in_an_error(small_policy: Path, tmp_path
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["batch", "session"])
+@figures_undrawn()
 def test_what_failed_attempts_and_sessions_were_charged_is_in_the_results(
     small_policy: Path, tmp_path: Path, mode: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -593,7 +598,13 @@ def test_the_command_writes_a_report(small_policy: Path, tmp_path: Path, capsys:
     """Mitigated; then the same command again."""
     out, ledger = tmp_path / "out", tmp_path / "ledger"
     words = _command(small_policy, out, ledger, "fake_manila", "--mitigation", "readout:measured+zne:linear:1,3")
-    assert cli.main(words) == 0
+    assert cli.main([*words, "--logger", logs.file_of(tmp_path)]) == 0
+    steps = logs.told(tmp_path)
+    numbers = {name for _, values, what in steps if what == "numbers" for name in values}
+    assert {"evaluation/on fake_manila/accuracy", "charts/jobs", "charts/qpu_seconds"} <= numbers
+    pictures = [name for _, values, what in steps if what == "picture" for name in values]
+    assert {"evaluation/guidance", "evaluation/images"} <= set(pictures)
+    assert logs.outcomes(tmp_path) == ["finished"]
     text = capsys.readouterr().out
     assert "step 3 of 3: local-" in text
     with Ledger.open(ledger) as opened:
@@ -614,7 +625,13 @@ def test_the_command_writes_a_report(small_policy: Path, tmp_path: Path, capsys:
 
 @pytest.mark.slow
 def test_without_shots_the_simulated_evaluation_is_as_it_was(
-    small_policy: Path, capsys: pytest.CaptureFixture[str]
+    small_policy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli.main(["evaluate", "guidance", str(small_policy), "--seeds", "2", "--images", "20"]) == 0
+    words = ["evaluate", "guidance", str(small_policy), "--seeds", "2", "--images", "20", "--schedule-iterations", "0"]
+    assert cli.main([*words, "--logger", logs.file_of(tmp_path)]) == 0
     assert "2 seeds, 20 images each" in capsys.readouterr().out
+    ((step, values, _),) = logs.told(tmp_path)
+    assert step == 0, "beside the last update"
+    kept = json.loads((small_policy / "evaluations" / "home-home.json").read_text())["values"]
+    for name, measured in kept.items():
+        assert values[f"evaluation/{name}/fd"] == pytest.approx(sum(measured["fd"]) / 2)

@@ -7,8 +7,10 @@ import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import logs
 import pytest
 import torch
 
@@ -28,6 +30,7 @@ from qhw_diffusion.guidance.on_device.fine_tune import (
 )
 from qhw_diffusion.hardware.ledger import Ledger
 from qhw_diffusion.on_device.access import AccessConfig, open_access
+from qhw_diffusion.on_device.filed import spent_so_far
 from qhw_diffusion.on_device.receipt import Receipt
 from qhw_diffusion.runs import read_json
 
@@ -92,6 +95,16 @@ def test_a_row_is_measured_once_and_calls_are_numbered(small_policy: Path) -> No
     assert torch.allclose(mixed.values, Noisy().estimate(compiled, other).values, atol=1e-6)
     assert access.base.rows == [4, 1]
     assert access.purposes == ["run update 1 call 1", "run update 1 call 2"]
+
+
+@pytest.mark.parametrize("seconds", [None, 2.5])
+def test_what_was_spent_counts_every_job_and_is_unknown_until_all_are_stated(seconds: float | None) -> None:
+    receipt, asked = Receipt(("a", "b"), seconds, ({"job_id": "c", "qpu_seconds": 1.0, "why": "failed"},)), []
+    runner = SimpleNamespace(read_charges=lambda: asked.append(1))
+    spent = spent_so_far(SimpleNamespace(runner=runner, all_receipts=lambda: receipt))  # type: ignore[arg-type]
+    assert asked == [1], "charges come late"
+    assert spent["charts/jobs"] == 3
+    assert spent["charts/qpu_seconds"] == pytest.approx(math.nan if seconds is None else seconds, nan_ok=True)
 
 
 def test_a_fine_tuning_made_before_spacing_was_a_setting_goes_on(small_policy: Path, tmp_path: Path) -> None:
@@ -248,7 +261,12 @@ def test_the_command_tunes_and_distil_takes_the_result(
     words = ["fine-tune", str(small_policy), "--device", "fake_manila", "--shots", "100", "--updates", "1"]
     words += ["--num-envs", "20", "--out", str(out), "--ledger", str(ledger)]
     words += ["--compare-seeds", "2", "--compare-images", "40"]
-    assert cli.main(words) == 0
+    assert cli.main([*words, "--logger", logs.file_of(tmp_path)]) == 0
+    (update, compared) = logs.told(tmp_path)
+    assert {"charts/episodic_return", "losses/policy_loss", "charts/jobs", "charts/qpu_seconds"} <= set(update[1])
+    assert update[1]["charts/jobs"] == 3
+    assert {"evaluation/before/fd", "evaluation/after/return", "charts/qpu_seconds"} <= set(compared[1])
+    assert logs.outcomes(tmp_path) == ["finished"]
     text = capsys.readouterr().out
     assert "rollouts: 3 jobs × 20 circuits × 100 shots" in text
     assert "after minus before, FD" in text
@@ -273,7 +291,8 @@ def test_the_command_tunes_and_distil_takes_the_result(
     assert distilled["action_error"]["action_max"] < 1e-4
     assert distilled["judged"]["distilled"]["fd"] == pytest.approx(distilled["judged"]["original"]["fd"], abs=1e-3)
     assert isinstance(load_policy(lookup).policy, guidance.LookupPolicy)
-    assert cli.main(["evaluate", "guidance", str(lookup), "--seeds", "2", "--images", "20"]) == 0
+    evaluate = ["evaluate", "guidance", str(lookup), "--seeds", "2", "--images", "20", "--schedule-iterations", "0"]
+    assert cli.main(evaluate) == 0
     assert "lookup, distilled from quantum" in capsys.readouterr().out
     assert cli.main(["fine-tune", str(lookup), "--device", "fake_manila", "--shots", "100"]) == 2
     assert "classical (lookup)" in capsys.readouterr().err
