@@ -73,6 +73,8 @@ def main(argv: list[str] | None = None) -> int:
         print(line, flush=True)
 
     try:
+        if "pipelines" in options.parts:
+            import transformers  # noqa: F401 - the last part needs it, and would lose the parts before
         posed = list(problems(options))
         sections = [
             report.Section(group, title, text, measure(contenders, problem, options.rounds, options.slot, say))

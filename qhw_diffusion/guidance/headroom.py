@@ -64,7 +64,7 @@ def train_oracle(
     """
     policy: FreeSchedule | MLPPolicy
     if what == "schedule":
-        policy = FreeSchedule(guidance.n_steps, guidance.g0)
+        policy = FreeSchedule(guidance.n_steps, guidance.base_scales(guidance.n_steps))
     else:
         n_state, n_pooled = guidance.n_state, guidance.n_pooled
         policy = MLPPolicy(n_features=n_state, n_pooled=n_pooled, embedding=embedding, gain=1.0, seed=config.seed)
