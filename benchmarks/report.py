@@ -275,15 +275,16 @@ def write(sections: list[Section], data: dict[str, Any], json_path: Path, page: 
         + "\n\n## Reading it\n\n"
         "Our engines run compiled loops over samples with an adjoint backward pass; under noise the part of the "
         "circuit that no "
-        "input enters is taken backwards on the 4 observables instead of forwards on the batch. The row "
+        "input enters is taken backwards on the 4 observables instead of forwards on the batch. What is left before "
+        "it, where the inputs enter once, is one vector a qubit. The row "
         "*rewritten backwards* does "
         "the second by hand with TensorCircuit's tensors: it is not what the library does with a circuit, and it "
         "shows what the idea "
         "alone is worth under JAX's compiler, whose price is the time to the first gradient. PennyLane's "
         "*depolarizing* row has "
         "simpler noise than the device's. "
-        "For the smallest problems (batch 1, or two qubits) jitted JAX is the faster one: half of what a step of ours "
-        "costs there is torch's own way back through one function.\n"
+        "For one sample jitted JAX is the faster one on two qubits, and on four where its layers are merged by hand: "
+        "most of what a step of ours costs there is torch's own way forwards and back through one function.\n"
     )
     page.parent.mkdir(parents=True, exist_ok=True)
     page.write_text(text)
