@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import threading
+import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -236,8 +237,11 @@ def test_a_forked_process_makes_a_pool_of_its_own() -> None:
     if child == 0:  # no assertion in here: pytest is not to go on twice
         code = 1
         try:
-            code = 2 if cores._pool is not None else 0
+            inherited = cores._pool is not None
             os.write(write, CASES["noisy"](33)[0].numpy().tobytes())
+            code = 2 if inherited else 0
+        except BaseException:
+            traceback.print_exc(file=sys.__stderr__)
         finally:
             os._exit(code)
     os.close(write)
