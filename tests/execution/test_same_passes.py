@@ -40,5 +40,7 @@ def test_a_circuit_compiled_after_others_is_as_it_is_alone(level: int, scheduled
     for each, wanted in zip(circuits, alone, strict=True):
         again = compiled(each)
         assert again == wanted
-        assert again.layout == wanted.layout
+        for where in ("initial_index_layout", "final_index_layout"):  # the order of unused qubits is left to chance
+            found = getattr(again.layout, where)(filter_ancillas=True)
+            assert found == getattr(wanted.layout, where)(filter_ancillas=True)
     assert transpile._manager.cache_info().hits >= len(circuits) - 1
