@@ -33,7 +33,7 @@ def pytest_collection_finish() -> None:
 
 # Ten seconds and more each. They come first: with a process per core, none is then begun last and runs alone.
 LONGEST = (
-    "test_notebook", "test_device_rollout", "test_torch", "test_cli_hardware", "test_guidance_study",
+    "test_notebook", "test_device_rollout", "test_cli_hardware", "test_guidance_study",
     "test_guidance_study_pipeline", "test_device_evaluation", "test_circuits_tool", "test_qdm_training",
     "test_tuning_study", "test_denoising_study", "test_shots_study", "test_answers", "test_coloured_digits",
     "test_pipelines", "test_working", "test_refusals", "test_masking", "test_cost_counted", "test_faults", "test_study",
@@ -43,10 +43,20 @@ LONGEST = (
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest files first, then those with slow tests."""
+    """The longest files first, then those with slow tests.
+
+    What compiles models comes last: torch then has threads that no copy of the process can do without, and other files
+    have tests that copy it.
+    """
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     place = {name: index for index, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: (place.get(item.path.stem, len(place)), item.path not in slow))  # stable within a file
+    last = len(place) + 1
+
+    def order(item: pytest.Item) -> tuple[int, bool]:
+        name = item.path.stem
+        return last if name == "test_torch" else place.get(name, len(place)), item.path not in slow
+
+    items.sort(key=order)  # stable within a file
 
 
 @pytest.hookimpl(wrapper=True)
