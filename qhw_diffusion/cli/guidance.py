@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,8 +22,8 @@ def _training(given: Mapping[str, Any], place: Place) -> GuidanceTraining:
             flags = ", ".join(f"--{prefix}{name.replace('_', '-')}" for name in given[other])
             ours = ", whose settings are --pathwise-…" if method == "pathwise" else ""
             raise InvalidInputError(f"{flags}: for --method {other}; the method is {method}{ours}")
-    if saved is None and (schedule := given.get("guidance", {}).get("base_schedule")):
-        given = {**given, "guidance": _around_schedule(schedule, given["guidance"])}
+    if saved is None and given.get("guidance", {}).get("base_schedule"):
+        given = {**given, "guidance": _around(given["guidance"])}
     pipeline = given.get("models", {}).get("pipeline")
     if saved is None and pipeline is not None:
         return _on_pipeline(given, pipeline)
@@ -33,10 +33,11 @@ def _training(given: Mapping[str, Any], place: Place) -> GuidanceTraining:
     return changed(saved or GuidanceTraining(), given)  # type: ignore[no-any-return]
 
 
-def _around_schedule(schedule: Sequence[float], guidance: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings of a base schedule: its mean as g0 and the range around it, where they are not given."""
+def _around(guidance: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings with the range around g0 or a base schedule, whose mean is g0, where they are not given."""
+    schedule = guidance.get("base_schedule", ())
+    g0 = guidance["g0"] if "g0" in guidance else sum(schedule) / len(schedule)
     limit = guidance.get("action_limit", GuidanceConfig.action_limit)
-    g0 = guidance.get("g0", sum(schedule) / len(schedule))
     return {**GuidanceConfig.around(g0, limit, schedule), **guidance}
 
 
@@ -48,9 +49,7 @@ def _on_pipeline(given: Mapping[str, Any], pipeline: str) -> GuidanceTraining:
             "a training on a pipeline needs the base guidance scale, which no sweep finds without real images: give "
             "--g0 (Stable Diffusion's own is 7.5), or --base-schedule"
         )
-    limit = guidance.get("action_limit", GuidanceConfig.action_limit)
-    around = GuidanceConfig.around(guidance["g0"], limit, guidance.get("base_schedule", ()))
-    given = {**given, "guidance": {**around, **guidance}}
+    given = {**given, "guidance": _around(guidance)}
     return changed(GuidanceTraining.for_pipeline(pipeline), given)  # type: ignore[no-any-return]
 
 
