@@ -275,13 +275,12 @@ class Simulator:
         sequence = self._main(batch)
         row_bytes = sequence.row_bytes
         split = sequence is not self.whole
-        tail_bytes = (2 + gradient * self.tail.n_kept) * len(self.observables) * row_bytes if split else 0
+        tail_bytes = (3 + gradient * self.tail.n_kept) * len(self.observables) * row_bytes if split else 0
         angles = len(self.program.offsets) * batch * 24
         if isinstance(way := self._way(sequence), ProductState):
             copies, recompute = way.column_bytes(len(self.observables)), False
-            least = max(
-                CHUNK_COLUMNS, 8 * WORK // (self.n_rows * len(self.observables))
-            )  # of multiplications: fast ones
+            # what is done a number is a multiplication, and fast: it takes more of them to be worth a block
+            least = max(CHUNK_COLUMNS, 8 * WORK // (self.n_rows * len(self.observables)))
             columns = blocks_alike(batch, max(PRODUCT_BYTES // copies, least))
             block = 4 * copies * columns
         else:
