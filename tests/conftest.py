@@ -9,25 +9,32 @@ import sys
 from collections.abc import Iterator
 from importlib.util import find_spec
 
-# Before torch and Qiskit: trio, which Hypothesis loads if it is there, makes it collect all garbage when it is imported
-import hypothesis  # noqa: F401
-import matplotlib
 import pytest
-import torch
 
 from qhw_diffusion.errors import MissingDependencyError
 
-matplotlib.use("Agg")
 # Without it the runtime client looks through the whole call stack at every request, .1 s and more under pytest
 os.environ.setdefault("USAGE_DATA_OPT_OUT", "True")
-torch.set_num_threads(1)
 gc.disable()  # until everything is imported: there is nothing to be found before
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """One thread, and pictures without a window; the process that hands tests out to others runs none of them."""
+    if getattr(session.config.option, "numprocesses", None) and not hasattr(session.config, "workerinput"):
+        return
+    # Before torch and Qiskit: trio, which Hypothesis loads if it is there, makes it collect all garbage when imported
+    import hypothesis  # noqa: F401
+    import matplotlib
+    import torch
+
+    matplotlib.use("Agg")
+    torch.set_num_threads(1)
 
 
 def pytest_collection_finish() -> None:
     """What is imported stays: it is not looked through again at every collection of garbage, seconds each."""
     gc.freeze()
-    gc.set_threshold(10_000, 10, 10)  # with 700 in place of 10,000, one second of twenty went into looking for garbage
+    gc.set_threshold(100_000, 10, 10)  # with 700, one second of twenty went into looking for garbage
     gc.enable()
 
 

@@ -200,15 +200,16 @@ def file_system(folder: Path) -> str:
         mounts = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return ""
-    place, best, kind = folder.resolve(), -1, ""
+    place, best, kind = f"{folder.resolve()}/", 0, ""
     for line in mounts:
         front, _, back = line.partition(" - ")
-        if len(front.split()) < 5 or not back:
+        fields = front.split()
+        if len(fields) < 5 or not back:
             continue
-        mounted = Path(front.split()[4].encode().decode("unicode_escape"))
+        mounted = fields[4].encode().decode("unicode_escape").rstrip("/") + "/"
         # a later mount on the same point hides the earlier one
-        if (place == mounted or mounted in place.parents) and len(mounted.parts) >= best:
-            best, kind = len(mounted.parts), back.split()[0]
+        if place.startswith(mounted) and len(mounted) >= best:
+            best, kind = len(mounted), back.split()[0]
     return kind
 
 

@@ -13,7 +13,7 @@ from qiskit.circuit.library import CZGate, XGate
 from qiskit.quantum_info import DensityMatrix, SuperOp
 from qiskit.transpiler import InstructionProperties, QubitProperties, Target
 from qiskit_aer import AerSimulator
-from qiskit_aer.noise import NoiseModel
+from qiskit_aer.noise import NoiseModel, QuantumError
 from qiskit_aer.noise.device.models import basic_device_gate_errors
 from qiskit_ibm_runtime.fake_provider import FakeManilaV2
 
@@ -177,6 +177,11 @@ def test_a_time_that_cannot_be_is_refused(times: tuple[float | None, float | Non
 
 def test_errors_of_instructions_that_are_kept_are_those_of_the_whole_target() -> None:
     """Both directions of a gate among them, whose errors differ."""
+
+    def told(errors: list[tuple[str, tuple[int, ...], QuantumError]]) -> list[tuple[str, tuple[int, ...], str]]:
+        """Number by number, which takes a tenth of the time that Aer's == does, whose channels agree to 1e-5 only."""
+        return [(n, p, repr([e.to_dict()[key] for key in ("instructions", "probabilities")])) for n, p, e in errors]
+
     for name in ("fake_manila", "fake_lagosv2", "fake_marrakesh"):
         whole = Device.load(name).target
         assert whole is not None
@@ -184,6 +189,6 @@ def test_errors_of_instructions_that_are_kept_are_those_of_the_whole_target() ->
         expected = [(n, tuple(place), error) for n, place, error in basic_device_gate_errors(target=small)]
         assert any(place == (1, 0) for _, place, _ in expected)
         found = device_gate_errors(small)
-        assert found == expected
+        assert told(found) == told(expected)
         again = device_gate_errors(small)  # the channels are kept, and not to be compared once more
         assert [(n, p, id(error)) for n, p, error in again] == [(n, p, id(error)) for n, p, error in found]

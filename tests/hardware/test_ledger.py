@@ -375,6 +375,7 @@ def test_the_file_system_is_the_innermost_mount(tmp_path: Path, monkeypatch: pyt
         "1 0 8:1 / / rw - ext4 /dev/a rw\n"
         f"2 1 0:2 / {tmp_path.parent} rw shared:1 - nfs4 host:/x rw\n"
         f"3 2 0:3 / {tmp_path}/local\\040disk rw - xfs /dev/b rw\n"
+        f"4 2 0:4 / {tmp_path}/local rw - btrfs /dev/c rw\n"  # a name that another begins with
     )
     real = Path.read_text
     monkeypatch.setattr(Path, "read_text", lambda p, *a, **k: table if str(p).startswith("/proc") else real(p, *a, **k))

@@ -67,6 +67,8 @@ TIMES = Times(attempts=2, backoff=1, backoff_most=2, poll=5, poll_most=5, patien
               submissions=3, settle=5)  # fmt: skip
 PUBS: list[AnyPub] = [pub((0.3,), 100), sampler_pub((1.3,), 100), sampler_pub((2.3,), 100)]
 ANSWERS = [json.dumps([told(one)]) for one in PUBS]
+WORK = {"options": {"resilience_level": 0}, "program": "executor"}
+JOB_KEYS = [job_key([one], WORK, "ibm_model", "evaluate") for one in PUBS]  # type: ignore[list-item]  # PUBs are frozen
 # Seconds until a job is in the list, has ended, and its charge is stated
 QUEUE = (0, 0, 70)
 BEHIND = ([], [], [45, 45], [100, 100], [1000], [1000, 1000])
@@ -370,8 +372,8 @@ class Accidents(RuleBasedStateMachine):
         self.world.calm()
         self.world.now += 10_000
         for name in self.ids:
-            begun = {key for key in range(KEYS) if self._jobs(name, key) or self._row(name, key)}
-            left = sorted(begun)
+            begun = [key for key, row in enumerate(self._rows(name)) if self._jobs(name, key) or row]
+            left = begun
             for _ in range(8):
                 for key in left:
                     with Ledger.open(self.place / name) as ledger:
@@ -383,12 +385,14 @@ class Accidents(RuleBasedStateMachine):
                     if done:
                         assert self.world.submissions == before, "it was paid for already"
                 self.world.now += 2000
-                left = [key for key in left if self._row(name, key).state != "done"]
+                rows = self._rows(name) if left else []
+                left = [key for key in left if rows[key].state != "done"]
             with Ledger.open(self.place / name) as ledger:
                 Runner(Service(self.world), ledger, run="one", times=TIMES, sleep=self.world.sleep,
                        estimate=estimate).read_charges()  # fmt: skip
+                rows = self._rows(name)
                 for key in begun:
-                    row = self._row(name, key)
+                    row = rows[key]
                     assert row.state == "done"
                     known = {row.job_id, *(job["job_id"] for job in row.unused_jobs)}
                     assert known == set(self._jobs(name, key)), (row, self._jobs(name, key))
@@ -424,25 +428,24 @@ class Accidents(RuleBasedStateMachine):
         if name in self.put_back:
             return None
         known = set()
-        for key in range(KEYS):
-            row = self._row(name, key)
+        for key, row in enumerate(self._rows(name)):
             mine = self._jobs(name, key)
             known |= {row.job_id, *(job["job_id"] for job in row.unused_jobs)} & set(mine) if row else set()
             if row and row.state != "planned":
                 known |= {job_id for job_id, job in mine.items() if job.listed <= self.world.now}
         return known
 
-    def _key(self, key: int) -> str:
-        work = {"options": {"resilience_level": 0}, "program": "executor"}
-        return job_key([PUBS[key]], work, "ibm_model", "evaluate")  # type: ignore[list-item]  # PUBs are frozen
-
     def _row(self, name: str, key: int) -> Any:
+        return self._rows(name)[key]
+
+    def _rows(self, name: str) -> list[Any]:
+        """Of each key; None where there is none."""
         with Ledger.open(self.place / name) as ledger:
-            return ledger.get(self._key(key))
+            return [ledger.get(each) for each in JOB_KEYS]
 
     def _jobs(self, name: str, key: int | None = None) -> dict[str, Truth]:
         """The service's jobs that this ledger sent, for one key if given."""
-        begin = f"q-{self.ids[name][:8]}-" + ("" if key is None else self._key(key)[:16])
+        begin = f"q-{self.ids[name][:8]}-" + ("" if key is None else JOB_KEYS[key][:16])
         return {job_id: job for job_id, job in self.world.jobs.items() if job.tags[2].startswith(begin)}
 
 
