@@ -358,6 +358,8 @@ def test_exit_codes_of_refused_keys_and_of_silence(
 ) -> None:  # fmt: skip
     if key is None:
         standin.stop()
+        # which is 3 s of pauses between the client's attempts: devices/test_account_live.py has them
+        monkeypatch.setattr("qiskit_ibm_runtime.api.session.PostForcelistRetry.get_backoff_time", lambda retry: 0.01)
     else:
         monkeypatch.setenv("QISKIT_IBM_TOKEN", key)
     error = told(capsys, "devices", code=code)

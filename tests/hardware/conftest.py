@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from qiskit_ibm_runtime import runtime_job_v2
 
 from qhw_diffusion.hardware.ledger import Ledger
 from qhw_diffusion.hardware.standin import StandIn
@@ -15,6 +18,14 @@ from qhw_diffusion.hardware.standin import StandIn
 def without_usage_data(monkeypatch: pytest.MonkeyPatch) -> None:
     """The client looks through the whole stack at every request otherwise, 15 ms each."""
     monkeypatch.setenv("USAGE_DATA_OPT_OUT", "True")
+
+
+@pytest.fixture(autouse=True)
+def short_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The client's own wait for a job looks twice a second; what a stand-in runs has ended long before."""
+    monkeypatch.setattr(
+        runtime_job_v2, "time", SimpleNamespace(time=time.time, sleep=lambda seconds: time.sleep(seconds / 20))
+    )
 
 
 @pytest.fixture
