@@ -245,8 +245,10 @@ class Code:
         return Value(self, self.build.ptrtoint(pointer.value, INT))
 
     def call(self, name: str, *arguments: Value | Pointer) -> Value:
-        """What another function of the same library returns."""
-        return Value(self, self.build.call(self.library.function(name), [a.value for a in arguments]))
+        """What another function of the same library returns, which is compiled first and called where it lies."""
+        address = ctypes.cast(self.library[name], ctypes.c_void_p).value  # type: ignore[arg-type]
+        callee = self.build.inttoptr(ir.Constant(INT, address), self.library.kind(name).as_pointer())
+        return Value(self, self.build.call(callee, [a.value for a in arguments]))
 
     def of_libm(self, name: str, value: Value) -> Value:
         """A function of one real number of the C library: "cos", "sin"."""
@@ -341,7 +343,7 @@ Definition = tuple[Callable[..., Value | None], Sequence[str]]
 
 
 class Library(dict[str, Callable[..., int]]):
-    """Compiled functions by their names. Each is compiled when it is first asked for, with those that it calls.
+    """Compiled functions by their names. Each is compiled once, when it is first asked for or called by another one.
 
     Called, they let other threads run. They live as long as the process.
 
@@ -355,26 +357,23 @@ class Library(dict[str, Callable[..., int]]):
         super().__init__()
         self.real = {"float": ir.FloatType(), "double": ir.DoubleType()}[real]
         self._kinds = {"real": self.real, "double": ir.DoubleType(), "int": INT, "byte": BYTE}
-        self._definitions, self._widths, self._compiling = definitions, widths, threading.Lock()
-        self._module = ir.Module("qhw_diffusion")
+        self._definitions, self._widths = definitions, widths
+        self._compiling = threading.RLock()  # what a function calls is compiled while that one is written down
 
     def __missing__(self, name: str) -> Callable[..., int]:
         with self._compiling:
             if name not in self:
-                self._module = ir.Module("qhw_diffusion")
-                self.function(name).linkage = ""
-                self[name] = self._compiled(name)
+                self[name] = self._compiled(self._written_down(name), name)
         return self[name]
 
-    def function(self, name: str) -> ir.Function:
-        """A function of what is written down now."""
-        if name in self._module.globals:
-            return self._module.get_global(name)
+    def kind(self, name: str) -> ir.FunctionType:
+        """The type of a function."""
+        return ir.FunctionType(INT, [INT if a == "n" else POINTER for a in self._definitions[name][1]])
+
+    def _written_down(self, name: str) -> ir.Module:
         body, arguments = self._definitions[name]
-        kinds = [INT if a == "n" else POINTER for a in arguments]
-        function = ir.Function(self._module, ir.FunctionType(INT, kinds), name)
-        function.attributes.add("noinline")
-        function.linkage = "internal"
+        module = ir.Module("qhw_diffusion")
+        function = ir.Function(module, self.kind(name), name)
         code = Code(function, self, self._widths)
         given = [
             Value(code, v) if a == "n" else Pointer(code, v, self._kinds[a])
@@ -382,11 +381,11 @@ class Library(dict[str, Callable[..., int]]):
         ]
         result = body(code, *given)
         code.build.ret(ir.Constant(INT, 0) if result is None else result.value)
-        return function
+        return module
 
-    def _compiled(self, name: str) -> Callable[..., int]:
+    def _compiled(self, written: ir.Module, name: str) -> Callable[..., int]:
         machine = _machine()
-        module = llvm.parse_assembly(str(self._module))
+        module = llvm.parse_assembly(str(written))
         module.triple, module.data_layout = machine.triple, str(machine.target_data)
         module.verify()
         tuning = llvm.create_pipeline_tuning_options(speed_level=1)
