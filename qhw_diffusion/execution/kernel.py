@@ -12,7 +12,7 @@ written down with `native`, and compiled when a precision is first used.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -291,6 +291,10 @@ class _Sequence:
         self.code.call("map", self.columns, groups // run, d, run, x, *places, self.matrices + matrix)
 
 
+# What kernels are given of a sequence but columns and matrices: `GateSequence.constants`, after the number of rows
+SEQUENCE = _Sequence.arguments[1:-2]
+
+
 class _Swapped:
     """Arrays of rows that take turns."""
 
@@ -478,135 +482,6 @@ def _block_slopes(
                 slope[lane] = slope[lane] + rate * total.get()
 
 
-# -- a small batch in one call (`small_batches`) -----------------------------------------------------------------------
-
-
-class _Small:
-    """What the two functions below are given besides: of both tables of blocks, of angles and observables, and places.
-
-    `places` are where arrays begin in a buffer of real numbers. The turns of a table are computed from terms: those by
-    weights, `terms` for each rotation, and of angles of every column those by inputs.
-    """
-
-    table = ("n", "n", "int", "int", "real", "real", "int", "double", "double")
-    arguments = ("n",) * 5 + table * 2 + ("double", "real") + ("n",) * 15
-
-    def __init__(self, code: Code, columns: Value, given: Sequence[Any]) -> None:
-        self.code, self.columns = code, columns
-        self.inputs, self.states, self.observables, self.terms, self.weights = given[:5]
-        n = len(self.table)
-        self.tables = given[5 : 5 + n], given[5 + n : 5 + 2 * n]
-        self.by_input, self.diagonal = given[5 + 2 * n : 7 + 2 * n]
-        self.places = given[7 + 2 * n :]
-        self.widths = code.number(1), columns
-
-    def blocks(self, own: int) -> tuple[Value, ...]:
-        """Columns, number of blocks and constants of a table, for `build_blocks` and `block_slopes`."""
-        blocks, _, first, rotation, fixed, sign, *_ = self.tables[own]
-        return self.widths[own], blocks, first, rotation, fixed, sign, rotation
-
-
-# What is packed into one array for the two functions: `_Small`, and a sequence without its columns and matrices
-SMALL = (*_Small.arguments, *_Sequence.arguments[1:-2])
-
-
-def _small_forward(
-    code: Code, columns: Value, inputs: Pointer, weights: Pointer, values: Pointer, buffer: Pointer, packed: Pointer
-) -> Value:
-    given = code.unpacked(packed, SMALL)
-    n = len(_Small.arguments)
-    small, (rows, groups, steps, *sequence) = _Small(code, columns, given[:n]), given[n:]
-    wrong = Variable(code, code.double(code.constant(0)))
-    for own in (0, 1):
-        _, rotations, _, _, _, sign, which, coefficients, offsets = small.tables[own]
-        cos, sin, steps_of = (buffer + place for place in small.places[3 * own : 3 * own + 3])
-        rate = code.double(sign[2])
-        for u in code.loop(rotations):
-            angle = Variable(code, offsets[u])
-            for k in code.loop(small.terms):
-                at = u * small.terms + k
-                angle.set(angle.get() + coefficients[at] * code.double(weights[which[at]]))
-            for b in code.loop(small.widths[own]):
-                turn = Variable(code, angle.get())
-                if own:
-                    for i in code.loop(small.inputs):
-                        x = code.double(inputs[b * small.inputs + i])
-                        turn.set(turn.get() + small.by_input[u * small.inputs + i] * x)
-                turned = code.single(rate * turn.get())
-                wrong.set(wrong.get() + (turn.get() - turn.get()))
-                at = u * small.widths[own] + b
-                cos[at], sin[at] = code.of_libm("cos", turned), code.of_libm("sin", turned)
-        code.call("build_blocks", *small.blocks(own), cos, sin, steps_of)
-    shared, own_steps, x, spare = (buffer + small.places[k] for k in (2, 5, 6, 7))
-    for at in code.loop(rows * columns):
-        x[at] = code.constant(0)
-    for b in code.loop(columns):
-        x[b] = code.constant(1)
-    moved = code.call("evolve", columns, rows, groups, steps, *sequence, shared, own_steps, code.number(0), x, spare, x)
-    end = x + moved * (rows * columns)
-    for m in code.loop(small.observables):
-        for b in code.loop(columns):
-            total = Variable(code, code.constant(0))
-            for i in code.loop(small.states):
-                re, im = end[i * columns + b], end[(small.states + i) * columns + b]
-                total.add(small.diagonal[m * small.states + i], code.dot((re, re), (im, im)))
-            values[b * small.observables + m] = total.get()
-    return moved + code.not_a_number(wrong.get()) * 2
-
-
-def _small_back(
-    code: Code, columns: Value, moved: Value, cotangent: Pointer, buffer: Pointer, by_inputs: Pointer,
-    by_weights: Pointer, packed: Pointer,
-) -> None:  # fmt: skip
-    given = code.unpacked(packed, SMALL)
-    n = len(_Small.arguments)
-    small, (rows, groups, steps, *sequence) = _Small(code, columns, given[:n]), given[n:]
-    size, states = rows * columns, small.states
-    shared, own_steps = (buffer + small.places[k] for k in (2, 5))
-    end = buffer + small.places[6] + moved * size
-    adjoint, x, spare, by_shared, by_own, *slopes = (buffer + place for place in small.places[8:15])
-    for b in code.loop(columns):
-        for i in code.loop(states):
-            weight = Variable(code, code.constant(0))
-            for m in code.loop(small.observables):
-                weight.add(small.diagonal[m * states + i], cotangent[b * small.observables + m])
-            for part in (i * columns + b, (states + i) * columns + b):
-                x[part] = end[part]
-                adjoint[part] = weight.get() * 2.0 * end[part]
-    code.call(
-        "pull_unitary", columns, rows, groups, steps, *sequence, shared, own_steps, by_shared, by_own, adjoint, x, spare
-    )
-    sums = Pointer(
-        code, buffer.value, code.double(code.constant(0)).value.type
-    )  # of weights, at the buffer's beginning
-    for at in code.loop(small.weights):
-        sums[at] = code.double(code.constant(0))
-    for own, by in enumerate((by_shared, by_own)):
-        _, rotations, _, _, _, _, which, coefficients, _ = small.tables[own]
-        width, slope = small.widths[own], slopes[own]
-        for at in code.loop(rotations * width):
-            slope[at] = code.constant(0)
-        cos, sin, steps_of = (buffer + place for place in small.places[3 * own : 3 * own + 3])
-        code.call("block_slopes", *small.blocks(own), cos, sin, steps_of, by, slope)
-        for u in code.loop(rotations):
-            total = Variable(code, code.double(code.constant(0)))
-            for b in code.loop(width):
-                total.set(total.get() + code.double(slope[u * width + b]))
-            for k in code.loop(small.terms):
-                at = u * small.terms + k
-                sums[which[at]] = sums[which[at]] + coefficients[at] * total.get()
-    for at in code.loop(small.weights):
-        by_weights[at] = code.single(sums[at])
-    _, rotations, *_ = small.tables[1]
-    for b in code.loop(columns):
-        for i in code.loop(small.inputs):
-            total = Variable(code, code.double(code.constant(0)))
-            for u in code.loop(rotations):
-                by = code.double(slopes[1][u * columns + b])
-                total.set(total.get() + small.by_input[u * small.inputs + i] * by)
-            by_inputs[b * small.inputs + i] = code.single(total.get())
-
-
 # -- Paulis carried through a circuit (`pauli_frames`) -----------------------------------------------------------------
 
 
@@ -664,8 +539,6 @@ KERNELS: dict[str, Definition] = {
     "pull": (_pull, [*_Sequence.arguments, "real", "real", "n", *["real"] * 4]),
     "build_blocks": (_build_blocks, [*_TABLE, "int", "real", "real", "real"]),
     "block_slopes": (_block_slopes, [*_TABLE, "int", *["real"] * 5]),
-    "small_forward": (_small_forward, ["n", "real", "real", "real", "real", "int"]),
-    "small_back": (_small_back, ["n", "n", "real", "real", "real", "real", "int"]),
     "carry_frames": (_carry_frames, ["n"] * 3 + ["byte", "int", "int", "int", "int", "real"]),
     "apply_frames": (_apply_frames, ["n"] * 3 + ["real", "real", "int", "int"]),
 }
@@ -674,8 +547,13 @@ KERNELS: dict[str, Definition] = {
 @cache
 def compiled(dtype: Precision) -> Library:
     """The kernels of a precision by name, each compiled at its first call. They take whole numbers and addresses."""
+    return library(dtype, KERNELS)
+
+
+def library(dtype: Precision, definitions: Mapping[str, Definition]) -> Library:
+    """These kernels in that precision."""
     real = "float" if dtype is np.float32 else "double"
-    return Library(real, KERNELS, _WIDTHS[real])
+    return Library(real, definitions, _WIDTHS[real])
 
 
 class Constants:

@@ -369,7 +369,7 @@ class QuantumLayer(nn.Module):
         refuse_without_numbers("inputs", inputs)
         refuse_without_numbers("weights", self.weight)
         if isinstance(self.engine, Ideal):  # before anything of the batch's size is made
-            simulator_of(self.compiled, self.engine.noisy, dtype).admit(len(inputs))
+            simulator_of(self.compiled, self.engine.noisy, dtype).plan(len(inputs), True)
         if inputs.dtype == dtype and inputs.layout == torch.strided and not inputs.is_neg():
             return inputs
         return real_dense(inputs, "inputs").to(dtype)

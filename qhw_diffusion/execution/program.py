@@ -219,10 +219,12 @@ class Program:
     @cached_property
     def weight_terms(self) -> tuple[np.ndarray, np.ndarray]:
         """`weight_coefficients` without zeros: weights [terms, R] and their coefficients."""
-        present = self.weight_coefficients != 0
-        order = np.argsort(~present, axis=1, kind="stable")[:, : present.sum(1).max(initial=0)]
-        coefficients = np.take_along_axis(self.weight_coefficients, order, axis=1)
-        return np.ascontiguousarray(order.T), np.ascontiguousarray(coefficients.T)
+        return _terms(self.weight_coefficients)
+
+    @cached_property
+    def input_terms(self) -> tuple[np.ndarray, np.ndarray]:
+        """`input_coefficients` without zeros: inputs [terms, R] and their coefficients."""
+        return _terms(self.input_coefficients)
 
     def weighted(self, weights: np.ndarray) -> np.ndarray:
         """[weights] → [R] float64: weight_coefficients·w + offsets."""
@@ -245,6 +247,13 @@ class Program:
         """The same circuit with its weights as further inputs, so that every row may have weights of its own."""
         coefficients = np.concatenate([self.input_coefficients, self.weight_coefficients], axis=1)
         return replace(self, input_coefficients=coefficients, weight_coefficients=coefficients[:, :0])
+
+
+def _terms(coefficients: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    present = coefficients != 0
+    order = np.argsort(~present, axis=1, kind="stable")[:, : present.sum(1).max(initial=0)]
+    taken = np.take_along_axis(coefficients, order, axis=1)
+    return np.ascontiguousarray(order.T), np.ascontiguousarray(taken.T)
 
 
 def affine_coefficients(

@@ -39,7 +39,6 @@ from qhw_diffusion.execution.program import (
     angles_of,
     plain,
 )
-from qhw_diffusion.execution.small_batches import MOST_ROTATIONS, SmallBatch, fits
 from qhw_diffusion.execution.tape import (
     angles_in_torch,
     bytes_in_torch,
@@ -49,6 +48,7 @@ from qhw_diffusion.execution.tape import (
     refuse_unchecked_angles,
     without_autocast,
 )
+from qhw_diffusion.execution.unitary import UnitaryCircuit, fits
 
 NUMPY: dict[torch.dtype, Precision] = {torch.float32: np.float32, torch.float64: np.float64}
 # Bytes of rows in a block of samples, which stay in a core's second-level cache, and the fewest samples: a vector.
@@ -58,6 +58,8 @@ CHUNK_BYTES, CHUNK_COLUMNS = 2**17, 8
 PARTS, WORK = 4, 2**20
 # Bytes of what is kept of the samples of a block, where the state is a product
 PRODUCT_BYTES = 2**18
+# Bytes of a block of samples of a unitary circuit and the most it has in any case; numbers changed on one thread at least
+UNITARY_BYTES, UNITARY_COLUMNS, THREAD_WORK = 2**19, 16, 2**18
 # Observables in a block where they are taken back, unless such a block would change fewer numbers than WORK
 TAIL_COLUMNS = 4
 # Bytes and the fewest samples of a block where outcomes are drawn on the way; also the most, for blocks of little work.
@@ -130,7 +132,6 @@ class Simulator:
         self._body, self._tail = _split(program)
         self._kept: _Kept | None = None
         self._plans: dict[tuple[int, ...], MemoryPlan] = {}
-        self._small: dict[int, SmallBatch | None] = {}
         self._ways: dict[GateSequence | BranchedSequence, _Rows | ProductState] = {}
 
     @cached_property
@@ -170,27 +171,19 @@ class Simulator:
         values: Tensor = _Evaluate.apply(inputs, weights, self)
         return values
 
-    def small(self, batch: int) -> SmallBatch | None:
-        """What evaluates a batch of this size in one call; None for one that has to go the usual way."""
-        if batch not in self._small:
-            fitting = self.basis == "state" and fits(self.program, self.whole, self.observables, batch)
-            self._small[batch] = None
-            if fitting:
-                given = self.program, self.whole, self.observables, batch, self.dtype
-                self._small[batch] = SmallBatch(*given)  # type: ignore[arg-type]
-        return self._small[batch]
-
-    def admit(self, batch: int) -> None:
-        """Raise MemoryBudgetError where a batch would not fit into memory."""
-        if self._small.get(batch) is None:
-            self.plan(batch, True)
+    @cached_property
+    def unitary(self) -> UnitaryCircuit | None:
+        """What evaluates the circuit in compiled calls alone; None for one that has to go the usual way."""
+        if self.basis == "density" or not fits(self.program, self.whole, self.observables):
+            return None
+        return UnitaryCircuit(self.program, self.whole, self.observables, self.dtype)  # type: ignore[arg-type]
 
     def _values(self, inputs: Tensor, weights: Tensor) -> Tensor:
         """As `raw`, without gradient. What depends on the weights alone is made once for these weights."""
-        if _plain(inputs) and _plain(weights) and len(self.program.offsets) <= MOST_ROTATIONS:
-            small = self.small(len(inputs))
-            made = None if small is None else small.forward(inputs, weights)
-            if made is not None:
+        if self.unitary is not None and _plain(inputs) and _plain(weights):
+            plan = self.plan(len(inputs), False)
+            made = self.unitary.forward(inputs, weights, plan.columns, plan.threads, keep=False)
+            if made is not None:  # else angles are not finite, which is told below
                 return made[0]
         batch, by_weights = len(inputs), weights.detach().cpu().numpy()
         plan, main = self.plan(batch, False), self._main(batch)
@@ -266,7 +259,8 @@ class Simulator:
             MemoryBudgetError: not even one sample at a time would fit into this machine's memory.
         """
         settings = CHUNK_BYTES, CHUNK_COLUMNS, WORK, PRODUCT_BYTES, KEEP_BYTES, COPIES_BYTES
-        key = (batch, gradient, number_of_threads(), *settings)
+        of_unitary = UNITARY_BYTES, UNITARY_COLUMNS, THREAD_WORK
+        key = (batch, gradient, number_of_threads(), *settings, *of_unitary)
         if key not in self._plans:
             self._plans[key] = self._planned(batch, gradient)
         return self._plans[key]
@@ -277,6 +271,8 @@ class Simulator:
         split = sequence is not self.whole
         tail_bytes = (3 + gradient * self.tail.n_kept) * len(self.observables) * row_bytes if split else 0
         angles = len(self.program.offsets) * batch * 24
+        if self.unitary is not None:
+            return self._planned_unitary(self.unitary, batch, gradient)
         if isinstance(way := self._way(sequence), ProductState):
             copies, recompute = way.column_bytes(len(self.observables)), False
             # what is done a number is a multiplication, and fast: it takes more of them to be worth a block
@@ -291,6 +287,20 @@ class Simulator:
         _refuse(fixed + block, self.program.n_qubits, self.basis, f"a batch of {batch}, {columns} samples at a time,")
         threads = max(1, min(number_of_threads(), -(-batch // columns), (_memory() - fixed) // block))
         return MemoryPlan(columns, threads, recompute, fixed + threads * block)
+
+    def _planned_unitary(self, circuit: UnitaryCircuit, batch: int, gradient: bool) -> MemoryPlan:
+        kept, scratch = circuit.column_bytes
+        work = self.n_rows * self.whole.n_steps  # a sample
+        most = max(UNITARY_COLUMNS, UNITARY_BYTES // (kept + scratch) // 8 * 8)
+        columns = blocks_alike(batch, min(most, _whole_vectors(max(-(-batch // PARTS), -(-WORK // work)))))
+        while columns > 1 and (kept + scratch) * columns > COPIES_BYTES:
+            columns = (columns + 1) // 2
+        blocks, block = -(-batch // columns), (kept + scratch) * columns
+        fixed = circuit.fixed_bytes(blocks) + gradient * kept * batch
+        _refuse(fixed + block, self.program.n_qubits, self.basis, f"a batch of {batch}, {columns} samples at a time,")
+        worth = work * batch // THREAD_WORK
+        threads = max(1, min(number_of_threads(), blocks, worth, (_memory() - fixed) // block))
+        return MemoryPlan(columns, threads, False, fixed + threads * block)
 
     def _main(self, batch: int) -> GateSequence | BranchedSequence:
         """What every sample goes through: all of the circuit, unless it pays to take the observables half-way."""
@@ -460,14 +470,13 @@ class _Evaluate(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, inputs: Tensor, weights: Tensor, simulator: Simulator) -> Tensor:
         ctx.save_for_backward(inputs, weights)
-        ctx.simulator, ctx.small = simulator, None
-        if _plain(inputs) and _plain(weights) and (small := simulator.small(len(inputs))) is not None:
-            made = small.forward(inputs, weights)
+        ctx.simulator, ctx.unitary, batch = simulator, None, len(inputs)
+        plan, unitary = simulator.plan(batch, True), simulator.unitary
+        if unitary is not None and _plain(inputs) and _plain(weights):
+            made = unitary.forward(inputs, weights, plan.columns, plan.threads)
             if made is not None:  # else angles are not finite, which is told below
-                ctx.small, (found, ctx.kept) = small, made
+                ctx.unitary, (found, ctx.kept) = unitary, made
                 return found
-        batch = len(inputs)
-        plan = simulator.plan(batch, True)
         main, observables = simulator._main(batch), simulator.observables
         angles = simulator.angles(inputs.detach().cpu().numpy(), weights.detach().cpu().numpy())
         measured, tail_trace = observables.rows, None
@@ -492,8 +501,8 @@ class _Evaluate(torch.autograd.Function):
             inputs, weights = ctx.saved_tensors
             values = simulator.in_torch(inputs, weights)
             return *gradients_in_torch(values, grad, (inputs, weights), ctx.needs_input_grad), None
-        if ctx.small is not None:
-            return *ctx.small.backward(grad, ctx.kept), None
+        if ctx.unitary is not None:
+            return *ctx.unitary.backward(grad, ctx.kept), None
         program, angles, way = simulator.program, ctx.angles, ctx.way
         cotangent = grad.detach().cpu().numpy().astype(simulator.dtype, copy=False)
         per_column = np.zeros(angles.shape, simulator.dtype)

@@ -49,6 +49,8 @@ def test_chunks_and_recomputation_change_nothing(
     monkeypatch.setattr(simulator, "CHUNK_BYTES", 1)
     monkeypatch.setattr(simulator, "WORK", 1)
     monkeypatch.setattr(simulator, "PRODUCT_BYTES", 1)
+    monkeypatch.setattr(simulator, "UNITARY_BYTES", 1)
+    monkeypatch.setattr(simulator, "UNITARY_COLUMNS", 5)
     monkeypatch.setattr(simulator, "TAIL_COLUMNS", 2)
     plan = qhw.QuantumLayer(made, engine).memory_plan(37)
     assert plan.columns == 5
@@ -57,6 +59,7 @@ def test_chunks_and_recomputation_change_nothing(
     monkeypatch.setattr(simulator, "KEEP_BYTES", 0)
     monkeypatch.setattr(simulator, "COPIES_BYTES", 1)
     plan = qhw.QuantumLayer(made, engine).memory_plan(37)
+    assert plan.columns == (1 if engine == "ideal" or reuploading else 5)
     expected = engine == "noisy" and reuploading
     assert plan.recompute == expected, "an ideal circuit is run backwards instead, a product keeps next to nothing"
     for found, wanted in zip(values_and_gradients(made, engine), reference, strict=True):

@@ -1,4 +1,4 @@
-"""Small batches in one compiled call each way; the usual way and finite differences are the witnesses."""
+"""Unitary circuits in compiled calls alone; the usual way, Aer and finite differences are the witnesses."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 import qhw_diffusion as qhw
 from qhw_diffusion.errors import InvalidInputError
-from qhw_diffusion.execution import small_batches
+from qhw_diffusion.execution import simulator, unitary
 from qhw_diffusion.execution.engines import simulator_of
 
 
@@ -33,32 +33,41 @@ def step(layer: qhw.QuantumLayer, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return values.detach(), by_inputs, by_weights
 
 
-def is_small(layer: qhw.QuantumLayer, batch: int) -> bool:
-    return simulator_of(layer.compiled, False, layer.weight.dtype).small(batch) is not None
+def is_unitary(layer: qhw.QuantumLayer) -> bool:
+    return simulator_of(layer.compiled, False, layer.weight.dtype).unitary is not None
+
+
+def in_blocks_of(columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"UNITARY_BYTES": 1, "UNITARY_COLUMNS": columns, "WORK": 2**40}.items():
+        monkeypatch.setattr(simulator, name, value)
 
 
 @pytest.mark.parametrize("reuploading", [False, True])
-@pytest.mark.parametrize("batch", [1, 2, 7, 8, 33])
+@pytest.mark.parametrize(("batch", "columns"), [(1, 16), (2, 16), (7, 16), (8, 8), (33, 64), (33, 16), (33, 3), (7, 1)])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 2e-5)])
 def test_values_and_gradients_are_those_of_the_usual_way(
-    reuploading: bool, batch: int, dtype: torch.dtype, tolerance: float, monkeypatch: pytest.MonkeyPatch
+    reuploading: bool, batch: int, columns: int, dtype: torch.dtype, tolerance: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    in_blocks_of(columns, monkeypatch)
     x = torch.randn(batch, 4, generator=torch.Generator().manual_seed(batch), dtype=dtype)
     layer = layer_of(reuploading, dtype)
     mine = step(layer, x)
-    assert is_small(layer, batch)
-    monkeypatch.setattr(small_batches, "MOST", 0)
+    assert is_unitary(layer)
+    assert layer.memory_plan(batch).columns == min(batch, columns)
+    monkeypatch.setattr(simulator, "fits", lambda *_: False)
     other = layer_of(reuploading, dtype)
     wanted = step(other, x)
-    assert not is_small(other, batch)
+    assert not is_unitary(other)
     for found, exact in zip(mine, wanted, strict=True):
         torch.testing.assert_close(found, exact, rtol=0, atol=tolerance * max(1.0, float(exact.abs().max())))
 
 
-def test_gradients_by_finite_differences() -> None:
+@pytest.mark.parametrize("columns", [16, 2])
+def test_gradients_by_finite_differences(columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    in_blocks_of(columns, monkeypatch)
     layer = layer_of(True)
     x = torch.randn(3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0), requires_grad=True)
-    assert is_small(layer, 3)
+    assert is_unitary(layer)
 
     def values(x: Tensor, w: Tensor) -> Tensor:
         return layer.engine.expectation(layer.compiled, x, w)
@@ -66,15 +75,36 @@ def test_gradients_by_finite_differences() -> None:
     assert torch.autograd.gradcheck(values, (x, layer.weight))
 
 
-def test_values_with_and_without_gradient_are_the_same_bits() -> None:
+@pytest.mark.parametrize("columns", [16, 2])
+@pytest.mark.parametrize("keep_from", [1, 1000])
+def test_values_with_and_without_gradient_are_the_same_bits(
+    columns: int, keep_from: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also after the weights have changed, where what is made of them is kept."""
+    in_blocks_of(columns, monkeypatch)
+    monkeypatch.setattr(unitary, "KEEP_FROM", keep_from)
     layer = layer_of(dtype=torch.float32)
     x = torch.randn(5, 4)
+    for change in (0.0, 0.0, 0.3):
+        with torch.no_grad():
+            layer.weight += change
+            without = layer(x)
+        assert torch.equal(layer(x).detach(), without)
+
+
+def test_a_sample_has_the_same_bits_in_any_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    in_blocks_of(16, monkeypatch)
+    layer, x = layer_of(dtype=torch.float32), torch.randn(37, 4)
     with torch.no_grad():
-        without = layer(x)
-    assert torch.equal(layer(x).detach(), without)
+        together = layer(x)
+        assert all(torch.equal(layer(x[k : k + 1])[0], together[k]) for k in range(37))
 
 
-def test_a_graph_is_taken_back_twice_and_one_of_two_graphs_first() -> None:
+@pytest.mark.parametrize("columns", [16, 1])
+def test_a_graph_is_taken_back_twice_and_one_of_two_graphs_first(
+    columns: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_blocks_of(columns, monkeypatch)
     layer = layer_of()
     x, y = torch.randn(2, 2, 4, dtype=torch.float64).unbind()
     first, second = layer(x).sum(), layer(y).sum()
@@ -85,8 +115,10 @@ def test_a_graph_is_taken_back_twice_and_one_of_two_graphs_first() -> None:
     assert not torch.equal(once, by_second)
 
 
+@pytest.mark.parametrize("columns", [16, 1])
 @pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
-def test_what_is_not_finite_is_refused(wrong: float) -> None:
+def test_what_is_not_finite_is_refused(wrong: float, columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    in_blocks_of(columns, monkeypatch)
     layer = layer_of()
     x = torch.zeros(2, 4, dtype=torch.float64)
     x[1, 2] = wrong
@@ -117,9 +149,20 @@ def test_copies_in_memory_and_on_disk_give_the_same() -> None:
         assert torch.equal(again(x).detach(), wanted)
 
 
-def test_large_batches_and_noise_go_the_usual_way() -> None:
+@pytest.mark.parametrize("shared", [True, False])
+def test_rows_of_parameters(shared: bool) -> None:
+    """Of the same weights, and each of weights of its own."""
     layer = layer_of()
-    assert not is_small(layer, small_batches.MOST)
+    rows = torch.randn(5, 4 + layer.compiled.n_weights, dtype=torch.float64)
+    rows[1:, 4:] = rows[0, 4:] if shared else rows[1:, 4:]
+    found = layer.engine.estimate(layer.compiled, rows).values
+    for row, values in zip(rows, found, strict=True):
+        with torch.no_grad():
+            layer.weight.copy_(row[4:])
+            torch.testing.assert_close(values, layer(row[None, :4])[0], rtol=0, atol=1e-13)
+
+
+def test_noise_goes_the_usual_way() -> None:
     made = qhw.circuits.policy_circuit(n_qubits=2, depth=1, n_features=2)
     compiled = qhw.compile_circuit(
         made.circuit,
@@ -128,8 +171,8 @@ def test_large_batches_and_noise_go_the_usual_way() -> None:
         weights=made.weights,
         observables=made.observables,
     )
-    assert simulator_of(compiled, True).small(1) is None
-    assert simulator_of(compiled, False).small(1) is not None
+    assert simulator_of(compiled, True).unitary is None
+    assert simulator_of(compiled, False).unitary is not None
 
 
 def test_observables_other_than_z_go_the_usual_way() -> None:
@@ -143,5 +186,5 @@ def test_observables_other_than_z_go_the_usual_way() -> None:
         weights=made.weights,
         observables=[SparsePauliOp(["ZI"]), SparsePauliOp(["XX"])],
     )
-    assert simulator_of(compiled, False).small(1) is None
+    assert simulator_of(compiled, False).unitary is None
     assert np.isfinite(qhw.QuantumLayer(compiled)(torch.zeros(1, 2)).detach().numpy()).all()
