@@ -36,7 +36,7 @@ from qhw_diffusion.execution.engine import (
 )
 from qhw_diffusion.execution.engines import Ideal, engine_of, simulator_of, spec_of
 from qhw_diffusion.execution.gradients import GradientMethod, method_from_dict, method_to_dict
-from qhw_diffusion.execution.recording import outside_torch, refuse_recomputation, refuse_without_numbers
+from qhw_diffusion.execution.recording import is_plain, outside_torch, refuse_recomputation, refuse_without_numbers
 from qhw_diffusion.execution.saving import read_compiled, write_compiled
 from qhw_diffusion.execution.simulator import NUMPY, MemoryPlan
 from qhw_diffusion.execution.tape import is_transformed, refuse_transforms, without_autocast
@@ -211,7 +211,7 @@ class QuantumLayer(nn.Module):
 
     def _forward(self, inputs: Tensor) -> Tensor:
         weight = self.weight
-        inputs = self._fitting(inputs, weight.dtype)
+        inputs = self._fitting(inputs, weight)
         transformed = is_transformed(inputs, weight)
         wanted = torch.is_grad_enabled() and (inputs.requires_grad or weight.requires_grad)
         by_method = self.gradient is not None and (transformed or torch.is_grad_enabled())
@@ -352,12 +352,13 @@ class QuantumLayer(nn.Module):
         return copy
 
     def _checked(self, inputs: Tensor) -> Tensor:
-        inputs = self._fitting(inputs, self.weight.dtype)
+        inputs = self._fitting(inputs, self.weight)
         if not is_transformed(inputs):
             check_finite_inputs(inputs)
         return inputs
 
-    def _fitting(self, inputs: Tensor, dtype: torch.dtype) -> Tensor:
+    def _fitting(self, inputs: Tensor, weight: Tensor) -> Tensor:
+        """The inputs as the engines take them; most are so already, and nothing is lost on them."""
         n = self.compiled.n_inputs
         if isinstance(inputs, Tensor) and inputs.is_nested:
             raise InvalidInputError(f"inputs are a nested tensor; give one of shape [batch, {n}]")
@@ -366,13 +367,14 @@ class QuantumLayer(nn.Module):
             raise InvalidInputError(f"inputs must be a tensor of shape [batch, {n}], given {given}")
         if inputs.shape[0] == 0:
             raise InvalidInputError("inputs has no rows; give at least one sample")
-        refuse_without_numbers("inputs", inputs)
-        refuse_without_numbers("weights", self.weight)
-        if isinstance(self.engine, Ideal):  # before anything of the batch's size is made
-            simulator_of(self.compiled, self.engine.noisy, dtype).plan(len(inputs), True)
-        if inputs.dtype == dtype and inputs.layout == torch.strided and not inputs.is_neg():
+        fitting = inputs.dtype == weight.dtype and inputs.layout == torch.strided and not inputs.is_neg()
+        if fitting and is_plain(inputs) and is_plain(weight):
             return inputs
-        return real_dense(inputs, "inputs").to(dtype)
+        refuse_without_numbers("inputs", inputs)
+        refuse_without_numbers("weights", weight)
+        if isinstance(self.engine, Ideal):  # before anything of the batch's size is made
+            simulator_of(self.compiled, self.engine.noisy, weight.dtype).plan(len(inputs), True)
+        return inputs if fitting else real_dense(inputs, "inputs").to(weight.dtype)
 
     def _record(self, usage: Usage) -> None:
         with _counting:

@@ -35,13 +35,18 @@ def outside_torch(method: F) -> F:
         if torch.compiler.is_compiling():
             from qhw_diffusion.execution.uncompiled import run
 
-            return run(_recorded_by_none, method, *arguments, **named)
-        return _recorded_by_none(method, *arguments, **named)
+            return run(unrecorded, *arguments, **named)
+        _refuse_recording()
+        return method(*arguments, **named)
+
+    def unrecorded(*arguments: Any, **named: Any) -> Any:
+        _refuse_recording()
+        return method(*arguments, **named)
 
     return cast(F, outside)
 
 
-def _recorded_by_none(method: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+def _refuse_recording() -> None:
     proxies = sys.modules.get(_PROXIES)
     if torch.jit.is_tracing() or (proxies is not None and proxies.get_proxy_mode() is not None):
         raise InvalidInputError(
@@ -49,7 +54,11 @@ def _recorded_by_none(method: Callable[..., Any], *arguments: Any, **named: Any)
             "torch.func.linearize), and the values of a circuit would be kept as constants; use torch.compile or "
             "torch.func.jvp, export the parts around the circuit, and save the layer with layer.save"
         )
-    return method(*arguments, **named)
+
+
+def is_plain(tensor: Tensor) -> bool:
+    """Whether a tensor's numbers are in this process's memory, at its `data_ptr` (outside transforms of torch.func)."""
+    return type(tensor) in _PLAIN and tensor.is_cpu
 
 
 def refuse_without_numbers(what: str, *tensors: Tensor) -> None:

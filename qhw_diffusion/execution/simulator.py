@@ -39,6 +39,7 @@ from qhw_diffusion.execution.program import (
     angles_of,
     plain,
 )
+from qhw_diffusion.execution.recording import is_plain
 from qhw_diffusion.execution.tape import (
     angles_in_torch,
     bytes_in_torch,
@@ -58,7 +59,8 @@ CHUNK_BYTES, CHUNK_COLUMNS = 2**17, 8
 PARTS, WORK = 4, 2**20
 # Bytes of what is kept of the samples of a block, where the state is a product
 PRODUCT_BYTES = 2**18
-# Bytes of a block of samples of a unitary circuit and the most it has in any case; numbers changed on one thread at least
+# Bytes of a block of samples of a unitary circuit, and how many samples it may have in any case; numbers that are
+# changed on a thread at least
 UNITARY_BYTES, UNITARY_COLUMNS, THREAD_WORK = 2**19, 16, 2**18
 # Observables in a block where they are taken back, unless such a block would change fewer numbers than WORK
 TAIL_COLUMNS = 4
@@ -180,7 +182,7 @@ class Simulator:
 
     def _values(self, inputs: Tensor, weights: Tensor) -> Tensor:
         """As `raw`, without gradient. What depends on the weights alone is made once for these weights."""
-        if self.unitary is not None and _plain(inputs) and _plain(weights):
+        if self.unitary is not None and is_plain(inputs) and is_plain(weights):
             plan = self.plan(len(inputs), False)
             made = self.unitary.forward(inputs, weights, plan.columns, plan.threads, keep=False)
             if made is not None:  # else angles are not finite, which is told below
@@ -258,21 +260,26 @@ class Simulator:
         Raises:
             MemoryBudgetError: not even one sample at a time would fit into this machine's memory.
         """
-        settings = CHUNK_BYTES, CHUNK_COLUMNS, WORK, PRODUCT_BYTES, KEEP_BYTES, COPIES_BYTES
-        of_unitary = UNITARY_BYTES, UNITARY_COLUMNS, THREAD_WORK
-        key = (batch, gradient, number_of_threads(), *settings, *of_unitary)
-        if key not in self._plans:
-            self._plans[key] = self._planned(batch, gradient)
-        return self._plans[key]
+        plan = self._planned(batch, gradient, 1)
+        return plan if plan.columns >= batch else self._planned(batch, gradient, number_of_threads())
 
-    def _planned(self, batch: int, gradient: bool) -> MemoryPlan:
+    def _planned(self, batch: int, gradient: bool, most: int) -> MemoryPlan:
+        """As `plan`, for so many threads at most."""
+        settings = CHUNK_BYTES, CHUNK_COLUMNS, WORK, PRODUCT_BYTES, KEEP_BYTES, COPIES_BYTES
+        key = (batch, gradient, most, *settings, UNITARY_BYTES, UNITARY_COLUMNS, THREAD_WORK)
+        plan = self._plans.get(key)
+        if plan is None:
+            number_of_threads()  # where the variable is wrong, it is told even if one thread does
+            made = self._plan_rows if self.unitary is None else self._plan_unitary
+            plan = self._plans[key] = made(batch, gradient, most)
+        return plan
+
+    def _plan_rows(self, batch: int, gradient: bool, most: int) -> MemoryPlan:
         sequence = self._main(batch)
         row_bytes = sequence.row_bytes
         split = sequence is not self.whole
         tail_bytes = (3 + gradient * self.tail.n_kept) * len(self.observables) * row_bytes if split else 0
         angles = len(self.program.offsets) * batch * 24
-        if self.unitary is not None:
-            return self._planned_unitary(self.unitary, batch, gradient)
         if isinstance(way := self._way(sequence), ProductState):
             copies, recompute = way.column_bytes(len(self.observables)), False
             # what is done a number is a multiplication, and fast: it takes more of them to be worth a block
@@ -285,21 +292,22 @@ class Simulator:
             block = (4 * row_bytes + recompute * gradient * copies) * columns
         fixed = (0 if recompute else gradient * copies * batch) + tail_bytes + self.observables.bytes + angles
         _refuse(fixed + block, self.program.n_qubits, self.basis, f"a batch of {batch}, {columns} samples at a time,")
-        threads = max(1, min(number_of_threads(), -(-batch // columns), (_memory() - fixed) // block))
+        threads = max(1, min(most, -(-batch // columns), (_memory() - fixed) // block))
         return MemoryPlan(columns, threads, recompute, fixed + threads * block)
 
-    def _planned_unitary(self, circuit: UnitaryCircuit, batch: int, gradient: bool) -> MemoryPlan:
+    def _plan_unitary(self, batch: int, gradient: bool, most: int) -> MemoryPlan:
+        circuit = self.unitary
+        assert circuit is not None
         kept, scratch = circuit.column_bytes
         work = self.n_rows * self.whole.n_steps  # a sample
-        most = max(UNITARY_COLUMNS, UNITARY_BYTES // (kept + scratch) // 8 * 8)
-        columns = blocks_alike(batch, min(most, _whole_vectors(max(-(-batch // PARTS), -(-WORK // work)))))
+        fitting = max(UNITARY_COLUMNS, UNITARY_BYTES // (kept + scratch) // 8 * 8)
+        columns = blocks_alike(batch, min(fitting, _whole_vectors(max(-(-batch // PARTS), -(-WORK // work)))))
         while columns > 1 and (kept + scratch) * columns > COPIES_BYTES:
             columns = (columns + 1) // 2
         blocks, block = -(-batch // columns), (kept + scratch) * columns
         fixed = circuit.fixed_bytes(blocks) + gradient * kept * batch
         _refuse(fixed + block, self.program.n_qubits, self.basis, f"a batch of {batch}, {columns} samples at a time,")
-        worth = work * batch // THREAD_WORK
-        threads = max(1, min(number_of_threads(), blocks, worth, (_memory() - fixed) // block))
+        threads = max(1, min(most, blocks, work * batch // THREAD_WORK, (_memory() - fixed) // block))
         return MemoryPlan(columns, threads, False, fixed + threads * block)
 
     def _main(self, batch: int) -> GateSequence | BranchedSequence:
@@ -472,7 +480,7 @@ class _Evaluate(torch.autograd.Function):
         ctx.save_for_backward(inputs, weights)
         ctx.simulator, ctx.unitary, batch = simulator, None, len(inputs)
         plan, unitary = simulator.plan(batch, True), simulator.unitary
-        if unitary is not None and _plain(inputs) and _plain(weights):
+        if unitary is not None and is_plain(inputs) and is_plain(weights):
             made = unitary.forward(inputs, weights, plan.columns, plan.threads)
             if made is not None:  # else angles are not finite, which is told below
                 ctx.unitary, (found, ctx.kept) = unitary, made
@@ -537,11 +545,6 @@ class _Evaluate(torch.autograd.Function):
             total[own] += per_column[own].sum(1, dtype=np.float64)
             by_weights = _tensor(program.weight_slopes(total), simulator.dtype, ctx.devices[1])
         return by_inputs, by_weights, None
-
-
-def _plain(tensor: Tensor) -> bool:
-    """Whether its numbers are in this process's memory, at its `data_ptr`."""
-    return type(tensor) in (Tensor, torch.nn.Parameter) and tensor.is_cpu
 
 
 def _tensor(array: np.ndarray, dtype: Precision, device: torch.device) -> Tensor:

@@ -8,10 +8,9 @@ alone is done once, and several threads take the blocks; what these leave for th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import cache
 from itertools import accumulate
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -41,11 +40,12 @@ class _Given:
     """
 
     table = ("n", "n", "int", "int", "real", "real", "int", "double", "double")
-    parts = {
+    parts: ClassVar[dict[str, tuple[str, ...]]] = {
         "of_weights": ("base: angles of table 1 (double)", "cosines", "sines", "matrices of table 0"),
         "of_block": ("cosines", "sines", "matrices of table 1", "rows at the end"),
         "scratch": (
-            "by inputs (double)", "spare rows", "rows", "adjoint", "by matrices of table 1", "by its angles", "cotangent",
+            "by inputs (double)", "spare rows", "rows", "adjoint", "by matrices of table 1", "by its angles",
+            "cotangent, twice",
         ),
         "share": ("by angles of table 1 (double)", "by matrices of table 0"),
         "total": ("by weights (double)", "by angles of table 0"),
@@ -136,7 +136,9 @@ def _block(
             wrong.set(wrong.get() + (angle.get() - angle.get()))
             given.turn(1, angle.get(), u * columns + b, cos, sin)
     code.call("build_blocks", *given.blocks(1), cos, sin, own)
-    away = (code.address(spare) - code.address(end)) * given.odd  # each permutation changes over: begun so as to end there
+    away = (
+        code.address(spare) - code.address(end)
+    ) * given.odd  # each permutation changes over: begun so as to end there
     start, other = code.pointer(code.address(end) + away), code.pointer(code.address(spare) - away)
     for at in code.columns(given.rows * columns):
         start[at] = code.spread(code.constant(0), at.width)
@@ -204,7 +206,7 @@ def _block_back(
 def _to_weights(
     code: Code, blocks: Value, of_weights: Pointer, shares: Pointer, by_weights: Pointer, packed: Pointer
 ) -> None:
-    """Derivatives by the weights, from the shares of so many blocks, one behind the other; what follows them is room."""
+    """Derivatives by the weights, from the shares of so many blocks, one behind the other; room follows them."""
     given = _Given(code, code.number(1), packed)
     _, cos, sin, matrices = given.arrays("of_weights", of_weights)
     length = given.places("share")[-1]
@@ -311,6 +313,7 @@ class UnitaryCircuit:
         self.n_rotations, self.n_observables = len(program.offsets), len(observables)
         self.observables_bytes = observables.bytes
         self._torch = torch.float32 if dtype is np.float32 else torch.float64
+        self._kernels = _compiled(dtype)  # type: ignore[arg-type]
         self._layouts: dict[int, _Layout] = {}
         self._of_weights: tuple[bytes, Tensor] | None = None
         which, coefficients = program.weight_terms
@@ -388,18 +391,18 @@ class UnitaryCircuit:
             keep: whether there will be a backward pass.
         """
         inputs, weights, batch = inputs.contiguous(), weights.contiguous(), len(inputs)
-        values = torch.empty((batch, self.n_observables), dtype=self._torch)
+        values = inputs.new_empty((batch, self.n_observables))
         if batch <= columns and (keep or self.n_rotations < KEEP_FROM):
             layout = self.layout(batch)
             buffer = torch.empty(layout.whole, dtype=self._torch)
-            wrong = _compiled(self.dtype)["forward"](
+            wrong = self._kernels["forward"](
                 batch, inputs.data_ptr(), weights.data_ptr(), values.data_ptr(), buffer.data_ptr(), layout.forth
             )
             return None if wrong else (values, buffer)
         of_weights = self._weights_part(weights, keep)
         if of_weights is None:
             return None
-        function, from_weights = _compiled(self.dtype)["block"], of_weights.data_ptr()
+        function, from_weights = self._kernels["block"], of_weights.data_ptr()
         read, write, size = inputs.data_ptr(), values.data_ptr(), values.element_size()
 
         def through(start: int) -> Tensor | None:
@@ -418,10 +421,9 @@ class UnitaryCircuit:
     def backward(self, cotangent: Tensor, kept: Any) -> tuple[Tensor, Tensor]:
         """Derivatives [B, M] by the values → [B, inputs] and [weights]."""
         cotangent, batch = cotangent.contiguous(), len(cotangent)
-        by_inputs = torch.empty((batch, self.n_inputs), dtype=self._torch)
-        by_weights = torch.empty(self.n_weights, dtype=self._torch)
+        by_inputs, by_weights = cotangent.new_empty((batch, self.n_inputs)), cotangent.new_empty(self.n_weights)
         if isinstance(kept, Tensor):
-            _compiled(self.dtype)["back"](
+            self._kernels["back"](
                 batch, cotangent.data_ptr(), kept.data_ptr(), by_inputs.data_ptr(), by_weights.data_ptr(),
                 self.layout(batch).back,
             )  # fmt: skip
@@ -430,7 +432,7 @@ class UnitaryCircuit:
         layout = self.layout(columns)
         share = layout.lengths["share"]
         shares = torch.empty(share * len(buffers) + layout.lengths["total"], dtype=self._torch)
-        function, from_weights, to_share = _compiled(self.dtype)["block_back"], of_weights.data_ptr(), shares.data_ptr()
+        function, from_weights, to_share = self._kernels["block_back"], of_weights.data_ptr(), shares.data_ptr()
         read, write, size = cotangent.data_ptr(), by_inputs.data_ptr(), shares.element_size()
 
         def back(number: int) -> None:
@@ -444,7 +446,7 @@ class UnitaryCircuit:
             )  # fmt: skip
 
         in_blocks(back, range(len(buffers)), threads)
-        _compiled(self.dtype)["to_weights"](len(buffers), from_weights, to_share, by_weights.data_ptr(), layout.back)
+        self._kernels["to_weights"](len(buffers), from_weights, to_share, by_weights.data_ptr(), layout.back)
         return by_inputs, by_weights
 
     def _room(self, layout: _Layout, part: str) -> Tensor:
@@ -457,7 +459,7 @@ class UnitaryCircuit:
             return self._of_weights[1]
         layout = self.layout(1)
         buffer = torch.empty(layout.lengths["of_weights"], dtype=self._torch)
-        if _compiled(self.dtype)["of_weights"](weights.data_ptr(), buffer.data_ptr(), layout.forth):
+        if self._kernels["of_weights"](weights.data_ptr(), buffer.data_ptr(), layout.forth):
             return None
         if not keep:
             self._of_weights = known, buffer

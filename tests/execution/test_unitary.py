@@ -101,9 +101,7 @@ def test_a_sample_has_the_same_bits_in_any_batch(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize("columns", [16, 1])
-def test_a_graph_is_taken_back_twice_and_one_of_two_graphs_first(
-    columns: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_graph_is_taken_back_twice_and_one_of_two_graphs_first(columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
     in_blocks_of(columns, monkeypatch)
     layer = layer_of()
     x, y = torch.randn(2, 2, 4, dtype=torch.float64).unbind()
