@@ -57,9 +57,9 @@ def in_blocks(function: Callable[[Item], Result], blocks: Iterable[Item], most: 
         InvalidInputError: as `number_of_threads`.
         Exception: what `function` or `blocks` raises first; further blocks are not begun.
     """
-    threads = number_of_threads() if most is None else most
-    if isinstance(blocks, (list, tuple)):
-        threads = min(threads, len(blocks))
+    count = len(blocks) if isinstance(blocks, (list, tuple, range)) else None
+    threads = 1 if count == 1 else number_of_threads() if most is None else most
+    threads = threads if count is None else min(threads, count)
     if threads <= 1:
         return [function(block) for block in blocks]
     waiting, asking = iter(enumerate(blocks)), threading.Lock()

@@ -12,7 +12,7 @@ written down with `native`, and compiled when a precision is first used.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from typing import Any
 
@@ -532,7 +532,7 @@ def _apply_frames(
 
 
 _TABLE = ("n", "n", "int", "int", "real", "real")
-KERNELS: dict[str, Definition] = {
+KERNELS: dict[str, Definition] = {  # and those of other files, which add theirs
     **STEPS,
     "evolve": (_evolve, [*_Sequence.arguments, "n", "real", "real", "real"]),
     "pull_unitary": (_pull_unitary, [*_Sequence.arguments, *["real"] * 5]),
@@ -547,13 +547,8 @@ KERNELS: dict[str, Definition] = {
 @cache
 def compiled(dtype: Precision) -> Library:
     """The kernels of a precision by name, each compiled at its first call. They take whole numbers and addresses."""
-    return library(dtype, KERNELS)
-
-
-def library(dtype: Precision, definitions: Mapping[str, Definition]) -> Library:
-    """These kernels in that precision."""
     real = "float" if dtype is np.float32 else "double"
-    return Library(real, definitions, _WIDTHS[real])
+    return Library(real, KERNELS, _WIDTHS[real])
 
 
 class Constants:

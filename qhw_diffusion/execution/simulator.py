@@ -183,7 +183,7 @@ class Simulator:
     def _values(self, inputs: Tensor, weights: Tensor) -> Tensor:
         """As `raw`, without gradient. What depends on the weights alone is made once for these weights."""
         if self.unitary is not None and is_plain(inputs) and is_plain(weights):
-            plan = self.plan(len(inputs), False)
+            plan = self.plan(inputs.shape[0], False)
             made = self.unitary.forward(inputs, weights, plan.columns, plan.threads, keep=False)
             if made is not None:  # else angles are not finite, which is told below
                 return made[0]
@@ -478,7 +478,7 @@ class _Evaluate(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, inputs: Tensor, weights: Tensor, simulator: Simulator) -> Tensor:
         ctx.save_for_backward(inputs, weights)
-        ctx.simulator, ctx.unitary, batch = simulator, None, len(inputs)
+        ctx.simulator, ctx.unitary, batch = simulator, None, inputs.shape[0]
         plan, unitary = simulator.plan(batch, True), simulator.unitary
         if unitary is not None and is_plain(inputs) and is_plain(weights):
             made = unitary.forward(inputs, weights, plan.columns, plan.threads)

@@ -8,7 +8,6 @@ alone is done once, and several threads take the blocks; what these leave for th
 
 from __future__ import annotations
 
-from functools import cache
 from itertools import accumulate
 from typing import Any, ClassVar
 
@@ -21,7 +20,7 @@ from qhw_diffusion.execution.cores import in_blocks
 from qhw_diffusion.execution.fusion import Precision
 from qhw_diffusion.execution.gate_sequence import GateSequence, Permutation
 from qhw_diffusion.execution.measurement import StateObservables
-from qhw_diffusion.execution.native import Code, Definition, Library, Pointer, Value, Variable
+from qhw_diffusion.execution.native import Code, Pointer, Value, Variable
 from qhw_diffusion.execution.program import Program
 
 # Rotations from which on it pays to keep the matrices of weights that have not changed, where no gradient is asked for
@@ -237,11 +236,11 @@ def _forward(
     code: Code, columns: Value, inputs: Pointer, weights: Pointer, values: Pointer, buffer: Pointer, packed: Pointer
 ) -> Value:
     """All of a batch of one block; the parts of its buffer follow one another."""
-    wrong = code.call("of_weights", weights, buffer, packed)
+    wrong = code.call("unitary_weights", weights, buffer, packed)
     given = _Given(code, columns, packed)
     block = buffer + given.places("of_weights")[-1]
     scratch = block + given.places("of_block")[-1]
-    return code.call("block", columns, inputs, buffer, values, block, scratch, packed) + wrong
+    return code.call("unitary_block", columns, inputs, buffer, values, block, scratch, packed) + wrong
 
 
 def _back(
@@ -252,24 +251,18 @@ def _back(
     block = buffer + given.places("of_weights")[-1]
     scratch = block + given.places("of_block")[-1]
     share = scratch + given.places("scratch")[-1]
-    code.call("block_back", columns, cotangent, buffer, block, scratch, share, by_inputs, packed)
-    code.call("to_weights", code.number(1), buffer, share, by_weights, packed)
+    code.call("unitary_block_back", columns, cotangent, buffer, block, scratch, share, by_inputs, packed)
+    code.call("unitary_weights_back", code.number(1), buffer, share, by_weights, packed)
 
 
-_KERNELS: dict[str, Definition] = {
-    **kernel.KERNELS,
-    "of_weights": (_of_weights, ["real", "real", "int"]),
-    "block": (_block, ["n", *["real"] * 5, "int"]),
-    "block_back": (_block_back, ["n", *["real"] * 6, "int"]),
-    "to_weights": (_to_weights, ["n", "real", "real", "real", "int"]),
-    "forward": (_forward, ["n", "real", "real", "real", "real", "int"]),
-    "back": (_back, ["n", "real", "real", "real", "real", "int"]),
+kernel.KERNELS |= {
+    "unitary_weights": (_of_weights, ["real", "real", "int"]),
+    "unitary_block": (_block, ["n", *["real"] * 5, "int"]),
+    "unitary_block_back": (_block_back, ["n", *["real"] * 6, "int"]),
+    "unitary_weights_back": (_to_weights, ["n", "real", "real", "real", "int"]),
+    "unitary": (_forward, ["n", "real", "real", "real", "real", "int"]),
+    "unitary_back": (_back, ["n", "real", "real", "real", "real", "int"]),
 }
-
-
-@cache
-def _compiled(dtype: Precision) -> Library:
-    return kernel.library(dtype, _KERNELS)
 
 
 # -- how it is called --------------------------------------------------------------------------------------------------
@@ -313,7 +306,7 @@ class UnitaryCircuit:
         self.n_rotations, self.n_observables = len(program.offsets), len(observables)
         self.observables_bytes = observables.bytes
         self._torch = torch.float32 if dtype is np.float32 else torch.float64
-        self._kernels = _compiled(dtype)  # type: ignore[arg-type]
+        self._kernels = kernel.compiled(dtype)  # type: ignore[arg-type]
         self._layouts: dict[int, _Layout] = {}
         self._of_weights: tuple[bytes, Tensor] | None = None
         which, coefficients = program.weight_terms
@@ -390,19 +383,19 @@ class UnitaryCircuit:
             threads: blocks at a time.
             keep: whether there will be a backward pass.
         """
-        inputs, weights, batch = inputs.contiguous(), weights.contiguous(), len(inputs)
+        inputs, weights, batch = inputs.contiguous(), weights.contiguous(), inputs.shape[0]
         values = inputs.new_empty((batch, self.n_observables))
         if batch <= columns and (keep or self.n_rotations < KEEP_FROM):
             layout = self.layout(batch)
             buffer = torch.empty(layout.whole, dtype=self._torch)
-            wrong = self._kernels["forward"](
+            wrong = self._kernels["unitary"](
                 batch, inputs.data_ptr(), weights.data_ptr(), values.data_ptr(), buffer.data_ptr(), layout.forth
             )
             return None if wrong else (values, buffer)
         of_weights = self._weights_part(weights, keep)
         if of_weights is None:
             return None
-        function, from_weights = self._kernels["block"], of_weights.data_ptr()
+        function, from_weights = self._kernels["unitary_block"], of_weights.data_ptr()
         read, write, size = inputs.data_ptr(), values.data_ptr(), values.element_size()
 
         def through(start: int) -> Tensor | None:
@@ -420,10 +413,10 @@ class UnitaryCircuit:
 
     def backward(self, cotangent: Tensor, kept: Any) -> tuple[Tensor, Tensor]:
         """Derivatives [B, M] by the values → [B, inputs] and [weights]."""
-        cotangent, batch = cotangent.contiguous(), len(cotangent)
+        cotangent, batch = cotangent.contiguous(), cotangent.shape[0]
         by_inputs, by_weights = cotangent.new_empty((batch, self.n_inputs)), cotangent.new_empty(self.n_weights)
         if isinstance(kept, Tensor):
-            self._kernels["back"](
+            self._kernels["unitary_back"](
                 batch, cotangent.data_ptr(), kept.data_ptr(), by_inputs.data_ptr(), by_weights.data_ptr(),
                 self.layout(batch).back,
             )  # fmt: skip
@@ -432,7 +425,7 @@ class UnitaryCircuit:
         layout = self.layout(columns)
         share = layout.lengths["share"]
         shares = torch.empty(share * len(buffers) + layout.lengths["total"], dtype=self._torch)
-        function, from_weights, to_share = self._kernels["block_back"], of_weights.data_ptr(), shares.data_ptr()
+        function, from_weights, to_share = self._kernels["unitary_block_back"], of_weights.data_ptr(), shares.data_ptr()
         read, write, size = cotangent.data_ptr(), by_inputs.data_ptr(), shares.element_size()
 
         def back(number: int) -> None:
@@ -446,7 +439,7 @@ class UnitaryCircuit:
             )  # fmt: skip
 
         in_blocks(back, range(len(buffers)), threads)
-        self._kernels["to_weights"](len(buffers), from_weights, to_share, by_weights.data_ptr(), layout.back)
+        self._kernels["unitary_weights_back"](len(buffers), from_weights, to_share, by_weights.data_ptr(), layout.back)
         return by_inputs, by_weights
 
     def _room(self, layout: _Layout, part: str) -> Tensor:
@@ -459,7 +452,7 @@ class UnitaryCircuit:
             return self._of_weights[1]
         layout = self.layout(1)
         buffer = torch.empty(layout.lengths["of_weights"], dtype=self._torch)
-        if self._kernels["of_weights"](weights.data_ptr(), buffer.data_ptr(), layout.forth):
+        if self._kernels["unitary_weights"](weights.data_ptr(), buffer.data_ptr(), layout.forth):
             return None
         if not keep:
             self._of_weights = known, buffer
