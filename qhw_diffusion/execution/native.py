@@ -235,10 +235,9 @@ class Code:
         """Numbers at an address, real ones if not told otherwise."""
         return Pointer(self, self.build.inttoptr(address.value, POINTER), kind or self.real)
 
-    def unpacked(self, packed: Pointer, arguments: Sequence[str]) -> list[Any]:
+    def unpacked(self, packed: Pointer, arguments: Sequence[str]) -> Unpacked:
         """Whole numbers and pointers, as of `Library.add`, from whole numbers one behind the other."""
-        kinds = {"real": self.real, "double": ir.DoubleType(), "int": INT}
-        return [packed[k] if a == "n" else self.pointer(packed[k], kinds[a]) for k, a in enumerate(arguments)]
+        return Unpacked(self, packed, arguments)
 
     def address(self, pointer: Pointer) -> Value:
         """Where numbers are, as a whole number."""
@@ -335,6 +334,24 @@ class Code:
             case()
             self.build.branch(after)
         self.build.position_at_end(after)
+
+
+class Unpacked:
+    """Whole numbers and pointers from whole numbers one behind the other; each is read when it is asked for, once."""
+
+    def __init__(self, code: Code, packed: Pointer, arguments: Sequence[str]) -> None:
+        self.code, self.packed, self.arguments = code, packed, arguments
+        self._kinds = {"real": code.real, "double": ir.DoubleType(), "int": INT}
+        self._read: dict[int, Any] = {}
+
+    def __getitem__(self, place: int | slice) -> Any:
+        if isinstance(place, slice):
+            return [self[k] for k in range(*place.indices(len(self.arguments)))]
+        if place not in self._read:
+            with self.code.build.goto_entry_block():  # which comes before whatever asks for it later
+                value, kind = self.packed[place], self.arguments[place]
+                self._read[place] = value if kind == "n" else self.code.pointer(value, self._kinds[kind])
+        return self._read[place]
 
 
 # body(code, *arguments), which may return a whole number, and the arguments: "n", a whole number, or what a pointer

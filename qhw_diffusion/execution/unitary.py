@@ -9,7 +9,7 @@ alone is done once, and several threads take the blocks; what these leave for th
 from __future__ import annotations
 
 from itertools import accumulate
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,49 +30,62 @@ KEEP_FROM = 256
 # -- what is compiled --------------------------------------------------------------------------------------------------
 
 
+# Arrays are parts of a few buffers. Of each array the place is given where it begins there, in real numbers; of each
+# part its length, too.
+_PARTS: dict[str, tuple[str, ...]] = {
+    "of_weights": ("base: angles of table 1 (double)", "cosines", "sines", "matrices of table 0"),
+    "of_block": ("cosines", "sines", "matrices of table 1", "rows at the end"),
+    "scratch": (
+        "by inputs (double)", "spare rows", "rows", "adjoint", "by matrices of table 1", "by its angles",
+        "cotangent, twice",
+    ),
+    "share": ("by angles of table 1 (double)", "by matrices of table 0"),
+    "total": ("by weights (double)", "by angles of table 0"),
+}  # fmt: skip
+# `odd`: whether the circuit has an odd number of permutations
+_SIZES = ("inputs", "states", "observables", "terms by weights", "terms by inputs", "weights", "odd")
+_TABLE = {
+    "blocks": "n", "rotations": "n", "first": "int", "rotation": "int", "fixed": "real", "sign": "real",
+    "which": "int", "coefficients": "double", "offsets": "double",
+}  # fmt: skip
+_KINDS = {
+    **dict.fromkeys(_SIZES, "n"),
+    **{f"{name} {own}": kind for own in (0, 1) for name, kind in _TABLE.items()},
+    "which input": "int", "of input": "double", "diagonal": "real",
+    **{f"{part} {k}": "n" for part, arrays in _PARTS.items() for k in range(len(arrays) + 1)},
+    **{f"sequence {k}": kind for k, kind in enumerate(kernel.SEQUENCE)},
+}  # fmt: skip
+
+
 class _Given:
     """What the functions below are given of a circuit, and of a number of columns.
 
     There are two tables of blocks: those whose angles all samples share (0), and those that an input enters (1). The
-    angle of a rotation is an offset and sums of so many terms, over weights and, in table 1, over inputs. Arrays are
-    parts of a few buffers; `places` are where they begin there, in real numbers, and how far all of them go.
+    angle of a rotation is an offset and sums of so many terms, over weights and, in table 1, over inputs.
     """
 
-    table = ("n", "n", "int", "int", "real", "real", "int", "double", "double")
-    parts: ClassVar[dict[str, tuple[str, ...]]] = {
-        "of_weights": ("base: angles of table 1 (double)", "cosines", "sines", "matrices of table 0"),
-        "of_block": ("cosines", "sines", "matrices of table 1", "rows at the end"),
-        "scratch": (
-            "by inputs (double)", "spare rows", "rows", "adjoint", "by matrices of table 1", "by its angles",
-            "cotangent, twice",
-        ),
-        "share": ("by angles of table 1 (double)", "by matrices of table 0"),
-        "total": ("by weights (double)", "by angles of table 0"),
-    }  # fmt: skip
-    arguments = ("n",) * 7 + table * 2 + ("int", "double", "real") + ("n",) * sum(len(p) + 1 for p in parts.values())
-
     def __init__(self, code: Code, columns: Value, packed: Pointer) -> None:
-        given = code.unpacked(packed, (*self.arguments, *kernel.SEQUENCE))
-        given, (self.rows, *rest) = given[: len(self.arguments)], given[len(self.arguments) :]
-        self.code, self.columns, self.sequence = code, columns, (columns, self.rows, *rest)
-        self.inputs, self.states, self.observables, self.by_weight, self.by_input, self.weights, self.odd = given[:7]
-        n = len(self.table)
-        self.tables = given[7 : 7 + n], given[7 + n : 7 + 2 * n]
-        self.which_input, self.of_input, self.diagonal = given[7 + 2 * n : 10 + 2 * n]
-        self._places = given[10 + 2 * n :]
-        self.widths = code.number(1), columns
+        self.code, self.columns = code, columns
+        self._given, self._at = code.unpacked(packed, list(_KINDS.values())), list(_KINDS)
 
-    def places(self, part: str) -> list[Value]:
-        """Where the arrays of a part begin, and where the last one ends."""
-        names = list(self.parts)
-        first = sum(len(self.parts[name]) + 1 for name in names[: names.index(part)])
-        return self._places[first : first + len(self.parts[part]) + 1]
+    def __getitem__(self, name: str) -> Any:
+        return self._given[self._at.index(name)]
+
+    @property
+    def sequence(self) -> tuple[Any, ...]:
+        """What `evolve` and `pull_unitary` are given of the steps."""
+        return self.columns, *(self[f"sequence {k}"] for k in range(len(kernel.SEQUENCE)))
+
+    def length(self, part: str) -> Value:
+        """How long a part is."""
+        found: Value = self[f"{part} {len(_PARTS[part])}"]
+        return found
 
     def arrays(self, part: str, start: Pointer) -> list[Pointer]:
         """The arrays of a part that begins at `start`."""
         return [
-            self.doubles(start + place) if "(double)" in name else start + place
-            for name, place in zip(self.parts[part], self.places(part), strict=False)
+            self.doubles(start + self[f"{part} {k}"]) if "(double)" in name else start + self[f"{part} {k}"]
+            for k, name in enumerate(_PARTS[part])
         ]
 
     def doubles(self, place: Pointer) -> Pointer:
@@ -87,12 +100,12 @@ class _Given:
 
     def blocks(self, own: int) -> tuple[Any, ...]:
         """Columns, number of blocks and constants of a table, for `build_blocks` and `block_slopes`."""
-        blocks, _, first, rotation, fixed, sign, *_ = self.tables[own]
-        return self.widths[own], blocks, first, rotation, fixed, sign, rotation
+        names = ("blocks", "first", "rotation", "fixed", "sign", "rotation")
+        return self.columns if own else self.code.number(1), *(self[f"{name} {own}"] for name in names)
 
     def turn(self, own: int, angle: Value, at: Value, cos: Pointer, sin: Pointer) -> None:
         """The cosine and sine of an angle."""
-        turned = self.code.single(self.code.double(self.tables[own][5][2]) * angle)
+        turned = self.code.single(self.code.double(self[f"sign {own}"][2]) * angle)
         cos[at], sin[at] = self.code.of_libm("cos", turned), self.code.of_libm("sin", turned)
 
 
@@ -101,11 +114,11 @@ def _of_weights(code: Code, weights: Pointer, buffer: Pointer, packed: Pointer) 
     given, wrong = _Given(code, code.number(1), packed), Variable(code, code.double(code.constant(0)))
     base, cos, sin, matrices = given.arrays("of_weights", buffer)
     for own in (0, 1):
-        _, rotations, *_, which, coefficients, offsets = given.tables[own]
-        for u in code.loop(rotations):
-            angle = Variable(code, offsets[u])
-            for k in code.loop(given.by_weight):
-                at = u * given.by_weight + k
+        which, coefficients, terms = given[f"which {own}"], given[f"coefficients {own}"], given["terms by weights"]
+        for u in code.loop(given[f"rotations {own}"]):
+            angle = Variable(code, given[f"offsets {own}"][u])
+            for k in code.loop(terms):
+                at = u * terms + k
                 angle.set(angle.get() + coefficients[at] * code.double(weights[which[at]]))
             wrong.set(wrong.get() + (angle.get() - angle.get()))
             if own:
@@ -125,38 +138,39 @@ def _block(
     base, _, _, shared = given.arrays("of_weights", of_weights)
     cos, sin, own, end = given.arrays("of_block", buffer)
     _, spare, *_ = given.arrays("scratch", scratch)
-    for u in code.loop(given.tables[1][1]):
+    terms = given["terms by inputs"]
+    for u in code.loop(given["rotations 1"]):
         for b in code.loop(columns):
             angle = Variable(code, base[u])
-            for k in code.loop(given.by_input):
-                at = u * given.by_input + k
-                number = inputs[b * given.inputs + given.which_input[at]]
-                angle.set(angle.get() + given.of_input[at] * code.double(number))
+            for k in code.loop(terms):
+                at = u * terms + k
+                number = inputs[b * given["inputs"] + given["which input"][at]]
+                angle.set(angle.get() + given["of input"][at] * code.double(number))
             wrong.set(wrong.get() + (angle.get() - angle.get()))
             given.turn(1, angle.get(), u * columns + b, cos, sin)
     code.call("build_blocks", *given.blocks(1), cos, sin, own)
-    away = (
-        code.address(spare) - code.address(end)
-    ) * given.odd  # each permutation changes over: begun so as to end there
+    away = (code.address(spare) - code.address(end)) * given[
+        "odd"
+    ]  # each permutation changes over: begun so as to end there
     start, other = code.pointer(code.address(end) + away), code.pointer(code.address(spare) - away)
-    for at in code.columns(given.rows * columns):
+    for at in code.columns(given["sequence 0"] * columns):
         start[at] = code.spread(code.constant(0), at.width)
     for b in code.loop(columns):
         start[b] = code.constant(1)
     code.call("evolve", *given.sequence, shared, own, code.number(0), start, other, start)
-    half = given.states * columns
+    half = given["states"] * columns
     for at in code.columns(half):
         re, im = end[at], (end + half)[at]
         spare[at] = code.dot((re, re), (im, im))
     found = spare + half
-    for m in code.loop(given.observables):
+    for m in code.loop(given["observables"]):
         for lane in code.columns(columns):
             (total,) = code.zeros(1, lane.width)
-            for i in code.loop(given.states):
-                total.add(given.diagonal[m * given.states + i], (spare + i * columns)[lane])
+            for i in code.loop(given["states"]):
+                total.add(given["diagonal"][m * given["states"] + i], (spare + i * columns)[lane])
             found[lane] = total.get()
         for b in code.loop(columns):
-            values[b * given.observables + m] = found[b]
+            values[b * given["observables"] + m] = found[b]
     return code.not_a_number(wrong.get())
 
 
@@ -170,35 +184,35 @@ def _block_back(
     cos, sin, own, end = given.arrays("of_block", buffer)
     sums, spare, x, adjoint, by_own, slopes, weights = given.arrays("scratch", scratch)
     of_angles, by_shared = given.arrays("share", share)
-    states = given.states
-    for m in code.loop(given.observables):
+    states = given["states"]
+    for m in code.loop(given["observables"]):
         for b in code.loop(columns):
-            weights[m * columns + b] = cotangent[b * given.observables + m] * 2.0
+            weights[m * columns + b] = cotangent[b * given["observables"] + m] * 2.0
     for i in code.loop(states):
         for lane in code.columns(columns):
             (weight,) = code.zeros(1, lane.width)
-            for m in code.loop(given.observables):
-                weight.add(given.diagonal[m * states + i], (weights + m * columns)[lane])
+            for m in code.loop(given["observables"]):
+                weight.add(given["diagonal"][m * states + i], (weights + m * columns)[lane])
             for row in (i, states + i):
                 value = (end + row * columns)[lane]
                 (x + row * columns)[lane] = value
                 (adjoint + row * columns)[lane] = weight.get() * value
     code.call("pull_unitary", *given.sequence, shared, own, by_shared, by_own, adjoint, x, spare)
-    _, rotations, *_ = given.tables[1]
+    rotations, terms = given["rotations 1"], given["terms by inputs"]
     given.zero(slopes, rotations * columns)
-    given.zero(sums, given.inputs * columns)
+    given.zero(sums, given["inputs"] * columns)
     code.call("block_slopes", *given.blocks(1), cos, sin, own, by_own, slopes)
     for u in code.loop(rotations):
         total = Variable(code, code.double(code.constant(0)))
         for b in code.loop(columns):
             slope = code.double(slopes[u * columns + b])
             total.set(total.get() + slope)
-            for k in code.loop(given.by_input):
-                at = u * given.by_input + k
-                place = b * given.inputs + given.which_input[at]
-                sums[place] = sums[place] + given.of_input[at] * slope
+            for k in code.loop(terms):
+                at = u * terms + k
+                place = b * given["inputs"] + given["which input"][at]
+                sums[place] = sums[place] + given["of input"][at] * slope
         of_angles[u] = total.get()
-    for at in code.loop(given.inputs * columns):
+    for at in code.loop(given["inputs"] * columns):
         by_inputs[at] = code.single(sums[at])
 
 
@@ -208,27 +222,27 @@ def _to_weights(
     """Derivatives by the weights, from the shares of so many blocks, one behind the other; room follows them."""
     given = _Given(code, code.number(1), packed)
     _, cos, sin, matrices = given.arrays("of_weights", of_weights)
-    length = given.places("share")[-1]
+    length = given.length("share")
     sums, slopes = given.arrays("total", shares + length * blocks)
     of_angles, by_shared = given.arrays("share", shares)
-    (_, shared_rotations, *_), (_, own_rotations, *_) = given.tables
     for block in code.loop(blocks, 1):
         other_angles, other_shared = given.arrays("share", shares + length * block)
-        for u in code.loop(own_rotations):
+        for u in code.loop(given["rotations 1"]):
             of_angles[u] = of_angles[u] + other_angles[u]
-        for at in code.loop(given.tables[0][0] * 16):
+        for at in code.loop(given["blocks 0"] * 16):
             by_shared[at] = by_shared[at] + other_shared[at]
-    given.zero(sums, given.weights)
-    given.zero(slopes, shared_rotations)
+    given.zero(sums, given["weights"])
+    given.zero(slopes, given["rotations 0"])
     code.call("block_slopes", *given.blocks(0), cos, sin, matrices, by_shared, slopes)
-    for own, rotations in enumerate((shared_rotations, own_rotations)):
-        *_, which, coefficients, _ = given.tables[own]
-        for u in code.loop(rotations):
+    terms = given["terms by weights"]
+    for own in (0, 1):
+        which, coefficients = given[f"which {own}"], given[f"coefficients {own}"]
+        for u in code.loop(given[f"rotations {own}"]):
             slope = of_angles[u] if own else code.double(slopes[u])
-            for k in code.loop(given.by_weight):
-                at = u * given.by_weight + k
+            for k in code.loop(terms):
+                at = u * terms + k
                 sums[which[at]] = sums[which[at]] + coefficients[at] * slope
-    for at in code.loop(given.weights):
+    for at in code.loop(given["weights"]):
         by_weights[at] = code.single(sums[at])
 
 
@@ -238,8 +252,8 @@ def _forward(
     """All of a batch of one block; the parts of its buffer follow one another."""
     wrong = code.call("unitary_weights", weights, buffer, packed)
     given = _Given(code, columns, packed)
-    block = buffer + given.places("of_weights")[-1]
-    scratch = block + given.places("of_block")[-1]
+    block = buffer + given.length("of_weights")
+    scratch = block + given.length("of_block")
     return code.call("unitary_block", columns, inputs, buffer, values, block, scratch, packed) + wrong
 
 
@@ -248,9 +262,9 @@ def _back(
     packed: Pointer,
 ) -> None:  # fmt: skip
     given = _Given(code, columns, packed)
-    block = buffer + given.places("of_weights")[-1]
-    scratch = block + given.places("of_block")[-1]
-    share = scratch + given.places("scratch")[-1]
+    block = buffer + given.length("of_weights")
+    scratch = block + given.length("of_block")
+    share = scratch + given.length("scratch")
     code.call("unitary_block_back", columns, cotangent, buffer, block, scratch, share, by_inputs, packed)
     code.call("unitary_weights_back", code.number(1), buffer, share, by_weights, packed)
 
@@ -276,7 +290,7 @@ class _Layout:
         numbers, lengths = circuit.numbers(columns)
         places: list[int] = []
         self.lengths: dict[str, int] = {}
-        for part, names in _Given.parts.items():
+        for part, names in _PARTS.items():
             *at, end = accumulate((_aligned(length) for length in lengths[part]), initial=0)
             assert len(at) == len(names)
             places += [*at, end]
