@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from qhw_diffusion.experiment.statistics import mean_interval
-from qhw_diffusion.guidance.config import WEIGHTS
+from qhw_diffusion.guidance.config import RewardConfig
 from qhw_diffusion.guidance.policies import Policy, QuantumPolicy
 from qhw_diffusion.guidance.saving import save_policy_model
 from qhw_diffusion.masking import without_tokens
@@ -155,7 +155,7 @@ def _training_rows(settings: Mapping[str, Any], record: Mapping[str, Any]) -> It
             yield "trained on", f"{trained_on['device']}, engine {trained_on['engine']}"
     if "reward" in settings:
         reward = settings["reward"]
-        weights = {n: reward.get(n, 0.0) for n in WEIGHTS}
+        weights = {n: reward.get(n, 0.0) for n in RewardConfig.weights()}
         named = [f"{n} {w:g}" for n, w in weights.items() if w] + list(reward.get("extra", ()))
         yield "reward", ", ".join(named)
     for name, value in record.get("models", {}).items():

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
 from qhw_diffusion.circuits.observables import check_observables_text
 from qhw_diffusion.circuits.policy import PAPER_ANSATZ, check_policy_ansatz
@@ -20,8 +20,8 @@ from qhw_diffusion.extensions import is_extension
 if TYPE_CHECKING:
     from torch import Tensor
 
-WEIGHTS = ("confidence", "stepwise", "action_penalty", "total_variation", "distribution")
-"""The weights in `RewardConfig`: names of the built-in terms."""
+Weight: TypeAlias = float
+"""Type of a field of `RewardConfig` that is the weight of the built-in reward term of its name."""
 STEPWISE_KINDS = ("confidence", "ssim", "lpips")
 KERNELS = ("distance", "polynomial")
 FEATURES = ("classifier", "layers", "pixels")
@@ -217,20 +217,20 @@ class RewardConfig(Config):
     classifier's confidence, because a policy that chases confidence fools the classifier.
     """
 
-    confidence: float = 0.0
+    confidence: Weight = 0.0
     """Weight α of log p(y | image) of the final images."""
-    stepwise: float = 0.0
+    stepwise: Weight = 0.0
     """Weight β of the improvement of x̂₀ from one step to the next."""
     stepwise_kind: str = "confidence"
     """What improves: "confidence" (Δp), "ssim" or "lpips" (against the class's mean training image)."""
     lpips_weights: str | None = None
     """Weights of the LPIPS network, for "lpips": safetensors file of SqueezeNet 1.1 with trained weights, in
     torchvision's or lpips' names."""
-    action_penalty: float = 0.005
+    action_penalty: Weight = 0.005
     """Weight λ_act of −‖a_t‖²."""
-    total_variation: float = 0.0
+    total_variation: Weight = 0.0
     """Weight λ_tv of −TV(x̂₀)."""
-    distribution: float = 1.0
+    distribution: Weight = 1.0
     """Weight of the kernel-MMD witness of the final images. Its mean says how much nearer they are to the real ones
     than those of the base scale g0 (from the same labels and noise where there is a pool of them): half the fall of
     MMD², in units of the witness's standard deviation between policies that act at random."""
@@ -258,7 +258,7 @@ class RewardConfig(Config):
         if self.distribution_kernel not in KERNELS:
             raise UnknownNameError.of("distribution_kernel", self.distribution_kernel, KERNELS)
         check_features_text(self.distribution_features)
-        for name in WEIGHTS:
+        for name in self.weights():
             value = getattr(self, name)
             require(value >= 0, f"the weight {name} must not be negative (the terms carry the sign), got {value}")
         require(
@@ -295,6 +295,11 @@ class RewardConfig(Config):
             )
             found.append((weight, text))
         return found
+
+    @classmethod
+    def weights(cls) -> tuple[str, ...]:
+        """Names of the fields that are weights: those of the built-in terms."""
+        return tuple(f.name for f in fields(cls) if f.type == "Weight")
 
     @classmethod
     def published(cls) -> RewardConfig:

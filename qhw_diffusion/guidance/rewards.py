@@ -598,15 +598,17 @@ class _Parts:
         return Distribution.from_config(self.config, self.scorer, self.real, device=self.device)
 
 
-REWARD_TERMS: dict[str, Callable[[_Parts], RewardTerm]] = {
-    Confidence.name: lambda parts: Confidence(),
-    StepwiseImprovement.name: _Parts.stepwise,
-    ActionPenalty.name: lambda parts: ActionPenalty(),
-    TotalVariation.name: lambda parts: TotalVariation(),
-    Distribution.name: _Parts.distribution,
+_MAKERS: dict[type[RewardTerm], Callable[[_Parts], RewardTerm]] = {
+    Confidence: lambda parts: Confidence(),
+    StepwiseImprovement: _Parts.stepwise,
+    ActionPenalty: lambda parts: ActionPenalty(),
+    TotalVariation: lambda parts: TotalVariation(),
+    Distribution: _Parts.distribution,
 }
+"""The built-in terms, and how each is made: the one list of them."""
+_BUILT_IN = tuple(_MAKERS)
+REWARD_TERMS = {term.name: make for term, make in _MAKERS.items()}
 """The built-in terms by name, which is also the name of their weight in `RewardConfig`."""
-_BUILT_IN = (Confidence, StepwiseImprovement, ActionPenalty, TotalVariation, Distribution)
 
 
 def _named_term(text: str, objects: dict[str, RewardTerm]) -> RewardTerm:

@@ -13,9 +13,7 @@ from qhw_diffusion import diffusion
 from qhw_diffusion.diffusion import Classifier, ImageDataset, Lpips
 from qhw_diffusion.errors import InvalidInputError, MissingDependencyError
 from qhw_diffusion.guidance import Reward, RewardConfig
-from qhw_diffusion.guidance.config import WEIGHTS
 from qhw_diffusion.guidance.rewards import (
-    _BUILT_IN,
     REWARD_TERMS,
     ActionPenalty,
     Confidence,
@@ -45,8 +43,10 @@ def view(
 
 
 def test_every_built_in_term_has_its_weight_under_its_name() -> None:
-    assert tuple(REWARD_TERMS) == tuple(term.name for term in _BUILT_IN)
-    assert set(REWARD_TERMS) == set(WEIGHTS)
+    assert set(REWARD_TERMS) == set(RewardConfig.weights())
+    for name in REWARD_TERMS:
+        with pytest.raises(InvalidInputError, match=f"weight {name} must not be negative"):
+            RewardConfig(**{name: -1.0})
 
 
 @torch.no_grad()
