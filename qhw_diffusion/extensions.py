@@ -8,11 +8,18 @@ import importlib.machinery
 import importlib.util
 import os
 import sys
+import sysconfig
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from qhw_diffusion.errors import InvalidInputError, QhwError
+
+# Where this package's code and installed code lie
+_NOT_OWN = tuple(
+    os.path.join(folder, "")
+    for folder in (os.path.dirname(__file__), *map(sysconfig.get_path, ("stdlib", "purelib", "platlib")))
+)
 
 
 def is_extension(text: object) -> bool:
@@ -48,7 +55,7 @@ def load_extension(text: str, *, what: str) -> Any:
         reason = f"there is no module {place}" if missing else f"importing {place} fails: {error}"
         raise InvalidInputError(f"{what} {text!r}: {reason}") from error
     except (Exception, SystemExit) as error:
-        reason = f"importing {place} fails: {type(error).__name__}: {error}"
+        reason = f"importing {place} fails: {raised_text(error)}"
         raise InvalidInputError(f"{what} {text!r}: {reason}") from error
     try:
         return getattr(module, name)
@@ -57,6 +64,21 @@ def load_extension(text: str, *, what: str) -> Any:
         raise InvalidInputError(
             f"{what} {text!r}: {place} has no {name!r}; it has {', '.join(public[:12]) or 'nothing of its own'}"
         ) from None
+
+
+def raised_text(error: BaseException) -> str:
+    """An error of a user's own code as a message quotes it: ``ValueError: … (mine.py, line 12)``.
+
+    The place is the last line on the way that is neither of this package nor of anything installed; an error that was
+    raised on none such has none.
+    """
+    text, place, step = f"{type(error).__name__}: {error}", "", error.__traceback__
+    while step is not None:
+        file = step.tb_frame.f_code.co_filename
+        if not file.startswith((*_NOT_OWN, "<")):
+            place = f" ({os.path.basename(file)}, line {step.tb_lineno})"
+        step = step.tb_next
+    return text + place
 
 
 def extension_text(given: Any) -> str | None:
@@ -94,7 +116,8 @@ class _FromSource(importlib.machinery.SourceFileLoader):
 def _from_file(path: Path) -> ModuleType:
     resolved = path.resolve()
     if not resolved.is_file():
-        raise InvalidInputError(f"there is no file {path}")
+        here = "" if path.is_absolute() else f" in {Path.cwd()}"
+        raise InvalidInputError(f"there is no file {path}{here}")
     main = sys.modules.get("__main__")
     if main is not None and Path(getattr(main, "__file__", None) or "").resolve() == resolved:
         return main  # the script that is running: loaded again, its classes would be others

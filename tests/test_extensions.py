@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from qhw_diffusion.errors import InvalidInputError
-from qhw_diffusion.extensions import is_extension, load_extension
+from qhw_diffusion.extensions import is_extension, load_extension, raised_text
 
 
 @pytest.mark.parametrize("text", ["math:pi", "os.path:join", "own.py:term", "a/b c/own.py:term"])
@@ -71,3 +71,28 @@ def test_a_file_that_fails_is_named_with_its_error(tmp_path: Path, line: str) ->
     for _ in range(2):
         with pytest.raises(InvalidInputError, match=r"reward term .*importing .*broken\.py fails"):
             load_extension(f"{file}:x", what="reward term")
+
+
+@pytest.mark.parametrize(
+    ("body", "told"),
+    [
+        ("1 / 0", "ZeroDivisionError: division by zero (mine.py, line 4)"),
+        ("json.loads('[')", "line 4)"),  # raised in the standard library, called in line 4
+        ("is_extension()", "line 4)"),  # raised at a call of this package
+    ],
+)
+def test_an_error_of_ones_own_code_is_told_with_its_line(tmp_path: Path, body: str, told: str) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(f"import json\nfrom qhw_diffusion.extensions import is_extension\ndef f():\n    {body}\n")
+    with pytest.raises(Exception) as caught:
+        load_extension(f"{file}:f", what="function")()
+    assert raised_text(caught.value).endswith(told)
+    assert raised_text(ValueError("never raised")) == "ValueError: never raised"
+
+
+def test_a_missing_file_is_told_with_the_folder_where_it_was_looked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InvalidInputError, match=f"no file absent.py in {tmp_path}$"):
+        load_extension("absent.py:x", what="reward term")

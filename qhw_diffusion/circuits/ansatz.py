@@ -30,7 +30,7 @@ from qiskit.circuit import ControlFlowOp, Gate, Measure, Parameter, ParameterVec
 from qiskit.quantum_info import SparsePauliOp
 
 from qhw_diffusion.errors import InvalidInputError, UnknownNameError
-from qhw_diffusion.extensions import extension_text, is_extension, load_extension
+from qhw_diffusion.extensions import extension_text, is_extension, load_extension, raised_text
 
 Ansatz = Callable[[int, int], QuantumCircuit]
 if TYPE_CHECKING:
@@ -159,7 +159,7 @@ def build_layer(ansatz: AnsatzLike, n_qubits: int, layer: int) -> QuantumCircuit
     try:
         circuit = function(n_qubits, layer)
     except Exception as error:
-        raise InvalidInputError(f"{called} fails: {type(error).__name__}: {error}; {wanted}") from error
+        raise InvalidInputError(f"{called} fails: {raised_text(error)}; {wanted}") from error
     if not isinstance(circuit, QuantumCircuit):
         raise InvalidInputError(f"{called} returns a {type(circuit).__name__}; {wanted}")
     if circuit.num_qubits != n_qubits:

@@ -24,7 +24,7 @@ from qhw_diffusion.circuits.ansatz import (
 )
 from qhw_diffusion.circuits.observables import AdaptiveObservables
 from qhw_diffusion.errors import InvalidInputError, QhwError, UnknownNameError
-from qhw_diffusion.extensions import is_extension, load_extension
+from qhw_diffusion.extensions import is_extension, load_extension, raised_text
 
 ENTANGLEMENTS = ("ring", "chain", "none")
 MIN_QUBITS, MAX_QUBITS = 2, 8
@@ -191,7 +191,7 @@ def policy_ansatz(
     except QhwError:
         raise
     except Exception as error:
-        raise InvalidInputError(f"ansatz {name!r} raises {type(error).__name__}: {error}") from error
+        raise InvalidInputError(f"ansatz {name!r} raises {raised_text(error)}") from error
     circuit, inputs, weights, observables = _parts_of(name, result)
     if reason := not_unitary(circuit):
         raise InvalidInputError(f"ansatz {name!r} returned a circuit with {reason}; wanted: a unitary circuit")

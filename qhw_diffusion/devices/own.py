@@ -22,7 +22,7 @@ from qhw_diffusion.devices.snapshot import Snapshot, canonical_json
 from qhw_diffusion.devices.validate import AS_PUBLISHED, check_snapshot, published_oddities
 from qhw_diffusion.devices.working import OUT_OF_USE, RZZ_RANGE
 from qhw_diffusion.errors import InvalidInputError, QhwError
-from qhw_diffusion.extensions import load_extension
+from qhw_diffusion.extensions import load_extension, raised_text
 
 # The documents need a date where a target states none
 NO_DATE = "1970-01-01T00:00:00+00:00"
@@ -54,7 +54,7 @@ def own_source(text: str) -> Any:
         raise InvalidInputError(f"device {text!r}: {error}") from error
     except Exception as error:
         raise InvalidInputError(
-            f"device {text!r} cannot be made: {type(error).__name__}: {error}. A device by name is a Device, a Qiskit "
+            f"device {text!r} cannot be made: {raised_text(error)}. A device by name is a Device, a Qiskit "
             "Target or BackendV2, or a function without arguments that makes one"
         ) from error
 

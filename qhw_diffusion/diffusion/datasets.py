@@ -31,7 +31,7 @@ from torch import Tensor
 from qhw_diffusion.diffusion.checks import check_images, check_labels, check_shape_and_classes
 from qhw_diffusion.diffusion.image_folder import image_folder, image_folder_facts
 from qhw_diffusion.errors import DamagedFileError, InvalidInputError, MissingDataError, QhwError, UnknownNameError
-from qhw_diffusion.extensions import is_extension, load_extension
+from qhw_diffusion.extensions import is_extension, load_extension, raised_text
 from qhw_diffusion.runs import atomic_write_bytes
 
 # name: (class of torchvision.datasets that reads it, shape of its images, number of classes)
@@ -285,7 +285,7 @@ def _called(function: Any, name: str, split: str, root: Path | None) -> ImageDat
     except OSError as error:
         raise MissingDataError(f"{here}: {error}") from error
     except Exception as error:
-        raise InvalidInputError(f"{here} fails with {type(error).__name__}: {error}") from error
+        raise InvalidInputError(f"{here} fails with {raised_text(error)}") from error
     if not isinstance(made, ImageDataset):
         given = f"a tuple of {len(made)}" if isinstance(made, tuple) else f"a {type(made).__name__}"
         raise InvalidInputError(f"{here} is {given}; need {_WANTED}")

@@ -24,6 +24,7 @@ from qhw_diffusion.execution.adaptive import bound, combined
 from qhw_diffusion.execution.compile import CompiledCircuit
 from qhw_diffusion.execution.recording import refuse_without_numbers
 from qhw_diffusion.execution.tape import is_transformed, refuse_transforms
+from qhw_diffusion.extensions import raised_text
 
 
 @dataclass(frozen=True)
@@ -314,7 +315,7 @@ def _checked(method: Callable[..., Any], check: Callable[..., Any]) -> Callable[
         except QhwError:
             raise
         except Exception as error:
-            raise EngineError(f"{who} fails: {type(error).__name__}: {error}") from error
+            raise EngineError(f"{who} fails: {raised_text(error)}") from error
         return check(who, answer, *arguments)
 
     return checked

@@ -23,7 +23,7 @@ from qhw_diffusion.execution.fusion import Basis
 from qhw_diffusion.execution.measurement import Member, check_shots, draw_counts, outcome_values
 from qhw_diffusion.execution.noise_trajectories import NoiseTrajectories
 from qhw_diffusion.execution.simulator import NUMPY, Simulator, refuse_if_too_large
-from qhw_diffusion.extensions import is_extension, load_extension
+from qhw_diffusion.extensions import is_extension, load_extension, raised_text
 
 
 @dataclass(frozen=True)
@@ -309,7 +309,7 @@ def _own_engine(text: str) -> Engine:
         except QhwError:
             raise
         except Exception as error:
-            raise InvalidInputError(f"engine {text!r}: making it fails: {type(error).__name__}: {error}") from error
+            raise InvalidInputError(f"engine {text!r}: making it fails: {raised_text(error)}") from error
     if not isinstance(made, Engine):
         raise InvalidInputError(
             f"engine {text!r} is a {type(made).__name__}; wanted is an engine (a class derived from "

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from qhw_diffusion.diffusion import Lpips, check_every_class, check_labels, polynomial_kernel
 from qhw_diffusion.errors import InvalidInputError, MissingDependencyError, QhwError, UnknownNameError
-from qhw_diffusion.extensions import load_extension
+from qhw_diffusion.extensions import load_extension, raised_text
 from qhw_diffusion.guidance.config import KERNELS, OBJECT, STEPWISE_KINDS, RewardConfig
 from qhw_diffusion.guidance.scorers import Score, Scorer, check_scorer_fit, device_of, dtype_of, feature_maps, score
 
@@ -566,9 +566,7 @@ def term_values(term: RewardTerm, step: StepView) -> Tensor:
     except QhwError:
         raise
     except Exception as error:
-        raise InvalidInputError(
-            f"reward term {term.name!r} raises {type(error).__name__}: {error}; wanted: {wanted}"
-        ) from error
+        raise InvalidInputError(f"reward term {term.name!r} raises {raised_text(error)}; wanted: {wanted}") from error
     if not isinstance(values, Tensor) or values.shape != step.action.shape or not values.is_floating_point():
         given = f"{values.dtype} {list(values.shape)}" if isinstance(values, Tensor) else type(values).__name__
         raise InvalidInputError(f"reward term {term.name!r} returned {given}; wanted: {wanted}")

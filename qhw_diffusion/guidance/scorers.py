@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from qhw_diffusion.diffusion import Classifier, check_fit
 from qhw_diffusion.errors import InvalidInputError, QhwError
-from qhw_diffusion.extensions import is_extension, load_extension
+from qhw_diffusion.extensions import is_extension, load_extension, raised_text
 from qhw_diffusion.guidance.config import BUILT_IN_SCORER, OBJECT, check_scorer_text
 
 _SMALLEST = 1e-7
@@ -152,9 +152,7 @@ def scorer_for(scorer: Scorer, denoiser: Any) -> Scorer:
     except QhwError:
         raise
     except Exception as error:
-        raise InvalidInputError(
-            f"scorer {scorer_name(scorer)!r}: for_prompts raises {type(error).__name__}: {error}"
-        ) from error
+        raise InvalidInputError(f"scorer {scorer_name(scorer)!r}: for_prompts raises {raised_text(error)}") from error
 
 
 def score(scorer: Scorer, images: Tensor, labels: Tensor, temperature: float = 1.0) -> Score:
@@ -342,9 +340,7 @@ def _called(scorer: Any, method: str, *arguments: Tensor) -> Tensor:
     except QhwError:
         raise
     except Exception as error:
-        raise InvalidInputError(
-            f"scorer {scorer_name(scorer)!r}: {method} raises {type(error).__name__}: {error}"
-        ) from error
+        raise InvalidInputError(f"scorer {scorer_name(scorer)!r}: {method} raises {raised_text(error)}") from error
     if not isinstance(values, Tensor) or not values.is_floating_point():
         raise _wrong(scorer, method, values, "floats")
     if not bool(values.isfinite().all()):

@@ -13,6 +13,7 @@ from qhw_diffusion.execution import CompiledCircuit, Engine, Estimate, Experimen
 from qhw_diffusion.execution.conditions import refuse_conditions
 from qhw_diffusion.execution.engine import circuits_with_shots
 from qhw_diffusion.execution.program import reduced_terms
+from qhw_diffusion.extensions import raised_text
 from qhw_diffusion.mitigation.rewriting import kept
 from qhw_diffusion.mitigation.strategy import Calibration, Cost, Strategy, built_in
 
@@ -224,9 +225,7 @@ def _called(strategy: Strategy, what: str, call: Callable[[], T]) -> T:
     except QhwError:
         raise
     except Exception as error:
-        raise EngineError(
-            f"mitigation strategy {strategy.label}: {what} fails: {type(error).__name__}: {error}"
-        ) from error
+        raise EngineError(f"mitigation strategy {strategy.label}: {what} fails: {raised_text(error)}") from error
 
 
 def _check_experiment(strategy: Strategy, what: str, experiment: Any) -> None:

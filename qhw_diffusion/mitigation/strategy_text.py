@@ -12,7 +12,7 @@ from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from qhw_diffusion.errors import InvalidInputError, QhwError
-from qhw_diffusion.extensions import is_extension
+from qhw_diffusion.extensions import is_extension, raised_text
 
 _PACKAGE = __name__.split(".")[0]
 _NO_YES = ("no", "yes")
@@ -46,8 +46,7 @@ def made_from_text(make: Callable[..., Any], settings: Sequence[str], name: str)
         raise
     except Exception as error:
         raise InvalidInputError(
-            f"mitigation strategy {name} cannot be made of {', '.join(settings) or 'no settings'}: "
-            f"{type(error).__name__}: {error}"
+            f"mitigation strategy {name} cannot be made of {', '.join(settings) or 'no settings'}: {raised_text(error)}"
         ) from error
 
 
