@@ -50,6 +50,10 @@ class EngineError(QhwError, RuntimeError):
     """An engine that failed to evaluate a circuit, or answered with something that is no result."""
 
 
+class StudyError(QhwError, RuntimeError):
+    """A function of a study that fails, or answers with something that is no result."""
+
+
 class WorkerError(QhwError, RuntimeError):
     """A worker process that ended without a result, killed by somebody or for lack of memory."""
 

@@ -14,7 +14,7 @@ from forked import Command
 from tyro.conf import Positional
 
 from qhw_diffusion.cli import COMMANDS, main
-from qhw_diffusion.cli.app import GROUPS
+from qhw_diffusion.cli.app import GROUPS, _study_summary
 from qhw_diffusion.cli.flags import FromFlags, UsageError, changed, flags_of, read_call
 from qhw_diffusion.config import Config, require
 from qhw_diffusion.errors import InvalidInputError, MissingDataError, QhwError
@@ -71,6 +71,20 @@ def test_help_of_qhw_and_of_its_groups(capsys: pytest.CaptureFixture[str], words
         main(words)
     assert stop.value.code == 0
     assert shown in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("call", "told"),
+    [
+        ('Study("own", "Own things", C, cells, run, page, summary="what they do")', "what they do"),
+        ('Study("own", "Own things", C, cells, run, page)', "Own things"),
+        ('Study(name="own", title="Own things", config=C, cells=cells, run=run, page=page)', "Own things"),
+        ("Study(*parts)", ""),
+        ("made()", ""),
+    ],
+)
+def test_a_study_is_listed_by_its_summary_or_else_its_title(call: str, told: str) -> None:
+    assert _study_summary(f"STUDY = {call}\n") == told
 
 
 def test_studies_are_found_by_their_folder_and_a_user_s_own_by_its_name(capsys: pytest.CaptureFixture[str]) -> None:

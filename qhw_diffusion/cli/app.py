@@ -158,13 +158,20 @@ def _add_studies() -> None:
 
 
 def _summary(path: tuple[str, ...]) -> str:
-    """What a command does, in a line; that of a study from its `Study(summary=…)`, without importing it."""
-    if COMMANDS[path][0]:
-        return COMMANDS[path][0]
-    file = Path(qhw_diffusion.__file__).parent / "studies" / path[1] / "experiment.py"
-    calls = (node for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))) if isinstance(node, ast.Call))
-    words = (word for call in calls for word in call.keywords if word.arg == "summary")
-    return next((str(word.value.value) for word in words if isinstance(word.value, ast.Constant)), path[1])
+    """What a command does, in a line."""
+    file = Path(qhw_diffusion.__file__).parent / "studies" / path[-1] / "experiment.py"
+    return COMMANDS[path][0] or _study_summary(file.read_text(encoding="utf-8"))
+
+
+def _study_summary(source: str) -> str:
+    """What a study says of itself in its `Study(name, title, summary=…)`, without importing it: summary, else title."""
+    calls = (node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call))
+    for study in (call for call in calls if isinstance(call.func, ast.Name) and call.func.id == "Study"):
+        given = dict(zip(("name", "title"), study.args, strict=False)) | {w.arg: w.value for w in study.keywords}
+        for told in (given.get("summary"), given.get("title")):
+            if isinstance(told, ast.Constant):
+                return str(told.value)
+    return ""
 
 
 _add_studies()

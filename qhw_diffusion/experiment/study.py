@@ -13,6 +13,8 @@ on where it was when it is started again. `Results` has one tidy table of all th
 from __future__ import annotations
 
 import graphlib
+import inspect
+import math
 import os
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -28,14 +30,16 @@ from qhw_diffusion.errors import (
     MemoryBudgetError,
     MissingDataError,
     MissingDependencyError,
+    QhwError,
     RunFolderError,
+    StudyError,
     UnknownNameError,
     UnsupportedCircuitError,
 )
 from qhw_diffusion.experiment.page import Page
 from qhw_diffusion.experiment.statistics import Interval, PairedTest, mean_interval, paired_test, with_holm
 from qhw_diffusion.experiment.workers import Work, open_workers
-from qhw_diffusion.extensions import is_extension, load_extension
+from qhw_diffusion.extensions import is_extension, load_extension, raised_text
 from qhw_diffusion.runs import RunFolder, atomic_write_json, atomic_write_text, check_place, read_json
 from qhw_diffusion.runs.folder import CONFIG, MANIFEST
 
@@ -45,6 +49,15 @@ if TYPE_CHECKING:
 C = TypeVar("C", bound=Config)
 K = TypeVar("K", bound=Hashable)
 CELLS, TABLE, PAGE = "cells", "table.csv", "report.html"
+
+# What the functions of a study are called with
+CALLED_WITH = {
+    "cells": ("config",),
+    "run": ("config", "cell", "folder"),
+    "page": ("results",),
+    "check": ("config",),
+    "share_done": ("config", "cell", "folder"),
+}
 
 # What says that the settings cannot work, as opposed to an accident on the way.
 REFUSALS = (InvalidInputError, UnknownNameError, UnsupportedCircuitError, MemoryBudgetError, MissingDataError,
@@ -118,6 +131,31 @@ class Study(Generic[C]):
     source: str = field(default="", compare=False)
     """Where it was loaded from (``module:name`` or ``file.py:name``), so that other processes find it too."""
 
+    def __post_init__(self) -> None:
+        """Refuse what no runner could use.
+
+        Raises:
+            InvalidInputError: a configuration that is none, or a function that does not take what it will be given.
+        """
+        if not (inspect.isclass(self.config) and issubclass(self.config, Config)):
+            raise InvalidInputError(
+                f"study {self.name}: config is {getattr(self.config, '__name__', self.config)!r}; wanted: a frozen "
+                "dataclass on qhw_diffusion.config.Config"
+            )
+        for name in ("quick", "demo", "demo_quick"):
+            given = getattr(self, name)
+            if given is not None and not isinstance(given, self.config):
+                raise InvalidInputError(
+                    f"study {self.name}: {name} is a {type(given).__name__}; wanted: a {self.config.__name__}"
+                )
+        for name, arguments in CALLED_WITH.items():
+            function = getattr(self, name)
+            if function is not None and not _takes(function, len(arguments)):
+                raise InvalidInputError(
+                    f"study {self.name}: {name} is {getattr(function, '__name__', function)!r}, which cannot be called "
+                    f"with ({', '.join(arguments)})"
+                )
+
     @property
     def kind(self) -> str:
         """Kind of its run folder."""
@@ -127,11 +165,19 @@ class Study(Generic[C]):
         """All cells by name.
 
         Raises:
-            InvalidInputError: two cells of one name, a need that is no cell, or needs in a circle.
+            InvalidInputError: no cells, two of one name, a need that is no cell, or needs in a circle.
+            StudyError: `cells` of a study of one's own fails.
         """
-        cells = {cell.name: cell for cell in self.cells(config)}
-        if len(cells) < len(self.cells(config)):
-            raise InvalidInputError(f"study {self.name}: two cells have the same name")
+        with _told(self, "cells"):
+            listed = list(self.cells(config))
+        others = sorted({type(cell).__name__ for cell in listed if not isinstance(cell, Cell)})
+        if others or not listed:
+            given = f"a {others[0]}" if others else "none"
+            raise InvalidInputError(f"study {self.name}: cells gave {given}; wanted: one Cell(name, …) or more")
+        cells = {cell.name: cell for cell in listed}
+        if len(cells) < len(listed):
+            twice = next(cell.name for cell in listed if [other.name for other in listed].count(cell.name) > 1)
+            raise InvalidInputError(f"study {self.name}: two cells have the same name, {twice!r}")
         for cell in cells.values():
             unknown = [name for name in cell.needs if name not in cells]
             if unknown or not cell.name or {"/", "\\"} & set(cell.name):
@@ -141,6 +187,37 @@ class Study(Generic[C]):
         except graphlib.CycleError as error:
             raise InvalidInputError(f"study {self.name}: cells need each other in a circle: {error.args[1]}") from error
         return cells
+
+
+def _takes(function: Any, count: int) -> bool:
+    """Whether a function can be called with so many arguments, as far as its signature tells."""
+    try:
+        inspect.signature(function).bind(*range(count))
+    except TypeError:
+        return False
+    except ValueError:  # of C, without a signature to look at
+        pass
+    return True
+
+
+@contextmanager
+def _told(study: Study[Any], what: str, folder: Path | None = None) -> Iterator[None]:
+    """Around a function of a study: an error of a user's own is told in a sentence, with its line; ours are defects."""
+    try:
+        yield
+    except (QhwError, OSError, MemoryError):
+        raise
+    except Exception as error:
+        if not is_extension(study.source):
+            raise
+        raise StudyError(f"study {study.name}: {what} raises {raised_text(error)}{_kept(folder)}") from error
+
+
+def _kept(folder: Path | None) -> str:
+    """What a message says of the cells that are finished; nothing where there are none."""
+    if folder is None or not any((folder / CELLS).glob("*.json")):
+        return ""
+    return "; finished cells are kept: mend it, and the same command with --resume goes on"
 
 
 def studies() -> dict[str, str]:
@@ -333,8 +410,22 @@ class Results(Generic[C]):
         return self.interval(metric, **where).mean
 
     def interval(self, metric: str, **where: Any) -> Interval:
-        """Mean and 95 % interval of `values`."""
-        return mean_interval(self.values(metric, **where))
+        """Mean and 95 % interval of `values`.
+
+        Raises:
+            InvalidInputError: there are none, or one is not finite.
+        """
+        values = self.values(metric, **where)
+        if not values or not all(map(math.isfinite, values)):
+            asked = f"{metric!r}{' where ' * bool(where)}{', '.join(f'{n} is {v!r}' for n, v in where.items())}"
+            known = ", ".join(sorted(map(str, set(self.table.metric))))
+            raise InvalidInputError(
+                f"study {self.study.name}: {asked} is {values} in its cells; wanted: one finite number or more"
+                if values
+                else f"study {self.study.name}: no cell has a {asked}; measured are {known or 'no numbers'}, by "
+                f"{', '.join(self.table.columns[1:-2])}"
+            )
+        return mean_interval(values)
 
     def tests(
         self, metric: str, variants: Mapping[K, Mapping[str, Any]], base: Mapping[str, Any]
@@ -373,8 +464,17 @@ def load_results(study: Study[C], run: RunFolder) -> Results[C]:
 
 
 def write_page(results: Results[Any]) -> tuple[Page, Path]:
-    """The study's page, with how to reproduce it, written into its folder as HTML; returns page and file."""
-    page = results.study.page(results)
+    """The study's page, with how to reproduce it, written into its folder as HTML; returns page and file.
+
+    Raises:
+        StudyError: `page` of a study of one's own fails, or returns something else.
+    """
+    with _told(results.study, "page", results.folder):
+        page = results.study.page(results)
+    if not isinstance(page, Page):
+        raise StudyError(
+            f"study {results.study.name}: page returned a {type(page).__name__}; wanted: a Page{_kept(results.folder)}"
+        )
     page.title = page.title or results.study.title
     page.add_reproduction(results.manifest, results.config)
     return page, page.save(results.folder / PAGE)
@@ -389,18 +489,26 @@ def _do_cell(carried: Study[Any] | str, folder: str, name: str) -> float:
     config = study.config.from_dict(read_json(root / CONFIG))
     cell = study.cells_of(config)[name]
     started = time.perf_counter()
-    found = study.run(config, cell, root)
+    with _told(study, f"cell {name}", root):
+        found = study.run(config, cell, root)
     seconds = time.perf_counter() - started
     if not isinstance(found, Mapping):
-        raise InvalidInputError(
-            f"study {study.name}: cell {name} returned {type(found).__name__}; wanted: numbers by name"
+        raise StudyError(
+            f"study {study.name}: cell {name} returned {type(found).__name__}; wanted: numbers by name{_kept(root)}"
         )
     if taken := {"parameters", *cell.parameters} & {*found, *(key for row in found.get("rows", ()) for key in row)}:
-        raise InvalidInputError(
-            f"study {study.name}: cell {name} returned {', '.join(sorted(taken))}, which name parameters of the cell"
+        raise StudyError(
+            f"study {study.name}: cell {name} returned {', '.join(sorted(taken))}, which name parameters of the cell: "
+            f"give the numbers other names{_kept(root)}"
         )
     result = {"parameters": dict(cell.parameters), **found, "seconds": found.get("seconds", seconds)}
-    atomic_write_json(cell_file(root, name), result)
+    try:
+        atomic_write_json(cell_file(root, name), result)
+    except InvalidInputError as error:
+        raise StudyError(
+            f"study {study.name}: cell {name} returned what no file can hold; wanted: numbers by name, as Python's own "
+            f"(float(x) of a tensor). {error}{_kept(root)}"
+        ) from error
     return seconds
 
 
@@ -412,7 +520,8 @@ def _share_done(study: Study[C], config: C, cell: Cell, folder: Path) -> Callabl
 def _check(study: Study[C], config: C) -> None:
     study.cells_of(config)
     if study.check is not None:
-        study.check(config)
+        with _told(study, "check"):
+            study.check(config)
 
 
 @contextmanager

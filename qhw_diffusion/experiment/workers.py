@@ -21,7 +21,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qhw_diffusion.errors import InvalidInputError, MissingDependencyError, QhwError, UnknownNameError, WorkerError
+from qhw_diffusion.errors import (
+    InvalidInputError,
+    MissingDependencyError,
+    QhwError,
+    StudyError,
+    UnknownNameError,
+    WorkerError,
+)
 from qhw_diffusion.runs import interruptible, progress, progress_enabled, stop_file
 
 BACKENDS = ("loky", "ray", "dask")
@@ -150,7 +157,7 @@ def _guarded(
         except KeyboardInterrupt:
             return STOPPED, None
         except Exception as error:
-            if not isinstance(error, QhwError):
+            if not isinstance(error, QhwError) or isinstance(error, StudyError):
                 error.add_note(f"in {name}, in a worker process:\n{traceback.format_exc()}")
             Path(stop).touch()  # the others save and end; what has not started stays for the next time
             return FAILED, error

@@ -16,7 +16,7 @@ import pandas as pd
 import pytest
 import torch
 
-from qhw_diffusion.errors import InvalidInputError, RunFolderError, UnknownNameError, WorkerError
+from qhw_diffusion.errors import InvalidInputError, RunFolderError, StudyError, UnknownNameError, WorkerError
 from qhw_diffusion.experiment import Cell, Results, Study, load_results, load_study, open_study, run_study, write_page
 from qhw_diffusion.experiment.command import plan_text, study_command
 from qhw_diffusion.experiment.study import cell_file
@@ -119,7 +119,8 @@ def test_every_backend_gives_the_same_table(tmp_path: Path, results: Results, ba
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_an_error_in_another_process_comes_back_and_nothing_finished_is_lost(tmp_path: Path, results: Results) -> None:
-    with pytest.raises(ZeroDivisionError, match="rolled away") as caught:
+    told = r"cell fair-seed1 raises ZeroDivisionError: .* rolled away \(coin.py, line \d+\); finished cells are kept"
+    with pytest.raises(StudyError, match=told) as caught:
         run(tmp_path / "run", workers=2, accident="fail")
     assert any("seed1, in a worker" in note for note in caught.value.__notes__)
     with pytest.raises(InvalidInputError, match="one side"):
@@ -194,7 +195,9 @@ def test_a_study_carried_as_an_object_needs_no_source(tmp_path: Path, results: R
 @pytest.mark.parametrize(
     ("cells", "words"),
     [
-        ([Cell("a"), Cell("a")], "same name"),
+        ([Cell("b"), Cell("a"), Cell("a")], "same name, 'a'"),
+        ([("a", {"seed": 0})], r"gave a tuple; wanted: one Cell\(name"),
+        ([], "gave none"),
         ([Cell("a", needs=("b",))], "needs"),
         ([Cell("a", needs=("b",)), Cell("b", needs=("a",))], "circle"),
         ([Cell("a/b")], "without /"),
@@ -215,11 +218,11 @@ def test_what_is_no_study_and_what_returns_no_numbers(tmp_path: Path) -> None:
     with pytest.raises(UnknownNameError, match="shots"):
         load_study("shot")
     wrong = replace(STUDY, source="", run=lambda config, cell, folder: 3)
-    with pytest.raises(InvalidInputError, match="cell mint returned int; wanted: numbers by name"):
+    with pytest.raises(StudyError, match=r"cell mint returned int; wanted: numbers by name$"):
         run_study(wrong, open_study(wrong, tmp_path / "run", CONFIG))
     for taken in ({"parameters": 3}, {"rows": [{"part": 1.0}]}):
         clash = replace(wrong, run=lambda config, cell, folder, found=taken: found)
-        with pytest.raises(InvalidInputError, match=r"cell mint returned .*, which name parameters of the cell"):
+        with pytest.raises(StudyError, match=r"cell mint returned .*, which name parameters of the cell"):
             run_study(clash, open_study(clash, tmp_path / next(iter(taken)), CONFIG))
     for text in ("loky:host", "slurm", ""):
         with pytest.raises(UnknownNameError, match="backend"):
@@ -244,3 +247,78 @@ def test_studies_of_the_package_are_found_without_importing_them() -> None:
         "assert 'shots' in names; assert not any(m.startswith('qhw_diffusion.studies.shots') for m in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+OWN = """
+from dataclasses import dataclass
+from qhw_diffusion.config import Config
+from qhw_diffusion.experiment import Cell, Page, Study
+
+@dataclass(frozen=True)
+class OwnConfig(Config):
+    \"\"\"Own.\"\"\"
+
+    seeds: int = 3
+    \"\"\"Seeds.\"\"\"
+
+def cells(config):
+    return [Cell(f"s{k}", {"seed": k}) for k in range(config.seeds)]
+
+def run(config, cell, folder):
+    return {"height": 1.0 * cell["seed"]}
+
+def page(results):
+    return Page(findings=[results.interval("height").format()])
+
+STUDY = Study("own", "Own", OwnConfig, cells, run, page)
+"""
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "words", "finished"),
+    [
+        ("range(config.seeds)", "range(config.sed)", r"cells raises AttributeError: .*'sed' \(own.py, line 14\)$", 0),
+        ("1.0 *", '1 / (cell["seed"] != 1) *',
+         r"cell s1 raises ZeroDivisionError: .*\(own.py, line 17\); finished cells are kept: .*--resume", 1),
+        ('1.0 * cell["seed"]', 'cell["sead"]', r"cell s0 raises KeyError: 'sead' \(own.py, line 17\)$", 0),
+        ('1.0 * cell["seed"]', "{1}", r"cell s0 returned what no file can hold; wanted: numbers by name", 0),
+        ('results.interval("height")', "results.hight", r"page raises AttributeError: .*\(own.py, line 20\); fin", 3),
+        ("return Page(", "return dict(", "page returned a dict; wanted: a Page; finished cells are kept", 3),
+        ('"height")', '"hight", seed=1)', "no cell has a 'hight' where seed is 1; measured are height, by seed", 3),
+        ('"height")', '"height", seed=7)', "no cell has a 'height' where seed is 7; measured", 3),
+        ("(config, cell, folder)", "(config, cell)", r"run is 'run', which cannot be called with \(config, cell, f", 0),
+        ("def cells(config)", "def cells()", r"cells is 'cells', which cannot be called with \(config\)", 0),
+        ("OwnConfig(Config)", "OwnConfig", "config is 'OwnConfig'; wanted: a frozen dataclass on qhw_diffusion", 0),
+        ("run, page)", "run, page, quick=3)", "quick is a int; wanted: a OwnConfig", 0),
+    ],
+)  # fmt: skip
+def test_a_mistake_in_a_study_of_ones_own_is_a_sentence_and_mended_it_goes_on(
+    tmp_path: Path, right: str, wrong: str, words: str, finished: int
+) -> None:
+    def command(text: str, name: str, *, resume: bool = False) -> str:
+        (tmp_path / name).write_text(text)
+        own = load_study(f"{tmp_path / name}:STUDY")
+        return study_command(own, own.config(), tmp_path / "run", resume=resume)
+
+    assert OWN.count(right) == 1
+    with pytest.raises((InvalidInputError, StudyError), match=words):
+        command(OWN.replace(right, wrong), "own.py")
+    assert len(list((tmp_path / "run").glob("cells/*.json"))) == finished
+    assert (tmp_path / "run").exists() == bool(finished)
+    assert "1.00 [" in command(OWN, "mended.py", resume=bool(finished))
+
+
+def test_an_interval_of_what_is_no_number_names_it(tmp_path: Path) -> None:
+    wrong = replace(STUDY, source="", run=lambda config, cell, folder: {"height": float("nan")})
+    found = run_study(wrong, open_study(wrong, tmp_path / "run", CONFIG))
+    with pytest.raises(InvalidInputError, match=r"'height' where seed is 1 is \[nan, nan\] in its cells; wanted"):
+        found.interval("height", seed=1)
+
+
+def test_an_error_of_a_study_in_python_is_the_error_itself(tmp_path: Path) -> None:
+    def fails(config: object, cell: Cell, folder: Path) -> dict[str, float]:
+        raise ZeroDivisionError("in the script that runs")
+
+    wrong = replace(STUDY, source="", run=fails)
+    with pytest.raises(ZeroDivisionError, match="in the script"):
+        run_study(wrong, open_study(wrong, tmp_path / "run", CONFIG))
