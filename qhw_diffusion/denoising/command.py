@@ -55,9 +55,9 @@ class DenoiserTraining(Config):
     model: str = "latent"
     """Model: latent (in the latent space of an autoencoder) or amplitude (pixels as amplitudes)."""
     data: str = "digits"
-    """Data set: digits, mnist16, mnist28, fashion16, fashion28, module:name or file.py:name."""
+    """Data set: digits, mnist16 or another built-in name, module:name or file.py:name."""
     data_root: str | None = None
-    """Folder that holds MNIST or FashionMNIST (torchvision's layout); digits need none."""
+    """Folder of the data set, in torchvision's layout; digits need none."""
     autoencoder_steps: int = AutoencoderConfig().steps
     """Updates of the autoencoder."""
     reverse: ReverseConfig = REVERSE

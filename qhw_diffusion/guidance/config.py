@@ -288,10 +288,12 @@ class RewardConfig(Config):
                 weight = float(before) if star else 1.0
             except ValueError:
                 weight = math.nan
+            flag = f"--reward-{text.replace('_', '-')}"
+            built_in = f"; {text} is built in, its weight is {flag}" if text in self.weights() else ""
             require(
                 math.isfinite(weight) and weight >= 0 and (text.startswith(OBJECT) or is_extension(text)),
                 f"an own reward term is written weight*module:name or weight*file.py:name, the weight a number from 0 "
-                f"(the term carries the sign), got {entry!r}",
+                f"(the term carries the sign), got {entry!r}{built_in}",
             )
             found.append((weight, text))
         return found
@@ -612,11 +614,11 @@ class ModelConfig(_Renamed):
     """Data set, backbone and the two classifiers. A shipped one is named by its data set, others by their folder."""
 
     data: str = "digits"
-    """Data set: digits, mnist16, mnist28, fashion16, fashion28, module:name or file.py:name. With a pipeline: own
-    images of the prompts, label i those of prompt i (a function that takes prompts= is given the table); without it
-    there are none."""
+    """Data set: digits, mnist16 or another built-in name, module:name or file.py:name. With a pipeline: own images of
+    the prompts, label i those of prompt i (a function that takes prompts= is given the table); without it there are
+    none."""
     data_root: str | None = None
-    """Folder that holds MNIST or FashionMNIST (torchvision's layout); digits need none."""
+    """Folder of the data set, in torchvision's layout; digits need none."""
     backbone: str | None = None
     """Folder of a trained backbone; without it the one shipped for the data set."""
     pipeline: str | None = None

@@ -31,6 +31,7 @@ from qhw_diffusion.diffusion import (
 from qhw_diffusion.diffusion.metrics import once
 from qhw_diffusion.diffusion.pipeline import PROMPTS_FILE, pipeline_folder
 from qhw_diffusion.diffusion.sampler import dtype_of
+from qhw_diffusion.diffusion.text_to_image.images import NAME as COLOURED_DIGITS
 from qhw_diffusion.errors import InvalidInputError
 from qhw_diffusion.extensions import is_extension, load_extension
 from qhw_diffusion.guidance import GuidanceConfig, PolicyOrSchedule, Reward, RewardConfig, Rollout, mean_return, rollout
@@ -68,6 +69,7 @@ class NoImages:
             f"there are no real images of the prompts of pipeline {self.name!r} to compare with, as the distribution "
             "term does (and every study): set its weight to 0 and reward the scorer's confidence or a term of your own "
             "(--reward-distribution 0 --reward-confidence 1), or name a data set whose label i shows prompt i (--data)"
+            f"{_shipped(self.name, 'data', 'coloured_digits')}"
         )
 
     @property
@@ -104,7 +106,7 @@ class Models:
             raise InvalidInputError(
                 f"pipeline {self.backbone.name!r} has no reward classifier: name a scorer that tells how well images "
                 "show their prompts (--scorer module:name or file.py:name), or a classifier of the prompts "
-                "(--reward-classifier FOLDER)"
+                f"(--reward-classifier FOLDER){_shipped(self.backbone.name, 'scorer', 'scorers:reward')}"
             )
         found: Scorer = self.reward if text == BUILT_IN_SCORER else scorer_of(text, self.backbone.name)
         return scorer_for(found, self.backbone)
@@ -132,12 +134,20 @@ class Models:
         return image_features(self.evaluation_classifier, self.heldout.images)
 
 
+def _shipped(pipeline: str, flag: str, name: str) -> str:
+    """What a message says of the part that comes with the package's own pipeline; empty for others."""
+    own = "qhw_diffusion.diffusion.text_to_image"
+    colon = "." if ":" in name else ":"
+    return f"; the one of {pipeline} is --{flag} {own}{colon}{name}" if pipeline == COLOURED_DIGITS else ""
+
+
 def _evaluation_scorer(named: str | None, denoiser: Denoiser) -> Scorer:
     """A scorer that judges a pipeline's images; unlike that of a training it may be of role "evaluation"."""
     if named is None:
         raise InvalidInputError(
             f"pipeline {denoiser.name!r} has no evaluation classifier: name a scorer that the training did not look "
             "through (--evaluation-classifier module:name or file.py:name)"
+            f"{_shipped(denoiser.name, 'evaluation-classifier', 'scorers:evaluation')}"
         )
     given = load_extension(named, what="evaluation scorer")
     made = given() if inspect.isclass(given) else given

@@ -310,11 +310,13 @@ class Distribution:
 
     def _generated_pairs(self, labels: Tensor) -> Tensor:
         pairs = self._pairs(labels, labels).fill_diagonal_(0.0)
-        if bool((pairs.sum(1) == 0).any()):
+        alone = labels[pairs.sum(1) == 0].unique().tolist()
+        if alone:
+            who = f" of the same label, and of {len(labels)} images one alone has label" if self.by_class else ", and"
+            which = " and label ".join(map(str, alone)) if self.by_class else "there is one"
             raise InvalidInputError(
-                f"the distribution term compares images of a batch with each other: {len(labels)} images hold a label "
-                f"that no other one has; use at least {2 * self._n_classes if self.by_class else 2} "
-                f"environments"
+                f"the distribution term compares images of a batch with each other{who} {which}: take at least "
+                f"{self.smallest_batch(self._n_classes)} environments or images, more where labels are drawn at random"
             )
         return pairs
 

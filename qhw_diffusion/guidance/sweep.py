@@ -141,6 +141,14 @@ def sweep_constants(
     device = backbone.alphas_cumprod.device
     labels = real.labels[torch.randint(len(real.labels), (n_images,), generator=generator)].to(device)
     noise = torch.randn((n_images, *latent_shape_of(backbone)), generator=generator).to(device)
+    few = [k for k, count in enumerate(labels.bincount(minlength=real.n_classes).tolist()) if count == 1]
+    if by_class and few:
+        raise InvalidInputError(
+            f"the sweep compares images of the same label, and among its {n_images} there is one alone of label "
+            f"{' and of label '.join(map(str, few))}: take more (n_images=, --sweep-images; for {real.n_classes} "
+            f"labels some {10 * real.n_classes}), or compare over all labels (by_class=False, "
+            "--no-reward-distribution-by-class)"
+        )
     config = GuidanceConfig(
         dataset=backbone.name, n_steps=n_steps, spacing=spacing, g0=1.0, g_min=0.0, g_max=max(2.0, *scales)
     )

@@ -195,6 +195,10 @@ def test_names_of_terms(own: Path, reward_classifier: Classifier, real: ImageDat
         Reward([(1.0, confidence)], reward_classifier)
     with pytest.raises(InvalidInputError, match=r"reward term .*:glow.*brightness"):
         Reward.from_config(RewardConfig(extra=(f"{own}:glow",)), reward_classifier, real)
+    with pytest.raises(InvalidInputError, match=r"variation is built in, its weight is --reward-total-variation$"):
+        RewardConfig(extra=("0.5*total_variation",))
+    with pytest.raises(InvalidInputError, match=r"got '0\.5\*glow'$"):
+        RewardConfig(extra=("0.5*glow",))
     with pytest.raises(InvalidInputError, match="at least one term besides the action penalty"):
         Reward.from_config(RewardConfig(distribution=0.0), reward_classifier, real)
     with pytest.raises(InvalidInputError, match="does not name the term brightness"):

@@ -457,7 +457,7 @@ def test_a_policy_is_trained_sampled_and_evaluated_by_commands(
     for words, message in (
         ([*judge, "scorers.py:Wanted"], "name another evaluation scorer"),
         (judge[:-1], "has no evaluation classifier"),
-        ([*train, *rewarded, "--prompts", "prompts.txt", "--out", "no"], "--scorer module:name"),
+        ([*train, *rewarded, "--prompts", "prompts.txt", "--out", "no"], "--reward-classifier FOLDER)\n"),
         ([*train, *rewarded, *scorer[:2], "--out", "no"], "brings no table of prompts"),
         ([*train, *rewarded, *scorer[:2], "--prompts", "one.txt", "--out", "no"], "holds one prompt, 'a cat'"),
         ([*train, *rewarded, *scorer[:2], "--prompts", "no.txt", "--out", "no"], "no file of prompts no.txt"),

@@ -94,6 +94,18 @@ def test_stepwise_ssim_and_lpips_read_against_the_class_mean(reward_classifier: 
         StepwiseImprovement("ssim")
 
 
+def test_an_image_with_nothing_to_compare_it_with_is_told(reward_classifier: Classifier, real: ImageDataset) -> None:
+    images, labels = real.images[:5], torch.tensor([3, 3, 7, 7, 8])
+    by_label = Distribution(reward_classifier, real)
+    with pytest.raises(InvalidInputError, match=r"same label, and of 5 images one alone has label 8: take at least 20"):
+        by_label.distance(images, labels)
+    assert by_label.distance(images[:4], labels[:4]) > 0
+    together = Distribution(reward_classifier, real, by_class=False)
+    with pytest.raises(InvalidInputError, match=r"with each other, and there is one: take at least 2 environments"):
+        together.distance(images[:1], labels[:1])
+    together.distance(images, labels)
+
+
 def test_penalties_by_hand(reward_classifier: Classifier) -> None:
     x0 = torch.tensor([[[[0.0, 1.0], [0.0, 0.5]]]])
     step = StepView(True, x0, x0, torch.zeros(1).long(), torch.tensor([1.5]), reward_classifier)

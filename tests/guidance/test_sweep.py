@@ -57,3 +57,17 @@ def test_the_evaluation_classifier_stays_unseen(
         sweep_constants(backbone, evaluation_classifier, real, n_steps=2)
     with pytest.raises(InvalidInputError, match="training split"):
         sweep_constants(backbone, reward_classifier, load_dataset("digits", split="heldout"), n_steps=2)
+
+
+def test_too_few_images_to_compare_within_a_label_are_told_before_any_is_sampled(
+    backbone: Backbone, reward_classifier: Classifier, real: ImageDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unwanted(*_: object) -> None:
+        raise AssertionError("sampled")
+
+    monkeypatch.setattr("qhw_diffusion.guidance.sweep.rollout", unwanted)
+    told = r"among its 40 there is one alone of label 2 and of label 5: take more .*--sweep-images; for 10 .* some 100"
+    with pytest.raises(InvalidInputError, match=told):
+        sweep_constants(backbone, reward_classifier, real, n_steps=2, n_images=40)
+    with pytest.raises(AssertionError, match="sampled"):  # they are enough to compare with all labels
+        sweep_constants(backbone, reward_classifier, real, n_steps=2, n_images=40, by_class=False)

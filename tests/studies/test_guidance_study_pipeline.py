@@ -78,9 +78,13 @@ def test_its_policies_are_for_the_pipeline(results: Results[GuidanceStudyConfig]
 
 def test_a_study_needs_what_compares_images() -> None:
     for changed, message in (
+        ({"models": DEMO.models.replace(data="digits")}, rf"is --data {DEMO.models.data}$"),
         ({"models": DEMO.models.replace(data="digits")}, "no real images of the prompts"),
-        ({"scorer": "classifier"}, "has no reward classifier"),
-        ({"models": DEMO.models.replace(evaluation_classifier=None)}, "has no evaluation classifier"),
+        ({"scorer": "classifier"}, rf"has no reward classifier.*is --scorer {DEMO.scorer}$"),
+        (
+            {"models": DEMO.models.replace(evaluation_classifier=None)},
+            rf"has no evaluation classifier.*is --evaluation-classifier {DEMO.models.evaluation_classifier}$",
+        ),
         ({"scorer": f"{__name__}:likes_everything"}, "scorer 'likes_everything' cannot compare images"),
     ):
         with pytest.raises(InvalidInputError, match=message):

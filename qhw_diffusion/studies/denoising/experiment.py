@@ -93,7 +93,7 @@ class DenoisingConfig(Config):
     """Quantum denoisers against controls: ideal, with the noise of a device, and with finite shots."""
 
     data: str = "digits"
-    """Data set: digits, mnist16, mnist28, fashion16 or fashion28."""
+    """Data set: digits, mnist16 or another built-in one."""
     data_root: str | None = None
     """Folder of the data set, in torchvision's layout."""
     classes: tuple[int, ...] = ()
