@@ -178,9 +178,7 @@ def policy_ansatz(
     }
     if isinstance(ansatz, str):
         check_policy_ansatz(ansatz)
-        if ansatz in POLICY_ANSATZES:
-            return POLICY_ANSATZES[ansatz](**settings)
-        name, function = ansatz, load_extension(ansatz, what="ansatz")
+        name, function = ansatz, POLICY_ANSATZES.get(ansatz) or load_extension(ansatz, what="ansatz")
     else:
         name, function = getattr(ansatz, "__name__", type(ansatz).__name__), ansatz
     if not callable(function):
@@ -273,8 +271,8 @@ def _parts_of(
     )
 
 
-POLICY_ANSATZES: dict[str, Callable[..., PolicyCircuit]] = {PAPER_ANSATZ: policy_circuit}
-"""The built-in ansätze of the policy by name."""
+POLICY_ANSATZES: dict[str, Callable[..., Any]] = {PAPER_ANSATZ: policy_circuit}
+"""The built-in ansätze of the policy by name: functions as `policy_ansatz` takes a user's own."""
 
 
 def _encode(circuit: QuantumCircuit, inputs: tuple[Parameter, ...]) -> None:

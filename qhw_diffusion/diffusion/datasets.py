@@ -17,7 +17,7 @@ import inspect
 import os
 import warnings
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -48,8 +48,10 @@ _SOURCES: dict[str, tuple[str, tuple[int, int, int], int]] = {
 }
 IMAGE_FOLDER = "imagefolder"
 """Name of the data set that reads a user's own pictures: a folder or tar archive of one folder per class."""
+_FUNCTIONS: dict[str, Callable[..., Any]] = {IMAGE_FOLDER: image_folder}
+"""Built-in data sets that are a function (split, data_root) as a user's own are, by name."""
 DATASETS = tuple(_SOURCES)
-"""Names of the built-in data sets whose images are known: all but `IMAGE_FOLDER`."""
+"""Names of the built-in data sets whose images are known: all but those of a function."""
 SPLITS = ("train", "heldout")
 """Names of the two splits of every data set."""
 _DIGITS_HELDOUT = 597  # of 1,797: the other 1,200 train
@@ -178,7 +180,7 @@ def check_dataset_name(name: object) -> None:
         UnknownNameError: it is neither; the message lists what is allowed.
     """
     if name not in DATASETS and not _is_own(str(name)):
-        raise UnknownNameError.of("data set", str(name), (*DATASETS, IMAGE_FOLDER), own=True)
+        raise UnknownNameError.of("data set", str(name), (*DATASETS, *_FUNCTIONS), own=True)
 
 
 def image_shape_of(name: str, data_root: str | Path | None = None) -> tuple[int, int, int]:
@@ -208,12 +210,12 @@ def is_photographic(image_shape: tuple[int, int, int]) -> bool:
 
 
 def _is_own(name: str) -> bool:
-    """Whether the images come from a user: by a function or from folders, so that their shape is known when loaded."""
-    return name == IMAGE_FOLDER or is_extension(name)
+    """Whether the images come from a function, so that their shape is known when they are loaded."""
+    return name in _FUNCTIONS or is_extension(name)
 
 
 def _function_of(name: str) -> Any:
-    return image_folder if name == IMAGE_FOLDER else load_extension(name, what="data set")
+    return _FUNCTIONS.get(name) or load_extension(name, what="data set")
 
 
 @dataclass(frozen=True)
@@ -279,7 +281,7 @@ def _called(function: Any, name: str, split: str, root: Path | None) -> ImageDat
     except (MissingDataError, DamagedFileError):
         raise
     except QhwError as error:
-        if name == IMAGE_FOLDER:
+        if name in _FUNCTIONS:
             raise
         raise InvalidInputError(f"{here}: {error}. Needed is {_WANTED}") from error
     except OSError as error:

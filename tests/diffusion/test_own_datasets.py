@@ -12,8 +12,17 @@ import torch
 from calibrations import few_calibration_images  # noqa: F401 - for every test here
 
 from qhw_diffusion import diffusion, guidance
-from qhw_diffusion.diffusion import Backbone, BackboneConfig, Classifier, ClassifierConfig, GuidedDDIM, ImageDataset
+from qhw_diffusion.diffusion import (
+    Backbone,
+    BackboneConfig,
+    Classifier,
+    ClassifierConfig,
+    GuidedDDIM,
+    ImageDataset,
+    datasets,
+)
 from qhw_diffusion.errors import InvalidInputError, MissingDataError, UnknownNameError
+from qhw_diffusion.extensions import load_extension
 from qhw_diffusion.runs import RunFolder
 
 SHAPE, CLASSES = (3, 9, 14), 3
@@ -60,6 +69,15 @@ def test_the_function_is_asked_for_each_split_and_told_the_folder(bands: str, tm
     assert len(calls) == 2  # remembered
     assert diffusion.n_classes_of(bands) == CLASSES  # in no folder it is another data set
     assert calls[2:] == [("train", None)]
+
+
+def test_an_own_function_becomes_a_built_in_data_set_as_it_is(bands: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(datasets._FUNCTIONS, "bands", load_extension(bands, what="data set"))
+    built, own = (diffusion.load_dataset(name, "heldout") for name in ("bands", bands))
+    assert torch.equal(built.images, own.images)
+    assert (built.name, datasets.image_shape_of("bands")) == ("bands", own.image_shape)
+    with pytest.raises(UnknownNameError, match="did you mean bands"):
+        diffusion.load_dataset("bandz")
 
 
 def test_the_folder_may_come_from_the_environment(bands: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

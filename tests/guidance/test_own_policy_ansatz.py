@@ -12,7 +12,7 @@ from calibrations import few_calibration_images  # noqa: F401 - for every test h
 from qiskit.circuit import Parameter, ParameterVector, QuantumCircuit
 from qiskit.quantum_info import SparsePauliOp
 
-from qhw_diffusion.circuits import policy_ansatz, policy_circuit
+from qhw_diffusion.circuits import POLICY_ANSATZES, policy_ansatz, policy_circuit
 from qhw_diffusion.devices import Device
 from qhw_diffusion.diffusion import Backbone, Classifier, ImageDataset
 from qhw_diffusion.errors import InvalidInputError, UnknownNameError
@@ -66,6 +66,16 @@ def test_inputs_and_weights_are_told_apart_and_ordered_by_number() -> None:
     assert policy_ansatz(lambda **settings: policy_circuit(**settings), depth=3).depth == 3
     paper = policy_ansatz("paper", depth=3, entanglement="chain")
     assert paper.circuit == policy_circuit(depth=3, entanglement="chain").circuit
+
+
+def test_an_own_ansatz_becomes_a_built_in_one_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(POLICY_ANSATZES, "many", many)
+    built, own = policy_ansatz(PolicyConfig(ansatz="many").ansatz), policy_ansatz(many)
+    assert built.circuit.count_ops() == own.circuit.count_ops()
+    assert (built.ansatz, built.n_qubits, built.depth) == ("many", 3, None)
+    assert [p.name for p in built.weights] == [p.name for p in own.weights]
+    with pytest.raises(InvalidInputError, match="'many' has no parameter depth, so depth = 5 has no effect"):
+        policy_ansatz("many", depth=5)
 
 
 def test_counts_follow_from_the_circuit(manila: Device) -> None:
