@@ -289,6 +289,8 @@ def engine_of(engine: str | Engine) -> Engine:
     name, *settings = head.split(":")
     if name in ENGINES:
         base = ENGINES[name].from_settings(settings)
+        if base.spec is None:  # a class that writes no text of its own is called what it was asked for by
+            object.__setattr__(base, "_text", head)
     elif is_extension(head):
         base = _own_engine(head)
     else:

@@ -16,6 +16,7 @@ from torch import Tensor
 from qhw_diffusion import Device, Mitigated, ParameterShift, QuantumLayer, Surrogate, compile_circuit
 from qhw_diffusion.errors import EngineError, InvalidInputError, QhwError, UnknownNameError, UnsupportedCircuitError
 from qhw_diffusion.execution import (
+    ENGINES,
     CompiledCircuit,
     Engine,
     Estimate,
@@ -111,6 +112,18 @@ def test_a_layer_is_saved_with_its_text(compiled: CompiledCircuit, file: Path, t
     file.unlink()
     with pytest.raises(InvalidInputError, match="there is no file"):
         engine_of(f"{file}:made")
+
+
+def test_an_own_engine_becomes_a_built_in_one_as_it_is(
+    compiled: CompiledCircuit, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(ENGINES, "halved", type(engine_of(f"{file}:Halved")))
+    built = engine_of("halved")
+    assert (built.spec, spec_of(built), engine_of("halved+readout").spec) == ("halved", "halved", "halved+readout")
+    layer = QuantumLayer(compiled, "halved", gradient=ParameterShift())
+    assert torch.equal(QuantumLayer.load(layer.save(tmp_path / "layer"))(X), layer(X))
+    with pytest.raises(UnknownNameError, match="has no settings"):
+        engine_of("halved:0.3")
 
 
 @pytest.mark.parametrize(
