@@ -317,6 +317,12 @@ def test_wrong_words_are_one_line_and_exit_code_two(
     assert "abcDEF" not in err
 
 
+def test_a_file_without_the_name_of_its_study_is_told_the_form(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["study", "spread.py"])
+    assert capsys.readouterr().err.endswith("tuning, or one of your own as module:name or file.py:name\n")
+
+
 # -- commands ----------------------------------------------------------------------------------------------------------
 
 

@@ -295,7 +295,7 @@ def _chosen(words: list[str]) -> tuple[tuple[str, ...], list[str], bool]:
         if words[0] in ("-h", "--help"):
             _print_help(path)
         if words[0] not in names and not (path == ("study",) and is_extension(words[0])):
-            _refuse(prog, str(UnknownNameError.of(f"command of {prog}", words[0], names)))
+            _refuse(prog, str(UnknownNameError.of(f"command of {prog}", words[0], names, own=path == ("study",))))
         path = (*path, words.pop(0))
         if path[-1] not in names:
             break  # a study of a user's own

@@ -39,13 +39,16 @@ def model_folder(path: str | Path, kind: str) -> Path:
     for folder in (Path(path), Path(path) / "model"):
         if (folder / WEIGHTS).is_file():
             return folder
-    shipped = ", ".join(sorted(p.name for p in SHIPPED.iterdir() if p.is_dir()))
+    ending = f"-{kind.split()[0]}"  # folders are named DATA-backbone, DATA-reward, …
+    shipped = ", ".join(sorted(p.name.removesuffix(ending) for p in SHIPPED.glob(f"*{ending}")))
     if str(path) in DATASETS or is_extension(str(path)):
         raise MissingDataError(
-            f"no {kind} comes with the package for data set {str(path)!r} (there are {shipped}): train one on it and "
+            f"no {kind} comes with the package for data set {str(path)!r} (but for {shipped}): train one on it and "
             "name its run folder"
         )
-    raise MissingDataError(f"no {kind} in {path}: need {WEIGHTS} there (or in its `model` folder); shipped: {shipped}")
+    raise MissingDataError(
+        f"no {kind} in {path}: need {WEIGHTS} there (or in its `model` folder); shipped for: {shipped}"
+    )
 
 
 def half_precision(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -235,8 +235,12 @@ def test_sizes_that_do_not_fit_are_refused() -> None:
 
 
 def test_nothing_is_shipped_for_it(bands: str) -> None:
-    for load, what in ((Backbone.load, "backbone"), (lambda n: Classifier.load(n, "reward"), "reward classifier")):
-        with pytest.raises(MissingDataError, match=f"no {what} comes with the package for data set .*train one"):
+    for load, what, shipped in (
+        (Backbone.load, "backbone", "cifar10, digits"),
+        (lambda n: Classifier.load(n, "reward"), "reward classifier", "cifar10, coloured-digits, digits"),
+    ):
+        told = rf".* \(but for {shipped}\): train one"
+        with pytest.raises(MissingDataError, match=f"no {what} comes with the package for data set {told}"):
             load(bands)
     with pytest.raises(MissingDataError, match="for data set 'mnist16'"):
         Backbone.load("mnist16")
