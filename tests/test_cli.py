@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import importlib
 import json
+import runpy
 import signal
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -324,6 +326,15 @@ def test_a_file_without_the_name_of_its_study_is_told_the_form(capsys: pytest.Ca
 
 
 # -- commands ----------------------------------------------------------------------------------------------------------
+
+
+def test_python_m_is_the_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("sys.argv", ["qhw_diffusion", "--version"])
+    monkeypatch.setattr("sys.excepthook", sys.excepthook)  # which it sets
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module("qhw_diffusion", run_name="__main__")
+    assert ended.value.code == 0
+    assert capsys.readouterr().out.startswith("qhw-diffusion ")
 
 
 def test_devices_and_version(capsys: pytest.CaptureFixture[str]) -> None:

@@ -29,6 +29,7 @@ LAYERS: list[set[str]] = [
     {"denoising", "guidance"},
     {"studies"},
     {"cli"},
+    {"__main__"},  # python -m qhw_diffusion
 ]
 # Libraries that a package never loads, neither itself nor by what it imports of ours
 FORBIDDEN: dict[str, set[str]] = {
