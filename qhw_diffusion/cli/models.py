@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import Positional
 
@@ -16,8 +16,11 @@ from qhw_diffusion.cli.flags import FromFlags, Repeated, changed
 from qhw_diffusion.denoising.hybrid import HybridConfig
 from qhw_diffusion.diffusion import AutoencoderConfig, BackboneConfig, ClassifierConfig
 from qhw_diffusion.diffusion.text_to_image import PromptClassifierConfig, TextToImageConfig
-from qhw_diffusion.errors import InvalidInputError
+from qhw_diffusion.errors import InvalidInputError, RunFolderError
 from qhw_diffusion.runs.place import Place
+
+if TYPE_CHECKING:
+    from qhw_diffusion.runs import RunFolder
 
 
 def _backbone(given: Mapping[str, Any], data_root: Path | None) -> BackboneConfig:
@@ -149,6 +152,21 @@ def train_classifier(
     return 0
 
 
+def _run_to_tell(logger: tuple[str, ...], model: Path, kind: str) -> RunFolder | None:
+    """The run folder that holds a model, whose loggers are told what it makes; None where nothing is to be logged."""
+    from qhw_diffusion.runs import RunFolder
+
+    if set(logger) <= {"none"}:
+        return None
+    try:
+        return RunFolder.open(model.parent, kind=kind)
+    except RunFolderError as error:
+        raise RunFolderError(
+            f"--logger is for run folders of `qhw train {kind}`, in whose run it goes on, and {model} is not of one: "
+            "leave --logger out"
+        ) from error
+
+
 def evaluate_backbone(
     run: Positional[str],
     *,
@@ -162,6 +180,7 @@ def evaluate_backbone(
     device: str | None = None,
     engine: str | None = None,
     picture: Path | None = None,
+    logger: Annotated[tuple[str, ...], Repeated] = ("none",),
 ) -> int:
     """Sample a diffusion backbone at constant guidance scales, and measure the images.
 
@@ -179,29 +198,32 @@ def evaluate_backbone(
         device: device that the circuit of a backbone with one runs on; without it the one it was trained for.
         engine: ideal, noisy, shots:N, with mitigation; without it the one it was trained on.
         picture: PNG file to write, ten images of each class for each scale.
+        logger: where numbers and pictures go besides the folder: tensorboard, wandb, mlflow, none, or a class of your
+            own, module:name or file.py:name; given several times, to each.
     """
     from qhw_diffusion.checkpoints import one_thread
-    from qhw_diffusion.diffusion.quality import backbone_report
-    from qhw_diffusion.experiment.page import save_png
-    from qhw_diffusion.experiment.plots import sample_grids
+    from qhw_diffusion.diffusion.backbone import backbone_folder
+    from qhw_diffusion.diffusion.quality import backbone_report, side_by_side
+    from qhw_diffusion.runs import atomic_write_bytes, logging_to
 
     one_thread()
-    table, grids = backbone_report(
-        run,
-        evaluation_classifier,
-        constants,
-        data=data,
-        data_root=data_root,
-        n_images=images,
-        n_steps=steps,
-        seed=seed,
-        device=device,
-        engine=engine,
-    )
+    with logging_to(logger):
+        table, grids = backbone_report(
+            run,
+            evaluation_classifier,
+            constants,
+            data=data,
+            data_root=data_root,
+            n_images=images,
+            n_steps=steps,
+            seed=seed,
+            device=device,
+            engine=engine,
+            run=_run_to_tell(logger, backbone_folder(run), "backbone"),
+        )
     print(table)
     if picture is not None:
-        rows = min(10, min(len(grid) for grid in grids.values()))
-        save_png(sample_grids({name: grid.numpy() for name, grid in grids.items()}, rows=rows), picture)
+        atomic_write_bytes(picture, side_by_side(grids))
         print(f"images in {picture}")
     return 0
 
@@ -273,6 +295,7 @@ def evaluate_pipeline(
     per_prompt: int = 2,
     seed: int = 0,
     out: Path = Path("runs/pipeline-evaluation"),
+    logger: Annotated[tuple[str, ...], Repeated] = ("none",),
 ) -> int:
     """Measure the text-to-image model of the coloured digits at constant guidance scales.
 
@@ -286,10 +309,16 @@ def evaluate_pipeline(
         per_prompt: images of each of the 300 prompts, two or more.
         seed: seed of the starting noise.
         out: folder to write.
+        logger: where numbers and pictures go besides the folder: tensorboard, wandb, mlflow, none, or a class of your
+            own, module:name or file.py:name; given several times, to each.
     """
     from qhw_diffusion.checkpoints import one_thread
+    from qhw_diffusion.diffusion.pipeline import pipeline_folder
     from qhw_diffusion.diffusion.text_to_image.report import evaluate
+    from qhw_diffusion.runs import logging_to
 
     one_thread()
-    print(evaluate(pipeline, evaluation_classifier, scales, steps, per_prompt, seed, out))
+    with logging_to(logger):
+        run = _run_to_tell(logger, pipeline_folder(pipeline), "pipeline")
+        print(evaluate(pipeline, evaluation_classifier, scales, steps, per_prompt, seed, out, run))
     return 0

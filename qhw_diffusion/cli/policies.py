@@ -234,6 +234,7 @@ def distill(
     data_root: str | None = None,
     seeds: int = 5,
     images: int = 500,
+    logger: Annotated[tuple[str, ...], Repeated] = ("none",),
     access: Annotated[AccessConfig | None, FromFlags(access_given, skip=("device",))] = None,
     place: Annotated[Place, FromFlags(_distilled_place, skip=("command",), help=_DISTILLED)],
 ) -> int:
@@ -251,10 +252,13 @@ def distill(
         data_root: folder of the data set; without it that of the run.
         seeds: seeds of the comparison of images.
         images: images per seed.
+        logger: where numbers and pictures go besides the folder: tensorboard, wandb, mlflow, none, or a class of your
+            own, module:name or file.py:name; given several times, to each.
         access: table of a lookup measured on --device by one job, with --shots.
         place: run folder to write.
     """
     from qhw_diffusion.guidance.on_device.distillation import Distillation, distil_policy
+    from qhw_diffusion.runs import logging_to
 
     asked = Distillation(
         run=run,
@@ -267,5 +271,6 @@ def distill(
         seeds=seeds,
         images=images,
     )
-    print(distil_policy(asked, access, place))
+    with logging_to(logger):
+        print(distil_policy(asked, access, place))
     return 0

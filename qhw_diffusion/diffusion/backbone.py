@@ -460,8 +460,7 @@ class Backbone(nn.Module):
             MissingDataError: no such shipped model or folder.
             DamagedFileError: the folder's files cannot be read as a backbone.
         """
-        shipped = SHIPPED / f"{name_or_path}-backbone"
-        folder = shipped if shipped.is_dir() else model_folder(name_or_path, "backbone")
+        folder = backbone_folder(name_or_path)
         state, saved = load_model(folder, "backbone")
         try:
             kind = NETWORKS[saved.get("network", Backbone.network)]
@@ -474,6 +473,16 @@ class Backbone(nn.Module):
         except (KeyError, TypeError, RuntimeError, QhwError) as error:
             raise DamagedFileError(f"weights and configuration in {folder} do not fit ({error})") from error
         return backbone.eval().requires_grad_(False)
+
+
+def backbone_folder(name_or_path: str | Path) -> Path:
+    """The folder that holds a backbone, as `Backbone.load` finds it: in a run folder its ``model``.
+
+    Raises:
+        MissingDataError: no such shipped model or folder.
+    """
+    shipped = SHIPPED / f"{name_or_path}-backbone"
+    return shipped if shipped.is_dir() else model_folder(name_or_path, "backbone")
 
 
 def train_backbone(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -16,7 +16,7 @@ from qhw_diffusion.diffusion.classifiers import Classifier
 from qhw_diffusion.diffusion.datasets import ImageDataset, load_dataset
 from qhw_diffusion.diffusion.metrics import evaluate_samples, image_features
 from qhw_diffusion.diffusion.sampler import GuidedDDIM
-from qhw_diffusion.runs import progress
+from qhw_diffusion.runs import RunFolder, evaluation_metrics, progress
 
 _BATCH = 250  # images sampled at a time
 _SHUFFLE_SEED = 0
@@ -114,11 +114,13 @@ def backbone_report(
     seed: int = 0,
     device: str | None = None,
     engine: str | None = None,
+    run: RunFolder | None = None,
 ) -> tuple[str, dict[str, Tensor]]:
     """What `qhw evaluate backbone` prints: a table with a line per constant, and under each one's name its images.
 
     For a latent model the first lines are real images and their reconstructions. Arguments as `measure_constants`;
-    device, engine: where the circuit of a backbone with one runs, if not where it was trained (`Backbone.on`).
+    device, engine: where the circuit of a backbone with one runs, if not where it was trained (`Backbone.on`);
+    run: the backbone's, whose loggers are told what was measured and get the images.
 
     Returns:
         (the table, {"g = 2": the first images, ten of each class [N, C, H, W], sorted by class}).
@@ -128,20 +130,37 @@ def backbone_report(
         backbone = backbone.on(device, engine)
     classifier = Classifier.load(evaluation_classifier or backbone.name, "evaluation")
     heldout = load_dataset(data or backbone.name, "heldout", data_root)
-    rows: list[tuple[str, dict[str, float]]] = []
+    measured: dict[str, dict[str, float]] = {}
     if backbone.autoencoder is not None:
         decoded, own = measure_reconstructions(backbone.autoencoder, classifier, heldout, n_images)
-        rows += [("real images", own), (f"reconstructed ({decoded['psnr']:.2f} dB)", decoded)]
+        measured |= {"real images": own, "reconstructed": decoded}
     pictures: dict[str, Tensor] = {}
     for scale, found, images, labels in measure_constants(
         backbone, classifier, heldout, constants, n_images=n_images, n_steps=n_steps, seed=seed
     ):
-        rows.append((f"g = {scale:g}", found))
+        measured[f"g = {scale:g}"] = found
         order = labels[: 10 * backbone.n_classes].argsort(stable=True)
         pictures[f"g = {scale:g}"] = images[order]
+    if run is not None:
+        where = "-".join([*(one for one in (device, engine) if one is not None), f"{n_steps}-steps-seed{seed}"])
+        told = evaluation_metrics({f"{where}/{name}": found for name, found in measured.items()})
+        with run:
+            run.tell(told, {f"evaluation/{where}": lambda: side_by_side(pictures)})
+    rows = [
+        (f"{name} ({found['psnr']:.2f} dB)" if "psnr" in found else name, found) for name, found in measured.items()
+    ]
     columns = [name for name in COLUMNS if name in rows[0][1]]
     width = max(len(name) for name, _ in rows)
     lines = [f"{'':<{width}}  " + "".join(f"{name:>11}" for name in columns)]
     lines += [f"{name:<{width}}  " + "".join(f"{found[key]:>11.4g}" for key in columns) for name, found in rows]
     lines.append(f"{n_images} images a line, {n_steps} steps, features of {classifier.name!r}'s evaluation classifier")
     return "\n".join(lines), pictures
+
+
+def side_by_side(pictures: Mapping[str, Tensor]) -> bytes:
+    """A PNG of the images of `backbone_report`: for each constant ten of each class, or as many as there are."""
+    from qhw_diffusion.experiment.page import png
+    from qhw_diffusion.experiment.plots import sample_grids
+
+    rows = min(10, min(len(grid) for grid in pictures.values()))
+    return png(sample_grids({name: grid.numpy() for name, grid in pictures.items()}, rows=rows))

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import logs
 import pytest
 import torch
 
@@ -16,6 +17,7 @@ from qhw_diffusion.errors import InvalidInputError
 from qhw_diffusion.extensions import load_extension
 from qhw_diffusion.guidance.rewards import Distribution
 from qhw_diffusion.guidance.scorers import as_scorer, check_scorer, score
+from qhw_diffusion.runs import RunFolder
 
 SCORERS = "qhw_diffusion.diffusion.text_to_image.scorers"
 
@@ -115,16 +117,33 @@ def test_the_judge_agrees_with_the_rewards_distance_and_refuses_the_reward_class
 def test_the_command_writes_a_table_a_file_and_pictures(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Compared with four real images of each prompt, not 16."""
+    """Of a run, which hears of it; compared with four real images of each prompt, not 16."""
     monkeypatch.setattr("qhw_diffusion.diffusion.text_to_image.images._PER_PROMPT", 4)
-    assert main(["evaluate", "pipeline", "--scales", "2", "--steps", "1", "--out", str(tmp_path / "out")]) == 0
+    with RunFolder.create(tmp_path / "run", kind="pipeline", config={}) as run:
+        run.log(5, {"loss": 1.0})
+    (run.path / "model").symlink_to(SHIPPED / t2i.NAME)
+    measure = ["evaluate", "pipeline", "--scales", "2", "--steps", "1", "--out", str(tmp_path / "out")]
+    logger = ["--logger", logs.file_of(tmp_path)]
+    assert main([*measure, *logger]) == 2
+    assert "is not of one: leave --logger out" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    assert main([*measure, str(run.path), *logger]) == 0
     table = capsys.readouterr().out.splitlines()
     assert table[0].startswith("| steps | g | digit |")
     assert [row.split(" | ")[0] for row in table[2:]] == ["| 1", "| real"]
     found = json.loads((tmp_path / "out" / "results.json").read_text())
     assert len(found["constants"][0]["accuracy_by_prompt"]) == 300
     assert found["real"]["fd"] < found["constants"][0]["fd"]
-    assert (tmp_path / "out" / "samples-1-steps.png").read_bytes().startswith(b"\x89PNG")
+    picture = (tmp_path / "out" / "samples-1-steps.png").read_bytes()
+    assert picture.startswith(b"\x89PNG")
+    numbers, drawn = logs.told(tmp_path)
+    assert numbers[0] == drawn[0] == 5, "beside the last update"
+    (constant,), told = found["constants"], numbers[1]
+    assert told["evaluation/1-steps-seed0/g = 2/fd"] == constant["fd"]
+    assert told["evaluation/1-steps-seed0/g = 2/accuracy_held_out"] == constant["accuracy_held_out"]["all"]
+    assert told["evaluation/real-seed0/fd"] == found["real"]["fd"]
+    assert drawn[1] == {"evaluation/1-steps-seed0": len(picture)}
+    assert logs.outcomes(tmp_path) == ["finished"]
     for wrong in (["--per-prompt", "1"], ["--steps", "0"], ["--scales", "-1"]):
         assert main(["evaluate", "pipeline", *wrong, "--out", str(tmp_path / "other")]) == 2
     assert not (tmp_path / "other").exists()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import textwrap
 from pathlib import Path
 
+import logs
 import pytest
 import torch
 
@@ -13,6 +14,7 @@ from qhw_diffusion.cli.app import main
 from qhw_diffusion.diffusion import Autoencoder, AutoencoderConfig, Backbone, BackboneConfig, Classifier, quality
 from qhw_diffusion.diffusion.classifiers import ClassifierConfig
 from qhw_diffusion.errors import InvalidInputError
+from qhw_diffusion.runs import RunFolder
 
 DATA = """
     import torch
@@ -71,6 +73,37 @@ def test_every_constant_starts_from_the_same_noise(folder: Path) -> None:
     assert torch.equal(sampler.sample(two[3], 2.0, noise).clamp(-1, 1), two[2])
     with pytest.raises(InvalidInputError, match="no constants"):
         list(quality.measure_constants(backbone, judge, heldout, ()))
+
+
+def test_the_command_tells_the_backbones_run(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Beside the last update, where the backbone is a run's; nothing is told, nor measured, where it is not."""
+    with RunFolder.create(tmp_path / "run", kind="backbone", config={}) as run:
+        run.log(7, {"loss": 1.0})
+    Backbone.load(folder / "backbone").save(run.path / "model")
+    words = ["--evaluation-classifier", str(folder / "judge"), "--constants", "1,2.5", "--images", "8", "--steps", "2"]
+    logger = ["--logger", logs.file_of(tmp_path)]
+    assert main(["evaluate", "backbone", str(run.path), *words, *logger]) == 0
+    table = capsys.readouterr().out.splitlines()
+    numbers, picture = logs.told(tmp_path)
+    assert numbers[0] == picture[0] == 7
+    where = "evaluation/2-steps-seed0"
+    columns = table[0].split()
+    rows = {"real images": "real images", "reconstructed": "reconstructed (", "g = 1": "g = 1 ", "g = 2.5": "g = 2.5 "}
+    for name, start in rows.items():
+        (line,) = (line for line in table if line.startswith(start))
+        printed = dict(zip(columns, line.split()[-len(columns) :], strict=True))
+        assert float(printed["fd"]) == pytest.approx(numbers[1][f"{where}/{name}/fd"], rel=1e-3), name
+    assert numbers[1][f"{where}/reconstructed/psnr"] > 0
+    assert list(picture[1]) == [where]
+    assert logs.outcomes(tmp_path) == ["finished"]
+    assert main(["evaluate", "backbone", str(run.path), *words]) == 0
+    assert len(logs.told(tmp_path)) == 2
+    for elsewhere in (str(folder / "backbone"), "digits"):
+        capsys.readouterr()
+        assert main(["evaluate", "backbone", elsewhere, *words, *logger]) == 2
+        refused = capsys.readouterr()
+        assert "is not of one: leave --logger out" in refused.err
+        assert not refused.out
 
 
 def test_the_command_prints_a_table_and_draws_the_images(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

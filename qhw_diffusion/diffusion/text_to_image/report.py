@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from qhw_diffusion.diffusion.text_to_image.evaluation import (
 )
 from qhw_diffusion.diffusion.text_to_image.images import draw
 from qhw_diffusion.diffusion.text_to_image.prompts import ATTRIBUTE_TABLE, HELD_OUT, PROMPTS, TRAINED
+from qhw_diffusion.runs import RunFolder, evaluation_metrics
 from qhw_diffusion.runs.files import atomic_write_bytes, atomic_write_json, check_writable
 
 _COLUMNS = (
@@ -47,6 +49,7 @@ def evaluate(
     per_prompt: int,
     seed: int,
     out: str | Path,
+    run: RunFolder | None = None,
 ) -> str:
     """Measure a pipeline at constant scales and write results.json and a picture per number of steps.
 
@@ -58,6 +61,7 @@ def evaluate(
         per_prompt: images of each prompt, two or more.
         seed: of the latents.
         out: folder to write.
+        run: the pipeline's, whose loggers are told what was measured and get the pictures.
 
     Returns:
         The table, in Markdown; its last row is that of real images.
@@ -71,19 +75,35 @@ def evaluate(
     check_writable(out)
     loaded, judge = load_pipeline(pipeline), PromptJudge(PromptClassifier.load(evaluation_classifier, "evaluation"))
     results: list[dict[str, Any]] = []
+    measured: dict[str, dict[str, float]] = {}
     lines = [_row(_COLUMNS), _row(["---"] * len(_COLUMNS))]
     sweep = sweep_constants(loaded, judge, scales=scales, steps=steps, per_prompt=per_prompt, seed=seed)
     for count, scale, found in sweep:
         results.append({"steps": count, "scale": scale, **found.summary()})
         lines.append(_line(str(count), f"{scale:g}", found))
+        measured[f"{count}-steps-seed{seed}/g = {scale:g}"] = _numbers(found)
     # as many real images of the digits that the model was trained on
     labels = torch.arange(len(PROMPTS)).repeat(per_prompt)
     floor = judge(draw(ATTRIBUTE_TABLE[labels], torch.Generator().manual_seed(seed)), labels)
     lines.append(_line("real", "", floor))
-    for count in steps:
-        atomic_write_bytes(Path(out) / f"samples-{count}-steps.png", picture(loaded, scales, count, seed))
+    pictures = {count: picture(loaded, scales, count, seed) for count in steps}
+    for count, png in pictures.items():
+        atomic_write_bytes(Path(out) / f"samples-{count}-steps.png", png)
     atomic_write_json(Path(out) / "results.json", {"constants": results, "real": floor.summary()})
+    if run is not None:
+        told = evaluation_metrics({**measured, f"real-seed{seed}": _numbers(floor)})
+        drawn = {f"evaluation/{count}-steps-seed{seed}": partial(bytes, png) for count, png in pictures.items()}
+        with run:
+            run.tell(told, drawn)
     return "\n".join(lines)
+
+
+def _numbers(found: PromptMeasures) -> dict[str, float]:
+    """The columns of the table, as metrics of a logger."""
+    trained, held_out = (found.accuracy(of)["all"] for of in (~found.held_out, found.held_out))
+    shares = {**found.accuracy(), "trained": trained, "held_out": held_out}
+    distances = {"fd": found.fd, "energy": found.energy, "diversity": found.diversity}
+    return {**{f"accuracy_{name}": share for name, share in shares.items()}, **distances}
 
 
 def _line(steps: str, scale: str, found: PromptMeasures) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,8 +38,9 @@ from qhw_diffusion.guidance.evaluation import (
 )
 from qhw_diffusion.guidance.training import KIND, with_later_settings
 from qhw_diffusion.on_device.access import AccessConfig, at_device, open_access
+from qhw_diffusion.on_device.filed import spent_so_far
 from qhw_diffusion.on_device.receipt import Receipt, run_name
-from qhw_diffusion.runs import Place, RunFolder, atomic_write_json, check_place, progress
+from qhw_diffusion.runs import Place, RunFolder, atomic_write_json, check_place, evaluation_metrics, progress
 
 FORMS, ORIGINAL = ("lookup", "network"), "original"
 _FIT_SEED, _HELDOUT_SEED = 7_000_000, 8_000_000
@@ -132,20 +134,23 @@ def distill_on_device(
         run.require_settings(settings, with_later_settings)
     else:
         run = RunFolder.create(out, kind=KIND, config=settings, command=command, overwrite=overwrite)
-    with run, open_access(access_config, run_name(run, access_config.device)) as access:
-        access.require_cap()
-        if moved is not None:
-            save_policy_model(moved, out / ORIGINAL)
-        original = load_policy_model(out / ORIGINAL, engine="noisy")
-        assert isinstance(original, QuantumPolicy)
-        rows = table_rows(input_degrees(original.layer.compiled))
-        print(access.cost_text(access.cost(original.layer.compiled, rows)), flush=True)
-        purpose = f"{access.run} table"
-        with at_device(run, access):
-            stand_in = tabulate(original.on(engine=access.engine(purpose)))
-        receipt = access.receipt(purpose)
-    record = {**_compare(asked, trained, original, stand_in, models), **receipt.to_dict(), "shots": access_config.shots}
-    _save(run, stand_in, record, models_of(asked.run).to_dict())
+    with run:
+        with open_access(access_config, run_name(run, access_config.device)) as access:
+            access.require_cap()
+            if moved is not None:
+                save_policy_model(moved, out / ORIGINAL)
+            original = load_policy_model(out / ORIGINAL, engine="noisy")
+            assert isinstance(original, QuantumPolicy)
+            rows = table_rows(input_degrees(original.layer.compiled))
+            print(access.cost_text(access.cost(original.layer.compiled, rows)), flush=True)
+            purpose = f"{access.run} table"
+            with at_device(run, access):
+                stand_in = tabulate(original.on(engine=access.engine(purpose)))
+                run.begin()
+            receipt, spent = access.receipt(purpose), spent_so_far(access)
+        compared = _compare(asked, trained, original, stand_in, models)
+        record = {**compared, **receipt.to_dict(), "shots": access_config.shots}
+        _save(run, stand_in, record, models_of(asked.run).to_dict(), spent)
     return _text(asked, trained, record)
 
 
@@ -248,11 +253,20 @@ def _config(asked: Distillation, trained: TrainedPolicy, original: QuantumPolicy
     }  # fmt: skip
 
 
-def _save(run: RunFolder, stand_in: Policy, record: dict[str, Any], models: dict[str, Any]) -> None:
+def _save(
+    run: RunFolder,
+    stand_in: Policy,
+    record: dict[str, Any],
+    models: dict[str, Any],
+    spent: Mapping[str, float] | None = None,
+) -> None:
+    """Write what was distilled, and tell the run's loggers how it compares, and what it has `spent` on a device."""
     atomic_write_json(run.path / MODELS_FILE, models)
     save_policy_model(stand_in, run.path / "model")
     atomic_write_json(run.path / "distillation.json", record)
-    run.close()
+    judged = record["judged"]
+    compared = {**judged, "between": {**judged["between"], **record["action_error"]}}
+    run.tell({**(spent or {}), **evaluation_metrics(compared)})
 
 
 def _text(asked: Distillation, trained: TrainedPolicy, record: dict[str, Any]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import logs
 import pytest
 import torch
 
@@ -13,7 +14,7 @@ from qhw_diffusion.guidance import LookupPolicy, QuantumPolicy, load_policy, tab
 from qhw_diffusion.guidance.on_device.distillation import Distillation, distill_on_device
 from qhw_diffusion.hardware.ledger import Ledger
 from qhw_diffusion.on_device.access import AccessConfig
-from qhw_diffusion.runs import read_json
+from qhw_diffusion.runs import logging_to, read_json
 
 SHOTS = 64
 
@@ -23,12 +24,16 @@ def test_a_table_measured_on_a_device(small_policy: Path, tmp_path: Path) -> Non
     out, ledger = tmp_path / "out", tmp_path / "ledger"
     asked = Distillation(small_policy, out, device="fake_manila", seeds=2, images=40)
     access = AccessConfig(device="fake_manila", shots=SHOTS, ledger=str(ledger))
-    text = distill_on_device(asked, access, resume=False)
+    with logging_to([logs.file_of(tmp_path)]):
+        text = distill_on_device(asked, access, resume=False)
     assert "729 circuits evaluated once on fake_manila (64 shots; local-" in text
     with Ledger.open(ledger) as opened:
         rows = opened.rows()
     assert [(row.purpose, row.circuits, row.state) for row in rows] == [("out table", 729, "done")]
     assert read_json(out / "distillation.json")["job_ids"] == [rows[0].job_id]
+    ((_, told, _),) = logs.told(tmp_path)
+    assert told["charts/jobs"] == 1
+    assert {"charts/qpu_seconds", "evaluation/original/fd", "evaluation/distilled/fd"} <= set(told)
     measured, policy = load_policy(out).policy, load_policy(small_policy).policy
     assert isinstance(measured, LookupPolicy)
     assert isinstance(policy, QuantumPolicy)

@@ -285,9 +285,15 @@ def test_the_command_tunes_and_distil_takes_the_result(
     assert all(job["snapshot"] == jobs[0]["snapshot"] == record["calibrations"][0]["snapshot"] for job in jobs)
 
     lookup = tmp_path / "lookup"
-    assert cli.main(["distill", str(out), "--out", str(lookup), "--seeds", "2", "--images", "40"]) == 0
+    (tmp_path / "told.jsonl").unlink()
+    distill = ["distill", str(out), "--out", str(lookup), "--seeds", "2", "--images", "40"]
+    assert cli.main([*distill, "--logger", logs.file_of(tmp_path)]) == 0
     assert "729 circuits evaluated once" in capsys.readouterr().out
     distilled = json.loads((lookup / "distillation.json").read_text())
+    ((_, told, _),) = logs.told(tmp_path)
+    assert told["evaluation/distilled/fd"] == pytest.approx(sum(distilled["judged"]["distilled"]["fd"]) / 2)
+    assert told["evaluation/between/g_max"] == distilled["action_error"]["g_max"]
+    assert logs.outcomes(tmp_path) == ["finished"]
     assert distilled["action_error"]["action_max"] < 1e-4
     assert distilled["judged"]["distilled"]["fd"] == pytest.approx(distilled["judged"]["original"]["fd"], abs=1e-3)
     assert isinstance(load_policy(lookup).policy, guidance.LookupPolicy)
