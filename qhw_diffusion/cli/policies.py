@@ -148,15 +148,7 @@ def _kind(run: Path) -> str:
 
 
 def _tuning(given: Mapping[str, Any], run: Path, access: AccessConfig) -> TuningConfig:
-    return TuningConfig(
-        run=str(run),
-        device=access.device,
-        shots=access.shots,
-        resilience_level=access.resilience_level,
-        mitigation=access.mitigation,
-        ledger=access.ledger,
-        **given,
-    )
+    return TuningConfig.through(access, run, **given)
 
 
 def _of_kind(kind: str, made: type[T], given: Mapping[str, Any], run: Path, tuning: TuningConfig) -> T | None:

@@ -1,12 +1,13 @@
-"""How circuits get to a device, and how something is trained there: configurations that commands with jobs share.
+"""How circuits get to a device, and what is asked for there: configurations that commands with jobs share.
 
 Light: the command line shows them without loading what runs circuits.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from dataclasses import KW_ONLY, dataclass, fields
+from os import PathLike
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from qhw_diffusion.config import Config, require
 from qhw_diffusion.errors import InvalidInputError, UnknownNameError
@@ -30,6 +31,29 @@ def check_shots(shots: int) -> None:
 
     most = JobLimits().executions
     require(shots <= most, f"shots is {shots}; allowed: at most {most:,}, as many executions as a job may hold")
+
+
+def check_positive(**values: object) -> None:
+    """Check that each of these is a whole number from 1.
+
+    Raises:
+        InvalidInputError: one is not.
+    """
+    for name, value in values.items():
+        whole = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+        require(whole, f"{name} is {value!r}; allowed: whole numbers from 1")
+
+
+def check_drawn(images: int, seed: int, most: int) -> None:
+    """Check how many images are drawn together, and from which seed.
+
+    Raises:
+        InvalidInputError: images are no whole number from 1 to `most`, or the seed is none of 64 bits.
+    """
+    check_positive(images=images)
+    require(images <= most, f"images is {images}; allowed: up to {most:,}")
+    whole = isinstance(seed, int) and not isinstance(seed, bool) and -(2**63) <= seed < 2**63
+    require(whole, f"seed is {seed!r}; allowed: whole numbers of 64 bits")
 
 
 @dataclass(frozen=True)
@@ -78,8 +102,8 @@ class AccessConfig(Config):
 
 
 @dataclass(frozen=True)
-class TuningConfig(Config):
-    """What every fine-tuning on a device has; it goes on with exactly these."""
+class OnDeviceConfig(Config):
+    """What decides the numbers of whatever runs on a device; it goes on with exactly these."""
 
     run: str
     """Run folder of what was trained."""
@@ -87,17 +111,11 @@ class TuningConfig(Config):
     """Device the circuits run on."""
     shots: int
     """Shots per circuit."""
-    gradient: str = "surrogate"
-    """Source of the gradients: "surrogate" (the simulated noise of the device's snapshot; costs no circuits),
-    "spsa" (two circuits per state and gradient step) or "parameter-shift" (two circuits per rotation gate)."""
-    updates: int = 3
-    """Updates: of PPO, or of a denoiser's weights."""
-    seed: int = 0
-    """Seed of action noise, starting points, minibatches, data and SPSA's directions."""
+    _: KW_ONLY  # by position, what a subclass adds follows the shots
     resilience_level: int | None = None
-    """Resilience level of the runtime client."""
+    """Resilience level of the runtime client; None leaves it to the engine."""
     mitigation: str = ""
-    """Strategies of `qhw_diffusion.mitigation`."""
+    """Strategies of `qhw_diffusion.mitigation`, such as "readout+zne"."""
     ledger: str = ""
     """Folder of the ledger that holds the jobs."""
 
@@ -105,11 +123,32 @@ class TuningConfig(Config):
         from qhw_diffusion.mitigation import strategies_of
 
         strategies_of(self.mitigation)  # a mistyped strategy is told now
+        check_positive(shots=self.shots)
+        check_shots(self.shots)
+
+    @classmethod
+    def through(cls, access: AccessConfig, run: str | PathLike[str], **own: Any) -> Self:
+        """What is asked for of a run folder, by this access to a device; `own`: the fields of a subclass."""
+        names = [f.name for f in fields(OnDeviceConfig) if f.name != "run"]
+        return cls(run=str(run), **{name: getattr(access, name) for name in names}, **own)
+
+
+@dataclass(frozen=True)
+class TuningConfig(OnDeviceConfig):
+    """What every fine-tuning on a device has; it goes on with exactly these."""
+
+    gradient: str = "surrogate"
+    """Source of the gradients: "surrogate" (the simulated noise of the device's snapshot; costs no circuits),
+    "spsa" (two circuits per state and gradient step) or "parameter-shift" (two circuits per rotation gate)."""
+    updates: int = 3
+    """Updates: of PPO, or of a denoiser's weights."""
+    seed: int = 0
+    """Seed of action noise, starting points, minibatches, data and SPSA's directions."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if self.gradient not in GRADIENTS:
             raise UnknownNameError.of("gradient", self.gradient, GRADIENTS)
-        whole = isinstance(self.shots, int) and not isinstance(self.shots, bool)
-        require(whole and self.shots >= 1, f"shots is {self.shots!r}; allowed: whole numbers from 1")
-        check_shots(self.shots)
         require(self.updates >= 1, f"updates must be at least 1, got {self.updates}")
 
     def method(self, update: int) -> GradientMethod:

@@ -70,17 +70,7 @@ def denoise_on_device(
     one_thread()
     place.check(KIND)
     chosen = primitive_of(load_denoiser(run), primitive)
-    asked = EvaluationConfig(
-        run=str(run),
-        device=access_config.device,
-        shots=access_config.shots,
-        images=images,
-        seed=seed,
-        resilience_level=access_config.resilience_level,
-        mitigation=access_config.mitigation,
-        primitive=chosen,
-        ledger=access_config.ledger,
-    )
+    asked = EvaluationConfig.through(access_config, run, images=images, seed=seed, primitive=chosen)
     judge = _Judge(run, evaluation_classifier)  # what is missing is told before anything is paid
     prepared = prepare(asked, place.out, resume=place.resume, overwrite=place.overwrite, command=place.command)
     with prepared.folder as folder:

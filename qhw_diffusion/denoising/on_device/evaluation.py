@@ -24,7 +24,6 @@ from torch import Tensor
 
 from qhw_diffusion.checkpoints import read_tensors, write_tensors
 from qhw_diffusion.circuits import load_circuit, save_circuit
-from qhw_diffusion.config import Config
 from qhw_diffusion.denoising.command import KIND as DENOISER
 from qhw_diffusion.denoising.deferred import (
     Denoised,
@@ -55,6 +54,7 @@ from qhw_diffusion.hardware.service import SamplerPub
 from qhw_diffusion.mitigation import check_strategies, strategies_of
 from qhw_diffusion.mitigation.strategy import Need
 from qhw_diffusion.on_device.receipt import Access, Receipt, run_name
+from qhw_diffusion.on_device.settings import OnDeviceConfig, check_drawn
 from qhw_diffusion.runs import RunFolder, atomic_write_json, check_place, read_json
 
 KIND = "device-denoising"
@@ -66,30 +66,18 @@ _SAMPLED = "sampled-{label}"
 
 
 @dataclass(frozen=True)
-class EvaluationConfig(Config):
+class EvaluationConfig(OnDeviceConfig):
     """What decides the numbers of an evaluation on a device; it goes on with exactly these."""
 
-    run: str
-    """Run folder of the trained denoiser."""
-    device: str
-    """Device the circuits run on."""
-    shots: int
-    """Shots of each circuit."""
     images: int = 32
     """Images: rows of the job."""
     seed: int = 0
     """Seed of the starts x_T."""
-    resilience_level: int | None = None
-    """Resilience level of the runtime client; None leaves it to the engine."""
-    mitigation: str = ""
-    """Strategies of `qhw_diffusion.mitigation`, such as "readout+zne"."""
     primitive: Literal["estimator", "sampler"] = "estimator"
     """What reads the circuits: an Estimator (expectation values) or a Sampler (outcome records of single shots)."""
-    ledger: str = ""
-    """Folder of the ledger that holds the jobs."""
 
     def __post_init__(self) -> None:
-        strategies_of(self.mitigation)  # a mistyped strategy is told now
+        super().__post_init__()
         if self.primitive not in ("estimator", "sampler"):
             raise InvalidInputError(f"primitive is {self.primitive!r}; allowed: estimator, sampler")
         for flag, given in (("resilience_level", self.resilience_level), ("mitigation", self.mitigation)):
@@ -98,14 +86,7 @@ class EvaluationConfig(Config):
                     f"{flag} {given} corrects expectation values, and a Sampler reads single shots: leave it out, or "
                     "take the Estimator (primitive estimator), which post-selected and reset models run by"
                 )
-        for name in ("shots", "images"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise InvalidInputError(f"{name} is {value!r}; allowed: whole numbers from 1")
-        if self.images > MOST_IMAGES:
-            raise InvalidInputError(f"images is {self.images}; allowed: up to {MOST_IMAGES:,}")
-        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or not -(2**63) <= self.seed < 2**63:
-            raise InvalidInputError(f"seed is {self.seed!r}; allowed: whole numbers of 64 bits")
+        check_drawn(self.images, self.seed, MOST_IMAGES)
 
 
 @dataclass(frozen=True)

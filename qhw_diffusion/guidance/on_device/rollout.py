@@ -20,7 +20,6 @@ import torch
 from torch import Tensor
 
 from qhw_diffusion.checkpoints import load_checkpoint, save_checkpoint
-from qhw_diffusion.config import Config as Settings
 from qhw_diffusion.devices import Device
 from qhw_diffusion.errors import DamagedFileError, InvalidInputError, RunFolderError
 from qhw_diffusion.execution import CompiledCircuit, Engine, Noisy
@@ -39,6 +38,7 @@ from qhw_diffusion.guidance.config import ModelConfig
 from qhw_diffusion.guidance.evaluation import EVALUATION_SEED, Models, draw_initial_noise, load_models
 from qhw_diffusion.mitigation import check_strategies, strategies_of
 from qhw_diffusion.on_device.receipt import Access, Receipt, run_name
+from qhw_diffusion.on_device.settings import OnDeviceConfig, check_drawn
 from qhw_diffusion.runs import RunFolder, atomic_write_json, check_place, read_json
 
 KIND, DEVICE_FILE = "device-rollout", "device.json"
@@ -48,36 +48,17 @@ _KEPT = ("measured", "std_errors", "predicted", "g", "actions", "states")
 
 
 @dataclass(frozen=True)
-class RolloutConfig(Settings):
+class RolloutConfig(OnDeviceConfig):
     """What decides the numbers of a rollout; a rollout goes on with exactly these."""
 
-    run: str
-    """Run folder of the trained policy."""
-    device: str
-    """Device the circuits run on."""
-    shots: int
-    """Shots of each circuit."""
     images: int = 32
     """Images steered together: rows of every job."""
     seed: int = 0
     """Seed of labels and starting noise; the same as in the simulated evaluation."""
-    resilience_level: int | None = None
-    """Resilience level of the runtime client; None leaves it to the engine."""
-    mitigation: str = ""
-    """Strategies of `qhw_diffusion.mitigation`, such as "readout+zne"."""
-    ledger: str = ""
-    """Folder of the ledger that holds the jobs."""
 
     def __post_init__(self) -> None:
-        strategies_of(self.mitigation)  # a mistyped strategy is told now
-        for name in ("shots", "images"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise InvalidInputError(f"{name} is {value!r}; allowed: whole numbers from 1")
-        if self.images > MOST_IMAGES:
-            raise InvalidInputError(f"images is {self.images}; allowed: up to {MOST_IMAGES:,}")
-        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or not -(2**63) <= self.seed < 2**63:
-            raise InvalidInputError(f"seed is {self.seed!r}; allowed: whole numbers of 64 bits")
+        super().__post_init__()
+        check_drawn(self.images, self.seed, MOST_IMAGES)
 
 
 @dataclass(frozen=True)

@@ -60,16 +60,7 @@ def rollout_on_device(
     """
     one_thread()
     place.check(KIND)
-    asked = RolloutConfig(
-        run=str(run),
-        device=access_config.device,
-        shots=access_config.shots,
-        images=images,
-        seed=seed,
-        resilience_level=access_config.resilience_level,
-        mitigation=access_config.mitigation,
-        ledger=access_config.ledger,
-    )
+    asked = RolloutConfig.through(access_config, run, images=images, seed=seed)
     given = {"evaluation_classifier": evaluation_classifier, "data_root": data_root}
     changes = {name: value for name, value in given.items() if value is not None}
     out = place.out
