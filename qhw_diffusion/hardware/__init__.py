@@ -3,9 +3,9 @@
 Read it in the order of a job's life, which `runner` puts together: `split` (PUBs to jobs), `keys` (the content key),
 `ledger` (one row a key; `ledger_rows`, `ledger_files`), `cost` (the estimate), `caps` (may it be sent, and what may it
 take), `submit` (sent once), `wait` (until it has ended), `record` (answer and charge stored). Who runs jobs is a
-`service`: IBM's (`ibm`, with batches and sessions in `modes`) or a simulation in this process (`local`). `provenance`
-collects what is kept of each job besides, `report` shows and exports a ledger, `recover` repairs one, `standin` serves
-IBM's interface on this machine for tests.
+`service`: IBM's (`ibm`, over `transport`, with batches and sessions in `modes`) or a simulation in this process
+(`local`). `provenance` collects what is kept of each job besides, `report` shows and exports a ledger, `recover`
+repairs one, `standin` serves IBM's interface on this machine for tests.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from scripted import expectations, pub, sampler_pub
 
-from qhw_diffusion.hardware import ibm, ledger, modes
+from qhw_diffusion.hardware import ibm, ledger, modes, transport
 from qhw_diffusion.hardware.ledger import Ledger
 from qhw_diffusion.hardware.runner import open_runner
 from qhw_diffusion.hardware.split import JobLimits
@@ -39,7 +39,7 @@ MOMENTS: dict[str, tuple[Any, str, str]] = {
     "planned": (Ledger, "plan", "after"),
     "about to be sent": (ibm.IBMService, "submit", "before"),
     "batch opened": (modes.Context, "target", "after"),
-    "accepted, reply not read": (ibm.Transport, "send", "after"),
+    "accepted, reply not read": (transport.Transport, "send", "after"),
     "accepted, id not noted": (Ledger, "submitted", "before"),
     "submitted": (Ledger, "submitted", "after"),
     "answer fetched": (ibm.IBMService, "raw", "after"),
@@ -55,7 +55,7 @@ def die_at(moment: str, after: int, number: int) -> None:
     left = [after]
 
     def patched(*arguments: Any, **named: Any) -> Any:
-        counts = owner is not ibm.Transport or _posts_a_job(arguments[1])
+        counts = owner is not transport.Transport or _posts_a_job(arguments[1])
         if counts:
             left[0] -= 1
         if counts and left[0] == -1 and when == "before":

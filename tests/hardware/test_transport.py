@@ -13,7 +13,7 @@ import pytest
 import requests
 
 from qhw_diffusion.errors import InvalidInputError
-from qhw_diffusion.hardware.ibm import Transport, retry_after
+from qhw_diffusion.hardware.transport import Transport, retry_after
 from qhw_diffusion.hardware.wait import Times
 
 TIMES = Times(connect=1.0, read=0.15, accept=0.15, attempts=3, backoff=0.001, backoff_most=0.002, retry_after_most=5.0)
