@@ -19,19 +19,17 @@ from qhw_diffusion.guidance import PathwiseConfig, PPOConfig
 from qhw_diffusion.runs import RunFolder, atomic_write_json
 from qhw_diffusion.studies.guidance import experiment
 from qhw_diffusion.studies.guidance.experiment import DEMO, POLICIES, SHAPES, GuidanceStudyConfig, base_scale
-from qhw_diffusion.studies.guidance.page import (
-    POLICY_LABELS,
-    SCHEDULE_LABELS,
+from qhw_diffusion.studies.guidance.numbers import (
     best_constant,
     compared_with_all,
     curves,
     findings,
-    label_of,
     oracle,
     read_samples,
     shares_of_headroom,
     values,
 )
+from qhw_diffusion.studies.guidance.words import POLICY_LABELS, SCHEDULE_LABELS, label_of
 
 STUDY = load_study("guidance")
 CONFIG = GuidanceStudyConfig(

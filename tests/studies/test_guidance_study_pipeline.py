@@ -18,7 +18,7 @@ from qhw_diffusion.guidance.config import ModelConfig
 from qhw_diffusion.guidance.evaluation import table_of_prompts
 from qhw_diffusion.studies.guidance import experiment
 from qhw_diffusion.studies.guidance.experiment import DEMO, DEMO_QUICK, GuidanceStudyConfig
-from qhw_diffusion.studies.guidance.page import read_samples, values
+from qhw_diffusion.studies.guidance.numbers import read_samples, values
 
 STUDY = load_study("guidance")
 CONFIG = DEMO_QUICK.replace(

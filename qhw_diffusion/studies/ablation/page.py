@@ -10,8 +10,8 @@ import numpy as np
 from qhw_diffusion.experiment import Page, PairedTest, Results, Section, mean_interval, paired_test, plots, with_holm
 from qhw_diffusion.experiment.statistics import difference_cells, interval_cell
 from qhw_diffusion.guidance.headroom import share_of_headroom
-from qhw_diffusion.studies.guidance.page import label_of as schedule_label
-from qhw_diffusion.studies.guidance.page import schedule_text
+from qhw_diffusion.studies.guidance.words import label_of as schedule_label
+from qhw_diffusion.studies.guidance.words import schedule_text
 
 if TYPE_CHECKING:
     from qhw_diffusion.studies.ablation.experiment import AblationConfig

@@ -77,15 +77,9 @@ from qhw_diffusion.guidance.schedules import SCHEDULES, schedule
 from qhw_diffusion.guidance.scorers import Scorer, scorer_name
 from qhw_diffusion.guidance.search import greedy_search
 from qhw_diffusion.runs import RunFolder
-from qhw_diffusion.studies.guidance.page import (
-    PATHWISE,
-    PRIMARY,
-    SCHEDULE_LABELS,
-    kind_of,
-    label_of,
-    page,
-    samples_file,
-)
+from qhw_diffusion.studies.guidance.numbers import samples_file
+from qhw_diffusion.studies.guidance.page import page
+from qhw_diffusion.studies.guidance.words import PATHWISE, PRIMARY, SCHEDULE_LABELS, kind_of, label_of
 
 SWEEP_SEED, FREE_SEED = 2_000_000, 3_000_000
 FREE_SCHEDULES = ("free_schedule", "class_schedule")
@@ -98,7 +92,7 @@ EVALUATIONS_A_SECOND, OF_A_PIPELINE = 2500, 600
 BACKWARD = 3  # a gradient costs so many evaluations
 BASES = ("best", "middle")
 
-# The standard line-up: name → what differs from the study's policy; their labels are in page.py. Each of them also
+# The standard line-up: name → what differs from the study's policy; their labels are in words.py. Each of them also
 # exists as NAME_pathwise, trained by the exact gradient instead of PPO.
 KINDS: dict[str, dict[str, Any]] = {
     "quantum": {"kind": "quantum", "engine": "noisy"},

@@ -1,82 +1,50 @@
-"""The page of the guidance study, made from its results alone: tables, tests, findings and figures."""
+"""The page of the guidance study, made from its results alone: its sections, and the tables and texts in them."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from qhw_diffusion.checkpoints import read_tensors
-from qhw_diffusion.experiment import (
-    Page,
-    PairedTest,
-    Results,
-    Section,
-    mean_interval,
-    p_text,
-    paired_test,
-    plots,
-    with_holm,
-)
+from qhw_diffusion.experiment import Page, PairedTest, Section, mean_interval, p_text, paired_test, plots
 from qhw_diffusion.guidance import QuantumPolicy, load_policy
-from qhw_diffusion.guidance.headroom import share_of_headroom
+from qhw_diffusion.studies.guidance.numbers import (
+    ORACLE_ROWS,
+    base_scale,
+    best_constant,
+    captions,
+    compared_with_all,
+    control_tests,
+    curves,
+    findings,
+    floor,
+    learning_tests,
+    mean_scales,
+    names,
+    oracle,
+    read_samples,
+    shares_of_headroom,
+    sweep_rows,
+    values,
+)
+from qhw_diffusion.studies.guidance.words import (
+    METRIC_LABELS,
+    PRIMARY,
+    SCHEDULE_LABELS,
+    SECOND,
+    format_metric,
+    kind_of,
+    label_of,
+    schedule_text,
+)
 
 if TYPE_CHECKING:
-    from qhw_diffusion.studies.guidance.experiment import GuidanceStudyConfig
+    from qhw_diffusion.studies.guidance.numbers import GuidanceResults
 
-    GuidanceResults = Results[GuidanceStudyConfig]
-
-PRIMARY, SECOND = "energy", "fd"
 REFERENCES = ("constant", "free_schedule")
 _MOST_COLUMNS, _MOST_LINES = 10, 16
-PATHWISE = "_pathwise"
-"""Ending of the names of policies that are trained by the exact gradient."""
-METRIC_LABELS = {
-    "energy": "energy ↓",
-    "fd": "FD ↓",
-    "kd": "KD ↓",
-    "accuracy": "accuracy ↑ (%)",
-    "diversity": "diversity",
-    "precision": "precision ↑",
-    "recall": "recall ↑",
-}
-_SCALE = {"accuracy": 100.0}
-_SHARES = ("accuracy", "precision", "recall")
-_DIGITS = {"energy": 3, "fd": 2, "kd": 3, "accuracy": 1}
-SCHEDULE_LABELS = {
-    "constant": "best constant",
-    "linear_up": "linear, rising",
-    "linear_down": "linear, falling",
-    "cosine_up": "cosine, rising",
-    "limited_interval": "limited interval",
-    "clamped_linear": "clamped linear",
-    "exponential": "exponential",
-}
-OTHER_LABELS = {
-    "free_schedule": "free schedule, pathwise",
-    "class_schedule": "free schedule of every class, pathwise",
-    "greedy_search": "greedy search, each image",
-    "oracle_constant": "best constant by the evaluation",
-    "oracle_schedule": "best free schedule (oracle)",
-    "oracle_feedback": "best state feedback (oracle)",
-}
-KIND_LABELS = {
-    "quantum": "quantum, trained under noise",
-    "quantum_ideal": "quantum, trained without noise",
-    "chain": "quantum, chain instead of ring",
-    "reuploading": "quantum, data re-uploading",
-    "unentangled": "unentangled circuit",
-    "frozen": "frozen random circuit",
-    "matched": "MLP, matched size",
-    "mlp": "MLP, 9,282 parameters",
-    "annealing": "annealing MLP (2 inputs)",
-}
-POLICY_LABELS = {**KIND_LABELS, **{f"{name}{PATHWISE}": f"{label}, pathwise" for name, label in KIND_LABELS.items()}}
 
 _METRICS_TEXT = (
     "All metrics are measured by the **evaluation classifier**, which no training and no choice ever saw, against "
@@ -99,8 +67,6 @@ _SCHEDULE_BASE_TEXT = (
     "The policies' base is a schedule, the tuned one called {name}: what they learn is a correction of it, and a free "
     "schedule starts there."
 )
-
-
 _PAIRING_TEXT = (
     "A pair is one seed: the same labels and initial noise for both sides, and for a trained policy also its own "
     "training. Intervals and p (t) come from the paired t-test; p (Holm) corrects it for all rows of a table together; "
@@ -141,330 +107,6 @@ def page(results: GuidanceResults) -> Page:
             _use(shown.section("Use the policy"), results)
     _seeds(shown.section("Seeds and chosen settings"), results)
     return shown
-
-
-def label_of(policy: str) -> str:
-    """What a policy or a schedule is called in tables."""
-    if policy in SCHEDULE_LABELS or policy in OTHER_LABELS:
-        return {**SCHEDULE_LABELS, **OTHER_LABELS}[policy]
-    name, _, variant = policy.partition("@")
-    if variant == "untrained":
-        return "quantum, untrained"
-    return f"{POLICY_LABELS[name]}, run without" if variant == "ideal" else POLICY_LABELS[name]
-
-
-def kind_of(policy: str) -> str:
-    """The policy's name in the line-up without how it is trained."""
-    return policy.removesuffix(PATHWISE)
-
-
-def schedule_text(schedule: dict[str, Any]) -> str:
-    """`limited interval, mean 1.5, lo 0.2, hi 0.8`."""
-    if schedule["name"] == "constant":
-        return f"{SCHEDULE_LABELS['constant']}, g = {schedule['mean']:g}"
-    shape = ", ".join(f"{name} {value:g}" for name, value in schedule["shape"].items())
-    return f"{SCHEDULE_LABELS[schedule['name']]}, mean {schedule['mean']:.3g}, {shape}"
-
-
-def samples_file(folder: Path, policy: str, seed: int) -> Path:
-    """File of what an evaluation kept."""
-    return folder / "samples" / f"{policy}-seed{seed}.safetensors"
-
-
-def read_samples(folder: Path, policy: str, seed: int) -> dict[str, Tensor]:
-    """What an evaluation kept: "images" float [≤ 40, C, H, W] in [−1, 1], "labels", "g" [T, ≤ 128], "g_labels"."""
-    tensors, _ = read_tensors(samples_file(folder, policy, seed), kind="samples")
-    return {**tensors, "images": tensors["images"].float() / 127.5 - 1}
-
-
-# -- numbers -----------------------------------------------------------------------------------------------------------
-
-
-def names(results: GuidanceResults) -> dict[str, str]:
-    """Name in tables of all that is evaluated; schedules with their tuned parameters."""
-    schedules = results.cells["choice"]["schedules"]
-    return {
-        name: schedule_text(schedules[name]) if name in schedules else label_of(name)
-        for name in results.config.evaluated()
-    }
-
-
-def values(results: GuidanceResults, policy: str, metric: str) -> list[float]:
-    """One number of a policy's evaluations, per seed."""
-    return results.values(metric, part="evaluation", policy=policy)
-
-
-def oracle(results: GuidanceResults, what: str, metric: str) -> list[float]:
-    """One number of the oracle's constant, schedule or feedback, per seed."""
-    return results.values(metric, part="headroom", oracle=what)
-
-
-def floor(results: GuidanceResults, metric: str) -> list[float]:
-    """The same of real training images."""
-    return results.values(metric, part="floor")
-
-
-def best_constant(results: GuidanceResults) -> float:
-    """The best swept constant."""
-    return float(results.cells["choice"]["schedules"]["constant"]["mean"])
-
-
-def captions(results: GuidanceResults) -> list[str]:
-    """What each label is called: its prompt, or its number."""
-    return list(results.cells["calibration"].get("captions", ()))  # studies of earlier versions have none
-
-
-def base_scale(results: GuidanceResults) -> float:
-    """g0 of every policy."""
-    return float(results.cells["calibration"]["guidance"]["g0"])
-
-
-def sweep_rows(results: GuidanceResults) -> list[dict[str, Any]]:
-    """One row a constant."""
-    return [row for row in results.rows if row.get("part") == "sweep"]
-
-
-def curves(results: GuidanceResults, policy: str, key: str) -> list[list[float]]:
-    """A metric over the updates of each training."""
-    return [results.cells[f"training-{policy}-seed{k}"]["curves"][key] for k in range(results.config.seeds)]
-
-
-def mean_scales(results: GuidanceResults, policy: str) -> list[float]:
-    """Mean guidance scale of every step, over seeds."""
-    seeds = range(results.config.seeds)
-    return [float(g) for g in np.mean([results.cells[f"evaluation-{policy}-seed{k}"]["g_mean"] for k in seeds], axis=0)]
-
-
-def compared(results: GuidanceResults, reference: str, policies: Sequence[str], metric: str = PRIMARY,
-                  *, swapped: bool = False) -> dict[str, PairedTest]:  # fmt: skip
-    """Paired tests of policies against one, seed by seed, one Holm family; swapped: of the one against each."""
-    base = values(results, reference, metric)
-    if len(base) < 2:
-        return {}
-    pairs = {name: (values(results, name, metric), base) for name in policies}
-    return with_holm({n: paired_test(b, a) if swapped else paired_test(a, b) for n, (a, b) in pairs.items()})
-
-
-def compared_with_all(results: GuidanceResults, reference: str, metric: str = PRIMARY) -> dict[str, PairedTest]:
-    """A metric of all others against one. The untrained policy is left out: it is where training starts."""
-    others = [n for n in results.config.evaluated() if n != reference and not n.endswith("@untrained")]
-    return compared(results, reference, others, metric)
-
-
-def control_tests(results: GuidanceResults) -> dict[str, PairedTest]:
-    """What the circuit contributes: the quantum policy's distance against each control."""
-    main = results.config.main
-    if main is None:
-        return {}
-    controls = [name for name in (*results.config.policies, f"{main}@ideal") if name != main]
-    return compared(results, main, controls, swapped=True)
-
-
-def learning_tests(results: GuidanceResults) -> dict[str, PairedTest]:
-    """Did training raise the reward: each policy's return against the untrained quantum policy's."""
-    main = results.config.main
-    return compared(results, f"{main}@untrained", results.config.policies, "return") if main else {}
-
-
-def findings(results: GuidanceResults) -> tuple[list[str], str]:
-    """(sentences, tone): who beat the best constant, or that nobody did."""
-    seeds = results.config.seeds
-    labels = names(results)
-    conditions = f"{results.config.n_steps} sampling steps, {seeds} seeds, {results.config.eval_images} images each"
-    if seeds < 2:
-        return [f"One seed only ({conditions}): nothing can be said about who is better."], "caution"
-    tests = compared_with_all(results, "constant")
-    winners = [n for n, t in tests.items() if t.significant() and t.difference.mean < 0]
-    losers = [n for n, t in tests.items() if t.significant() and t.difference.mean > 0]
-    sentences = []
-    base = labels["constant"]
-    if winners:
-        listed = "; ".join(
-            f"**{labels[n]}** by {-tests[n].difference.mean:.3f} ({p_text(tests[n].p_holm)})" for n in winners
-        )
-        sentences.append(f"The {base} was beaten in energy distance by: {listed} ({conditions}).")
-    else:
-        sentences.append(f"**Nobody beat the {base}** in energy distance ({conditions}; paired, Holm-corrected).")
-    lowest = min(tests, key=lambda n: tests[n].difference.mean)
-    if lowest not in winners:
-        t = tests[lowest]
-        where = "lower" if t.difference.mean < 0 else "higher"
-        sentences.append(
-            f"The nearest other one on average is {labels[lowest]}: {abs(t.difference.mean):.3f} {where} than the "
-            f"constant [{t.difference.low:+.3f}, {t.difference.high:+.3f}], {p_text(t.p_holm)}."
-        )
-    if losers:
-        sentences.append(f"Worse than the constant beyond chance: {'; '.join(labels[n] for n in losers)}.")
-    second = compared_with_all(results, "constant", SECOND)
-    better = [labels[n] for n, t in second.items() if t.significant() and t.difference.mean < 0]
-    sentences.append(f"In Fréchet distance the constant was beaten by: {'; '.join(better) if better else 'nobody'}.")
-    sentences.append(headroom_sentence(results))
-    sentences += _quantum_sentences(results, tests, labels)
-    if seeds <= 5:
-        sentences.append(
-            f"With {seeds} seeds the exact sign-flip test cannot go below p = {2 / 2**seeds:.3g}, and only large "
-            "differences can show; ten seeds or more are needed for a claim."
-        )
-    return sentences, "good" if any(n in results.config.policies for n in winners) else "neutral"
-
-
-def _quantum_sentences(results: GuidanceResults, tests: dict[str, PairedTest], labels: dict[str, str]) -> list[str]:
-    sentences = []
-    main = results.config.main
-    if main in tests:
-        t = tests[main]
-        sentences.append(
-            f"The quantum policy trained under noise differs from the best constant by "
-            f"{t.difference.format(3, sign=True)} in energy distance (negative is better; {p_text(t.p_holm)})."
-        )
-    learned = learning_tests(results).get(main or "")
-    if learned is not None:
-        how = "raised" if learned.difference.mean > 0 else "lowered"
-        sure = "" if learned.significant() else ", within chance"
-        sentences.append(
-            f"Training {how} its reward by {learned.difference.format(sign=True)} against the untrained policy (in "
-            f"standard deviations between random policies; {p_text(learned.p_holm)}{sure})."
-        )
-    for name, test in control_tests(results).items():
-        if name.endswith("@ideal"):
-            what = "The same weights run without noise change the energy distance by"
-            shown = f"{-test.difference.mean:+.3f} [{-test.difference.high:+.3f}, {-test.difference.low:+.3f}]"
-            sentences.append(f"{what} {shown}.")
-        elif kind_of(name) in ("frozen", "matched", "unentangled", "mlp"):
-            shown = test.difference.format(3, sign=True)
-            if not test.significant():
-                sentences.append(f"No difference beyond chance to the control: {labels[name]} ({shown}).")
-            else:
-                better = "better" if test.difference.mean < 0 else "worse"
-                sentences.append(f"It is {better} than the control: {labels[name]} ({shown}).")
-    return sentences
-
-
-def results_table(results: GuidanceResults) -> tuple[list[str], list[list[str]], list[int]]:
-    """The main table: (columns, rows, indices of the rows with the lowest mean energy distance)."""
-    columns = [
-        "policy",
-        *METRIC_LABELS.values(),
-        "reward",
-        "parameters",
-        "circuits per image",
-        "scorer calls per image",
-    ]
-    rows, means = [], []
-    labels = names(results)
-    for name in results.config.evaluated():
-        cells = [labels[name]]
-        cells += [format_metric(key, values(results, name, key)) for key in METRIC_LABELS]
-        cells.append(mean_interval(values(results, name, "return")).format(2))
-        parameters = int(values(results, name, "n_parameters")[0])
-        cells += [f"{parameters:,}", f"{values(results, name, 'circuits_per_image')[0]:g}"]
-        cells.append(f"{values(results, name, 'scorer_evaluations_per_image')[0]:g}")
-        rows.append(cells)
-        means.append(float("inf") if name.endswith("@untrained") else float(np.mean(values(results, name, PRIMARY))))
-    real = [format_metric(key, floor(results, key)) for key in METRIC_LABELS]
-    rows.append(["real training images (floor)", *real, "–", "–", "–", "–"])
-    best = min(means)
-    return columns, rows, [index for index, mean in enumerate(means) if mean == best]
-
-
-def paired_table(tests: dict[str, PairedTest], labels: dict[str, str]) -> tuple[list[str], list[list[str]]]:
-    """Table of paired tests: (columns, rows)."""
-    columns = ["against it", "difference [95 %]", "p (Holm)", "p (t)", "p (Wilcoxon)", "p (sign flip)", "effect d_z"]
-    rows = [
-        [
-            labels[name],
-            test.difference.format(3, sign=True),
-            _p(test.p_holm),
-            _p(test.t_p),
-            _p(test.wilcoxon_p),
-            _p(test.sign_flip_p),
-            f"{test.effect_size:+.2f}",
-        ]
-        for name, test in tests.items()
-    ]
-    return columns, rows
-
-
-def finding_rows(results: GuidanceResults) -> list[list[str]]:
-    """Diagnostics as table rows [policy, what was looked for, outcome over seeds, sentence of the worst seed]."""
-    order = {"ok": 0, "note": 1, "warning": 2}
-    rows = []
-    for policy in results.config.policies:
-        per_seed = [
-            [*results.cells[f"training-{policy}-seed{k}"]["findings"],
-             *results.cells[f"evaluation-{policy}-seed{k}"]["findings"]]
-            for k in range(results.config.seeds)
-        ]  # fmt: skip
-        names = list(dict.fromkeys(f["name"] for findings in per_seed for f in findings))
-        for name in names:
-            same = [f for findings in per_seed for f in findings if f["name"] == name]
-            worst = max(same, key=lambda f: order[f["severity"]])
-            bad = sum(f["severity"] == "warning" for f in same)
-            outcome = f"warning in {bad} of {len(same)}" if bad else worst["severity"]
-            rows.append([label_of(policy), name, outcome, worst["sentence"]])
-    return rows
-
-
-def format_metric(key: str, values: Sequence[float]) -> str:
-    """Mean and interval of a metric in the unit of `METRIC_LABELS`."""
-    scale = _SCALE.get(key, 1.0)
-    interval = mean_interval([scale * value for value in values])
-    return (interval.within(0.0, scale) if key in _SHARES else interval).format(_DIGITS.get(key, 3))
-
-
-def _told_table(results: GuidanceResults) -> list[str]:
-    """Energy distance, FD and accuracy of all, as lines of text; the headroom first."""
-    labels = names(results)
-
-    def line(name: str, found: dict[str, list[float]]) -> str:
-        energy, fd = (format_metric(key, found[key]) for key in (PRIMARY, SECOND))
-        return f"{name:<52} energy {energy:>22} FD {fd:>20} accuracy {np.mean(found['accuracy']):>6.1%}"
-
-    keys = (PRIMARY, SECOND, "accuracy")
-    return [
-        *(line(label_of(f"oracle_{what}"), {k: oracle(results, what, k) for k in keys}) for what in ORACLE_ROWS),
-        *(line(labels[name], {k: values(results, name, k) for k in keys}) for name in results.config.evaluated()),
-        line("real training images (floor)", {k: floor(results, k) for k in keys}),
-    ]
-
-
-def shares_of_headroom(results: GuidanceResults) -> dict[str, float]:
-    """Share of the headroom of each policy and schedule, of means over seeds: 0 best constant, 1 better oracle."""
-    best = min(float(np.mean(oracle(results, what, PRIMARY))) for what in ("schedule", "feedback"))
-    constant = float(np.mean(oracle(results, "constant", PRIMARY)))
-    return {
-        name: share_of_headroom(float(np.mean(values(results, name, PRIMARY))), constant, best)
-        for name in results.config.evaluated()
-    }
-
-
-def headroom_sentence(results: GuidanceResults) -> str:
-    """What there is to win, in a sentence."""
-    means = [float(np.mean(oracle(results, what, PRIMARY))) for what in ORACLE_ROWS]
-    told = (
-        f"Headroom (oracle): energy distance {means[0]:.3f} at the best constant, {means[1]:.3f} with the best free "
-        f"schedule, {means[2]:.3f} with the best state feedback"
-    )
-    if min(means) >= means[0]:
-        return f"{told}: nothing to win that this oracle finds."
-    shares = shares_of_headroom(results)
-    played = [name for name in shares if not name.endswith("@untrained")]
-    best = max(played, key=lambda name: shares[name])
-    return f"{told}; the largest share of it is that of {names(results)[best]}, {shares[best]:.0%}."
-
-
-def _share(value: float) -> str:
-    return "–" if np.isnan(value) else f"{value:+.0%}"
-
-
-def _p(value: float) -> str:
-    return p_text(value).removeprefix("p = ").removeprefix("p ")
-
-
-ORACLE_ROWS = ("constant", "schedule", "feedback")
-
-
-# -- sections ----------------------------------------------------------------------------------------------------------
 
 
 def _steered(section: Section, results: GuidanceResults) -> None:
@@ -788,3 +430,92 @@ def _seeds(section: Section, results: GuidanceResults) -> None:
             *[[f"tuned: {n}", schedule_text(s)] for n, s in results.cells["choice"]["schedules"].items()],
         ],
     )  # fmt: skip
+
+
+def results_table(results: GuidanceResults) -> tuple[list[str], list[list[str]], list[int]]:
+    """The main table: (columns, rows, indices of the rows with the lowest mean energy distance)."""
+    columns = [
+        "policy",
+        *METRIC_LABELS.values(),
+        "reward",
+        "parameters",
+        "circuits per image",
+        "scorer calls per image",
+    ]
+    rows, means = [], []
+    labels = names(results)
+    for name in results.config.evaluated():
+        cells = [labels[name]]
+        cells += [format_metric(key, values(results, name, key)) for key in METRIC_LABELS]
+        cells.append(mean_interval(values(results, name, "return")).format(2))
+        parameters = int(values(results, name, "n_parameters")[0])
+        cells += [f"{parameters:,}", f"{values(results, name, 'circuits_per_image')[0]:g}"]
+        cells.append(f"{values(results, name, 'scorer_evaluations_per_image')[0]:g}")
+        rows.append(cells)
+        means.append(float("inf") if name.endswith("@untrained") else float(np.mean(values(results, name, PRIMARY))))
+    real = [format_metric(key, floor(results, key)) for key in METRIC_LABELS]
+    rows.append(["real training images (floor)", *real, "–", "–", "–", "–"])
+    best = min(means)
+    return columns, rows, [index for index, mean in enumerate(means) if mean == best]
+
+
+def paired_table(tests: dict[str, PairedTest], labels: dict[str, str]) -> tuple[list[str], list[list[str]]]:
+    """Table of paired tests: (columns, rows)."""
+    columns = ["against it", "difference [95 %]", "p (Holm)", "p (t)", "p (Wilcoxon)", "p (sign flip)", "effect d_z"]
+    rows = [
+        [
+            labels[name],
+            test.difference.format(3, sign=True),
+            _p(test.p_holm),
+            _p(test.t_p),
+            _p(test.wilcoxon_p),
+            _p(test.sign_flip_p),
+            f"{test.effect_size:+.2f}",
+        ]
+        for name, test in tests.items()
+    ]
+    return columns, rows
+
+
+def finding_rows(results: GuidanceResults) -> list[list[str]]:
+    """Diagnostics as table rows [policy, what was looked for, outcome over seeds, sentence of the worst seed]."""
+    order = {"ok": 0, "note": 1, "warning": 2}
+    rows = []
+    for policy in results.config.policies:
+        per_seed = [
+            [*results.cells[f"training-{policy}-seed{k}"]["findings"],
+             *results.cells[f"evaluation-{policy}-seed{k}"]["findings"]]
+            for k in range(results.config.seeds)
+        ]  # fmt: skip
+        names = list(dict.fromkeys(f["name"] for findings in per_seed for f in findings))
+        for name in names:
+            same = [f for findings in per_seed for f in findings if f["name"] == name]
+            worst = max(same, key=lambda f: order[f["severity"]])
+            bad = sum(f["severity"] == "warning" for f in same)
+            outcome = f"warning in {bad} of {len(same)}" if bad else worst["severity"]
+            rows.append([label_of(policy), name, outcome, worst["sentence"]])
+    return rows
+
+
+def _told_table(results: GuidanceResults) -> list[str]:
+    """Energy distance, FD and accuracy of all, as lines of text; the headroom first."""
+    labels = names(results)
+
+    def line(name: str, found: dict[str, list[float]]) -> str:
+        energy, fd = (format_metric(key, found[key]) for key in (PRIMARY, SECOND))
+        return f"{name:<52} energy {energy:>22} FD {fd:>20} accuracy {np.mean(found['accuracy']):>6.1%}"
+
+    keys = (PRIMARY, SECOND, "accuracy")
+    return [
+        *(line(label_of(f"oracle_{what}"), {k: oracle(results, what, k) for k in keys}) for what in ORACLE_ROWS),
+        *(line(labels[name], {k: values(results, name, k) for k in keys}) for name in results.config.evaluated()),
+        line("real training images (floor)", {k: floor(results, k) for k in keys}),
+    ]
+
+
+def _share(value: float) -> str:
+    return "–" if np.isnan(value) else f"{value:+.0%}"
+
+
+def _p(value: float) -> str:
+    return p_text(value).removeprefix("p = ").removeprefix("p ")

@@ -20,7 +20,7 @@ from qhw_diffusion.experiment import (
     with_holm,
 )
 from qhw_diffusion.guidance.headroom import ORACLES, share_of_headroom
-from qhw_diffusion.studies.guidance.page import (
+from qhw_diffusion.studies.guidance.words import (
     METRIC_LABELS,
     PRIMARY,
     format_metric,
