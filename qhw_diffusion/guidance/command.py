@@ -193,6 +193,11 @@ def evaluate_run(
         raise InvalidInputError(
             f"the policy in {folder} is classical ({trained.policy.kind}); it runs on no device or engine"
         )
+    moved = None
+    if elsewhere:
+        assert isinstance(trained.policy, QuantumPolicy)
+        # before the free schedule is trained: an engine that does not take the circuit is told now
+        moved = trained.policy.on(Device.load(device) if device is not None else None, engine)
     changes = {
         name: value
         for name, value in (("evaluation_classifier", evaluation_classifier), ("data_root", data_root))
@@ -212,10 +217,7 @@ def evaluate_run(
         except InvalidInputError as error:
             note = f"no free schedule beside it: {error}"
     players[home] = trained.policy
-    if elsewhere:
-        assert isinstance(trained.policy, QuantumPolicy)
-        where = Device.load(device) if device is not None else None
-        moved = trained.policy.on(where, engine)
+    if moved is not None:
         players[f"on {moved.layer.compiled.device.name}, {moved.layer.engine.label}"] = moved
     file = Path(folder) / EVALUATIONS / f"{device or 'home'}-{engine or 'home'}.json".replace("/", "_")
     check_writable(file)
