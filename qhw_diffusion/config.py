@@ -113,7 +113,7 @@ def check_finite(config: Any) -> None:
         value = getattr(config, f.name)
         held = value.values() if isinstance(value, dict) else value if isinstance(value, tuple | list) else (value,)
         finite = all(not isinstance(one, float) or math.isfinite(one) for one in held)
-        require(finite, f"{type(config).__name__}.{f.name} must be finite, got {value}")
+        require(finite, f"{f.name} must be finite, got {value}")
 
 
 def _own_docs(cls: type) -> dict[str, str]:

@@ -116,3 +116,11 @@ class ServiceError(QhwError, RuntimeError):
     """
 
     exit_code = 7
+
+
+def reason_of(error: BaseException) -> str:
+    """An error as part of another one's message: its text on one line; of a missing key, that it is missing."""
+    text = " ".join(str(error).split())
+    if isinstance(error, KeyError):
+        return f"{text} is missing"
+    return text or type(error).__name__

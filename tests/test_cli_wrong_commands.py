@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import re
 import shutil
 import sqlite3
 from collections.abc import Iterator
@@ -108,13 +109,16 @@ WRONG: list[tuple[list[str], list[str], str]] = [
     (["calibration", "show", "fake_manila"], ["--qubits", "a"], "a"),
     (TRAIN, ["--seed", BIG], BIG),
     (TRAIN, ["--seed", "-1"], "seed"),
-    (TRAIN, ["--lr-actor", "nan"], "nan"),
+    (TRAIN, ["--learning-rate-circuit", "nan"], "learning_rate_circuit must be finite"),
+    (["train", "guidance", "--out", "out"], ["--spacing", "scheduler"], "the denoiser brings no scheduler"),
+    (TRAIN, ["--pooled-features"], "give both"),
     (TRAIN, ["--n-steps", "0"], "n_steps"),
     (TRAIN, ["--g0", "inf"], "inf"),
     (DENOISE, ["--depth", LARGE], LARGE),
     (DENOISE, ["--n-qubits", "13"], "12"),
     (DENOISE, ["--seed", "-1"], "seed"),
-    (DENOISE, ["--learning-rate", "nan"], "nan"),
+    (DENOISE, ["--learning-rate", "nan"], "learning_rate must be finite"),
+    (DENOISE, ["--model", "amplitude", "--n-qubits", "3"], "--model latent"),
     (BACKBONE, ["--seed", BIG], BIG),
     (CLASSIFIER, ["--width", LARGE], LARGE),
     (CLASSIFIER, ["--weight-decay", "-1"], "-1"),
@@ -234,6 +238,9 @@ WRONG: list[tuple[list[str], list[str], str]] = [
     (BACKBONE, ["--data-root", "{world}/empty", "--data", "mnist16"], "empty"),
     (TRAIN, ["--observables", "adaptive:9"], "allowed: 1 to 6"),
     (BACKBONE, ["--depth", "3"], "add --bottleneck quantum"),
+    (BACKBONE, ["--latent-shape", "4,8,8"], "(--autoencoder"),
+    (["evaluate", "guidance", "{world}/policy", "--device", "fake_manila"], ["--engine", "noisy+decoupling"],
+     "train the policy with --scheduled"),
     (BACKBONE, ["--bottleneck", "quantumm"], "did you mean quantum"),
     (BACKBONE, ["--bottleneck", "quantum", "--observables", "x"], "adaptive:K"),
     (BACKBONE, ["--bottleneck", "quantum", "--channels", "8,8", "--attention", "false,false", "--engine", "noisy"],
@@ -412,6 +419,7 @@ def told(capsys: pytest.CaptureFixture[str], words: list[str]) -> str:
     assert captured.err.startswith("qhw"), captured.err
     assert ": error: " in captured.err
     assert "Traceback" not in captured.err
+    assert not re.search(r"\w+Config\b", captured.err), "a class of ours, of which the command line knows nothing"
     assert captured.out == ""
     return captured.err
 

@@ -250,7 +250,7 @@ class AmplitudeQDM(QDM):
         raise InvalidInputError(
             f"images {self.image_shape} have {pixels} pixels, and {n_qubits} qubits hold {2**n_qubits} amplitudes. "
             f"This circuit can have {qubits}; or take images of at most {2 ** min(n_qubits, most)} pixels (C·H·W), or "
-            "LatentQDM, whose autoencoder takes images of any size"
+            "a latent model (--model latent, LatentQDM), whose autoencoder takes images of any size"
         )
 
     def config(self) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from qhw_diffusion.denoising.forward import ForwardProcess
 from qhw_diffusion.denoising.models import MODELS, QDM, AmplitudeQDM, ForwardConfig, LatentQDM
 from qhw_diffusion.denoising.reverse import ReverseProcess
 from qhw_diffusion.devices import Device
-from qhw_diffusion.errors import DamagedFileError, InvalidInputError, QhwError
+from qhw_diffusion.errors import DamagedFileError, InvalidInputError, QhwError, reason_of
 from qhw_diffusion.execution import Engine
 from qhw_diffusion.execution.saving import SNAPSHOT, read_compiled, same_circuit, write_compiled
 from qhw_diffusion.runs import atomic_folder
@@ -97,7 +97,9 @@ def from_pretrained(
     except DamagedFileError:
         raise
     except (QhwError, KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        raise DamagedFileError(f"{folder} does not hold a whole quantum diffusion model ({error!r})") from error
+        raise DamagedFileError(
+            f"{folder} does not hold a whole quantum diffusion model ({reason_of(error)})"
+        ) from error
     if device is not None or engine is not None:
         target = device if device is None or isinstance(device, Device) else Device.load(device)
         model = model.on(device=target, engine=engine)

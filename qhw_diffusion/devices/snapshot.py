@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from qhw_diffusion.devices.validate import AS_PUBLISHED, check_snapshot, published_oddities
-from qhw_diffusion.errors import DamagedFileError, InvalidInputError, MissingDataError
+from qhw_diffusion.errors import DamagedFileError, InvalidInputError, MissingDataError, reason_of
 from qhw_diffusion.terminal import os_error_text
 
 FORMAT = "qhw-device-snapshot"
@@ -181,7 +181,7 @@ class Snapshot:
             )
             fingerprint = document["fingerprint"]
         except (KeyError, AttributeError, ValueError) as error:
-            raise DamagedFileError(f"{path} is a damaged device snapshot: {error!r}") from error
+            raise DamagedFileError(f"{path} is a damaged device snapshot: {reason_of(error)}") from error
         if fingerprint != snapshot.fingerprint:
             raise DamagedFileError(f"{path} was changed after it was written (its fingerprint does not match)")
         try:

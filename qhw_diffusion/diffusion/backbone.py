@@ -117,7 +117,7 @@ class BackboneConfig(Config):
         require(
             bool(self.autoencoder) == (self.latent_shape is not None),
             f"autoencoder is {self.autoencoder!r} and latent_shape {self.latent_shape}: a latent model needs both "
-            "(BackboneConfig.for_dataset(data, autoencoder=...) finds the shape), a pixel model has neither",
+            "(--autoencoder, in Python for_dataset(data, autoencoder=...), finds the shape), a pixel model has neither",
         )
         require(not self.flip or bool(self.autoencoder), "flip is for latent models alone")
         check_finite(self)

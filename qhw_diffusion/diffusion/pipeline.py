@@ -20,7 +20,13 @@ from qhw_diffusion.diffusion.checks import check_labels
 from qhw_diffusion.diffusion.pooled import middle_channels, watching_middle
 from qhw_diffusion.diffusion.scheduler_sampler import check_scheduler
 from qhw_diffusion.diffusion.weights import SHIPPED
-from qhw_diffusion.errors import DamagedFileError, InvalidInputError, MissingDataError, MissingDependencyError
+from qhw_diffusion.errors import (
+    DamagedFileError,
+    InvalidInputError,
+    MissingDataError,
+    MissingDependencyError,
+    reason_of,
+)
 
 INDEX = "model_index.json"
 """The file that makes a folder a diffusers pipeline."""
@@ -87,7 +93,7 @@ def load_pipeline(name_or_path: str | Path, *, device: str | torch.device | None
     try:
         kind = json.loads((folder / INDEX).read_text(encoding="utf-8"))["_class_name"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise DamagedFileError(f"{folder / INDEX} does not describe a pipeline ({error!r})") from error
+        raise DamagedFileError(f"{folder / INDEX} does not describe a pipeline ({reason_of(error)})") from error
     if kind != "StableDiffusionPipeline":
         raise InvalidInputError(f"the pipeline in {folder} is a {kind}; {SUPPORTED}")
     from diffusers import StableDiffusionPipeline

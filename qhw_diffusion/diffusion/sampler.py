@@ -362,8 +362,8 @@ class GuidedDDIM(Sampler):
         total = len(denoiser.alphas_cumprod)
         if spacing == OWN_SPACING:
             raise InvalidInputError(
-                f"denoiser {type(denoiser).__name__} brings no scheduler that spacing {spacing!r} could take its "
-                f"timesteps from; allowed: {', '.join(map(repr, SPACINGS))}"
+                f"the denoiser brings no scheduler that spacing {spacing!r} could take its timesteps from; "
+                f"allowed: {', '.join(map(repr, SPACINGS))}"
             )
         if spacing not in SPACINGS:
             raise UnknownNameError.of("spacing", str(spacing), SPACINGS)

@@ -17,7 +17,14 @@ from typing import Any
 from qhw_diffusion.checkpoints import check_format, frozen_parameters, load_module_state, put_state, save_module
 from qhw_diffusion.circuits import PolicyCircuit, load_circuit, policy_circuit
 from qhw_diffusion.devices import Device
-from qhw_diffusion.errors import DamagedFileError, InvalidInputError, MissingDataError, QhwError, UnknownNameError
+from qhw_diffusion.errors import (
+    DamagedFileError,
+    InvalidInputError,
+    MissingDataError,
+    QhwError,
+    UnknownNameError,
+    reason_of,
+)
 from qhw_diffusion.execution import Engine, QuantumLayer, engine_of
 from qhw_diffusion.execution.layer import read_layer, write_layer
 from qhw_diffusion.execution.saving import SNAPSHOT
@@ -99,7 +106,7 @@ def load_policy_model(
     except QhwError:
         raise
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        raise DamagedFileError(f"{folder} does not hold a whole policy ({error!r})") from error
+        raise DamagedFileError(f"{folder} does not hold a whole policy ({reason_of(error)})") from error
     policy.eval()
     return policy
 

@@ -13,7 +13,7 @@ import torch
 from qhw_diffusion.circuits import AdaptiveObservables, PolicyCircuit, policy_ansatz, save_circuit
 from qhw_diffusion.devices import Device
 from qhw_diffusion.diffusion import Backbone, Denoiser, ImageDataset, load_dataset, pooled_width
-from qhw_diffusion.errors import DamagedFileError, InvalidInputError
+from qhw_diffusion.errors import DamagedFileError, InvalidInputError, UnknownNameError, reason_of
 from qhw_diffusion.execution import Engine, QuantumLayer
 from qhw_diffusion.extensions import extension_text
 from qhw_diffusion.guidance.card import save_with_card
@@ -415,8 +415,7 @@ def _check_parts(
     if bool(policy.embedding) != guidance.pooled_features:
         raise InvalidInputError(
             f"the policy's embedding is {policy.embedding} and pooled_features is {guidance.pooled_features}: the one "
-            "takes in the other, so give both or neither: PolicyConfig(embedding=2) and "
-            "GuidanceConfig(pooled_features=True)"
+            "takes in the other, so give both or neither (an embedding of 2 with pooled_features, say)"
         )
     far = [value for value in policy.discrete_actions if abs(value) > guidance.action_limit]
     if far:
@@ -595,8 +594,8 @@ def _parts(
         guidance, reward, method, policy = (
             _PARTS[part].from_dict(saved[part]) for part in ("guidance", "reward", name, "policy")
         )
-    except (KeyError, TypeError, InvalidInputError) as error:
-        raise DamagedFileError(f"{where} does not describe a guidance run ({error})") from error
+    except (KeyError, TypeError, InvalidInputError, UnknownNameError) as error:
+        raise DamagedFileError(f"{where} does not describe a guidance run ({reason_of(error)})") from error
     ppo, pathwise = _both(method)
     return guidance, reward, ppo, policy, pathwise
 

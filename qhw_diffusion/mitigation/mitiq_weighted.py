@@ -376,5 +376,6 @@ class MitiqTwirling(Weighted):
 def _refuse_ecr(compiled: CompiledCircuit) -> None:
     if check_basis(without_delays(compiled)) == "ecr":
         raise UnsupportedCircuitError(
-            f"Mitiq twirls CX and CZ; circuits for {compiled.device.name} have ECR. PauliTwirling() takes them"
+            f"Mitiq twirls CX and CZ; circuits for {compiled.device.name} have ECR. The strategy twirling "
+            "(PauliTwirling) takes them"
         )

@@ -74,8 +74,8 @@ def without_delays(compiled: CompiledCircuit) -> QuantumCircuit:
         return isa
     if DECOUPLED in (isa.metadata or {}):
         raise InvalidInputError(
-            "a circuit with a decoupling sequence cannot be changed any more; list DynamicalDecoupling before the "
-            "other strategies: the last listed expands first"
+            "a circuit with a decoupling sequence cannot be changed any more; list decoupling (DynamicalDecoupling) "
+            "before the other strategies: the last listed expands first"
         )
     if not compiled.scheduled or "delay" in compiled.logical.count_ops():
         raise InvalidInputError(

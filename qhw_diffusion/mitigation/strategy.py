@@ -68,7 +68,9 @@ class Need(Enum):
         if self is Need.MITIQ:
             require_mitiq()
         if self is Need.SCHEDULE and not compiled.scheduled:
-            raise InvalidInputError(f"{self.value} is needed: compile the circuit with scheduled=True")
+            raise InvalidInputError(
+                f"{self.value} is needed: compile the circuit with scheduled=True, or train the policy with --scheduled"
+            )
         if self is Need.NOISELESS_SIMULATOR:
             Ideal().check(compiled)
         if self is Need.READOUT_DATA:
@@ -86,8 +88,8 @@ def require_mitiq() -> None:
         raise MissingDependencyError(
             "this strategy needs Mitiq (GPLv3, therefore optional), which is there for Python 3.11 and 3.12 (this is "
             f"{platform.python_version()}): pip install 'mitiq>=1.1,<1.2' 'ply==3.11'. "
-            "Not mitiq[qiskit], which replaces Aer and the runtime client by old ones. Without Mitiq there are "
-            "ZNE(), Readout(), PauliTwirling() and DynamicalDecoupling() in qhw_diffusion.mitigation"
+            "Not mitiq[qiskit], which replaces Aer and the runtime client by old ones. Without Mitiq there are the "
+            "strategies zne, readout, twirling and decoupling"
         )
 
 

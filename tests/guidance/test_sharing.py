@@ -131,8 +131,11 @@ def test_what_cannot_be_loaded_by_itself_is_said(tmp_path: Path, monkeypatch: py
     with pytest.raises(DamagedFileError, match=r"without the settings of its training.*load_policy\(run\)"):
         TrainedPolicy.from_pretrained(tmp_path / "bare")
     save_policy_model(MLPPolicy(), tmp_path / "half", {"guidance": CONFIG.to_dict()})
-    with pytest.raises(DamagedFileError, match="does not describe a guidance run"):
+    with pytest.raises(DamagedFileError, match=r"does not describe a guidance run \('reward' is missing\)"):
         TrainedPolicy.from_pretrained(tmp_path / "half")
+    save_policy_model(MLPPolicy(), tmp_path / "more", {"guidance": {**CONFIG.to_dict(), "colour": 1}})
+    with pytest.raises(DamagedFileError, match=r"does not describe a guidance run \(unknown .*'colour'"):
+        TrainedPolicy.from_pretrained(tmp_path / "more")
     with pytest.raises(MissingDataError, match=r"no such folder, and no name on the Hugging Face Hub \(owner/name\)"):
         TrainedPolicy.from_pretrained(tmp_path / "nothing")
     monkeypatch.chdir(tmp_path)

@@ -93,7 +93,7 @@ def test_it_comes_after_the_strategies_that_change_the_circuit(waiting):
         leaves = [DynamicalDecoupling().construct(*each)[0][0] for each in other.construct(waiting, ROW)]
         assert all(leaf.isa.count_ops()["x"] > waiting.isa.count_ops().get("x", 0) for leaf in leaves)
         engine.estimate(waiting, ROW)
-        with pytest.raises(InvalidInputError, match="list DynamicalDecoupling before"):
+        with pytest.raises(InvalidInputError, match="list decoupling \\(DynamicalDecoupling\\) before"):
             Mitigated("noisy", [other, DynamicalDecoupling()]).estimate(waiting, ROW)
 
 

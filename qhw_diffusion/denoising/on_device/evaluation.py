@@ -44,7 +44,7 @@ from qhw_diffusion.denoising.on_device.sampler import DenoiserSampler
 from qhw_diffusion.denoising.readout import check_resolvable
 from qhw_diffusion.denoising.saving import from_pretrained, save_pretrained
 from qhw_diffusion.devices import Device
-from qhw_diffusion.errors import DamagedFileError, InvalidInputError
+from qhw_diffusion.errors import DamagedFileError, InvalidInputError, reason_of
 from qhw_diffusion.execution import CompiledCircuit, Estimate, SamplerEngine
 from qhw_diffusion.execution.engine import rows_of
 from qhw_diffusion.execution.measurement import z_signs
@@ -330,7 +330,7 @@ def _opened(asked: EvaluationConfig, folder: RunFolder, predictions: tuple[Predi
             sampler = _read_sampled(model, compiled.device, saved["sampled"], out / CIRCUIT)
         starts, rows, labels = tensors["starts"], tensors["rows"], tensors.get("labels")
     except (KeyError, TypeError, ValueError) as error:
-        raise DamagedFileError(f"{out} does not hold a whole evaluation of a denoiser ({error!r})") from error
+        raise DamagedFileError(f"{out} does not hold a whole evaluation of a denoiser ({reason_of(error)})") from error
     if predictions is None and sampler is None:
         predictions = tuple(predictions_of(model, compiled, starts, labels, rows))
     found = Prepared(folder, asked, model, compiled, starts, labels, rows, predictions or (), sampler)

@@ -37,7 +37,7 @@ from qhw_diffusion.denoising.saving import from_pretrained, save_pretrained
 from qhw_diffusion.denoising.training import ENSEMBLE, History, TrainConfig, TrainingTask, train_task
 from qhw_diffusion.devices import Device
 from qhw_diffusion.diffusion import ImageDataset, load_dataset
-from qhw_diffusion.errors import DamagedFileError, InvalidInputError
+from qhw_diffusion.errors import DamagedFileError, InvalidInputError, reason_of
 from qhw_diffusion.execution import CompiledCircuit
 from qhw_diffusion.execution.engine import rows_of
 from qhw_diffusion.execution.saving import read_compiled, write_compiled
@@ -246,7 +246,9 @@ def prepare_tuning(
         try:
             compiled = read_compiled(out / CIRCUIT, read_json(out / CIRCUIT_FILE))
         except (KeyError, TypeError, ValueError) as error:
-            raise DamagedFileError(f"{out} does not hold a whole fine-tuning of a denoiser ({error!r})") from error
+            raise DamagedFileError(
+                f"{out} does not hold a whole fine-tuning of a denoiser ({reason_of(error)})"
+            ) from error
     except BaseException:
         folder.discard()
         raise

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from qhw_diffusion.checkpoints import load_checkpoint, save_checkpoint
 from qhw_diffusion.devices import Device
-from qhw_diffusion.errors import DamagedFileError, InvalidInputError, RunFolderError
+from qhw_diffusion.errors import DamagedFileError, InvalidInputError, QhwError, RunFolderError, reason_of
 from qhw_diffusion.execution import CompiledCircuit, Engine, Noisy
 from qhw_diffusion.guidance import (
     GuidanceConfig,
@@ -145,8 +145,10 @@ def _opened(asked: RolloutConfig, folder: RunFolder, changes: dict[str, Any]) ->
     try:
         guidance = GuidanceConfig.from_dict(folder.config["guidance"])
         reward = RewardConfig.from_dict(folder.config["reward"])
-    except (KeyError, TypeError) as error:
-        raise DamagedFileError(f"{folder.path / 'config.json'} does not describe a rollout ({error!r})") from error
+    except (KeyError, TypeError, QhwError) as error:
+        raise DamagedFileError(
+            f"{folder.path / 'config.json'} does not describe a rollout ({reason_of(error)})"
+        ) from error
     policy = load_policy_model(folder.path / "model", engine="noisy")
     assert isinstance(policy, QuantumPolicy)
     used = ModelConfig.from_dict(read_json(folder.path / MODELS_FILE))
@@ -273,5 +275,7 @@ def _restore(folder: RunFolder, episode: GuidedEpisode) -> tuple[dict[str, list[
         kept = {name: list(tensors[name].unbind(0)) for name in _KEPT}
         receipts = [Receipt.from_dict(receipt) for receipt in meta["receipts"]]
     except (KeyError, TypeError, ValueError) as error:
-        raise DamagedFileError(f"the checkpoint in {folder.path} is not one of a rollout ({error!r})") from error
+        raise DamagedFileError(
+            f"the checkpoint in {folder.path} is not one of a rollout ({reason_of(error)})"
+        ) from error
     return kept, receipts
