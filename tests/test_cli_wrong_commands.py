@@ -214,6 +214,8 @@ WRONG: list[tuple[list[str], list[str], str]] = [
     (["cost"], ["{world}/no manifest"], "manifest.json"),
     (["cost"], ["{world}/cut manifest"], "manifest.json"),
     (["cost"], ["{world}/list manifest"], "manifest.json"),
+    (["evaluate", "guidance"], ["{world}/no reward"], "no reward/config.json does not describe a guidance run"),
+    (["train", "guidance", "--resume", "--out"], ["{world}/no reward"], "('reward' is missing)"),
     (["cost"], ["{world}/other version"], "99"),
     (["cost"], ["{world}/cut model"], "device.snapshot.json.gz"),
     (["cost"], ["{world}/cut weights"], "cut weights"),
@@ -328,11 +330,13 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     training = DenoiserTraining(reverse=denoiser.reverse.config)
     with RunFolder.create(world / "denoiser", kind=KIND, config=training.to_dict()) as run:
         save_pretrained(denoiser, run.path / "model")
-    for name in ("no manifest", "cut manifest", "list manifest", "other version", "cut model", "cut weights"):
+    for name in ("no manifest", "cut manifest", "list manifest", "other version", "cut model", "cut weights",
+                 "no reward"):  # fmt: skip
         shutil.copytree(world / "policy", world / name)
     shutil.copytree(world / "denoiser", world / "cut denoiser")
     (world / "no manifest" / "manifest.json").unlink()
     (world / "list manifest" / "manifest.json").write_text("[]")
+    (world / "no reward" / "config.json").write_text(json.dumps({k: v for k, v in config.items() if k != "reward"}))
     manifest = json.loads((world / "policy" / "manifest.json").read_text())
     (world / "other version" / "manifest.json").write_text(json.dumps({**manifest, "format_version": 99}))
     cut(world / "cut manifest" / "manifest.json")

@@ -20,11 +20,9 @@ from qhw_diffusion.guidance import (
     GuidanceConfig,
     GuidedEpisode,
     PathwiseConfig,
-    PolicyConfig,
     PPOConfig,
     QuantumPolicy,
     Reward,
-    RewardConfig,
     TrainedPolicy,
     check_training,
     load_policy,
@@ -42,7 +40,7 @@ from qhw_diffusion.guidance.evaluation import (
     load_models,
     sample_and_measure,
 )
-from qhw_diffusion.guidance.training import EVALUATIONS, KIND, MODELS_FILE
+from qhw_diffusion.guidance.training import EVALUATIONS, KIND, MODELS_FILE, configurations_of
 from qhw_diffusion.runs import (
     Place,
     RunFolder,
@@ -143,19 +141,20 @@ def saved_training(place: Place) -> GuidanceTraining | None:
 
     Raises:
         RunFolderError: a new one cannot begin there, or none can go on.
+        DamagedFileError: its config.json does not describe a training.
     """
     saved = place.saved(KIND)
     if saved is None:
         return None
-    saved = today(saved, "run")
+    guidance, reward, ppo, policy, pathwise = configurations_of(today(saved, "run"), place.out / "config.json")
     return GuidanceTraining(
         models=models_of(place.out),
-        guidance=GuidanceConfig.from_dict(saved["guidance"]),
-        reward=RewardConfig.from_dict(saved["reward"]),
-        method="pathwise" if "pathwise" in saved else "ppo",
-        ppo=PPOConfig.from_dict(saved.get("ppo", {})),
-        pathwise=PathwiseConfig.from_dict(saved.get("pathwise", {})),
-        policy=PolicyConfig.from_dict(saved["policy"]),
+        guidance=guidance,
+        reward=reward,
+        method="ppo" if pathwise is None else "pathwise",
+        ppo=ppo if pathwise is None else PPOConfig(),
+        pathwise=pathwise or PathwiseConfig(),
+        policy=policy,
         sweep_images=0,  # it had its sweep
     )
 

@@ -153,7 +153,7 @@ class TrainedPolicy:
         if is_run(folder):
             return load_policy(folder, device=device, engine=engine)
         saved = saved_settings(folder)
-        config, reward, ppo, policy_config, pathwise = _parts(saved, folder)
+        config, reward, ppo, policy_config, pathwise = configurations_of(saved, folder)
         policy = load_policy_model(folder, device=device, engine=engine)
         record = saved.get("record", {})
         return cls(policy, config, reward, ppo, policy_config, [], (), record, pathwise)
@@ -572,7 +572,7 @@ def load_policy(
         DamagedFileError: it is damaged (DamagedRunError is both).
     """
     run = RunFolder.open(path, kind=KIND)
-    config, reward, ppo, policy_config, pathwise = _parts(today(run.config, "run"), run.path / "config.json")
+    config, reward, ppo, policy_config, pathwise = configurations_of(today(run.config, "run"), run.path / "config.json")
     with run.whole():
         model = load_policy_model(run.path / "model", device=device, engine=engine)
     history = _plain(run.metrics())
@@ -585,10 +585,14 @@ def is_run(folder: Path) -> bool:
     return (folder / MANIFEST).is_file()
 
 
-def _parts(
+def configurations_of(
     saved: Mapping[str, Any], where: Path
 ) -> tuple[GuidanceConfig, RewardConfig, PPOConfig, PolicyConfig, PathwiseConfig | None]:
-    """The configurations of a saved training, in the order of `TrainedPolicy`, that of a pathwise one last."""
+    """The configurations of a saved training, in the order of `TrainedPolicy`, that of a pathwise one last.
+
+    Raises:
+        DamagedFileError: something is missing or does not fit; the message names the file `where` it is saved.
+    """
     try:
         name = "pathwise" if "pathwise" in saved else "ppo"
         guidance, reward, method, policy = (
