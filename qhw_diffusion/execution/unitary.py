@@ -149,9 +149,8 @@ def _block(
             wrong.set(wrong.get() + (angle.get() - angle.get()))
             given.turn(1, angle.get(), u * columns + b, cos, sin)
     code.call("build_blocks", *given.blocks(1), cos, sin, own)
-    away = (code.address(spare) - code.address(end)) * given[
-        "odd"
-    ]  # each permutation changes over: begun so as to end there
+    # Each permutation changes over to the other rows: it begins where it has to for ending at `end`
+    away = given["odd"] * (code.address(spare) - code.address(end))
     start, other = code.pointer(code.address(end) + away), code.pointer(code.address(spare) - away)
     for at in code.columns(given["sequence 0"] * columns):
         start[at] = code.spread(code.constant(0), at.width)
@@ -287,7 +286,7 @@ class _Layout:
 
     def __init__(self, circuit: UnitaryCircuit, columns: int) -> None:
         forth, back = circuit.sequence.constants
-        numbers, lengths = circuit.numbers(columns)
+        lengths = circuit.lengths(columns)
         places: list[int] = []
         self.lengths: dict[str, int] = {}
         for part, names in _PARTS.items():
@@ -297,7 +296,7 @@ class _Layout:
             self.lengths[part] = end
         self.whole = sum(self.lengths.values())
         rows = circuit.sequence.n_rows
-        self._kept = [kernel.Constants(np.array([*numbers, *places, rows, *steps])) for steps in (forth, back)]
+        self._kept = [kernel.Constants(np.array([*circuit.numbers, *places, rows, *steps])) for steps in (forth, back)]
         (self.forth,), (self.back,) = (constants.addresses for constants in self._kept)
 
 
@@ -327,7 +326,7 @@ class UnitaryCircuit:
         which_input, of_input = program.input_terms
         own = sequence.own
         tables: list[kernel.Constants] = []
-        self._numbers: list[int] = [
+        self.numbers: list[int] = [  # sizes and addresses, in the order of `_KINDS`
             self.n_inputs, observables.n_states, self.n_observables, len(which), len(which_input), self.n_weights,
             sum(isinstance(step, Permutation) for step in sequence.steps) % 2,
         ]  # fmt: skip
@@ -339,10 +338,10 @@ class UnitaryCircuit:
                 which[:, used].T.astype(np.int64), coefficients[:, used].T, program.offsets[used],
             )  # fmt: skip
             tables.append(constants)
-            self._numbers += [table.n_blocks, len(used), *constants.addresses]
+            self.numbers += [table.n_blocks, len(used), *constants.addresses]
         rest = kernel.Constants(which_input[:, own].T.astype(np.int64), of_input[:, own].T, observables.diagonal)
         self._kept = (*tables, rest)  # what addresses are given of
-        self._numbers += rest.addresses
+        self.numbers += rest.addresses
 
     def __deepcopy__(self, memo: dict) -> UnitaryCircuit:
         return self
@@ -350,11 +349,11 @@ class UnitaryCircuit:
     def __reduce__(self) -> tuple:
         return UnitaryCircuit, self._made_of
 
-    def numbers(self, columns: int) -> tuple[list[int], dict[str, list[int]]]:
-        """Sizes and addresses as `_Given` takes them, and of each part how long its arrays are."""
+    def lengths(self, columns: int) -> dict[str, list[int]]:
+        """Of each part how long its arrays are, for so many columns."""
         shared, own = (self.sequence.tables[kind] for kind in (False, True))
         rows, used = self.sequence.n_rows * columns, len(own.used) * columns
-        lengths = {
+        return {
             "of_weights": [2 * len(own.used), len(shared.used), len(shared.used), 16 * len(shared.fixed)],
             "of_block": [used, used, 16 * len(own.fixed) * columns, rows],
             "scratch": [
@@ -364,18 +363,17 @@ class UnitaryCircuit:
             "share": [2 * len(own.used), 16 * shared.n_blocks],
             "total": [2 * self.n_weights, len(shared.used)],
         }  # fmt: skip
-        return self._numbers, lengths
 
     @property
     def column_bytes(self) -> tuple[int, int]:
         """Bytes a sample of what is kept for the backward pass, and of its scratch."""
-        _, lengths = self.numbers(1)
+        lengths = self.lengths(1)
         size = np.dtype(self.dtype).itemsize
         return sum(lengths["of_block"]) * size, sum(lengths["scratch"]) * size
 
     def fixed_bytes(self, blocks: int) -> int:
         """Bytes of what depends on the weights alone, and of the shares of so many blocks."""
-        _, lengths = self.numbers(1)
+        lengths = self.lengths(1)
         numbers = sum(lengths["of_weights"]) + blocks * sum(lengths["share"]) + sum(lengths["total"])
         return numbers * np.dtype(self.dtype).itemsize + self.observables_bytes
 
@@ -412,7 +410,7 @@ class UnitaryCircuit:
         function, from_weights = self._kernels["unitary_block"], of_weights.data_ptr()
         read, write, size = inputs.data_ptr(), values.data_ptr(), values.element_size()
 
-        def through(start: int) -> Tensor | None:
+        def through(start: int) -> tuple[int, Tensor | None]:
             count = min(columns, batch - start)
             layout = self.layout(count)
             buffer, scratch = self._room(layout, "of_block"), self._room(layout, "scratch")
@@ -420,10 +418,10 @@ class UnitaryCircuit:
                 count, read + start * self.n_inputs * size, from_weights, write + start * self.n_observables * size,
                 buffer.data_ptr(), scratch.data_ptr(), layout.forth,
             )  # fmt: skip
-            return None if wrong else buffer
+            return wrong, buffer if keep else None
 
-        buffers = in_blocks(through, range(0, batch, columns), threads)
-        return None if any(b is None for b in buffers) else (values, (of_weights, buffers, columns, threads))
+        done = in_blocks(through, range(0, batch, columns), threads)
+        return None if any(wrong for wrong, _ in done) else (values, (of_weights, done, columns, threads))
 
     def backward(self, cotangent: Tensor, kept: Any) -> tuple[Tensor, Tensor]:
         """Derivatives [B, M] by the values → [B, inputs] and [weights]."""
@@ -435,10 +433,10 @@ class UnitaryCircuit:
                 self.layout(batch).back,
             )  # fmt: skip
             return by_inputs, by_weights
-        of_weights, buffers, columns, threads = kept
+        of_weights, done, columns, threads = kept
         layout = self.layout(columns)
         share = layout.lengths["share"]
-        shares = torch.empty(share * len(buffers) + layout.lengths["total"], dtype=self._torch)
+        shares = torch.empty(share * len(done) + layout.lengths["total"], dtype=self._torch)
         function, from_weights, to_share = self._kernels["unitary_block_back"], of_weights.data_ptr(), shares.data_ptr()
         read, write, size = cotangent.data_ptr(), by_inputs.data_ptr(), shares.element_size()
 
@@ -448,12 +446,12 @@ class UnitaryCircuit:
             layout = self.layout(count)
             scratch = self._room(layout, "scratch")
             function(
-                count, read + start * self.n_observables * size, from_weights, buffers[number].data_ptr(),
+                count, read + start * self.n_observables * size, from_weights, done[number][1].data_ptr(),
                 scratch.data_ptr(), to_share + number * share * size, write + start * self.n_inputs * size, layout.back,
             )  # fmt: skip
 
-        in_blocks(back, range(len(buffers)), threads)
-        self._kernels["unitary_weights_back"](len(buffers), from_weights, to_share, by_weights.data_ptr(), layout.back)
+        in_blocks(back, range(len(done)), threads)
+        self._kernels["unitary_weights_back"](len(done), from_weights, to_share, by_weights.data_ptr(), layout.back)
         return by_inputs, by_weights
 
     def _room(self, layout: _Layout, part: str) -> Tensor:

@@ -186,3 +186,15 @@ def test_observables_other_than_z_go_the_usual_way() -> None:
     )
     assert simulator_of(compiled, False).unitary is None
     assert np.isfinite(qhw.QuantumLayer(compiled)(torch.zeros(1, 2)).detach().numpy()).all()
+
+
+def test_without_gradient_nothing_of_a_block_stays() -> None:
+    """Else a large batch would hold what its backward pass would need."""
+    layer, x = layer_of(), torch.zeros(6, 4, dtype=torch.float64)
+    circuit = simulator_of(layer.compiled, False, torch.float64).unitary
+    assert circuit is not None
+    for keep in (True, False):
+        made = circuit.forward(x, layer.weight.detach(), 2, 1, keep)
+        assert made is not None
+        _, done, *_ = made[1]
+        assert [isinstance(buffer, Tensor) for _, buffer in done] == [keep] * 3
