@@ -51,7 +51,7 @@ class Config:
         """
         if not isinstance(values, Mapping):
             raise InvalidInputError(f"{cls.__name__} is read from a mapping, not from {type(values).__name__}")
-        hints = get_type_hints(cls)
+        hints = field_hints(cls)
         names = [f.name for f in dataclasses.fields(cls)]
         given: dict[str, Any] = {}
         for name, value in values.items():
@@ -79,6 +79,16 @@ class Config:
     def replace(self, **changes: Any) -> Self:
         """A copy with some fields changed, checked again."""
         return dataclasses.replace(self, **changes)
+
+
+def field_hints(cls: type) -> dict[str, Any]:
+    """Types of the fields of a dataclass."""
+    return dict(_hints(cls))
+
+
+@lru_cache(maxsize=256)
+def _hints(cls: type) -> dict[str, Any]:
+    return get_type_hints(cls)
 
 
 def field_docs(cls: type) -> dict[str, str]:

@@ -36,10 +36,9 @@ from typing import (
     Union,
     get_args,
     get_origin,
-    get_type_hints,
 )
 
-from qhw_diffusion.config import Config, field_docs
+from qhw_diffusion.config import Config, field_docs, field_hints
 from qhw_diffusion.errors import InvalidInputError, QhwError, UnknownNameError
 
 if TYPE_CHECKING:
@@ -121,7 +120,7 @@ def changed(default: Any, given: Mapping[str, Any]) -> Any:
                 continue
             inner = getattr(default, name)
             if inner is None:
-                kind = _dataclass_of(get_type_hints(type(default))[name])
+                kind = _dataclass_of(field_hints(type(default))[name])
                 assert kind is not None
                 value = _checked(kind, kind, value)
             else:
@@ -241,7 +240,7 @@ def _settings(parameter: inspect.Parameter, cls: type, text: str, names: _Names)
     named = names.add(cls, settings, parameter.name)
     changes = _changes_type(cls, shown, named, (parameter.name,), flags, settings.help)
     # a flat configuration is a group of flags with a head of its own; the rest stands among the command's options
-    flat = issubclass(cls, Config) and not any(_dataclass_of(hint) for hint in get_type_hints(cls).values())
+    flat = issubclass(cls, Config) and not any(_dataclass_of(hint) for hint in field_hints(cls).values())
     head = arg(name=parameter.name, help=text) if flat else arg(name="", help="")
     annotation = Annotated[changes, head]  # type: ignore[valid-type]
     return _Parameter(parameter.name, annotation, inspect.Parameter.empty, flags, cls, settings, shown)
@@ -283,7 +282,7 @@ class _Names:
 
 
 def _paths(cls: type, skip: tuple[str, ...], path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
-    hints = get_type_hints(cls)
+    hints = field_hints(cls)
     for entry in dataclasses.fields(cls):
         here = (*path, entry.name)
         if ".".join(here) in skip or not entry.init:
@@ -306,7 +305,7 @@ def _changes_type(
     """A dictionary type with an entry for each flag of a dataclass: an entry that is not given is not in it."""
     from tyro.conf import arg
 
-    hints, docs, entries = get_type_hints(cls), field_docs(cls), {}
+    hints, docs, entries = field_hints(cls), field_docs(cls), {}
     for entry in dataclasses.fields(cls):
         here = (*path, entry.name)
         value = getattr(shown, entry.name) if shown is not None else _default_of(entry)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 
 import numpy as np
@@ -77,11 +78,18 @@ def real_matrix(operation: FixedMap, basis: Basis, noisy: bool) -> np.ndarray:
     # vec(ρ) by columns: index bits (c_k-1 … c_0, r_k-1 … r_0)  →  (r_k-1 c_k-1 … r_0 c_0)
     order = [axis for j in range(k) for axis in (k + j, j)]
     tensor = superop.reshape([2] * (4 * k)).transpose(order + [2 * k + axis for axis in order])
+    change = _to_coordinates(k)
+    real: np.ndarray = (change @ tensor.reshape(4**k, 4**k) @ change.conj().T).real
+    return real
+
+
+@cache
+def _to_coordinates(k: int) -> np.ndarray:
+    """`REAL_LOCAL` of k qubits, [4^k, 4^k]."""
     change = np.eye(1)
     for _ in range(k):
         change = np.kron(change, REAL_LOCAL)
-    real: np.ndarray = (change @ tensor.reshape(4**k, 4**k) @ change.conj().T).real
-    return real
+    return change
 
 
 def fuse(operations: Sequence[Rotation | FixedMap], basis: Basis, noisy: bool) -> list[FusedBlock | FusedMap]:

@@ -2,7 +2,7 @@
 
 A kernel is a function of `Value`s. Arithmetic on them, indexing and the loops below emit instructions instead of
 computing; ordinary Python in between (a `for` over `range(4)`, a list) is unrolled. So a kernel reads as the loops it
-is, and LLVM gets nothing else: all kernels of a precision compile in a few tenths of a second, in memory, without
+is, and LLVM gets nothing else: all kernels of a precision compile in a second, in memory, without
 files. LLVM rearranges no sum, so that the numbers of a column depend on neither its place nor how many there are.
 
     def scale(code, rows, factor, n):

@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields, is_dataclass
+from functools import lru_cache
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -97,11 +98,16 @@ def _parameters(make: Callable[..., Any]) -> dict[str, Any]:
     """Parameters that a text can state and their annotations, in the text's order."""
     parameters = inspect.signature(make).parameters.values()
     try:
-        hints = get_type_hints(make.__init__ if isinstance(make, type) and not is_dataclass(make) else make)  # type: ignore[misc]
+        hints = _hints(make)
     except NameError as error:
         raise InvalidInputError(f"the annotations of {make!r} cannot be read: {error}") from error
     names = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
     return {name: hints.get(name, str) for name in getattr(make, "text_order", ()) or names}
+
+
+@lru_cache(maxsize=256)
+def _hints(make: Callable[..., Any]) -> dict[str, Any]:
+    return get_type_hints(make.__init__ if isinstance(make, type) and not is_dataclass(make) else make)  # type: ignore[misc]
 
 
 def _words(make: Any, parameter: str) -> tuple[str, str]:
