@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import itertools
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -29,6 +30,9 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 
     matplotlib.use("Agg")
     torch.set_num_threads(1)
+    # A shell's background ignores Ctrl-C, and so would the commands that tests start and interrupt
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_finish() -> None:
