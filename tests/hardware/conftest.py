@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,9 +10,17 @@ from types import SimpleNamespace
 
 import pytest
 from qiskit_ibm_runtime import runtime_job_v2
+from scripted import MEMORY
 
 from qhw_diffusion.hardware.ledger import Ledger
 from qhw_diffusion.hardware.standin import StandIn
+
+
+@pytest.fixture
+def tmp_path() -> Iterator[Path]:
+    """A folder in memory: ledgers force all that they write to the disk, and wait for it."""
+    with tempfile.TemporaryDirectory(prefix="qhw-", dir=MEMORY) as folder:
+        yield Path(folder).resolve()
 
 
 @pytest.fixture(autouse=True)

@@ -33,7 +33,7 @@ import pytest
 from hypothesis import HealthCheck, Phase
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from scripted import estimate, heard, pub, sampler_pub, told
+from scripted import MEMORY, estimate, heard, pub, sampler_pub, told
 
 from qhw_diffusion.devices import Device
 from qhw_diffusion.errors import BudgetError, JobError, ServiceError
@@ -57,8 +57,6 @@ from qhw_diffusion.hardware.wait import Times
 EXAMPLES = int(os.environ.get("QHW_MODEL", "0"))
 # Shrinking a failure takes minutes: QHW_MODEL_SHRINK=1 when there is one
 PHASES = [Phase.generate, *([Phase.shrink] if os.environ.get("QHW_MODEL_SHRINK") else [])]
-# Nothing here loses power: a file system in memory, if there is one, does not wait for a disk
-MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 CAP = 30.0
 DEVICE = Device.load("fake_manila")
 KEYS = 3
