@@ -15,7 +15,7 @@ demo: $(VENV)/.installed
 
 # A process per core and one more, since some wait for a stand-in's answers; the tests of a file stay together, since they
 # share what is slow to make.
-PYTEST  = $(BIN)/python -m pytest --dist loadfile --no-loadscope-reorder
+PYTEST  = $(BIN)/python -m pytest --dist loadfile
 CORES   = import os; print((os.cpu_count() or 1) + $(1))
 test: $(VENV)/.installed-dev
 	$(PYTEST) -n $$($(BIN)/python -c '$(call CORES,1)')

@@ -19,6 +19,11 @@ os.environ.setdefault("USAGE_DATA_OPT_OUT", "True")
 gc.disable()  # until everything is imported: there is nothing to be found before
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Processes take files in the order made below (pytest-xdist 3.8 on), and not those with the most tests first."""
+    config.option.loadscopereorder = False
+
+
 def pytest_sessionstart(session: pytest.Session) -> None:
     """One thread, and pictures without a window; the process that hands tests out to others runs none of them."""
     if getattr(session.config.option, "numprocesses", None) and not hasattr(session.config, "workerinput"):
