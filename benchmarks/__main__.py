@@ -148,6 +148,9 @@ def problems(options: argparse.Namespace) -> Iterator[tuple[str, str, str, Any, 
         contenders = [
             Contender("qhw_diffusion", "ideal", lambda p: ours.step_of(p.compiled, "ideal", p), note="torch, float32")
         ]
+        if part == "small":
+            note = "a function of the same shapes that does nothing"
+            contenders.append(Contender("torch alone", "ideal", ours.nothing, exact=False, note=note))
         if "tensorcircuit" in options.only:
             note = "denoiser blocks: Circuit, vmap, layers in lax.scan"
             contenders.append(Contender("TensorCircuit-NG, JAX jit", "ideal", tensorcircuit_peer.denoiser, note=note))

@@ -41,3 +41,29 @@ def step_of(compiled: CompiledCircuit, engine: str, problem: Posed) -> Step:
         return values.detach().numpy(), inputs.grad.numpy(), layer.weight.grad.numpy()
 
     return step
+
+
+def nothing(problem: Posed) -> Step:
+    """What torch takes for a function of the same shapes that does nothing, forwards and backwards."""
+    inputs = torch.as_tensor(problem.inputs).requires_grad_()
+    weights = torch.as_tensor(problem.weights).requires_grad_()
+    shape = problem.expected["ideal"].shape
+
+    class Nothing(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: object, inputs: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+            return inputs.new_empty(shape)
+
+        @staticmethod
+        def backward(ctx: object, cotangent: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            return torch.empty_like(inputs), torch.empty_like(weights)
+
+    def step() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        inputs.grad = weights.grad = None
+        values = Nothing.apply(inputs, weights)
+        values.sum().backward()
+        assert inputs.grad is not None
+        assert weights.grad is not None
+        return values.detach().numpy(), inputs.grad.numpy(), weights.grad.numpy()
+
+    return step

@@ -95,7 +95,8 @@ def table(results: list[Result]) -> list[str]:
             "|---|---:|---:|---:|---:|---:|---:|---:|",
         ]
         for r in rows:
-            deviation = "other noise" if r.deviation is None else f"{r.deviation:.0e}"
+            other = "other noise" if kind == "noisy" else "–"
+            deviation = other if r.deviation is None else f"{r.deviation:.0e}"
             lines.append(
                 f"| {r.contender.name} | {1e3 * r.median_cpu():.2f} | {1e3 * r.min_cpu():.2f} | "
                 f"{1e3 * r.median_wall():.2f} | {r.median_cpu() / ours.median_cpu():.2f} | "
