@@ -3,11 +3,13 @@
 What a step costs in Python is then the same few calls for any circuit. The loops over rows are those of `kernel`;
 angles, observables and the chain rule are written down around them here. Angles, and sums over samples, are in double
 precision. A batch of one block is one call forwards and one backwards. Of a larger batch, what depends on the weights
-alone is done once, and several threads take the blocks; what these leave for the weights is added up in their order.
+alone is done once, and each of several threads takes blocks in one call; what the blocks leave for the weights is added
+up in their order.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import accumulate
 from typing import Any
 
@@ -245,6 +247,49 @@ def _to_weights(
         by_weights[at] = code.single(sums[at])
 
 
+def _each_block(
+    code: Code, columns: Value, first: Value, step: Value, batch: Value, packed: Pointer, last: Pointer
+) -> Iterator[tuple[Value, Value, Value, Pointer]]:
+    """Number, first sample, columns and what is packed of the blocks first, first + step, …; `last` has the rest."""
+    for k in code.loop((batch + columns - 1 - first * columns + (step - 1) * columns) // (step * columns)):
+        number = first + k * step
+        start = number * columns
+        for _ in code.where(batch - start - columns):
+            yield number, start, columns, packed
+        for _ in code.where(start + columns - batch - 1):
+            yield number, start, batch - start, last
+
+
+def _blocks(
+    code: Code, columns: Value, first: Value, step: Value, batch: Value, inputs: Pointer, of_weights: Pointer,
+    values: Pointer, buffers: Pointer, apart: Value, scratch: Pointer, packed: Pointer, last: Pointer,
+) -> Value:  # fmt: skip
+    """`_block` for one block after the other; their buffers begin `apart` numbers from each other."""
+    wrong, given = Variable(code, code.number(0)), _Given(code, columns, packed)
+    width, observables = given["inputs"], given["observables"]
+    for number, start, count, of_block in _each_block(code, columns, first, step, batch, packed, last):
+        found = code.call(
+            "unitary_block", count, inputs + start * width, of_weights, values + start * observables,
+            buffers + number * apart, scratch, of_block,
+        )  # fmt: skip
+        wrong.set(wrong.get() + found)
+    return wrong.get()
+
+
+def _blocks_back(
+    code: Code, columns: Value, first: Value, step: Value, batch: Value, cotangent: Pointer, of_weights: Pointer,
+    buffers: Pointer, scratch: Pointer, shares: Pointer, by_inputs: Pointer, packed: Pointer, last: Pointer,
+) -> None:  # fmt: skip
+    given = _Given(code, columns, packed)
+    width, observables = given["inputs"], given["observables"]
+    apart, share = given.length("of_block"), given.length("share")
+    for number, start, count, of_block in _each_block(code, columns, first, step, batch, packed, last):
+        code.call(
+            "unitary_block_back", count, cotangent + start * observables, of_weights, buffers + number * apart,
+            scratch, shares + number * share, by_inputs + start * width, of_block,
+        )  # fmt: skip
+
+
 def _forward(
     code: Code, columns: Value, inputs: Pointer, weights: Pointer, values: Pointer, buffer: Pointer, packed: Pointer
 ) -> Value:
@@ -272,6 +317,8 @@ kernel.KERNELS |= {
     "unitary_weights": (_of_weights, ["real", "real", "int"]),
     "unitary_block": (_block, ["n", *["real"] * 5, "int"]),
     "unitary_block_back": (_block_back, ["n", *["real"] * 6, "int"]),
+    "unitary_blocks": (_blocks, ["n"] * 4 + ["real"] * 4 + ["n", "real", "int", "int"]),
+    "unitary_blocks_back": (_blocks_back, ["n"] * 4 + ["real"] * 6 + ["int", "int"]),
     "unitary_weights_back": (_to_weights, ["n", "real", "real", "real", "int"]),
     "unitary": (_forward, ["n", "real", "real", "real", "real", "int"]),
     "unitary_back": (_back, ["n", "real", "real", "real", "real", "int"]),
@@ -399,7 +446,7 @@ class UnitaryCircuit:
         values = inputs.new_empty((batch, self.n_observables))
         if batch <= columns and (keep or self.n_rotations < KEEP_FROM):
             layout = self.layout(batch)
-            buffer = torch.empty(layout.whole, dtype=self._torch)
+            buffer = self._room(layout.whole)
             wrong = self._kernels["unitary"](
                 batch, inputs.data_ptr(), weights.data_ptr(), values.data_ptr(), buffer.data_ptr(), layout.forth
             )
@@ -407,21 +454,20 @@ class UnitaryCircuit:
         of_weights = self._weights_part(weights, keep)
         if of_weights is None:
             return None
-        function, from_weights = self._kernels["unitary_block"], of_weights.data_ptr()
-        read, write, size = inputs.data_ptr(), values.data_ptr(), values.element_size()
+        layout, last = self.layout(columns), self.layout((batch - 1) % columns + 1)
+        apart = layout.lengths["of_block"] if keep else 0
+        buffers = self._room(-(-batch // columns) * apart)
 
-        def through(start: int) -> tuple[int, Tensor | None]:
-            count = min(columns, batch - start)
-            layout = self.layout(count)
-            buffer, scratch = self._room(layout, "of_block"), self._room(layout, "scratch")
-            wrong = function(
-                count, read + start * self.n_inputs * size, from_weights, write + start * self.n_observables * size,
-                buffer.data_ptr(), scratch.data_ptr(), layout.forth,
+        def through(first: int) -> int:
+            scratch, own = self._room(layout.lengths["scratch"]), self._room(0 if keep else layout.lengths["of_block"])
+            wrong: int = self._kernels["unitary_blocks"](
+                columns, first, threads, batch, inputs.data_ptr(), of_weights.data_ptr(), values.data_ptr(),
+                (buffers if keep else own).data_ptr(), apart, scratch.data_ptr(), layout.forth, last.forth,
             )  # fmt: skip
-            return wrong, buffer if keep else None
+            return wrong
 
-        done = in_blocks(through, range(0, batch, columns), threads)
-        return None if any(wrong for wrong, _ in done) else (values, (of_weights, done, columns, threads))
+        wrong = any(in_blocks(through, range(threads), threads))
+        return None if wrong else (values, (of_weights, buffers, columns, threads))
 
     def backward(self, cotangent: Tensor, kept: Any) -> tuple[Tensor, Tensor]:
         """Derivatives [B, M] by the values → [B, inputs] and [weights]."""
@@ -433,29 +479,25 @@ class UnitaryCircuit:
                 self.layout(batch).back,
             )  # fmt: skip
             return by_inputs, by_weights
-        of_weights, done, columns, threads = kept
-        layout = self.layout(columns)
-        share = layout.lengths["share"]
-        shares = torch.empty(share * len(done) + layout.lengths["total"], dtype=self._torch)
-        function, from_weights, to_share = self._kernels["unitary_block_back"], of_weights.data_ptr(), shares.data_ptr()
-        read, write, size = cotangent.data_ptr(), by_inputs.data_ptr(), shares.element_size()
+        of_weights, buffers, columns, threads = kept
+        layout, last, blocks = self.layout(columns), self.layout((batch - 1) % columns + 1), -(-batch // columns)
+        shares = self._room(layout.lengths["share"] * blocks + layout.lengths["total"])
 
-        def back(number: int) -> None:
-            start = number * columns
-            count = min(columns, batch - start)
-            layout = self.layout(count)
-            scratch = self._room(layout, "scratch")
-            function(
-                count, read + start * self.n_observables * size, from_weights, done[number][1].data_ptr(),
-                scratch.data_ptr(), to_share + number * share * size, write + start * self.n_inputs * size, layout.back,
+        def back(first: int) -> None:
+            scratch = self._room(layout.lengths["scratch"])
+            self._kernels["unitary_blocks_back"](
+                columns, first, threads, batch, cotangent.data_ptr(), of_weights.data_ptr(), buffers.data_ptr(),
+                scratch.data_ptr(), shares.data_ptr(), by_inputs.data_ptr(), layout.back, last.back,
             )  # fmt: skip
 
-        in_blocks(back, range(len(done)), threads)
-        self._kernels["unitary_weights_back"](len(done), from_weights, to_share, by_weights.data_ptr(), layout.back)
+        in_blocks(back, range(threads), threads)
+        self._kernels["unitary_weights_back"](
+            blocks, of_weights.data_ptr(), shares.data_ptr(), by_weights.data_ptr(), layout.back
+        )
         return by_inputs, by_weights
 
-    def _room(self, layout: _Layout, part: str) -> Tensor:
-        return torch.empty(layout.lengths[part], dtype=self._torch)
+    def _room(self, numbers: int) -> Tensor:
+        return torch.empty(numbers, dtype=self._torch)
 
     def _weights_part(self, weights: Tensor, keep: bool) -> Tensor | None:
         """The part of the weights; of the last ones once, where no gradient is asked for."""
@@ -463,7 +505,7 @@ class UnitaryCircuit:
         if not keep and self._of_weights is not None and self._of_weights[0] == known:
             return self._of_weights[1]
         layout = self.layout(1)
-        buffer = torch.empty(layout.lengths["of_weights"], dtype=self._torch)
+        buffer = self._room(layout.lengths["of_weights"])
         if self._kernels["unitary_weights"](weights.data_ptr(), buffer.data_ptr(), layout.forth):
             return None
         if not keep:
