@@ -235,10 +235,6 @@ class Code:
         """Numbers at an address, real ones if not told otherwise."""
         return Pointer(self, self.build.inttoptr(address.value, POINTER), kind or self.real)
 
-    def unpacked(self, packed: Pointer, arguments: Sequence[str]) -> Unpacked:
-        """Whole numbers and pointers, as of `Library.add`, from whole numbers one behind the other."""
-        return Unpacked(self, packed, arguments)
-
     def address(self, pointer: Pointer) -> Value:
         """Where numbers are, as a whole number."""
         return Value(self, self.build.ptrtoint(pointer.value, INT))
@@ -337,21 +333,22 @@ class Code:
 
 
 class Unpacked:
-    """Whole numbers and pointers from whole numbers one behind the other; each is read when it is asked for, once."""
+    """Whole numbers and pointers from whole numbers one behind the other; each is read when it is asked for, once.
 
-    def __init__(self, code: Code, packed: Pointer, arguments: Sequence[str]) -> None:
+    `arguments`: their names in order, and kinds as in a `Definition`.
+    """
+
+    def __init__(self, code: Code, packed: Pointer, arguments: Mapping[str, str]) -> None:
         self.code, self.packed, self.arguments = code, packed, arguments
         self._kinds = {"real": code.real, "double": ir.DoubleType(), "int": INT}
-        self._read: dict[int, Any] = {}
+        self._read: dict[str, Any] = {}
 
-    def __getitem__(self, place: int | slice) -> Any:
-        if isinstance(place, slice):
-            return [self[k] for k in range(*place.indices(len(self.arguments)))]
-        if place not in self._read:
+    def __getitem__(self, name: str) -> Any:
+        if name not in self._read:
             with self.code.build.goto_entry_block():  # which comes before whatever asks for it later
-                value, kind = self.packed[place], self.arguments[place]
-                self._read[place] = value if kind == "n" else self.code.pointer(value, self._kinds[kind])
-        return self._read[place]
+                value, kind = self.packed[list(self.arguments).index(name)], self.arguments[name]
+                self._read[name] = value if kind == "n" else self.code.pointer(value, self._kinds[kind])
+        return self._read[name]
 
 
 # body(code, *arguments), which may return a whole number, and the arguments: "n", a whole number, or what a pointer

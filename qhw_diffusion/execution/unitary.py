@@ -22,7 +22,7 @@ from qhw_diffusion.execution.cores import in_blocks
 from qhw_diffusion.execution.fusion import Precision
 from qhw_diffusion.execution.gate_sequence import GateSequence, Permutation
 from qhw_diffusion.execution.measurement import StateObservables
-from qhw_diffusion.execution.native import Code, Pointer, Value, Variable
+from qhw_diffusion.execution.native import Code, Pointer, Unpacked, Value, Variable
 from qhw_diffusion.execution.program import Program
 
 # Rotations from which on it pays to keep the matrices of weights that have not changed, where no gradient is asked for
@@ -59,7 +59,7 @@ _KINDS = {
 }  # fmt: skip
 
 
-class _Given:
+class _Given(Unpacked):
     """What the functions below are given of a circuit, and of a number of columns.
 
     There are two tables of blocks: those whose angles all samples share (0), and those that an input enters (1). The
@@ -67,11 +67,8 @@ class _Given:
     """
 
     def __init__(self, code: Code, columns: Value, packed: Pointer) -> None:
-        self.code, self.columns = code, columns
-        self._given, self._at = code.unpacked(packed, list(_KINDS.values())), list(_KINDS)
-
-    def __getitem__(self, name: str) -> Any:
-        return self._given[self._at.index(name)]
+        super().__init__(code, packed, _KINDS)
+        self.columns = columns
 
     @property
     def sequence(self) -> tuple[Any, ...]:

@@ -1,4 +1,4 @@
-"""Unitary circuits in compiled calls alone; the usual way, Aer and finite differences are the witnesses."""
+"""Unitary circuits in compiled calls alone; the usual way and finite differences are the witnesses."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from qiskit.quantum_info import SparsePauliOp
 from torch import Tensor
 
 import qhw_diffusion as qhw
@@ -160,30 +161,25 @@ def test_rows_of_parameters(shared: bool) -> None:
             torch.testing.assert_close(values, layer(row[None, :4])[0], rtol=0, atol=1e-13)
 
 
-def test_noise_goes_the_usual_way() -> None:
+def small_circuit(device: str, observables: list[SparsePauliOp] | None = None) -> qhw.CompiledCircuit:
     made = qhw.circuits.policy_circuit(n_qubits=2, depth=1, n_features=2)
-    compiled = qhw.compile_circuit(
+    return qhw.compile_circuit(
         made.circuit,
-        qhw.Device.load("fake_manila"),
+        qhw.Device.load(device),
         inputs=made.inputs,
         weights=made.weights,
-        observables=made.observables,
+        observables=observables or made.observables,
     )
+
+
+def test_noise_goes_the_usual_way() -> None:
+    compiled = small_circuit("fake_manila")
     assert simulator_of(compiled, True).unitary is None
     assert simulator_of(compiled, False).unitary is not None
 
 
 def test_observables_other_than_z_go_the_usual_way() -> None:
-    from qiskit.quantum_info import SparsePauliOp
-
-    made = qhw.circuits.policy_circuit(n_qubits=2, depth=1, n_features=2)
-    compiled = qhw.compile_circuit(
-        made.circuit,
-        qhw.Device.load("ideal"),
-        inputs=made.inputs,
-        weights=made.weights,
-        observables=[SparsePauliOp(["ZI"]), SparsePauliOp(["XX"])],
-    )
+    compiled = small_circuit("ideal", [SparsePauliOp(["ZI"]), SparsePauliOp(["XX"])])
     assert simulator_of(compiled, False).unitary is None
     assert np.isfinite(qhw.QuantumLayer(compiled)(torch.zeros(1, 2)).detach().numpy()).all()
 
